@@ -1,0 +1,41 @@
+# `make repro`: set-up and the whole pipeline.   `make test`: set-up and the tests.   Both work on a bare machine.
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
+VENV := .venv
+BIN := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
+
+.PHONY: repro test setup check lint lock clean
+
+repro: check
+	dvc repro
+
+check: setup
+	@python -m tessera.core.params
+
+test: lint
+	python -m pytest
+
+lint: $(VENV)/installed-test
+	ruff check .
+	ruff format --check .
+	lint-imports
+
+setup: $(VENV)/installed
+
+# Installs once; again only when a lock or the package's metadata changed.
+$(VENV)/installed: requirements.lock pyproject.toml set-up
+	@sh set-up "$(PYTHON)" "$(VENV)" requirements.lock
+	@touch $@
+
+$(VENV)/installed-test: requirements-test.lock $(VENV)/installed
+	@sh set-up "$(PYTHON)" "$(VENV)" requirements-test.lock
+	@touch $@
+
+# Exact versions for every platform, from pyproject.toml. Needs uv; only maintainers run it.
+lock:
+	uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q pyproject.toml -o requirements.lock
+	uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q pyproject.toml --extra test \
+	  -c requirements.lock -o requirements-test.lock
+
+clean:
+	rm -rf .scratch dvc_plots .pytest_cache .ruff_cache
