@@ -1,0 +1,168 @@
+"""The contracts of every seam, and the words of the project. The page to read first.
+
+A *seam* is a folder of `tessera`; each file in it is one alternative, chosen by its file name in `params.yaml`.
+A plug-in file exports two names: `Config`, a strict model of its own sub-section of `params.yaml` and of those shared
+keys of its section that it reads, and one function, listed here by seam:
+
+    datasets     load(config, source: Path, generator) -> Source
+    quantizers   build(config, dim: int | None) -> Quantizer              post-hoc ones have `fit`
+    tokenizers   build(config, image_shape, make_quantizer) -> Tokenizer
+    losses       build(config, run) -> Loss
+    priors       build(config, grids, codebook_sizes, classes) -> Prior   those in closed form have `fit`
+    extractors   build(config, image_shape, classes) -> Extractor
+    diagnostics, evaluation, extensions
+                 measure(config, run) -> Report;  requires(params) -> str | None, optional: why it does not apply
+
+A `Config` may have one method, `rule(params) -> Iterable[str]`: what else must hold across sections, checked before any
+work where the plug-in is chosen.
+
+Words: a *code* is an integer, *codes* [B,T] are an image's sequence of them, *grids* say how they fold. The *codebook*
+holds the K code vectors of dimension D. *z* and *z_q* are the latent before and after quantization. A *prior* is the
+model of codes. A *reconstruction* is not a *sample*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:  # what reads only codes, features or metrics must not pay for importing torch
+    import numpy as np
+    import pandas as pd
+    from jaxtyping import Bool, Float, Int, UInt8
+    from matplotlib.figure import Figure
+    from torch import Generator, Tensor
+
+Grid = tuple[int, int]  # (height, width) of one grid of codes
+Grids = tuple[Grid, ...]  # level by level, then depth by depth, coarse first; T is the sum of height * width
+ImageShape = tuple[int, int, int]  # (channels, height, width)
+SPLITS = ("train", "val", "test")
+
+
+class Source(NamedTuple):
+    """What a dataset plug-in loads: images as they are, before any resizing.
+
+    `images[i]` is uint8 [H,W] (grey), [H,W,3] or [H,W,4] (RGBA), of any size, decoded when asked for; it raises
+    `ValueError` naming the image where the file is corrupt. `families[i]` says which images are variants of one another
+    (equal ids stay in one split). `labels` are class indices into `label_names`, or None. `splits[i]` is the split an
+    image comes with (a name of `SPLITS`), or None where the set has none of its own.
+    """
+
+    images: Sequence[UInt8[np.ndarray, ...]]
+    names: Sequence[str]
+    families: Sequence[str]
+    labels: Sequence[int] | None
+    label_names: Sequence[str]
+    splits: Sequence[str | None] | None
+
+
+class Quantized(NamedTuple):
+    """What a quantizer makes of z. `z_q` carries the estimator's gradient; `losses` are named and already weighted."""
+
+    z_q: Float[Tensor, "b d h w"]
+    codes: Int[Tensor, "b r h w"]
+    losses: dict[str, Float[Tensor, ""]]
+
+
+class Quantizer(Protocol):
+    """Latents to codes. Computes in float32 also under autocast; its statistics move in training mode only.
+
+    `dim` is D, the number of latent channels it takes (asked by the tokenizer); `codebook_sizes` has one entry per depth
+    R (1, or the depth of a residual quantizer); `codebooks` are the code vectors [K,D], one per depth.
+    """
+
+    dim: int
+    codebook_sizes: tuple[int, ...]
+
+    def __call__(self, z: Float[Tensor, "b d h w"]) -> Quantized: ...
+    def decode(self, codes: Int[Tensor, "b r h w"]) -> Float[Tensor, "b d h w"]: ...
+    @property
+    def codebooks(self) -> tuple[Float[Tensor, "k d"], ...]: ...
+
+
+class Output(NamedTuple):
+    """One forward pass of a tokenizer; latents and quantized have one entry per level, coarse first."""
+
+    reconstruction: Float[Tensor, "b c h w"]
+    latents: tuple[Tensor, ...]
+    quantized: tuple[Quantized, ...]
+
+
+class Tokenizer(Protocol):
+    """Images in [-1, 1] to codes and back, with the way between open: x -> latents -> quantize -> decode_vectors."""
+
+    image_shape: ImageShape
+    grids: Grids
+    codebook_sizes: tuple[int, ...]  # one per grid
+
+    def __call__(self, x: Float[Tensor, "b c h w"]) -> Output: ...
+    def encode(self, x: Float[Tensor, "b c h w"]) -> Int[Tensor, "b t"]: ...
+    def decode(self, codes: Int[Tensor, "b t"]) -> Float[Tensor, "b c h w"]: ...
+    def latents(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]: ...
+    def quantize(self, latents: tuple[Tensor, ...]) -> tuple[Quantized, ...]: ...
+    def vectors(self, codes: Int[Tensor, "b t"]) -> tuple[Tensor, ...]: ...
+    def decode_vectors(self, z_q: tuple[Tensor, ...]) -> Float[Tensor, "b c h w"]: ...
+    @property
+    def codebooks(self) -> tuple[Float[Tensor, "k d"], ...]: ...
+
+
+class Loss(Protocol):
+    """An image term, unweighted; its weight stands in `losses:` of params.yaml. A term of weight 0 is not built."""
+
+    def __call__(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]: ...
+
+
+class Sampling(NamedTuple):
+    """How codes are drawn: logits / temperature, then the `top_k` likeliest (0: all), then the smallest set of
+    probability `top_p` (1: all)."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+class Prior(Protocol):
+    """The model of codes p(codes) or p(codes | label), raster order within a grid, grids in order.
+
+    `classes` is the number of labels it is conditioned on, 0 if none; labels [B] are given exactly then. `losses` are
+    mean nats per code. `log_prob` is in nats per image, without dropout. `sample` keeps `known` codes where `known_mask`
+    is True and draws all others from `generator`, which alone decides the outcome.
+    """
+
+    grids: Grids
+    codebook_sizes: tuple[int, ...]
+    classes: int
+
+    def losses(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> dict[str, Tensor]: ...
+    def logits(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> tuple[Tensor, ...]: ...
+    def log_prob(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> Float[Tensor, " b"]: ...
+    def sample(
+        self,
+        n: int,
+        generator: Generator,
+        sampling: Sampling = ...,
+        labels: Int[Tensor, " n"] | None = None,
+        known: Int[Tensor, "n t"] | None = None,
+        known_mask: Bool[Tensor, "n t"] | None = None,
+    ) -> Int[Tensor, "n t"]: ...
+
+
+class Extractor(Protocol):
+    """Images in [-1, 1] to features. `distance` names the Fréchet distance on them: `fid` on Inception's features only."""
+
+    dim: int
+    distance: str
+
+    def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f"]: ...
+
+
+class Report(NamedTuple):
+    """What a diagnostic, a measure or an extension returns: finite numbers nested by meaning, tables and pictures by name
+    (`usage` becomes `plots/<seam>/<plug-in>/usage.csv` or `.png`)."""
+
+    metrics: dict[str, Any]
+    tables: dict[str, pd.DataFrame] = {}  # noqa: RUF012  nobody changes it
+    pictures: dict[str, UInt8[np.ndarray, "h w c"] | Figure] = {}  # noqa: RUF012
+
+
+MakeQuantizer = Callable[..., Quantizer]

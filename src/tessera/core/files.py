@@ -1,0 +1,188 @@
+"""Every path and format of the project. Files appear whole or not at all; what cannot be written is named.
+
+Arrays are `.npy`, memory-mapped when read; tables CSV; metrics and facts JSON; pictures PNG; models safetensors
+(`core.models`). Nothing here imports torch. No clock, host name or absolute path enters a file: running twice gives
+the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from tessera.core.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+ARTIFACTS, METRICS, PLOTS = Path("artifacts"), Path("metrics"), Path("plots")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which takes its place when the block ends well and vanishes when it does not.
+
+    Raises:
+        InputError: the folder cannot be written to, or the disk is full; an older file at `path` is intact.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())  # a crash of the machine must not leave a torn file under the final name
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        kept = "; the file there is intact" if os.path.exists(path) else ""
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}{kept}. Free space, or make {path.parent} writable"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def writing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """An open file that replaces `path` when the block ends well; text is UTF-8 with Unix line ends."""
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    with replacing(path) as temporary, open(temporary, mode, **text) as stream:
+        yield stream
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Not by `np.save`, which ends well and leaves a file cut short where the disk fills with its last bytes."""
+    with streamed_array(path, array.shape, array.dtype) as stored:
+        stored[...] = array
+
+
+@contextmanager
+def streamed_array(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[np.ndarray]:
+    """A writable array of any size, filled piece by piece on disk."""
+    with replacing(path) as temporary:
+        if math.prod(shape):
+            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+            _reserve(temporary)
+            yield array
+            array.flush()
+        else:
+            array = np.empty(shape, dtype)
+            yield array
+            np.save(temporary, array)
+
+
+def _reserve(path: Path) -> None:
+    """Give the file its blocks: a full disk is then an error here, not a bus error at some later write to the map."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "rb+") as stream:
+            os.posix_fallocate(stream.fileno(), 0, os.path.getsize(path))
+
+
+def load_array(path: Path) -> np.ndarray:
+    """The array at `path`, memory-mapped read-only."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file; run `dvc repro` or `dvc pull`") from None
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path} is not a whole .npy file ({error}); delete it and run `dvc repro`") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    with writing(path) as stream:
+        stream.write(text)
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file; run `dvc repro` or `dvc pull`") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not a whole JSON file ({error}); delete it and run `dvc repro`") from None
+
+
+def write_metrics(name: str, metrics: dict[str, Any]) -> None:
+    """`metrics/<name>.json`: finite numbers nested by meaning, to six significant digits.
+
+    Raises:
+        InputError: a value is not finite; DVC would print NaN, and `dvc metrics diff --json` would be no JSON.
+    """
+    write_json(METRICS / f"{name}.json", _rounded(metrics, name))
+
+
+def _rounded(value: Any, place: str) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _rounded(inner, f"{place}.{key}") for key, inner in value.items()}
+    if isinstance(value, bool | np.bool_):
+        return int(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    number = float(value)
+    if not math.isfinite(number):
+        raise InputError(f"metric {place} must be finite, got {number}")
+    return float(f"{number:.6g}")
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    with writing(path) as stream:
+        table.to_csv(stream, index=False, lineterminator="\n", float_format="%.6g")
+
+
+def read_table(path: Path, text: tuple[str, ...] = ()) -> pd.DataFrame:
+    """The table at `path`. Columns named in `text` stay text, also where every value looks like a number (the digits of
+    MNIST) or like a missing one (a label "NA")."""
+    import pandas as pd
+
+    return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(text, str))
+
+
+def write_picture(path: Path, picture: np.ndarray | Figure) -> None:
+    """A PNG of an image array [H,W,C] or [H,W], or of a figure; without date or software in it."""
+    from PIL import Image
+
+    if isinstance(picture, np.ndarray):
+        image = Image.fromarray(picture[..., 0] if picture.ndim == 3 and picture.shape[-1] == 1 else picture)
+        with writing(path, "wb") as stream:
+            image.save(stream, format="PNG", optimize=True)
+    else:
+        with writing(path, "wb") as stream:
+            picture.savefig(stream, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+
+
+def write_history(name: str, history: list[dict[str, float]]) -> None:
+    """`plots/<name>.csv`: one row per evaluation of a training."""
+    import pandas as pd
+
+    write_table(PLOTS / f"{name}.csv", pd.DataFrame(history))
+
+
+def write_report(seam: str, name: str, report: Any) -> None:
+    """A `Report`: metrics to `metrics/<seam>/<name>.json`, tables and pictures into `plots/<seam>/<name>/`."""
+    folder = PLOTS / seam / name
+    folder.mkdir(parents=True, exist_ok=True)  # declared as an output: it must be there, also when empty
+    for title, table in report.tables.items():
+        write_table(folder / f"{title}.csv", table)
+    for title, picture in report.pictures.items():
+        write_picture(folder / f"{title}.png", picture)
+    write_metrics(f"{seam}/{name}", report.metrics)

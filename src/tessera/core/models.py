@@ -1,0 +1,161 @@
+"""Models as files: safetensors for the weights, a recipe that builds the module again, a card for people.
+
+A folder such as `artifacts/tokenizer` holds `model.safetensors`, `recipe.json` and `README.md`. The recipe names the
+plug-in and carries its `Config` and the facts it was built with, so that a model is whole without params.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tessera.core import files, seams
+from tessera.core.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tessera.core.contracts import Grids, ImageShape
+    from tessera.core.params import Params
+
+WEIGHTS, RECIPE, CARD = "model.safetensors", "recipe.json", "README.md"
+
+
+class Recipe(NamedTuple):
+    """How to build a module: plug-in, its `Config` as plain values, further arguments, and its quantizer if it has one."""
+
+    seam: str
+    name: str
+    config: dict[str, Any]
+    arguments: dict[str, Any]
+    quantizer: tuple[str, dict[str, Any]] | None = None
+
+
+def tokenizer_recipe(params: Params, image_shape: ImageShape) -> Recipe:
+    quantizer = (params.quantizer.name, params.config("quantizer").model_dump())
+    return _recipe("tokenizers", params.tokenizer.name, params.config("tokenizer"), quantizer, image_shape=image_shape)
+
+
+def prior_recipe(
+    params: Params, grids: Grids, codebook_sizes: tuple[int, ...], classes: int, name: str | None = None
+) -> Recipe:
+    name = name or params.prior.name
+    facts = {"grids": grids, "codebook_sizes": codebook_sizes, "classes": classes}
+    return _recipe("priors", name, params.config("prior", name), **facts)
+
+
+def extractor_recipe(params: Params, image_shape: ImageShape, classes: int) -> Recipe:
+    name = params.extractor.name
+    return _recipe("extractors", name, params.config("extractor"), image_shape=image_shape, classes=classes)
+
+
+def _recipe(seam: str, name: str, config: Any, quantizer: Any = None, **arguments: Any) -> Recipe:
+    plain = json.loads(json.dumps(arguments))  # as it will be read back: tuples become lists, once and for all
+    return Recipe(seam, name, config.model_dump(), plain, quantizer)
+
+
+def build(recipe: Recipe) -> nn.Module:
+    """The module of a recipe, freshly initialised from torch's global generator.
+
+    Raises:
+        InputError: the plug-in is gone, or does not accept the recipe's values.
+    """
+    from pydantic import ValidationError
+
+    try:
+        module = seams.plugin(recipe.seam, recipe.name)
+        arguments = {key: _tuples(value) for key, value in recipe.arguments.items()}
+        if recipe.quantizer is not None:
+            name, values = recipe.quantizer
+            quantizers = seams.plugin("quantizers", name)
+            config = quantizers.Config.model_validate(values)
+            arguments["make_quantizer"] = lambda dim=None: quantizers.build(config, dim)
+        return module.build(module.Config.model_validate(recipe.config), **arguments)
+    except (ValidationError, ValueError) as error:
+        raise InputError(f"{recipe.seam}/{recipe.name} cannot be built: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def save(folder: Path, model: nn.Module, recipe: Recipe, card: str) -> None:
+    """Write weights, recipe and card; the card carries no path, clock or host."""
+    save_weights(folder / WEIGHTS, model.state_dict())
+    files.write_json(folder / RECIPE, recipe._asdict())
+    with files.writing(folder / CARD) as stream:
+        stream.write(card)
+
+
+def save_weights(path: Path, state: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+    from safetensors.torch import save as to_bytes
+
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    with files.writing(path, "wb") as stream:
+        stream.write(to_bytes(tensors, metadata))
+
+
+def load_weights(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file; run `dvc repro` or `dvc pull`")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a whole safetensors file ({error}); delete it and run `dvc repro`") from None
+
+
+def read_recipe(folder: Path) -> Recipe:
+    values = files.read_json(folder / RECIPE)
+    try:
+        quantizer = tuple(values["quantizer"]) if values["quantizer"] else None
+        return Recipe(**{**values, "quantizer": quantizer})
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / RECIPE} is no recipe of a model ({error}). Train it again") from None
+
+
+def load(folder: str | Path, device: str = "cpu") -> Any:
+    """The model saved in `folder`, in eval mode, ready to use: `tessera.load("artifacts/tokenizer")`.
+
+    Raises:
+        InputError: a file is missing or cut short, or the weights do not fit the recipe (both named).
+    """
+    folder = Path(folder)
+    model = build(read_recipe(folder))
+    state = load_weights(folder / WEIGHTS)
+    expected = model.state_dict()
+    wrong = [f"{name} is missing" for name in expected if name not in state]
+    wrong += [f"{name} is not part of the model" for name in state if name not in expected]
+    wrong += [
+        f"{name} has shape {tuple(state[name].shape)}, want {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise InputError(f"{folder / WEIGHTS} does not fit {folder / RECIPE}: {'; '.join(wrong[:5])}. Train it again")
+    model.load_state_dict(state)
+    return model.to(device).eval()
+
+
+def card(folder: str, recipe: Recipe, stage_params: dict[str, Any], metrics: dict[str, Any]) -> str:
+    """A model card in the hub's form: YAML head, how to load it, params and metrics of the run that made it."""
+    import yaml
+
+    head = {"library_name": "tessera", "tags": [recipe.seam, recipe.name], "license": "apache-2.0"}
+    rows = "\n".join(f"| {name} | {value:.5g} |" for name, value in _flat(metrics))
+    values = yaml.safe_dump(stage_params, sort_keys=False, default_flow_style=False)
+    return (
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {recipe.seam.removesuffix('s')}: {recipe.name}\n\n"
+        f'```python\nimport tessera\n\nmodel = tessera.load("{folder}")\n```\n\n'
+        f"## Metrics\n\n| metric | value |\n|---|---|\n{rows}\n\n## Params\n\n```yaml\n{values}```\n"
+    )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    rows: list[tuple[str, float]] = []
+    for key, value in values.items():
+        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return rows

@@ -1,0 +1,153 @@
+"""One run of one stage: its params, and a lazy view of the artefacts that earlier stages wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tessera.core import files, models, seams
+from tessera.core.contracts import SPLITS, Report
+from tessera.core.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from tessera.core.contracts import Grids, ImageShape
+    from tessera.core.params import Params
+
+
+class Run:
+    """What a stage is given. Reading is on demand; every path stands here or in `files`.
+
+    Attributes:
+        params: the sections of params.yaml that the stage declares.
+        key: the plug-in of this instance, in stages that run one per plug-in.
+        runtime: devices, progress bars and scratch checkpoints (`tessera.runtime`); it changes no result.
+    """
+
+    def __init__(self, params: Params, key: str | None = None, runtime: Any = None, everything: Params | None = None):
+        self.params, self.key, self.runtime = params, key, runtime
+        self._everything = everything or params
+
+    @staticmethod
+    def folder(stage: str) -> Path:
+        return files.ARTIFACTS / stage
+
+    # dataset
+
+    def images(self, split: str, folder: str = "dataset") -> np.ndarray:
+        """uint8 [N,H,W,C], memory-mapped; `folder="targets"` for the larger copies, `"reconstruction"` for decoded ones."""
+        return files.load_array(self.folder(folder) / f"{split}.npy")
+
+    def table(self, split: str) -> pd.DataFrame:
+        """Names, families and labels of a split, in the order of its images."""
+        table = files.read_table(self.folder("dataset") / "table.csv", text=("split", "name", "family", "label_name"))
+        return table[table["split"] == split].reset_index(drop=True)
+
+    def labels(self, split: str) -> np.ndarray | None:
+        """Class index of each image (int64), or None where the set has no labels."""
+        return self.table(split)["label"].to_numpy("int64") if self.label_names else None
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(files.read_json(self.folder("dataset") / "facts.json")["label_names"])
+
+    @property
+    def image_shape(self) -> ImageShape:
+        _, height, width, channels = self.images("train").shape
+        return channels, height, width
+
+    # codes
+
+    def codes(self, split: str) -> np.ndarray:
+        """Codes [N,T] of a split, memory-mapped."""
+        return files.load_array(self.folder("codes") / f"{split}.npy")
+
+    def augmented_codes(self) -> np.ndarray:
+        """Codes [copies,N,T] of augmented copies of the training images, in the order of `codes("train")`."""
+        return files.load_array(self.folder("codes") / "augmented.npy")
+
+    @property
+    def grids(self) -> Grids:
+        return tuple(tuple(grid) for grid in files.read_json(self.folder("codes") / "facts.json")["grids"])
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return tuple(files.read_json(self.folder("codes") / "facts.json")["codebook_sizes"])
+
+    # models
+
+    def tokenizer(self) -> Any:
+        return self._model("tokenizer", models.tokenizer_recipe(self._everything, self.image_shape))
+
+    def prior(self) -> Any:
+        classes = len(self.label_names) if self._everything.prior.conditional else 0
+        recipe = models.prior_recipe(self._everything, self.grids, self.codebook_sizes, classes)
+        return self._model("prior", recipe)
+
+    def extractor(self, role: str = "scorer") -> Any:
+        """The feature network that scores; `role="perceptual"` for the other, which a loss may be trained against."""
+        recipe = models.extractor_recipe(self._everything, self.image_shape, len(self.label_names))
+        return self._model("extractor", recipe, role)
+
+    def _model(self, stage: str, wanted: models.Recipe, part: str = "") -> Any:
+        folder = self.folder(stage) / part
+        stored = models.read_recipe(folder)
+        if stored != wanted:
+            raise InputError(
+                f"{folder} does not fit params.yaml: {_difference(stored, wanted)}. Run `dvc repro {stage}`"
+            )
+        return models.load(folder, self.runtime.device if self.runtime else "cpu")
+
+    def save_model(
+        self, stage: str, model: Any, recipe: models.Recipe, metrics: dict[str, Any], part: str = ""
+    ) -> None:
+        """`artifacts/<stage>/` with a card of the params and metrics, and `metrics/<stage>.json`."""
+        files.write_metrics(stage, metrics)
+        folder = self.folder(stage) / part
+        models.save(folder, model, recipe, models.card(folder.as_posix(), recipe, self.params.chosen(), metrics))
+
+    # samples and features
+
+    def samples(self, of: str = "samples", kind: str = "images") -> np.ndarray:
+        """`images` uint8 [N,H,W,C], `codes` [N,T] or `labels` [N], of the prior or of the `baseline` prior."""
+        return files.load_array(self.folder("samples") / of / f"{kind}.npy")
+
+    def features(self, of: str) -> np.ndarray:
+        """Features [N,F] of `train`, `val`, `test`, `reconstruction` (of the test images), `samples` or `baseline`."""
+        return files.load_array(self.folder("features") / f"{of}.npy")
+
+    @property
+    def distance(self) -> str:
+        """What the Fréchet distance on these features is called: `fid` on Inception's only."""
+        return files.read_json(self.folder("features") / "facts.json")["distance"]
+
+    # reports
+
+    def measure(self, seam: str) -> Any:
+        """The report of this instance's plug-in; where it does not apply, it says why and reports just that."""
+        module = seams.plugin(seam, str(self.key))
+        reason = module.requires(self.params) if hasattr(module, "requires") else None
+        if reason is not None:
+            print(f"{seam}@{self.key} does not apply: {reason}", flush=True)
+            return Report({"applies": 0})
+        return module.measure(self.params.config(seam, self.key), self)
+
+    def write(self, seam: str, report: Any) -> None:
+        files.write_report(seam, str(self.key), report)
+
+
+def _difference(stored: models.Recipe, wanted: models.Recipe) -> str:
+    have, want = _facts(stored), _facts(wanted)
+    key = next(key for key in {**have, **want} if have.get(key) != want.get(key))
+    return f"{key} is {have.get(key)!r} in the model, {want.get(key)!r} in params.yaml"
+
+
+def _facts(recipe: models.Recipe) -> dict[str, Any]:
+    quantizer, values = recipe.quantizer or (None, {})
+    facts = {"seam": recipe.seam, "name": recipe.name, "quantizer.name": quantizer, **recipe.config, **recipe.arguments}
+    return facts | {f"quantizer.{key}": value for key, value in values.items()}
+
+
+__all__ = ["SPLITS", "Run"]

@@ -1,0 +1,254 @@
+"""fit(): the one training loop. It knows no model; it returns its history, and the stage writes it.
+
+Exact resume: the order of examples, augmentation and dropout of a step depend on (seed, stage, epoch or step) alone, so a
+checkpoint holds weights, optimizer, averages and counters, and nothing of any generator's state. A killed run that is
+given the same command again ends with the same bits as an uninterrupted one (on CPU).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from tessera.core.errors import InputError, NonFiniteError
+from tessera.core.params import Training
+from tessera.core.seeding import generator, numpy_generator, seed_globally
+
+Row = dict[str, float]
+Batch = Callable[
+    [np.ndarray, Generator], tuple[Any, ...]
+]  # indices [B], generator of this step -> objective's arguments
+
+
+class Task(NamedTuple):
+    """What is trained. The stage says what, `Training` says how.
+
+    Attributes:
+        name: names the random streams, the progress bar and the checkpoint; it begins with the section of params.yaml
+            that `Training` comes from (`tokenizer`, and `extractor/scorer` where a stage trains several).
+        objective: `forward(*batch)` returns named, weighted terms (mean over the batch); their sum is minimised.
+        examples: number of training examples.
+        batch: gathers the examples at given indices, and augments them with the given generator.
+        evaluate: validation row of the objective in eval mode.
+        score: of a row; the epoch where it is highest is kept. Early stopping watches it too.
+        snapshot: (objective, epoch) -> what to keep of an epoch in `snapshot_epochs` (0: before training), or None.
+    """
+
+    name: str
+    objective: nn.Module
+    examples: int
+    batch: Batch
+    evaluate: Callable[[Any], Row]
+    score: Callable[[Row], float]
+    snapshot: Callable[[Any, int], dict[str, Tensor]] | None = None
+    snapshot_epochs: Iterable[int] = ()
+
+    @property
+    def section(self) -> str:
+        return self.name.partition("/")[0]
+
+
+class Fitted(NamedTuple):
+    """`history` has one row per evaluation; `epoch` is the one whose weights the objective now holds."""
+
+    history: list[Row]
+    epoch: int
+    snapshots: dict[str, Tensor]  # "<epoch>/<name>" -> tensor
+
+
+def learning_rate(step: int, training: Training, steps_per_epoch: int) -> float:
+    """Rate of update `step` (from 0): linear warm-up, then constant, cosine to zero (Loshchilov & Hutter 2017, eq. 5,
+    with eta_min = 0), or the same restarting every `restart_epochs`."""
+    if step < training.warmup_steps:
+        return training.lr * (step + 1) / training.warmup_steps
+    done, total = step - training.warmup_steps, training.epochs * steps_per_epoch - training.warmup_steps
+    if training.schedule == "constant":
+        return training.lr
+    if training.schedule == "restarts":
+        total = training.restart_epochs * steps_per_epoch
+        done %= total
+    return training.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done / max(1, total))))
+
+
+def fit(task: Task, training: Training, seed: int, runtime: Any) -> Fitted:
+    """Train `task.objective` in place; on return it holds the kept weights, on the CPU, in eval mode.
+
+    Raises:
+        InputError: the batch does not fit the split or the ranks.
+        NonFiniteError: a term, a latent or the gradient is not finite, and nothing was updated with it; or no
+            evaluation was finite.
+    """
+    steps_per_epoch = _steps_per_epoch(task, training, runtime.ranks)
+    state = _State(task, training, runtime)
+    steps = training.epochs * steps_per_epoch
+    bar = runtime.progress(total=steps, initial=state.step, desc=task.name)
+    if state.step == 0:
+        state.take_snapshot(0)
+    while state.step < steps and not state.stopped:
+        epoch, begun = divmod(state.step, steps_per_epoch)
+        order = numpy_generator(seed, task.name, "order", epoch).permutation(task.examples)
+        for position in range(begun, steps_per_epoch):
+            indices = order[position * training.batch_size : (position + 1) * training.batch_size]
+            indices = indices[runtime.rank :: runtime.ranks]
+            seed_globally(seed, task.name, "step", state.step, runtime.rank)
+            draws = generator(seed, task.name, "batch", state.step, runtime.rank)
+            loss = state.update(task.batch(indices, draws), learning_rate(state.step, training, steps_per_epoch))
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update()
+            if position + 1 < steps_per_epoch:
+                runtime.checkpoint(task.name, state.pack)
+        state.end_epoch(epoch + 1, last=state.step == steps)
+        runtime.checkpoint(task.name, state.pack, force=state.step == steps or state.stopped)
+    bar.close()
+    return state.keep_best()
+
+
+def _steps_per_epoch(task: Task, training: Training, ranks: int) -> int:
+    if training.batch_size > task.examples:
+        raise InputError(
+            f"{task.section}.training.batch_size must be at most the {task.examples} images of the train split, "
+            f"got {training.batch_size}"
+        )
+    if training.batch_size % ranks:
+        raise InputError(
+            f"{task.section}.training.batch_size must be divisible by the {ranks} training processes "
+            f"(runtime.processes), got {training.batch_size}"
+        )
+    return task.examples // training.batch_size  # the rest of an epoch is dropped; another rest in each epoch
+
+
+class _State:
+    """All that a training run carries from step to step, which is what a checkpoint holds."""
+
+    def __init__(self, task: Task, training: Training, runtime: Any) -> None:
+        self.task, self.training, self.runtime = task, training, runtime
+        self.objective = task.objective
+        optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
+        parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        self.optimizer = optimizer(parameters, lr=training.lr, weight_decay=training.weight_decay)
+        self.step, self.waited, self.stopped = 0, 0, False
+        self.best_epoch, self.best_score = 0, -math.inf
+        self.best: dict[str, Tensor] = {}
+        self.history: list[Row] = []
+        self.sums: Row = {}
+        self.snapshots: dict[str, Tensor] = {}
+        self.objective.to(runtime.device)
+        self.averaged = None
+        if training.weight_ema:
+            self.averaged = AveragedModel(self.objective, multi_avg_fn=get_ema_multi_avg_fn(training.weight_ema))
+        self.unpack(runtime.resume(task.name))
+        self.wrapped, self.optimizer = runtime.prepare(self.objective, self.optimizer, training.precision)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        return self.averaged.module if self.averaged is not None else self.objective
+
+    def update(self, batch: tuple[Any, ...], rate: float) -> float:
+        """One optimizer step; returns the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.wrapped.train()
+        try:
+            with self.runtime.autocast():
+                terms = self.wrapped(*batch)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{self.task.name}, step {self.step}: {error}; nothing was updated. "
+                                 f"Lower {self.task.section}.training.lr") from None  # fmt: skip
+        total = sum(terms.values())
+        values = dict(zip([*terms, "total"], torch.stack([*terms.values(), total]).detach().tolist(), strict=True))
+        self._require_finite(values)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.runtime.backward(total)
+        clip = self.training.clip_norm or math.inf
+        norm = float(self.runtime.clip_gradients(self.wrapped.parameters(), clip))
+        if self.training.precision != "fp16":  # under fp16 the gradient scaler skips such a step by itself
+            self._require_finite({"gradient_norm": norm})
+        self.optimizer.step()
+        self.step += 1
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.objective)
+        for name, value in [*values.items(), ("gradient_norm", norm), ("steps", 1.0)]:
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        return values["total"]
+
+    def _require_finite(self, values: Row) -> None:
+        wrong = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+        if wrong:
+            raise NonFiniteError(f"{self.task.name}, step {self.step}: {', '.join(wrong)} is not finite; nothing was "
+                                 f"updated. Lower {self.task.section}.training.lr, or look at the images")  # fmt: skip
+
+    def end_epoch(self, epoch: int, last: bool) -> None:
+        if epoch % self.training.evaluate_every == 0 or last:
+            self._evaluate(epoch)
+        self.take_snapshot(epoch)
+
+    def _evaluate(self, epoch: int) -> None:
+        self.evaluated.eval()
+        with torch.no_grad():
+            validation = self.task.evaluate(self.evaluated)
+        steps = self.sums.pop("steps")
+        train = {f"train_{name}": value / steps for name, value in self.sums.items()}
+        row = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], **train, **validation}
+        self.sums = {}
+        self.history.append(row)
+        score = float(self.task.score(row))
+        if score > self.best_score:
+            self.best_score, self.best_epoch, self.waited = score, epoch, 0
+            self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.evaluated.state_dict().items()}
+        else:
+            self.waited += 1
+            self.stopped = 0 < self.training.patience <= self.waited
+
+    def take_snapshot(self, epoch: int) -> None:
+        if self.task.snapshot is not None and epoch in set(self.task.snapshot_epochs):
+            self.evaluated.eval()
+            with torch.no_grad():
+                taken = self.task.snapshot(self.evaluated, epoch)
+            self.snapshots |= {f"{epoch}/{name}": tensor.cpu().clone() for name, tensor in taken.items()}
+
+    def keep_best(self) -> Fitted:
+        if not self.best:
+            raise NonFiniteError(f"{self.task.name}: no evaluation gave a finite score; the last row of the history is "
+                                 f"{self.history[-1]}. Lower {self.task.section}.training.lr")  # fmt: skip
+        self.objective.load_state_dict(self.best)
+        self.objective.to("cpu").eval()
+        return Fitted(self.history, self.best_epoch, self.snapshots)
+
+    COUNTERS = ("step", "waited", "stopped", "best_epoch", "best_score", "history", "sums")
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain values of a checkpoint."""
+        tensors = {f"objective/{name}": tensor for name, tensor in self.objective.state_dict().items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+        if self.averaged is not None:
+            tensors |= {f"averaged/{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
+        tensors |= {f"snapshots/{name}": tensor for name, tensor in self.snapshots.items()}
+        return tensors, {name: getattr(self, name) for name in self.COUNTERS}
+
+    def unpack(self, packed: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
+        if packed is None:
+            return
+        tensors, values = packed
+        parts: dict[str, dict[str, Tensor]] = {"best": {}, "snapshots": {}, "averaged": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition("/")
+            parts.setdefault(part, {})[rest] = tensor
+        self.objective.load_state_dict(parts["objective"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(parts["averaged"])
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            index, _, slot = name.partition("/")
+            slots.setdefault(int(index), {})[slot] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+        self.best, self.snapshots = parts["best"], parts["snapshots"]
+        for name in self.COUNTERS:
+            setattr(self, name, values[name])

@@ -1,0 +1,120 @@
+"""Devices, ranks, precision and progress: what a stage computes on. Training goes through Accelerate; a stage that only
+runs a model asks torch for the device, the same one, and is spared Accelerate's start-up."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tessera.core.params import Runtime as Settings
+from tessera.runtime.scratch import Scratch, root
+
+
+class Interrupted(SystemExit):
+    """The stage was told to stop (INT or TERM) and has saved its state."""
+
+
+class Runtime:
+    """Handed to `fit` and to stages as `run.runtime`.
+
+    Attributes:
+        rank, ranks: of this training process, and how many there are.
+        stopping: the signal that asked to stop, or 0; set by the stage's signal handler.
+    """
+
+    def __init__(self, settings: Settings, scratch: Scratch | None = None) -> None:
+        self._settings, self._scratch = settings, scratch
+        self._accelerator: Any = None
+        self._saved = time.monotonic()
+        self.rank, self.ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.stopping = 0
+        self._slot = _take_gpu_slot() if settings.device == "auto" and self.ranks == 1 else None
+
+    @cached_property
+    def device(self) -> Any:
+        import torch
+
+        if self._settings.threads:
+            torch.set_num_threads(self._settings.threads)
+        if self._settings.device == "cpu" or not torch.accelerator.is_available():
+            return torch.device("cpu")
+        kind = torch.accelerator.current_accelerator().type
+        return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files; of several ranks only one does."""
+        return self.rank == 0
+
+    def progress(self, **options: Any) -> Any:
+        """A tqdm bar; off the terminal it prints a line now and then instead of redrawing one."""
+        from tqdm import tqdm
+
+        interval = 0.5 if sys.stderr.isatty() else 15
+        return tqdm(mininterval=interval, dynamic_ncols=True, disable=not self.main, **options)
+
+    # training
+
+    def prepare(self, model: Any, optimizer: Any, precision: str) -> tuple[Any, Any]:
+        from accelerate import Accelerator
+
+        self._accelerator = Accelerator(mixed_precision=precision, cpu=self.device.type == "cpu")
+        return self._accelerator.prepare(model, optimizer)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return self._accelerator.autocast() if self._accelerator is not None else nullcontext()
+
+    def backward(self, loss: Any) -> None:
+        self._accelerator.backward(loss)
+
+    def clip_gradients(self, parameters: Any, norm: float) -> Any:
+        return self._accelerator.clip_grad_norm_(parameters, norm)
+
+    # scratch
+
+    def resume(self, task: str) -> Any:
+        return self._scratch.load(task) if self._scratch is not None else None
+
+    def checkpoint(
+        self, task: str, pack: Callable[[], tuple[dict[str, Any], dict[str, Any]]], force: bool = False
+    ) -> None:
+        """Save `pack()` of the training called `task` when it is time to, or when the process was told to stop, which
+        it then does.
+
+        Raises:
+            Interrupted: after saving, if a signal asked for it.
+        """
+        due = force or time.monotonic() - self._saved >= self._settings.checkpoint_seconds
+        if self._scratch is not None and self.main and (due or self.stopping):
+            self._scratch.save(task, *pack())
+            self._saved = time.monotonic()
+        if self.stopping:
+            print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
+            raise Interrupted(128 + self.stopping)
+
+
+def _take_gpu_slot() -> Any:
+    """Where there are several GPUs, take one that no other stage process of this repository holds.
+
+    Queue workers are not told which GPU is theirs: a lock per GPU decides. It is held until the process ends.
+    """
+    from filelock import FileLock, Timeout
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else sorted(p.name[6:] for p in Path("/dev").glob("nvidia[0-9]*"))
+    for gpu in gpus if len(gpus) > 1 else ():
+        (root() / "slots").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root() / "slots" / f"{gpu}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        return lock
+    return None

@@ -1,0 +1,124 @@
+"""What a stage declares in dvc.yaml: its params and dependencies, resolved, hashed, and compared at the end.
+
+DVC hashes dependencies *after* the command (treeverse/dvc#11058): an edit during training would be recorded as what was
+trained. So the entry point of every stage takes a snapshot first and fails the stage by name if anything differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tessera.core.errors import InputError
+from tessera.core.params import read
+
+IGNORED = ("__pycache__",)
+
+
+class Declared(NamedTuple):
+    """One stage instance of dvc.yaml, templates resolved."""
+
+    name: str
+    deps: tuple[str, ...]
+    params: tuple[str, ...]
+
+    @property
+    def sections(self) -> frozenset[str]:
+        return frozenset(name.partition(".")[0] for name in self.params)
+
+
+def declared(stage: str, key: str | None, raw: dict[str, Any], pipeline: Path = Path("dvc.yaml")) -> Declared | None:
+    """What dvc.yaml says of a stage; None where there is no dvc.yaml or no such stage in it."""
+    import yaml
+
+    if not pipeline.exists():
+        return None
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C reader is ten times as fast, and as safe
+    stages = yaml.load(pipeline.read_text(encoding="utf-8"), Loader=loader)["stages"]
+    if stage not in stages:
+        return None
+    entry = stages[stage].get("do", stages[stage])
+    names = {**raw, "key": key}
+    deps = tuple(_resolve(dep, names) for dep in entry.get("deps", ()))
+    params = tuple(_resolve(param, names) for param in entry.get("params", ()))
+    return Declared(f"{stage}@{key}" if key else stage, deps, params)
+
+
+def _resolve(text: str, names: dict[str, Any]) -> str:
+    return re.sub(r"\$\{([^}]+)\}", lambda match: str(_value(names, match[1].strip())), text)
+
+
+def _value(tree: dict[str, Any], dotted: str) -> Any:
+    value: Any = tree
+    for part in dotted.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return None
+        value = value[part]
+    return value
+
+
+class Inputs:
+    """The declared inputs as they were when the stage began."""
+
+    def __init__(self, what: Declared) -> None:
+        self.what = what
+        self._stats = {dep: _stats(dep) for dep in what.deps}
+        self._hashes = {dep: _hash(dep) for dep in what.deps}
+        self._values = self._params()
+
+    def _params(self) -> dict[str, Any]:
+        raw = read()
+        return {name: _value(raw, name) for name in self.what.params}
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of declared params, inputs and code: what a scratch checkpoint belongs to."""
+        text = json.dumps([self.what.name, self._values, self._hashes], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def require_unchanged(self) -> None:
+        """
+        Raises:
+            InputError: an input was edited while the stage ran (named). Nothing is recorded then.
+        """
+        values = self._params()
+        changed = [name for name, value in self._values.items() if values[name] != value]
+        changed += [
+            dep
+            for dep, stats in self._stats.items()
+            if _stats(dep) != stats and _hash(dep) != self._hashes[dep]  # touched, and really different
+        ]
+        if changed:
+            raise InputError(
+                f"{', '.join(changed)} changed while {self.what.name} ran, so its result belongs to no version of it. "
+                "Give the command again: finished training steps of the new version are kept"
+            )
+
+
+def _files(dep: str) -> list[Path]:
+    path = Path(dep)
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.is_file() and not set(IGNORED) & set(file.parts))
+
+
+def _stats(dep: str) -> list[tuple[str, int, int]]:
+    found = []
+    for file in _files(dep):
+        if file.exists():
+            stat = file.stat()
+            found.append((file.as_posix(), stat.st_size, stat.st_mtime_ns))
+    return found
+
+
+def _hash(dep: str) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for file in _files(dep):
+        digest.update(file.as_posix().encode() + b"\0")
+        if file.exists():
+            with open(file, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "blake2b").digest())
+    return digest.hexdigest()

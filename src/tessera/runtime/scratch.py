@@ -1,0 +1,107 @@
+"""Scratch checkpoints: `$DVC_ROOT/.scratch/<stage>/<fingerprint>/`, ignored by git and DVC.
+
+The fingerprint is a hash of the stage's declared params, inputs and code, so a checkpoint of another experiment is never
+continued. DVC sets DVC_ROOT to the repository also in `dvc exp run --temp` and in queue workers, so they share the
+scratch: a lock per fingerprint lets one of them train while the others wait and take its result. See docs/notes/dvc.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tessera.core import files
+
+FINISHED, LOCK = "finished.json", "lock"
+
+
+def root() -> Path:
+    return Path(os.environ.get("DVC_ROOT") or ".").resolve() / ".scratch"
+
+
+class Scratch:
+    """The scratch folder of one stage at one fingerprint, locked while the stage runs.
+
+    A finished scratch is used again only from another workspace (a queue worker that shares this upstream): in the same
+    workspace DVC runs a finished stage again only when it is forced to, and then it shall train.
+    """
+
+    def __init__(self, stage: str, fingerprint: str, keep: int) -> None:
+        self.folder = root() / stage / fingerprint
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._keep = keep
+        self._lock = FileLock(self.folder / LOCK)
+
+    def __enter__(self) -> Scratch:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            print("waiting for another process that trains the same thing ...", file=sys.stderr, flush=True)
+            self._lock.acquire()
+        finished = self.folder / FINISHED
+        if finished.exists() and files.read_json(finished)["workspace"] == os.getcwd():
+            for checkpoint in self.folder.glob("*.safetensors"):
+                checkpoint.unlink()
+        finished.unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                files.write_json(self.folder / FINISHED, {"workspace": os.getcwd()})
+                self._prune()
+        finally:
+            self._lock.release()
+
+    def _prune(self) -> None:
+        """Keep the newest folders of this stage; never one that a process holds."""
+        folders = sorted(self.folder.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for folder in folders[self._keep :]:
+            if folder != self.folder and not _held(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _checkpoint(self, task: str) -> Path:
+        """One file per training of the stage: `extractor/scorer` becomes `extractor-scorer.safetensors`."""
+        return self.folder / f"{task.replace('/', '-')}.safetensors"
+
+    def save(self, task: str, tensors: dict[str, Any], values: dict[str, Any]) -> None:
+        from tessera.core.models import save_weights
+
+        save_weights(self._checkpoint(task), tensors, {"values": json.dumps(values)})
+        os.utime(self.folder)
+
+    def load(self, task: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Tensors and values of the last `save`; None if there is none, or if it cannot be read, which is said."""
+        path = self._checkpoint(task)
+        if not path.exists():
+            return None
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as stored:
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+                values = json.loads(stored.metadata()["values"])
+            step = values["step"]
+        except (SafetensorError, TypeError, KeyError, ValueError) as error:
+            print(f"{path} is no whole checkpoint ({error}); {task} starts anew", file=sys.stderr, flush=True)
+            return None
+        age = time.strftime("%H:%M:%S", time.localtime(path.stat().st_mtime))
+        print(f"resuming {task} at step {step} (checkpoint of {age})", file=sys.stderr, flush=True)
+        return tensors, values
+
+
+def _held(folder: Path) -> bool:
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
