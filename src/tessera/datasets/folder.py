@@ -1,0 +1,70 @@
+"""A folder of image files, with or without classes as sub-folders. Files are never moved or changed.
+
+For a folder that is already divided into train/ and test/, take `dataset.name: huggingface`, which keeps such splits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from tessera.core.contracts import Source
+from tessera.core.decoding import Encoded
+from tessera.core.errors import InputError
+from tessera.core.params import Strict
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Config(Strict):
+    labels: bool = Field(description="sub-folders are classes", examples=[True])
+    extensions: list[str] = Field(min_length=1, description="file names end in one of these, in either case",
+                                  examples=[["png", "jpg"]])  # fmt: skip
+
+
+def load(config: Config, source: Path, generator: np.random.Generator) -> Source:
+    """All image files under `source`, sorted by path; nothing is random. Hidden files and folders are left out.
+
+    A file's name is its path below `source`, its family that path without the extension, its class the first folder.
+
+    Raises:
+        InputError: the folder is missing or holds no such file, or a file stands in no class.
+    """
+    if not source.is_dir():
+        raise InputError(f"dataset.source {str(source)!r}: there is no such folder")
+    wanted = tuple("." + extension.lower().lstrip(".") for extension in config.extensions)
+    paths = sorted(
+        path.relative_to(source)
+        for path in source.rglob("*")
+        if path.suffix.lower() in wanted and path.is_file() and not _hidden(path.relative_to(source))
+    )
+    if not paths:
+        raise InputError(f"dataset.source {str(source)!r} holds no file that ends in {', '.join(wanted)}, at any depth")
+    names = [path.as_posix() for path in paths]
+    labels, label_names = _classes(paths, source) if config.labels else (None, [])
+    return Source(
+        images=Encoded(len(paths), lambda i: (source / paths[i]).read_bytes(), lambda i: str(source / paths[i])),
+        names=names,
+        families=[path.with_suffix("").as_posix() for path in paths],
+        labels=labels,
+        label_names=label_names,
+        splits=None,
+    )
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _classes(paths: list[Path], source: Path) -> tuple[list[int], list[str]]:
+    for path in paths:
+        if len(path.parts) == 1:
+            raise InputError(
+                f"{source / path} stands in no sub-folder, so it has no class. "
+                "Move it into one, or set dataset.folder.labels to false"
+            )
+    label_names = sorted({path.parts[0] for path in paths})
+    return [label_names.index(path.parts[0]) for path in paths], label_names

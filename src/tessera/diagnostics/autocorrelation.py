@@ -1,0 +1,59 @@
+"""How often neighbouring codes are equal: 1/K says that the grid is noise to a prior. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+from pydantic import Field
+
+from tessera.core.contracts import Report
+from tessera.core.params import Strict
+from tessera.core.run import SPLITS, Run
+from tessera.nn import scores
+
+DIRECTIONS = {"horizontal": (0, 1), "vertical": (1, 0), "diagonal": (1, 1)}
+
+
+class Config(Strict):
+    distance: int = Field(ge=1, description="farthest neighbour in the table and picture, in codes", examples=[2])
+
+
+def measure(config: Config, run: Run) -> Report:
+    """Probability that the right, lower and diagonal neighbour has the same code, of `val`; beside the probability for two
+    codes drawn independently, sum p_k^2. The table goes on to `distance`, for every split."""
+    rows, metrics = [], {}
+    for split in SPLITS:
+        for grid, (codes, k) in enumerate(
+            zip(scores.split_grids(run.codes(split), run.grids), run.codebook_sizes, strict=True)
+        ):
+            chance = float((scores.frequencies(codes, k) ** 2).sum())
+            found = {
+                (name, far): scores.neighbours_equal(codes, dy * far, dx * far)
+                for name, (dy, dx) in DIRECTIONS.items()
+                for far in range(1, config.distance + 1)
+            }
+            place = {"split": split, "grid": grid}
+            rows += [{**place, "direction": n, "distance": far, "equal": p} for (n, far), p in found.items()]
+            rows += [
+                {**place, "direction": "chance", "distance": far, "equal": chance}
+                for far in range(1, config.distance + 1)
+            ]
+            if split == "val":
+                near = {name: p for (name, far), p in found.items() if far == 1 and not math.isnan(p)}
+                metrics[f"grid_{grid}"] = {**near, "chance": chance}
+    table = pd.DataFrame(rows).dropna()
+    return Report(metrics, {"neighbours": table}, {"neighbours": _picture(table)})
+
+
+def _picture(table: pd.DataFrame) -> Any:
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.4))
+    axis = figure.subplots()
+    part = table[table["split"] == "val"]
+    sns.lineplot(part, x="distance", y="equal", hue="direction", style="grid", markers=True, ax=axis)
+    axis.set(title="equal codes at a distance", xlabel="distance in codes", ylabel="probability", ylim=(0, None))
+    return figure

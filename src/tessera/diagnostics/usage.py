@@ -1,0 +1,62 @@
+"""How much of the codebook is used: over the whole split, never over a batch. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tessera.core.contracts import Report
+from tessera.core.params import Strict
+from tessera.core.run import SPLITS, Run
+from tessera.nn import scores
+
+
+class Config(Strict):
+    """Nothing to set."""
+
+
+def measure(config: Config, run: Run) -> Report:
+    """Share of the codebook used, number of active codes, and perplexity, of `val`; every split and grid in the table."""
+    rows, histogram = [], []
+    for split in SPLITS:
+        for grid, (codes, k) in enumerate(
+            zip(scores.split_grids(run.codes(split), run.grids), run.codebook_sizes, strict=True)
+        ):
+            p = scores.frequencies(codes, k)
+            rows.append(
+                {
+                    "split": split,
+                    "grid": grid,
+                    "codebook_size": k,
+                    "active": int((p > 0).sum()),
+                    "usage": scores.usage(p),
+                    "perplexity": scores.perplexity(p),
+                    "entropy_bits": scores.entropy_bits(p),
+                }
+            )
+            order = np.argsort(-p, kind="stable")
+            histogram.append(
+                pd.DataFrame({"split": split, "grid": grid, "rank": range(k), "code": order, "p": p[order]})
+            )
+    val = [row for row in rows if row["split"] == "val"]
+    names = ("usage", "active", "perplexity")
+    metrics: dict[str, Any] = {f"grid_{row['grid']}": {name: row[name] for name in names} for row in val}
+    tables = {"splits": pd.DataFrame(rows), "histogram": pd.concat(histogram)}
+    return Report(metrics, tables, {"histogram": _picture(tables["histogram"])})
+
+
+def _picture(histogram: pd.DataFrame) -> Any:
+    """Frequency against rank; the dashed line is a codebook of which every code is as likely."""
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    grids = sorted(histogram["grid"].unique())
+    figure = Figure(figsize=(5.2 * len(grids), 3.4))
+    for axis, grid in zip(np.atleast_1d(figure.subplots(1, len(grids))), grids, strict=True):
+        part = histogram[histogram["grid"] == grid]
+        sns.lineplot(part, x="rank", y="p", hue="split", ax=axis)
+        axis.axhline(1 / (part["rank"].max() + 1), color="grey", linestyle="--", linewidth=1)
+        axis.set(title=f"grid {grid}", xlabel="rank of the code", ylabel="share of all codes", ylim=(0, None))
+    return figure

@@ -1,0 +1,78 @@
+"""How many bits the prior needs for an image's codes; how many fewer on train than on test it has learnt by heart.
+
+Beside it the order-0 entropy: what a coder needs that knows how often each code occurs in that very split, and nothing
+of neighbours. `share_saved` = 1 - likelihood / entropy is what the prior knows of structure; below 0 it is worse than
+counting.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field
+
+from tessera.core.contracts import Grids, Report
+from tessera.core.images import batches
+from tessera.core.params import Strict
+from tessera.core.run import SPLITS, Run
+from tessera.nn import scores
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+
+class Config(Strict):
+    batch_size: int = Field(ge=1, description="images per forward pass", examples=[4])
+
+
+def measure(config: Config, run: Run) -> Report:
+    """Bits per code and per image on every split. `gap_bits_per_code`: test minus train, 0 for a prior that has learnt
+    nothing by heart. `recall_bits_per_code` in the table: what naming one of the training images costs, log2(N) / T; a prior near
+    it on train has memorised them."""
+    prior = run.prior()
+    rows: list[dict[str, Any]] = []
+    for split in SPLITS:
+        codes = run.codes(split)
+        labels = run.labels(split) if prior.classes else None
+        image = bits(prior, codes, labels, config.batch_size, run.runtime.device if run.runtime else "cpu").mean()
+        entropy = order_zero_bits(codes, run.grids, run.codebook_sizes)
+        rows.append(
+            {
+                "split": split,
+                "nll_bits_per_code": image / codes.shape[1],
+                "nll_bits_per_image": image,
+                "entropy_bits_per_code": entropy / codes.shape[1],
+                "entropy_bits_per_image": entropy,
+                "share_saved": 1 - image / entropy if entropy else 0.0,  # one code everywhere: there is nothing to save
+            }
+        )
+    table = pd.DataFrame(rows).set_index("split")
+    names = ["nll_bits_per_code", "nll_bits_per_image", "share_saved"]
+    metrics: dict[str, Any] = {split: dict(table.loc[split, names]) for split in ("val", "test")}
+    metrics["gap_bits_per_code"] = table.loc["test", names[0]] - table.loc["train", names[0]]
+    images, length = run.codes("train").shape
+    table["recall_bits_per_code"] = math.log2(images) / length
+    return Report(metrics, {"splits": table.reset_index()})
+
+
+@torch.no_grad()
+def bits(
+    prior: Any, codes: Int[np.ndarray, "n t"], labels: Int[np.ndarray, " n"] | None, batch_size: int, device: Any
+) -> Float[np.ndarray, " n"]:
+    """-log2 p(codes) of each image."""
+    found = []
+    for where in batches(len(codes), batch_size):
+        given = None if labels is None else torch.from_numpy(np.array(labels[where])).to(device)
+        nats = prior.log_prob(torch.from_numpy(np.array(codes[where], np.int64)).to(device), given)
+        found.append(nats.double().cpu().numpy() / -math.log(2))
+    return np.concatenate(found)
+
+
+def order_zero_bits(codes: Int[np.ndarray, "n t"], grids: Grids, codebook_sizes: tuple[int, ...]) -> float:
+    """Entropy of an image's codes in bits, if each were drawn by its frequency in its grid."""
+    folded = zip(scores.split_grids(codes, grids), codebook_sizes, strict=True)
+    return sum(scores.entropy_bits(scores.frequencies(grid, k)) * grid[0].size for grid, k in folded)

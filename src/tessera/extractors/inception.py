@@ -1,0 +1,134 @@
+"""InceptionV3 as the FID of the literature uses it (Heusel et al. 2017): on its features the distance is called `fid`.
+
+Network and weights are torch-fidelity's (github.com/toshas/torch-fidelity, Apache 2.0), converted from the original
+TensorFlow graph, and agree with it. It is not trained here; `load_pretrained` reads the weights once, and they are
+saved with the run like those of any model. Of fewer images than its 2048 features a covariance is singular: compare
+`fid` with its train-test floor at the same number of images, and believe `kid` rather.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from torch_fidelity import feature_extractor_inceptionv3 as fidelity
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+
+from tessera.core.contracts import ImageShape
+from tessera.core.errors import InputError
+from tessera.core.params import Strict
+
+if TYPE_CHECKING:
+    from tessera.core.params import Params
+
+FILE = fidelity.URL_INCEPTION_V3.rpartition("/")[2]
+
+
+class Config(Strict):
+    weights: str = Field(description="local file of torch-fidelity's weights; empty: downloaded once "
+                         "into torch's cache", examples=[""])  # fmt: skip
+    weights_sha256: str = Field(pattern="^[0-9a-f]{8,64}$", description="first digits of the SHA-256 of that file: "
+                                "what `fid` means is pinned by content; 6726825d is torch-fidelity's",
+                                examples=["6726825d"])  # fmt: skip
+
+    def rule(self, params: Params) -> Iterator[str]:
+        weight = params.raw["losses"].get("perceptual", {}).get("weight", 0)
+        if weight:
+            yield (
+                "losses.perceptual.weight: must be 0 with extractor.name inception, whose 8-bit input passes no "
+                f"gradient and which scores the result, got {weight}; choose extractor.name classifier"
+            )
+
+
+class Architecture(fidelity.FeatureExtractorInceptionV3):
+    """torch-fidelity's network without its constructor, which wants the weights and unpickles them."""
+
+    def __init__(self) -> None:
+        FeatureExtractorBase.__init__(self, "inception-v3-compat", ["2048"])
+        self.feature_extractor_internal_dtype = torch.float32
+        self.Conv2d_1a_3x3 = fidelity.BasicConv2d(3, 32, kernel_size=3, stride=2)
+        self.Conv2d_2a_3x3 = fidelity.BasicConv2d(32, 32, kernel_size=3)
+        self.Conv2d_2b_3x3 = fidelity.BasicConv2d(32, 64, kernel_size=3, padding=1)
+        self.MaxPool_1 = nn.MaxPool2d(kernel_size=3, stride=2)
+        self.Conv2d_3b_1x1 = fidelity.BasicConv2d(64, 80, kernel_size=1)
+        self.Conv2d_4a_3x3 = fidelity.BasicConv2d(80, 192, kernel_size=3)
+        self.MaxPool_2 = nn.MaxPool2d(kernel_size=3, stride=2)
+        self.Mixed_5b = fidelity.InceptionA(192, pool_features=32)
+        self.Mixed_5c = fidelity.InceptionA(256, pool_features=64)
+        self.Mixed_5d = fidelity.InceptionA(288, pool_features=64)
+        self.Mixed_6a = fidelity.InceptionB(288)
+        self.Mixed_6b = fidelity.InceptionC(768, channels_7x7=128)
+        self.Mixed_6c = fidelity.InceptionC(768, channels_7x7=160)
+        self.Mixed_6d = fidelity.InceptionC(768, channels_7x7=160)
+        self.Mixed_6e = fidelity.InceptionC(768, channels_7x7=192)
+        self.Mixed_7a = fidelity.InceptionD(768)
+        self.Mixed_7b = fidelity.InceptionE_1(1280)
+        self.Mixed_7c = fidelity.InceptionE_2(2048)
+        self.AvgPool = nn.AdaptiveAvgPool2d(output_size=(1, 1))
+        self.fc = nn.Linear(2048, 1008)  # not used for features; part of the weights file
+
+
+class Inception(nn.Module):
+    """See `core.contracts.Extractor`. It has no `losses`: there is nothing to train. Only ever in evaluation mode."""
+
+    dim, distance = 2048, "fid"
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self._config = config
+        self.network = Architecture()
+        self.requires_grad_(False).eval()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2048"]:
+        """Features of the 8-bit images, grey ones repeated to three channels."""
+        pixels = x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+        return self.network(pixels.expand(-1, 3, -1, -1))[0]
+
+    def train(self, mode: bool = True) -> Inception:
+        return super().train(False)  # its batch statistics are part of what `fid` means
+
+    def load_pretrained(self) -> None:
+        """
+        Raises:
+            InputError: the weights are missing and cannot be downloaded, or are not what `weights_sha256` pins.
+        """
+        path = Path(self._config.weights) if self._config.weights else _downloaded()
+        if not path.is_file():
+            raise InputError(_remedy(f"must be a file, got {self._config.weights!r}"))
+        with open(path, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if not digest.startswith(self._config.weights_sha256):
+            rule = f"the SHA-256 of {path.name} must begin with weights_sha256 {self._config.weights_sha256}"
+            raise InputError(_remedy(f"{rule}, got {digest[:16]}"))
+        try:
+            self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:  # bytes that are no weights fail in many ways
+            raise InputError(_remedy(f"{path.name} must be a state dict of torch-fidelity's InceptionV3")) from error
+
+
+def _downloaded() -> Path:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / FILE
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(fidelity.URL_INCEPTION_V3, str(path), progress=False)
+        except OSError as error:
+            raise InputError(_remedy(f"is empty, and {FILE} cannot be downloaded ({error})")) from None
+    return path
+
+
+def _remedy(problem: str) -> str:
+    return (
+        f"extractor.inception.weights: {problem}. Get {fidelity.URL_INCEPTION_V3}, put {FILE} beside params.yaml and "
+        f"set extractor.inception.weights to {FILE}; or choose extractor.name classifier, which needs no download"
+    )
+
+
+def build(config: Config, image_shape: ImageShape, classes: int) -> Inception:
+    return Inception(config)

@@ -1,0 +1,1 @@
+"""Building blocks and formulas without opinion, shared by the seams."""

@@ -1,0 +1,142 @@
+"""Drawing codes one after another: truncation of logits, the draw itself, and the loop that every prior shares.
+
+A prior is walked as a coroutine of *steps*: it yields the logits [n,K] of the next position and is sent its codes [n].
+Cached and naive sampling differ in their steps alone, so that both consume the same randomness, and so that a test can
+send codes of its own and compare the logits seen on the way with one full forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator as Coroutine
+from itertools import chain
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor
+
+from tessera.core.contracts import Prior, Sampling
+from tessera.core.errors import InputError
+from tessera.nn.sequences import length, unflatten
+
+Steps = Coroutine[Tensor, Tensor, Any]  # yields logits [n,K] of a position, is sent its codes [n]
+
+
+def truncate(logits: Float[Tensor, "n k"], sampling: Sampling) -> Float[Tensor, "n k"]:
+    """Logits / temperature; then minus infinity outside the `top_k` likeliest codes; then, among what is left and
+    renormalised, outside the smallest set of likeliest codes with probability `top_p` or more (the nucleus: Holtzman et
+    al. 2020, eq. 2-3). Of equally likely codes the lower index is kept first. At least one code always stays.
+
+    Raises:
+        InputError: a value of `sampling` is out of range.
+    """
+    _require_range(sampling)
+    logits = logits / sampling.temperature
+    if not sampling.top_k and sampling.top_p == 1:
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    ordered = ordered[:, : sampling.top_k or None]
+    if sampling.top_p < 1:  # at 1 rounding alone would decide about the unlikeliest codes
+        cumulative = ordered.softmax(-1).cumsum(-1)
+        ordered[:, 1:].masked_fill_(cumulative[:, :-1] >= sampling.top_p, -math.inf)
+    return torch.full_like(logits, -math.inf).scatter_(1, order[:, : ordered.shape[1]], ordered)
+
+
+def _require_range(sampling: Sampling) -> None:
+    if not (sampling.temperature > 0 and sampling.top_k >= 0 and 0 < sampling.top_p <= 1):
+        raise InputError(f"sampling needs temperature > 0, top_k >= 0 and 0 < top_p <= 1, got {sampling}")
+
+
+def draw(logits: Float[Tensor, "n k"], uniforms: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """One code per row, by the inverse of the cumulative distribution: the first k with P(code <= k) > u.
+
+    `uniforms` are in [0, 1). Everything is float64. A code of probability 0 (minus infinity) is never drawn, and the
+    last cumulative value need not be 1: u is scaled by it, and u * x < x also after rounding for u <= 1 - 2**-53.
+
+    Raises:
+        ValueError: a row holds NaN, or nothing but minus infinity.
+    """
+    probabilities = logits.double().softmax(-1)
+    # 0 instead of the running sum where the probability is 0: no u lies below it, in whatever order a device adds
+    cumulative = probabilities.cumsum(-1).mul_(probabilities > 0)
+    total = cumulative.amax(-1, keepdim=True)
+    if not bool((total > 0).all()):
+        raise ValueError("logits must be numbers, at least one of each row finite")
+    return (cumulative > uniforms[:, None] * total).byte().argmax(-1)  # argmax: the first of equals
+
+
+def sample(
+    prior: Prior,
+    steps: Steps,
+    n: int,
+    generator: Generator,
+    sampling: Sampling,
+    known: Int[Tensor, "n t"] | None = None,
+    known_mask: Bool[Tensor, "n t"] | None = None,
+) -> Int[Tensor, "n t"]:
+    """Codes of `prior`, drawn step by step; `known` codes stand where `known_mask` is True, and later steps see them.
+
+    All uniforms are drawn first, one per image and position, known or not: the randomness of a position depends neither
+    on which others are known, nor on how the steps are computed, nor on the device that computes them.
+
+    Raises:
+        InputError: known codes or `sampling` are out of range, or of the wrong shape.
+    """
+    positions = length(prior.grids)
+    _require_known(prior, n, known, known_mask)
+    uniforms = torch.rand(n, positions, generator=generator, dtype=torch.float64, device=generator.device)
+    logits, codes = next(steps), []
+    uniforms = uniforms.to(logits.device).t().contiguous()
+    if known is not None:
+        known, known_mask = known.to(logits.device), known_mask.to(logits.device)
+    for t in range(positions):
+        drawn = draw(truncate(logits.double(), sampling), uniforms[t])
+        codes.append(drawn if known is None else torch.where(known_mask[:, t], known[:, t], drawn))
+        if t + 1 < positions:
+            logits = steps.send(codes[t])
+    steps.close()
+    return torch.stack(codes, dim=1)
+
+
+def _require_known(
+    prior: Prior, n: int, known: Int[Tensor, "n t"] | None, known_mask: Bool[Tensor, "n t"] | None
+) -> None:
+    """Only codes under the mask count: elsewhere they may be anything, -1 say."""
+    if known is None and known_mask is None:
+        return
+    if known is None or known_mask is None:
+        raise InputError("known and known_mask must be given together or not at all")
+    want = (n, length(prior.grids))
+    for name, given, dtype in (("known", known, torch.int64), ("known_mask", known_mask, torch.bool)):
+        if tuple(given.shape) != want or given.dtype != dtype:
+            raise InputError(f"{name} must be {dtype} of shape {want}, got {given.dtype} of {tuple(given.shape)}")
+    parts = zip(unflatten(known, prior.grids), unflatten(known_mask, prior.grids), prior.codebook_sizes, strict=True)
+    for codes, where, size in parts:
+        if bool(((codes < 0) | (codes >= size))[where].any()):
+            raise InputError(f"known codes must be from 0 to {size - 1}, as many as the codebook has")
+
+
+def naive_steps(prior: Prior, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
+    """One full forward pass per position: T times the work, and nothing to get wrong. Cached steps must equal these."""
+    device = next(chain(prior.parameters(), prior.buffers())).device
+    codes = torch.zeros(n, length(prior.grids), dtype=torch.int64, device=device)
+    start = 0
+    for grid, (height, width) in enumerate(prior.grids):
+        for t in range(height * width):
+            codes[:, start + t] = yield prior.logits(codes, labels)[grid][:, t]
+        start += height * width
+
+
+@torch.no_grad()
+def naive_sample(
+    prior: Prior,
+    n: int,
+    generator: Generator,
+    sampling: Sampling = Sampling(),  # noqa: B008  a NamedTuple does not change
+    labels: Int[Tensor, " n"] | None = None,
+    known: Int[Tensor, "n t"] | None = None,
+    known_mask: Bool[Tensor, "n t"] | None = None,
+) -> Int[Tensor, "n t"]:
+    """What `prior.sample` must return, from `prior.logits` alone: for tests and benchmarks."""
+    return sample(prior, naive_steps(prior, n, labels), n, generator, sampling, known, known_mask)

@@ -1,0 +1,75 @@
+"""Formulas on codes and on 8-bit images, in NumPy: whoever reads only codes or pictures need not import torch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+
+def frequencies(codes: Int[np.ndarray, ...], k: int) -> Float[np.ndarray, " k"]:
+    """Share of each of the K codes; they sum to 1."""
+    counts = np.bincount(np.asarray(codes).reshape(-1), minlength=k)
+    return counts / counts.sum()
+
+
+def entropy_bits(p: Float[np.ndarray, " k"]) -> float:
+    """-sum p log2 p, in bits; 0 log 0 = 0."""
+    p = p[p > 0]
+    return float(-(p * np.log2(p)).sum())
+
+
+def perplexity(p: Float[np.ndarray, " k"]) -> float:
+    """2 to the entropy: the number of equally likely codes that would be as hard to guess; 1 to K."""
+    return 2.0 ** entropy_bits(p)
+
+
+def usage(p: Float[np.ndarray, " k"]) -> float:
+    """Share of the codebook that occurs at all, 0 to 1."""
+    return float((p > 0).mean())
+
+
+def mse(a: UInt8[np.ndarray, "n h w c"], b: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, " n"]:
+    """Mean squared error of each image in units of [0, 1]^2 (a quarter of that on [-1, 1])."""
+    difference = (a.astype(np.float32) - b.astype(np.float32)) / 255
+    return np.square(difference).mean(axis=(1, 2, 3), dtype=np.float64)
+
+
+def psnr_db(error: float | Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """10 log10(1 / error), for a mean squared error in units of [0, 1]^2; a perfect image counts as 100 dB."""
+    return -10 * np.log10(np.maximum(error, 1e-10))
+
+
+def ssim(a: UInt8[np.ndarray, "n h w c"], b: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, " n"]:
+    """Structural similarity of each pair (Wang et al. 2004) by scikit-image: 7x7 windows, 8-bit range, -1 to 1."""
+    from skimage.metrics import structural_similarity
+
+    window = min(7, a.shape[1] - (a.shape[1] + 1) % 2, a.shape[2] - (a.shape[2] + 1) % 2)
+    pairs = zip(a, b, strict=True)
+    values = [structural_similarity(x, y, win_size=window, channel_axis=-1, data_range=255) for x, y in pairs]
+    return np.array(values)
+
+
+def by_family(values: Float[np.ndarray, " n"], families: list[str]) -> float:
+    """Mean over families of the mean within each: tone variants of one emoji count once."""
+    _, index = np.unique(families, return_inverse=True)
+    counts = np.bincount(index)
+    return float((np.bincount(index, weights=values) / counts).mean())
+
+
+def neighbours_equal(grid: Int[np.ndarray, "n h w"], dy: int, dx: int) -> float:
+    """Probability that the code `dy` below and `dx` to the right is the same; nan where the grid is too small."""
+    _, h, w = grid.shape
+    if h <= dy or w <= dx:
+        return math.nan
+    return float((grid[:, : h - dy, : w - dx] == grid[:, dy:, dx:]).mean())
+
+
+def split_grids(codes: Int[np.ndarray, "n t"], grids: tuple[tuple[int, int], ...]) -> list[Int[np.ndarray, "n h w"]]:
+    """Codes [N,T] as one array [N,h,w] per grid."""
+    folded, start = [], 0
+    for h, w in grids:
+        folded.append(np.asarray(codes[:, start : start + h * w]).reshape(-1, h, w))
+        start += h * w
+    return folded

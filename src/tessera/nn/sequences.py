@@ -1,0 +1,89 @@
+"""Codes [B,T] and the grids that they fold to: level by level, then depth by depth, raster order within a grid.
+
+Two grids ((1, 2), (2, 2)) give T = 6: codes[:, 0:2] are the only row of the first, codes[:, 2:4] and codes[:, 4:6] the
+rows of the second. What is per grid is a sequence in the same order, such as logits [B, h * w, K]: K may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tessera.core.contracts import Grids
+from tessera.core.errors import InputError
+
+
+def length(grids: Grids) -> int:
+    """T, the number of codes of an image."""
+    return sum(height * width for height, width in grids)
+
+
+def flatten(parts: Iterable[Int[Tensor, "b h w"]]) -> Int[Tensor, "b t"]:
+    """Codes grid by grid to one sequence; the inverse of `unflatten`."""
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def flatten_levels(levels: Iterable[Int[Tensor, "b r h w"]]) -> Int[Tensor, "b t"]:
+    """Codes of each level, with R depths (1, or more under a residual quantizer), to one sequence: level by level, then
+    depth by depth."""
+    return torch.cat([level.flatten(1) for level in levels], dim=1)
+
+
+def unflatten(codes: Int[Tensor, "b t"], grids: Grids) -> list[Int[Tensor, "b h w"]]:
+    """One sequence to its grids, as views.
+
+    Raises:
+        ValueError: T is not the number of codes of these grids.
+    """
+    if codes.shape[1] != length(grids):
+        raise ValueError(f"codes must have {length(grids)} columns for grids {grids}, got shape {tuple(codes.shape)}")
+    parts = codes.split([height * width for height, width in grids], dim=1)
+    return [part.unflatten(1, grid) for part, grid in zip(parts, grids, strict=True)]
+
+
+def code_log_prob(logits: Sequence[Float[Tensor, "b n k"]], codes: Int[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+    """log p of each code given what its logits were given, in nats (at most 0)."""
+    parts = codes.split([grid.shape[1] for grid in logits], dim=1)
+    # [B * n, K]: cross_entropy over a middle axis is several times slower
+    terms = [
+        F.cross_entropy(grid.flatten(0, 1), part.flatten(), reduction="none").view(part.shape)
+        for grid, part in zip(logits, parts, strict=True)
+    ]
+    return -torch.cat(terms, dim=1)
+
+
+def log_prob(logits: Sequence[Float[Tensor, "b n k"]], codes: Int[Tensor, "b t"]) -> Float[Tensor, " b"]:
+    """log p of each image's codes, in nats: the chain rule, so the sum over all T codes."""
+    return code_log_prob(logits, codes).sum(1)
+
+
+def nll(logits: Sequence[Float[Tensor, "b n k"]], codes: Int[Tensor, "b t"]) -> Float[Tensor, ""]:
+    """Mean negative log-likelihood in nats per code (at least 0): over all T codes of all images alike."""
+    return -code_log_prob(logits, codes).mean()
+
+
+def accuracy(logits: Sequence[Float[Tensor, "b n k"]], codes: Int[Tensor, "b t"]) -> Float[Tensor, ""]:
+    """Share of codes, from 0 to 1, that were the likeliest."""
+    return (torch.cat([grid.argmax(2) for grid in logits], dim=1) == codes).float().mean()
+
+
+def require_labels(labels: Int[Tensor, " b"] | None, classes: int, count: int) -> None:
+    """Labels are given exactly where a prior is conditioned on them (`classes` > 0), one per image.
+
+    Raises:
+        InputError: they are missing, superfluous, too few or too many, or out of range.
+    """
+    if labels is None and not classes:
+        return
+    if labels is None:
+        raise InputError(f"this prior is conditioned on {classes} classes: labels must be given, one per image")
+    if not classes:
+        raise InputError("this prior is not conditioned on classes: labels must be None")
+    if tuple(labels.shape) != (count,):
+        raise InputError(f"labels must have shape ({count},), one per image, got {tuple(labels.shape)}")
+    if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise InputError(f"labels must be from 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}")

@@ -1,0 +1,2 @@
+"""What a stage does where loading, calling and saving is not all of it: one file, named after the stage. Contracts only: no
+plug-in is known here by name."""

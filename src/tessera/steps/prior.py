@@ -1,0 +1,123 @@
+"""What training a prior minimises, and how it is judged: by the likelihood of codes it has not seen."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Generator, Tensor, nn
+
+from tessera.core import images
+from tessera.core.training import Fitted, Row, Task
+
+LOOKED_AT = 1000  # images of a split behind one point of a curve, at most; `evaluation/likelihood` reads whole splits
+
+
+class Objective(nn.Module):
+    def __init__(self, prior: nn.Module) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> dict[str, Tensor]:
+        return self.prior.losses(codes, labels)
+
+
+class Data:
+    """Codes by split, and labels where the prior is conditioned on them."""
+
+    def __init__(
+        self,
+        codes: dict[str, Int[np.ndarray, "n t"]],
+        augmented: Int[np.ndarray, "copies n t"],
+        share: float,
+        labels: dict[str, Int[np.ndarray, " n"]] | None,
+        classes: int,
+        batch_size: int,
+        device: Any,
+    ) -> None:
+        self.codes, self.labels, self.classes = codes, labels, classes
+        self.augmented, self.share = augmented, share if len(augmented) else 0.0
+        self.batch_size, self.device = batch_size, device
+        count = min(LOOKED_AT, *(len(array) for array in codes.values()))
+        self.looked_at = {split: images.evenly(len(array), count) for split, array in codes.items()}
+
+    @classmethod
+    def of(cls, run: Any) -> Data:
+        conditional, splits = run.params.prior.conditional, ("train", "val")
+        return cls(
+            {split: run.codes(split) for split in splits},
+            run.augmented_codes(),
+            run.params.prior.augmented,
+            {split: run.labels(split) for split in splits} if conditional else None,
+            len(run.label_names) if conditional else 0,
+            run.params.prior.training.batch_size,
+            run.runtime.device,
+        )
+
+    def rows(self, split: str, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        codes = torch.from_numpy(self.codes[split][indices].astype(np.int64)).to(self.device)
+        labels = torch.from_numpy(self.labels[split][indices]).to(self.device) if self.labels is not None else None
+        return codes, labels
+
+    def batch(self, indices: np.ndarray, generator: Generator) -> tuple[Tensor, Tensor | None]:
+        """Training examples: the plain codes of an image, or with probability `share` those of one of its copies."""
+        codes, labels = self.rows("train", indices)
+        if self.share:
+            copy = torch.randint(len(self.augmented), (len(indices),), generator=generator).numpy()
+            changed = torch.from_numpy(self.augmented[copy, indices].astype(np.int64)).to(self.device)
+            chosen = torch.rand(len(indices), generator=generator) < self.share
+            codes = torch.where(chosen[:, None].to(self.device), changed, codes)
+        return codes, labels
+
+
+def task(objective: Objective, data: Data) -> Task:
+    """What `fit` takes; the epoch with the best held-out likelihood is kept."""
+    return Task(
+        name="prior",
+        objective=objective,
+        examples=len(data.codes["train"]),
+        batch=data.batch,
+        evaluate=lambda objective: _evaluate(objective, data, data.looked_at),
+        score=lambda row: -row["val_nll_bits_per_code"],
+    )
+
+
+def fitted(objective: Objective, data: Data) -> Fitted | None:
+    """The fit of a prior in closed form (one that has `fit`), or None for one that is trained."""
+    if not hasattr(objective.prior, "fit"):
+        return None
+    objective.prior.fit(*data.rows("train", np.arange(len(data.codes["train"]))))
+    objective.to(data.device).eval()
+    with torch.no_grad():
+        row = {"epoch": 0, **_evaluate(objective, data, data.looked_at)}
+    objective.cpu()
+    return Fitted([row], 0, {})
+
+
+def _evaluate(objective: Objective, data: Data, looked_at: dict[str, np.ndarray]) -> Row:
+    """Bits per code and per image, and top-1 accuracy, of validation and of as many training images, in eval mode."""
+    row: Row = {}
+    for split, indices in looked_at.items():
+        nats, right = 0.0, 0.0
+        for where in images.batches(len(indices), data.batch_size):
+            codes, labels = data.rows(split, indices[where])
+            nats -= float(objective.prior.log_prob(codes, labels).sum())
+            guesses = [logits.argmax(-1) for logits in objective.prior.logits(codes, labels)]
+            right += float((torch.cat(guesses, dim=1) == codes).float().mean(1).sum())
+        bits = nats / math.log(2) / len(indices)
+        row[f"{split}_nll_bits_per_code"] = bits / data.codes[split].shape[1]
+        row[f"{split}_nll_bits_per_image"] = bits
+        row[f"{split}_accuracy"] = right / len(indices)
+    return row
+
+
+def metrics(objective: Objective, data: Data, fitted: Fitted) -> dict[str, Any]:
+    """Of the kept epoch. The gap between train and val is what the prior has memorised."""
+    row = next(row for row in fitted.history if row["epoch"] == fitted.epoch)
+    names = ("nll_bits_per_code", "nll_bits_per_image", "accuracy")
+    split = {name: {n: row[f"{name}_{n}"] for n in names} for name in ("val", "train")}
+    parameters = sum(parameter.numel() for parameter in objective.prior.parameters())
+    return {"epoch": fitted.epoch, "parameters": parameters, **split}

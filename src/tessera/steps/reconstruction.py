@@ -1,0 +1,79 @@
+"""What the codes keep of an image, and whether the loss of the rest lies in the autoencoder or in the quantization."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import UInt8
+
+from tessera.core import files, images, pictures
+from tessera.nn import scores
+
+SHOWN, COLUMNS = 48, 12
+
+
+def decoded(
+    tokenizer: Any, pixels: UInt8[np.ndarray, "n h w c"], path: Path, batch_size: int, device: Any
+) -> pd.DataFrame:
+    """Write the reconstructions to `path`, batch by batch; return the scores of each image.
+
+    Columns: `mse` (in units of [-1,1]^2, as the loss), `psnr_db` and `ssim` on 8-bit images, and `mse_from_z`, the error
+    that remains when the latents are decoded without being quantized.
+    """
+
+    def both(x: torch.Tensor) -> torch.Tensor:
+        latents = tokenizer.latents(x)
+        z_q = tuple(level.z_q for level in tokenizer.quantize(latents))
+        return torch.stack([tokenizer.decode_vectors(z_q), tokenizer.decode_vectors(latents)], dim=1)
+
+    rows = []
+    with files.streamed_array(path, pixels.shape, np.uint8) as out:
+        for where, pair in images.map_batches(both, pixels, batch_size, device):
+            quantized, continuous = images.to_pixels(pair[:, 0]), images.to_pixels(pair[:, 1])
+            out[where] = quantized
+            error = scores.mse(quantized, pixels[where])
+            columns = {
+                "mse": 4 * error,
+                "psnr_db": scores.psnr_db(error),
+                "ssim": scores.ssim(quantized, pixels[where]),
+                "mse_from_z": 4 * scores.mse(continuous, pixels[where]),
+            }
+            rows.append(pd.DataFrame(columns))
+    return pd.concat(rows, ignore_index=True)
+
+
+def metrics(tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """`psnr_db` is of the mean MSE; `psnr_db_per_image` the mean over images, which is larger (Jensen). `by_family` counts
+    each family once: about half of the emoji are tone variants."""
+    found: dict[str, Any] = {}
+    for split, table in tables.items():
+        found[split] = {"psnr_db": _psnr(table["mse"].mean()), "ssim": table["ssim"].mean()}
+    test = tables["test"]
+    families = list(test["family"])
+    found["test"] |= {
+        "mse": test["mse"].mean(),
+        "psnr_db_per_image": test["psnr_db"].mean(),
+        "psnr_db_from_z": _psnr(test["mse_from_z"].mean()),
+        "by_family": {
+            "psnr_db": _psnr(scores.by_family(test["mse"].to_numpy(), families)),
+            "ssim": scores.by_family(test["ssim"].to_numpy(), families),
+        },
+    }
+    return found
+
+
+def _psnr(mse: float) -> float:
+    return float(scores.psnr_db(mse / 4))
+
+
+def picture(
+    originals: UInt8[np.ndarray, "n h w c"], reconstructions: UInt8[np.ndarray, "n h w c"], table: pd.DataFrame
+) -> UInt8[np.ndarray, "height width c"]:
+    """Originals over reconstructions; one image per family, spread evenly, neither the best nor the worst."""
+    first = np.sort(np.unique(table["family"].to_numpy(str), return_index=True)[1])
+    chosen = first[images.evenly(len(first), SHOWN)]
+    return pictures.rows_of_pairs(originals[chosen], reconstructions[chosen], COLUMNS)

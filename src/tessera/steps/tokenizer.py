@@ -1,0 +1,201 @@
+"""What training a tokenizer minimises, what validation reports, and what is kept of chosen epochs.
+
+Contracts only: no plug-in is known here by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Generator, Tensor, nn
+
+from tessera.core import files, images, models, pictures, seams
+from tessera.core.params import Augmentation
+from tessera.core.params import Tokenizer as Section
+from tessera.core.run import Run
+from tessera.core.training import Fitted, Row, Task
+from tessera.nn import scores
+from tessera.nn.sequences import flatten_levels
+
+LOOKED_AT = (
+    1000  # images of a split behind one point of a curve, at most; the stage `reconstruction` reads whole splits
+)
+SHOWN = 16  # images whose reconstructions are kept at the snapshot epochs
+
+
+class Objective(nn.Module):
+    """Image terms of `losses:` with their weights, and the quantizer's own terms, which come weighted."""
+
+    def __init__(self, tokenizer: nn.Module, terms: dict[str, tuple[float, nn.Module]]) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.terms = nn.ModuleDict({name: term for name, (_, term) in terms.items()})
+        self.weights = {name: weight for name, (weight, _) in terms.items()}
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> dict[str, Tensor]:
+        return self.losses(x, self.tokenizer(x))
+
+    def losses(self, x: Float[Tensor, "b c h w"], output: Any) -> dict[str, Tensor]:
+        losses = {name: self.weights[name] * term(x, output) for name, term in self.terms.items()}
+        for level in output.quantized:
+            for name, value in level.losses.items():
+                losses[name] = losses.get(name, 0) + value
+        return losses
+
+
+def loss_terms(run: Run) -> dict[str, tuple[float, nn.Module]]:
+    """The losses of params.yaml by name, each with its weight; a term of weight 0 is not built and costs nothing."""
+    configs = {name: run.params.config("losses", name) for name in run.params.keys("losses")}
+    return {
+        name: (config.weight, seams.plugin("losses", name).build(config, run))
+        for name, config in configs.items()
+        if config.weight
+    }
+
+
+class Data:
+    """Training batches, and the fixed images that curves are computed on."""
+
+    def __init__(
+        self,
+        pixels: dict[str, UInt8[np.ndarray, "n h w c"]],
+        augmentation: Augmentation,
+        batch_size: int,
+        device: Any,
+    ) -> None:
+        self.pixels, self.augmentation, self.batch_size, self.device = pixels, augmentation, batch_size, device
+        # as many training as validation images: perplexity over fewer images is lower
+        count = min(LOOKED_AT, *(len(array) for array in pixels.values()))
+        self.looked_at = {split: array[images.evenly(len(array), count)] for split, array in pixels.items()}
+        self.shown = self.looked_at["val"][images.evenly(len(self.looked_at["val"]), SHOWN)]
+
+    def batch(self, indices: np.ndarray, generator: Generator) -> tuple[Tensor]:
+        x = images.to_model(self.pixels["train"][np.sort(indices)], self.device)  # sorted: a memory map reads forward
+        return (images.augmented(x, self.augmentation, generator),)
+
+
+def task(objective: Objective, data: Data, section: Section) -> Task:
+    """What `fit` takes."""
+    every, epochs = section.keep_every, section.training.epochs
+    kept = set(range(every, epochs + 1, every)) if every else set()
+    score = {
+        "best": lambda row: -row["val_total"],
+        "best_usage": lambda row: row["val_usage"],
+        "last": lambda row: row["epoch"],
+    }[section.keep]
+
+    def snapshot(objective: Objective, epoch: int) -> dict[str, Tensor]:
+        taken = _snapshot(objective, data) if epoch in section.snapshot_epochs else {}
+        if epoch in kept:
+            taken |= {f"weights/{name}": value for name, value in objective.tokenizer.state_dict().items()}
+        return taken
+
+    return Task(
+        name="tokenizer",
+        objective=objective,
+        examples=len(data.pixels["train"]),
+        batch=data.batch,
+        evaluate=lambda objective: _evaluate(objective, data),
+        score=score,
+        snapshot=snapshot,
+        snapshot_epochs={*section.snapshot_epochs, *kept},
+    )
+
+
+def _snapshot(objective: Objective, data: Data) -> dict[str, Tensor]:
+    reconstruction = objective.tokenizer(images.to_model(data.shown, data.device)).reconstruction
+    books = {f"codebook_{index}": book for index, book in enumerate(objective.tokenizer.codebooks)}
+    return {"reconstruction": torch.from_numpy(images.to_pixels(reconstruction)), **books}
+
+
+def _evaluate(objective: Objective, data: Data) -> Row:
+    """Validation row: every loss term and score of `val`; of `train` the scores, in eval mode, beside the loss terms
+    that training itself has averaged."""
+    train = _scores(objective, data, data.looked_at["train"])
+    val = _scores(objective, data, data.looked_at["val"])
+    row = {f"val_{name}": value for name, value in val.items()}
+    return row | {f"train_{name}": train[name] for name in ("usage", "perplexity", "mse_pixels", "psnr_db", "ssim")}
+
+
+def _scores(objective: Objective, data: Data, pixels: UInt8[np.ndarray, "n h w c"]) -> Row:
+    """Every loss term, and what the codes and the pictures are worth, over all of `pixels`."""
+    sums: Row = {}
+    codes, errors, similar = [], [], []
+    for where in images.batches(len(pixels), data.batch_size):
+        x = images.to_model(pixels[where], data.device)
+        output = objective.tokenizer(x)
+        for name, value in objective.losses(x, output).items():
+            sums[name] = sums.get(name, 0.0) + float(value) * len(x)
+        decoded = images.to_pixels(output.reconstruction)
+        codes.append(flatten_levels([level.codes for level in output.quantized]).cpu().numpy())
+        errors.append(scores.mse(decoded, pixels[where]))
+        similar.append(scores.ssim(decoded, pixels[where]))
+    row = {name: value / len(pixels) for name, value in sums.items()}
+    row["total"] = sum(row.values())
+    row["mse_pixels"] = float(np.concatenate(errors).mean())
+    row["psnr_db"] = float(scores.psnr_db(row["mse_pixels"]))
+    row["ssim"] = float(np.concatenate(similar).mean())
+    return row | _code_scores(np.concatenate(codes), objective.tokenizer)
+
+
+def _code_scores(codes: Int[np.ndarray, "n t"], tokenizer: Any) -> Row:
+    """Usage and perplexity over all the codes, mean over the grids."""
+    folded = scores.split_grids(codes, tokenizer.grids)
+    shares = [scores.frequencies(grid, k) for grid, k in zip(folded, tokenizer.codebook_sizes, strict=True)]
+    return {
+        "usage": float(np.mean([scores.usage(p) for p in shares])),
+        "perplexity": float(np.mean([scores.perplexity(p) for p in shares])),
+    }
+
+
+def metrics(fitted: Fitted) -> dict[str, Any]:
+    """Of the kept epoch: loss and codebook; the pictures' scores over whole splits are the stage `reconstruction`'s."""
+    row = next(row for row in fitted.history if row["epoch"] == fitted.epoch)
+    return {
+        "epoch": fitted.epoch,
+        "val": {name: row[f"val_{name}"] for name in ("total", "usage", "perplexity")},
+        "train": {name: row[f"train_{name}"] for name in ("total", "usage", "perplexity")},
+    }
+
+
+def write_snapshots(fitted: Fitted, data: Data) -> None:
+    """Pictures of the snapshot epochs (one row each, under the originals; the codebook's two main directions), their
+    codebooks as `artifacts/tokenizer/snapshots.safetensors`, and the weights of every n-th epoch where asked."""
+    epochs = sorted({int(name.partition("/")[0]) for name in fitted.snapshots})
+    books, rows = {}, [data.shown]
+    for epoch in epochs:
+        taken = {n.partition("/")[2]: t for n, t in fitted.snapshots.items() if n.startswith(f"{epoch}/")}
+        weights = {name.removeprefix("weights/"): t for name, t in taken.items() if name.startswith("weights/")}
+        if weights:
+            models.save_weights(files.ARTIFACTS / "tokenizer" / "epochs" / f"{epoch:04d}.safetensors", weights)
+        if "reconstruction" in taken:
+            rows.append(taken["reconstruction"].numpy())
+            books |= {f"{epoch}/{name}": t for name, t in taken.items() if name.startswith("codebook_")}
+    models.save_weights(files.ARTIFACTS / "tokenizer" / "snapshots.safetensors", books)
+    folder = files.PLOTS / "tokenizer"
+    files.write_picture(folder / "reconstructions.png", pictures.sheet(np.concatenate(rows), len(data.shown)))
+    if books:
+        files.write_picture(folder / "codebook.png", _codebooks({n: t.numpy() for n, t in books.items()}))
+
+
+def _codebooks(books: dict[str, Float[np.ndarray, "k d"]]) -> Any:
+    """Each snapshot's code vectors on the two principal directions of the last one, so that motion is seen."""
+    from matplotlib.figure import Figure
+
+    grids = sorted({name.partition("/")[2] for name in books})
+    epochs = sorted({int(name.partition("/")[0]) for name in books})
+    figure = Figure(figsize=(2.6 * len(epochs), 2.8 * len(grids)))
+    axes = figure.subplots(len(grids), len(epochs), squeeze=False, sharex="row", sharey="row")
+    for row, grid in enumerate(grids):
+        last = books[f"{epochs[-1]}/{grid}"]
+        centre = last.mean(0)
+        _, _, directions = np.linalg.svd(last - centre, full_matrices=False)
+        for column, epoch in enumerate(epochs):
+            points = (books[f"{epoch}/{grid}"] - centre) @ directions[:2].T
+            axes[row, column].scatter(*points.T, s=6, alpha=0.7, linewidths=0)
+            axes[row, column].set_title(f"{grid.replace('_', ' ')}, epoch {epoch}", fontsize=9)
+            axes[row, column].set_aspect("equal", "box")
+    return figure
