@@ -1,0 +1,9 @@
+"""One script per stage, run as `python -m stages.<stage>` from the root of the repository.
+
+The code beside the scripts goes first on the path: an experiment in a temporary folder runs its own version.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))

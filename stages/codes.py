@@ -1,0 +1,17 @@
+"""codes: dataset, tokenizer -> artifacts/codes/, of every split, and of augmented copies of the training images"""
+
+from tessera.core import files
+from tessera.core.run import Run
+from tessera.runtime.stage import enter
+from tessera.steps import codes as step
+
+
+def main(run: Run) -> None:
+    tokenizer, folder = run.tokenizer(), run.folder("codes")
+    step.encode(tokenizer, run, folder)
+    facts = {"grids": tokenizer.grids, "codebook_sizes": tokenizer.codebook_sizes}
+    files.write_json(folder / "facts.json", facts)
+
+
+if __name__ == "__main__":
+    enter(main)

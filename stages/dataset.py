@@ -1,0 +1,33 @@
+"""dataset: source -> artifacts/dataset/, artifacts/targets/ (the same, larger), metrics/dataset.json, plots/dataset/"""
+
+from pathlib import Path
+
+from tessera.core import files, images, pictures, seams
+from tessera.core.run import Run
+from tessera.core.seeding import numpy_generator
+from tessera.runtime.stage import enter
+from tessera.steps import dataset as step
+
+
+def main(run: Run) -> None:
+    dataset, seed, folder = run.params.dataset, run.params.seed, run.folder("dataset")
+    plugin, config = seams.plugin("datasets", dataset.name), run.params.config("dataset")
+    source = plugin.load(config, Path(dataset.source), numpy_generator(seed, "dataset", "load"))
+    prepared = step.prepare(
+        source,
+        dataset,
+        numpy_generator(seed, "dataset", "split"),
+        lambda rows: run.runtime.progress(iterable=rows, desc="dataset", unit="image"),
+    )
+    prepared.save(folder, run.folder("targets"))
+    files.write_table(folder / "table.csv", prepared.table)
+    files.write_json(folder / "facts.json", {"label_names": list(source.label_names)})
+    files.write_metrics("dataset", prepared.metrics)
+    train = run.images("train")
+    shown = train[images.evenly(len(train), 60)]
+    files.write_picture(files.PLOTS / "dataset" / "examples.png", pictures.sheet(shown, columns=12))
+    print("\n".join(f"dataset: {note}" for note in prepared.notes), end="\n" if prepared.notes else "")
+
+
+if __name__ == "__main__":
+    enter(main)
