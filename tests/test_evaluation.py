@@ -1,0 +1,427 @@
+"""Measures of samples: the contract over every file of the seam; each formula against a closed form or brute force."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from conftest import ROOT, example, pictures
+
+import stages.evaluation
+from tessera.core import files, seams
+from tessera.core.run import SPLITS, Run
+from tessera.evaluation import coverage, frechet, likelihood, memorisation
+from tessera.nn import neighbours
+
+
+def gaussian(n: int, f: int = 4, shift: float = 0.0, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(shift, 1, (n, f))
+
+
+@pytest.fixture
+def measured(tiny_run):
+    """`measured(name, **values)`: the report of a plug-in on tiny artefacts; features are Gaussian."""
+    run: Run = tiny_run()
+    sizes = {"train": 12, "val": 6, "test": 10, "reconstruction": 10, "samples": 16, "baseline": 14}
+    for index, (name, n) in enumerate(sizes.items()):
+        files.save_array(run.folder("features") / f"{name}.npy", gaussian(n, seed=index).astype(np.float32))
+    files.write_json(run.folder("features") / "facts.json", {"distance": "fd_classifier"})
+    everything = pictures(sum(sizes.values()))
+    files.save_array(run.folder("dataset") / "test.npy", everything[12:22])
+    files.save_array(run.folder("reconstruction") / "test.npy", everything[12:22] // 2)
+    files.save_array(run.folder("samples/samples") / "images.npy", everything[22:38])
+    files.save_array(run.folder("samples/baseline") / "images.npy", everything[38:52])
+
+    def measure(name: str, **values: Any) -> Any:
+        module = seams.plugin("evaluation", name)
+        return module.measure(example(module.Config, **values), tiny_run(name))
+
+    return measure
+
+
+def numbers(metrics: dict[str, Any]) -> list[float]:
+    return [n for value in metrics.values() for n in (numbers(value) if isinstance(value, dict) else [value])]
+
+
+# the contract
+
+
+@pytest.mark.parametrize("name", seams.names("evaluation"))
+def test_metrics_are_finite_and_the_same_twice(measured, name):
+    first, again = measured(name), measured(name)
+    assert numbers(first.metrics)
+    assert np.isfinite(numbers(first.metrics)).all()
+    assert first.metrics == again.metrics
+    assert first.tables
+    for title, table in first.tables.items():
+        assert table.equals(again.tables[title])
+
+
+@pytest.mark.parametrize("name", seams.names("evaluation"))
+def test_stage_writes_the_report(measured, tiny_run, name):
+    run = tiny_run(name)
+    run.params.raw["evaluation"] = {name: example(seams.plugin("evaluation", name).Config).model_dump()}
+    stages.evaluation.main(run)
+    report, metrics = measured(name), files.read_json(Path(f"metrics/evaluation/{name}.json"))
+    assert numbers(metrics) == pytest.approx(numbers(report.metrics), 1e-5)
+    written = {path.name for path in Path(f"plots/evaluation/{name}").iterdir()}
+    assert written == {f"{title}.csv" for title in report.tables} | {f"{title}.png" for title in report.pictures}
+
+
+def test_a_measure_that_does_not_apply_says_so(tiny_run, monkeypatch, capsys):
+    monkeypatch.setattr(frechet, "requires", lambda params: "there is nothing to compare", raising=False)
+    stages.evaluation.main(tiny_run("frechet"))
+    assert files.read_json(Path("metrics/evaluation/frechet.json")) == {"applies": 0}
+    assert "there is nothing to compare" in capsys.readouterr().out
+
+
+def test_coverage_and_memorisation_import_no_torch(measured, raw):
+    values = {
+        "coverage": example(coverage.Config).model_dump(),
+        "memorisation": example(memorisation.Config).model_dump(),
+    }
+    program = (
+        "import json, sys; from tessera.core.params import Params; from tessera.core.run import Run\n"
+        "raw = json.loads(sys.argv[1])\n"
+        "for key in raw['evaluation']:\n"
+        "    run = Run(Params(raw), key); run.write('evaluation', run.measure('evaluation'))\n"
+        "assert 'tessera.evaluation.coverage' in sys.modules and 'torch' not in sys.modules"
+    )
+    command = [sys.executable, "-c", program, json.dumps({**raw, "evaluation": values})]
+    done = subprocess.run(command, env={"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Path("metrics/evaluation/memorisation.json").exists()
+
+
+# Fréchet distance and KID
+
+
+def standard(n: int, f: int, seed: int = 0) -> np.ndarray:
+    """Points whose sample mean is 0 and sample covariance the identity, exactly."""
+    points = gaussian(n, f, seed=seed)
+    points -= points.mean(0)
+    return points @ np.linalg.inv(np.linalg.cholesky(np.cov(points, rowvar=False))).T
+
+
+def test_distance_of_gaussians_is_the_closed_form():
+    """N(0, I) and N(m, diag(s^2)): |m|^2 + sum (s - 1)^2."""
+    m, s = np.array([3.0, 0.0, -1.0, 0.5]), np.array([1.0, 2.0, 0.5, 3.0])
+    found = frechet.distance(standard(50, 4), m + standard(70, 4, seed=1) * s)
+    assert found == pytest.approx((m**2).sum() + ((s - 1) ** 2).sum(), abs=1e-6)
+
+
+def test_distance_is_zero_on_itself_symmetric_and_grows_with_the_shift():
+    a, b = gaussian(60), gaussian(60, shift=0.5, seed=1)
+    assert frechet.distance(a, a) == pytest.approx(0, abs=1e-7)
+    assert frechet.distance(a, b) == pytest.approx(frechet.distance(b, a), rel=1e-9)
+    assert frechet.distance(a, b) < frechet.distance(a, b + 1) < frechet.distance(a, b + 2)
+
+
+def test_distance_shrinks_with_the_number_of_images():
+    """Why every set must have the same: equal distributions, and a tenth of the images."""
+    few, many = (frechet.distance(gaussian(n), gaussian(n, seed=1)) for n in (30, 300))
+    assert few > 4 * many
+
+
+def test_kid_is_the_unbiased_mmd():
+    """With subsets of the whole set: the mean over pairs of different points of ((ab / F) + 1)^3, by loops."""
+    a, b = gaussian(9, 3), gaussian(9, 3, shift=1, seed=1)
+
+    def mean(x: np.ndarray, y: np.ndarray, same: bool) -> float:
+        terms = [(x[i] @ y[j] / 3 + 1) ** 3 for i in range(9) for j in range(9) if not (same and i == j)]
+        return sum(terms) / len(terms)
+
+    expected = mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False)
+    found = frechet.kid(a, b, subsets=2, size=9, seed=0)
+    assert found.mean == pytest.approx(expected, rel=1e-9)
+    assert found.low == pytest.approx(found.high)  # every subset is the whole set
+
+
+def test_kid_is_around_zero_for_equal_distributions_only():
+    a = gaussian(400)
+    equal = frechet.kid(a, gaussian(400, seed=1), subsets=100, size=100, seed=0)
+    other = frechet.kid(a, gaussian(400, shift=1, seed=1), subsets=100, size=100, seed=0)
+    assert equal.low < 0 < equal.high
+    assert abs(equal.mean) < 0.05
+    assert other.low > 0.5
+
+
+def test_kid_depends_on_the_seed_alone():
+    a, b = gaussian(40), gaussian(40, seed=1)
+    np.random.seed(0)
+    first = frechet.kid(a, b, subsets=5, size=10, seed=2**40 + 7)
+    np.random.seed(1)
+    assert frechet.kid(a, b, subsets=5, size=10, seed=2**40 + 7) == first
+    assert frechet.kid(a, b, subsets=5, size=10, seed=8) != first
+
+
+@pytest.mark.parametrize(("count", "used"), [(5, 5), (1000, 10)])  # 10: of test, the smallest
+def test_every_set_has_the_same_number_of_images(measured, monkeypatch, count, used):
+    compared = []
+    monkeypatch.setattr(frechet, "distance", lambda a, b: compared.extend([len(a), len(b)]) or 0.0)
+    report = measured("frechet", count=count)
+    assert compared == [used] * 12
+    assert report.metrics["images"] == used
+    assert list(report.tables["pairs"]["images"]) == [used] * 6
+
+
+def test_headline_is_what_the_table_says(measured, tiny_run):
+    report, run = measured("frechet", count=1000), tiny_run("frechet")
+    table = report.tables["pairs"].set_index(["first", "second"])
+    found = report.metrics["fd_classifier"]["reconstruction_test"]
+    assert found == table.loc[("reconstruction", "test"), "fd_classifier"]
+    assert found == pytest.approx(frechet.distance(run.features("reconstruction"), run.features("test")))
+    kid = report.metrics["kid_classifier"]
+    assert kid["samples_test_low"] <= kid["samples_test"] <= kid["samples_test_high"]
+
+
+def test_the_distance_is_never_called_fid_on_other_features_than_inceptions(measured):
+    assert set(measured("frechet").metrics) == {"images", "fd_classifier", "kid_classifier"}
+    files.write_json(Path("artifacts/features/facts.json"), {"distance": "fid"})
+    report = measured("frechet")
+    assert set(report.metrics) == {"images", "fid", "kid"}
+    assert {"fid", "kid", "kid_low"} <= set(report.tables["pairs"].columns)
+
+
+# nearest neighbours
+
+
+def brute(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float, float, float]:
+    """Precision, recall, density and coverage, by loops over the definitions."""
+
+    def ball(points: np.ndarray, i: int) -> float:
+        return sorted(math.dist(points[i], points[j]) for j in range(len(points)) if j != i)[k - 1]
+
+    real_balls, fake_balls = ([ball(x, i) for i in range(len(x))] for x in (real, fake))
+    within = [[math.dist(r, f) <= real_balls[i] for f in fake] for i, r in enumerate(real)]
+    precision = sum(any(row[j] for row in within) for j in range(len(fake))) / len(fake)
+    recall = sum(any(math.dist(r, f) <= fake_balls[j] for j, f in enumerate(fake)) for r in real) / len(real)
+    density = sum(map(sum, within)) / (k * len(fake))
+    return precision, recall, density, sum(map(any, within)) / len(real)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("shift", [0.0, 1.5])
+def test_overlap_is_what_the_definitions_say(k, shift):
+    real, fake = gaussian(30, 3), gaussian(20, 3, shift, seed=1)
+    assert neighbours.overlap(real, fake, k) == pytest.approx(brute(real, fake, k))
+
+
+def test_precision_and_recall_agree_with_torch_fidelity():
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    real, fake = gaussian(80), 0.5 * gaussian(60, seed=1)
+    theirs = prc_features_to_metric(torch.from_numpy(fake), torch.from_numpy(real), prc_neighborhood=3, verbose=False)
+    found = neighbours.overlap(real, fake, 3)
+    assert (found.precision, found.recall) == pytest.approx((theirs["precision"], theirs["recall"]))
+    assert found.precision > found.recall + 0.2  # which is which
+
+
+def test_equal_sets_cover_one_another_and_distant_ones_do_not():
+    a = gaussian(50)
+    same, far = neighbours.overlap(a, a, 5), neighbours.overlap(a, a + 100, 5)
+    assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
+    assert far == (0, 0, 0, 0)
+
+
+def test_mode_collapse_has_precision_but_no_recall():
+    real = np.concatenate([gaussian(50), gaussian(50, shift=20, seed=1)])
+    found = neighbours.overlap(real, 0.1 * gaussian(100, seed=2), 5)
+    assert found.precision == 1
+    assert found.recall < 0.1
+    assert found.coverage < 0.5
+
+
+def test_one_real_outlier_saves_precision_but_not_density_and_coverage():
+    """Why all four are reported (Naeem et al. 2020, figure 2)."""
+    real = np.concatenate([gaussian(50), [[30.0, 0, 0, 0]]])
+    junk = gaussian(50, seed=1) + np.array([15.0, 0, 0, 0])
+    found = neighbours.overlap(real, junk, 5)
+    assert found.precision == 1
+    assert found.density <= 0.2
+    assert found.coverage < 0.05
+
+
+@pytest.mark.parametrize("block", [3, 1000])
+def test_nearest_is_the_nearest(monkeypatch, block):
+    monkeypatch.setattr(neighbours, "BLOCK", block)
+    points, references = gaussian(8), gaussian(11, seed=1)
+    index, distance = neighbours.nearest(points, references)
+    expected = [[math.dist(p, r) for r in references] for p in points]
+    assert list(index) == [row.index(min(row)) for row in expected]
+    np.testing.assert_allclose(distance, np.min(expected, axis=1))
+
+
+def test_a_copy_is_at_distance_zero_also_of_bytes():
+    pixels = pictures(9).reshape(9, -1)
+    index, distance = neighbours.nearest(pixels[[4, 2]], pixels)
+    assert list(index) == [4, 2]
+    assert list(distance) == [0, 0]
+    features = 1e3 + gaussian(9).astype(np.float32)
+    assert neighbours.nearest(features[3:], features)[1].max() == 0
+
+
+def test_subsets_are_without_repetition():
+    chosen = neighbours.subset(np.random.default_rng(0), 100, 60)
+    assert len(set(chosen)) == 60
+    assert list(neighbours.subset(np.random.default_rng(0), 4, 6)) == [0, 1, 2, 3]
+
+
+# coverage
+
+
+def test_coverage_compares_equal_numbers_against_test(measured, tiny_run):
+    report, run = measured("coverage", count=1000, neighbours=3), tiny_run("coverage")
+    table = report.tables["overlap"].set_index("fake")
+    assert set(table["images"]) == {10}
+    assert set(table.index) == {"samples", "train", "baseline", "reconstruction"}
+    assert report.metrics == {"samples": dict(table.loc["samples", ["precision", "recall", "density", "coverage"]])}
+    found = table.loc["reconstruction"]
+    expected = neighbours.overlap(run.features("test"), run.features("reconstruction"), 3)
+    assert tuple(found[["precision", "recall", "density", "coverage"]]) == pytest.approx(expected)
+
+
+# memorisation
+
+
+def test_copies_are_at_ratio_zero_and_all_too_near():
+    train, test = gaussian(200), gaussian(300, seed=1)
+    unseen = neighbours.nearest(test, train)[1]
+    found = memorisation.compare(neighbours.nearest(train[:50], train)[1], unseen, 0.01)
+    assert found == {"median_ratio": 0, "near_share": 1}
+
+
+def test_new_draws_are_as_far_as_test_images():
+    train, test = gaussian(400), gaussian(2000, seed=1)
+    unseen = neighbours.nearest(test, train)[1]
+    found = memorisation.compare(neighbours.nearest(gaussian(2000, seed=2), train)[1], unseen, 0.05)
+    assert found["median_ratio"] == pytest.approx(1, abs=0.05)
+    assert found["near_share"] == pytest.approx(0.05, abs=0.02)
+
+
+def test_half_copies_are_found_in_the_share():
+    train, test = gaussian(400), gaussian(400, seed=1)
+    samples = np.concatenate([train[:100], gaussian(100, seed=2)])
+    distances, unseen = (neighbours.nearest(points, train)[1] for points in (samples, test))
+    assert memorisation.compare(distances, unseen, 0.01)["near_share"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_copies_are_found_where_some_test_images_have_a_twin():
+    found = memorisation.compare(np.zeros(10), np.concatenate([np.zeros(5), np.ones(95)]), 0.01)
+    assert found == {"median_ratio": 0, "near_share": 1}
+
+
+def test_pixel_distance_is_rmse_in_grey_levels(measured, tiny_run):
+    run = tiny_run("memorisation")
+    train = np.full((12, 8, 8, 3), 100, np.uint8)
+    files.save_array(run.folder("dataset") / "train.npy", train)
+    files.save_array(run.folder("dataset") / "test.npy", train[:10] + np.uint8(10))
+    files.save_array(run.folder("reconstruction") / "test.npy", train[:10] + np.uint8(5))
+    files.save_array(run.folder("samples/samples") / "images.npy", np.full((16, 8, 8, 3), 100, np.uint8))
+    report = measured("memorisation")
+    pixels = report.tables["compared"].set_index(["space", "of"]).loc["pixels"]
+    assert pixels.loc["samples", "test_median"] == pytest.approx(10)
+    assert pixels.loc["reconstruction", "median_ratio"] == pytest.approx(0.5)
+    assert report.metrics["pixels"] == {"median_ratio": 0, "near_share": 1}
+
+
+def test_histograms_are_shares(measured):
+    table = measured("memorisation").tables["distances"]
+    for _, part in table.groupby("space"):
+        np.testing.assert_allclose(part[["test", "samples", "baseline", "reconstruction"]].sum(), 1)
+
+
+def test_the_closest_pairs_stand_over_one_another():
+    samples, train = pictures(6, 64, 64), 255 - pictures(5, 64, 64)
+    sheet = memorisation.closest(samples, train, np.array([0, 1, 2, 3, 4, 0]), np.array([5.0, 1, 4, 0, 3, 2]), 2)
+    assert sheet.shape == (2 * 68 + 4, 2 * 68 + 4, 3)
+    for column, index in enumerate([3, 1]):
+        left = 4 + 68 * column
+        np.testing.assert_array_equal(sheet[4:68, left : left + 64], samples[index])
+        np.testing.assert_array_equal(sheet[72:136, left : left + 64], train[index])
+
+
+# likelihood
+
+
+class Fixed:
+    """A prior that draws every code by `p`, and looks at labels where it has classes."""
+
+    def __init__(self, p: list[float], classes: int = 0) -> None:
+        self.nats, self.classes, self.seen = -torch.tensor(p).double().log(), classes, []
+
+    def log_prob(self, codes: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        assert (labels is not None) == (self.classes > 0)
+        self.seen += [] if labels is None else labels.tolist()
+        return -self.nats[codes].sum(1)
+
+
+def likelihood_of(prior: Fixed, codes: dict[str, np.ndarray], **values: Any) -> Any:
+    run = SimpleNamespace(
+        prior=lambda: prior,
+        codes=codes.__getitem__,
+        labels=lambda split: np.arange(len(codes[split])),
+        grids=((1, 2), (2, 2)),
+        codebook_sizes=(4, 4),
+        runtime=None,
+    )
+    return likelihood.measure(example(likelihood.Config, **values), run)
+
+
+@pytest.fixture
+def codes() -> dict[str, np.ndarray]:
+    draws, p = np.random.default_rng(0), [0.5, 0.25, 0.125, 0.125]
+    return {split: draws.choice(4, (n, 6), p=p) for split, n in zip(SPLITS, (64, 9, 7), strict=True)}
+
+
+def test_a_uniform_prior_needs_log2_k_bits_per_code(codes):
+    report = likelihood_of(Fixed([0.25] * 4), codes)
+    table = report.tables["splits"].set_index("split")
+    assert set(table.index) == set(SPLITS)
+    assert list(table["nll_bits_per_code"]) == pytest.approx([2] * 3)
+    assert list(table["nll_bits_per_image"]) == pytest.approx([12] * 3)
+    assert table.loc["val", "recall_bits_per_code"] == pytest.approx(6 / 6)  # log2 of 64 images, over 6 codes
+    assert report.metrics["gap_bits_per_code"] == pytest.approx(0)
+    assert report.metrics["val"]["nll_bits_per_image"] == table.loc["val", "nll_bits_per_image"]
+
+
+def test_entropy_is_that_of_each_grid_in_each_split(codes):
+    metrics = likelihood_of(Fixed([0.25] * 4), codes).tables["splits"].set_index("split").T
+    for split in SPLITS:
+        parts = (codes[split][:, :2], codes[split][:, 2:])
+        expected = [scipy.stats.entropy(np.bincount(part.ravel()), base=2) for part in parts]
+        assert metrics[split]["entropy_bits_per_image"] == pytest.approx(2 * expected[0] + 4 * expected[1])
+        assert metrics[split]["share_saved"] == pytest.approx(1 - 12 / (2 * expected[0] + 4 * expected[1]))
+
+
+def test_knowing_frequencies_alone_saves_nothing():
+    codes = {split: np.tile([0, 1, 0, 1, 0, 1], (3, 1)) for split in SPLITS}
+    metrics = likelihood_of(Fixed([0.5, 0.5, 1e-9, 1e-9]), codes).metrics
+    assert metrics["test"]["share_saved"] == pytest.approx(0, abs=1e-9)
+
+
+def test_codes_without_any_entropy_have_nothing_to_save():
+    codes = {split: np.zeros((3, 6), np.int64) for split in SPLITS}
+    assert likelihood_of(Fixed([0.25] * 4), codes).metrics["val"]["share_saved"] == 0
+
+
+def test_batches_do_not_matter_and_labels_go_along(codes):
+    priors = [Fixed([0.4, 0.3, 0.2, 0.1], classes=64) for _ in range(2)]
+    whole, parts = (likelihood_of(p, codes, batch_size=n).metrics for p, n in zip(priors, (100, 5), strict=True))
+    assert numbers(whole) == pytest.approx(numbers(parts))
+    assert priors[0].seen == priors[1].seen == [*range(64), *range(9), *range(7)]
+
+
+def test_configs_of_this_seam_have_bounds():
+    for module, values in ((frechet, {"count": 3}), (coverage, {"neighbours": 0}), (memorisation, {"quantile": 1.0})):
+        with pytest.raises(ValueError, match=next(iter(values))):
+            example(module.Config, **values)

@@ -1,0 +1,352 @@
+"""Feature networks: the contract over every file of the seam, what is learnt, and where weights come from."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import urllib.error
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import FakeRuntime, example, pictures
+from torch import nn
+from torch.nn import functional as F
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+import stages.extractor
+import stages.features
+from tessera.core import files, images, models, seams
+from tessera.core.errors import InputError
+from tessera.core.params import Extractor, Params
+from tessera.core.params import Runtime as Settings
+from tessera.core.run import SPLITS, Run
+from tessera.extractors import classifier, inception
+from tessera.runtime.devices import Interrupted, Runtime
+from tessera.runtime.scratch import Scratch
+from tessera.steps import extractor as feature_training
+
+SHAPE = (3, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, Any]:
+    """Every extractor, built once from its tiny Config for two classes, with weights that let signals through."""
+    torch.manual_seed(0)
+    built = {}
+    for name in seams.names("extractors"):
+        module = seams.plugin("extractors", name)
+        built[name] = module.build(example(module.Config), SHAPE, 2).eval()
+        for layer in built[name].modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight)
+    return built
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return images.to_model(pictures(3))
+
+
+# the contract
+
+
+@pytest.mark.parametrize("name", seams.names("extractors"))
+def test_features_are_finite_float32_of_the_promised_length(networks, name, x):
+    features = networks[name](x)
+    assert features.shape == (3, networks[name].dim)
+    assert features.dtype == torch.float32
+    assert features.isfinite().all()
+    assert features.std(0).max() > 1e-3  # they tell images apart
+
+
+@pytest.mark.parametrize("name", seams.names("extractors"))
+def test_features_of_an_image_do_not_depend_on_its_batch(networks, name, x):
+    torch.testing.assert_close(networks[name](x)[1:2], networks[name](x[1:2]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", seams.names("extractors"))
+def test_a_saved_network_needs_nothing_else(networks, name, x, tmp_path):
+    """Neither params nor a file of pretrained weights."""
+    config = example(seams.plugin("extractors", name).Config).model_dump()
+    recipe = models.Recipe("extractors", name, config, {"image_shape": list(SHAPE), "classes": 2})
+    models.save(tmp_path, networks[name], recipe, "")
+    assert torch.equal(models.load(tmp_path)(x[:1]), networks[name](x[:1]))
+
+
+def test_only_inception_is_called_fid(networks):
+    for name, network in networks.items():
+        assert (network.distance == "fid") == (name == "inception")
+        assert network.distance == "fid" or network.distance.startswith("fd_")
+
+
+# classifier
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 9), (3, 32, 32)])
+def test_classifier_takes_any_channels_and_size(shape):
+    network = classifier.build(example(classifier.Config), shape, 3)
+    assert network(torch.zeros(2, *shape)).shape == (2, 8)
+    assert network.maps(torch.zeros(2, *shape))[-1].shape[2] <= 4
+
+
+def test_losses_are_cross_entropy_of_the_labels(networks, x):
+    network, labels = networks["classifier"], torch.tensor([0, 1, 1])
+    logits = network.head(network(x)).double()
+    expected = -sum(logits[i].softmax(0)[label].log() for i, label in enumerate(labels)) / 3
+    torch.testing.assert_close(network.losses(x, labels)["cross_entropy"].double(), expected, rtol=1e-5, atol=1e-6)
+    assert network.accuracy(x, labels) == (logits.argmax(1) == labels).double().mean()
+
+
+def test_without_labels_it_is_judged_on_all_four_turns(x):
+    network = classifier.build(example(classifier.Config), SHAPE, 0).eval()
+    by_hand, right = 0.0, 0
+    for turns in range(4):
+        turned = torch.from_numpy(np.rot90(x.numpy(), turns, axes=(2, 3)).copy())
+        logits = network.head(network(turned)).detach()
+        by_hand += float(F.cross_entropy(logits, torch.full((3,), turns))) / 4
+        right += int((logits.argmax(1) == turns).sum())
+    assert float(network.losses(x, None)["cross_entropy"].detach()) == pytest.approx(by_hand, rel=1e-5)
+    assert float(network.accuracy(x, None)) == pytest.approx(right / 12)
+
+
+def test_a_single_label_is_nothing_to_learn(x):
+    assert classifier.build(example(classifier.Config), SHAPE, 1).head.out_features == 4
+
+
+def test_turns_in_training_are_drawn_from_the_global_generator(x):
+    network = classifier.build(example(classifier.Config, dropout=0.0), SHAPE, 0).train()
+    x = x.repeat(8, 1, 1, 1)
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(float(network.losses(x, None)["cross_entropy"].detach()))
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_it_learns(labelled):
+    """Discs from squares; or, without labels, which way up a picture is whose upper half is dark."""
+    pixels = pictures(24)
+    if not labelled:
+        pixels[:, :4] //= 4
+    labels = torch.arange(24) % 2 if labelled else None
+    network = classifier.build(example(classifier.Config, dropout=0.0), SHAPE, 2 if labelled else 0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    before = float(network.eval().accuracy(images.to_model(pixels), labels))
+    for _ in range(60):
+        optimizer.zero_grad()
+        network.train().losses(images.to_model(pixels), labels)["cross_entropy"].backward()
+        optimizer.step()
+    assert before < 0.8
+    assert float(network.eval().accuracy(images.to_model(pixels), labels)) > 0.9
+
+
+# training
+
+
+def settings(raw: dict[str, Any], **training: Any) -> Extractor:
+    section = Params(raw).extractor
+    return section.model_copy(update={"training": section.training.model_copy(update=training)})
+
+
+def splits() -> dict[str, feature_training.Labelled]:
+    pixels, labels = pictures(24), np.arange(24) % 2
+    return {"train": feature_training.Labelled(pixels[:16], labels[:16]),
+            "val": feature_training.Labelled(pixels[16:], labels[16:])}  # fmt: skip
+
+
+def trained(role: str, own: Extractor, runtime: Any) -> tuple[dict[str, torch.Tensor], Any]:
+    torch.manual_seed(0)
+    network = classifier.build(example(classifier.Config), SHAPE, 2)
+    fitted = feature_training.train(network, role, splits(), own, 0, runtime)
+    return network.state_dict(), fitted
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_epoch_of_highest_validation_accuracy_is_kept(raw, runtime):
+    torch.manual_seed(0)
+    network = classifier.build(example(classifier.Config), SHAPE, 2)
+    fitted = feature_training.train(network, "scorer", splits(), settings(raw, epochs=8, lr=0.02), 0, runtime)
+    best = max(row["val_accuracy"] for row in fitted.history)
+    assert feature_training.metrics(fitted, splits()["val"])["val_accuracy"] == best
+    assert feature_training.judge(network, splits()["val"], 3, "cpu")["val_accuracy"] == pytest.approx(best)
+
+
+def test_roles_have_streams_of_their_own(raw, runtime):
+    own = settings(raw, epochs=1)
+    assert equal(trained("scorer", own, runtime)[0], trained("scorer", own, runtime)[0])
+    assert not equal(trained("scorer", own, runtime)[0], trained("perceptual", own, runtime)[0])
+
+
+def test_two_trainings_in_one_stage_resume_each_from_its_own_checkpoint(raw, workspace):
+    own = settings(raw, epochs=2, evaluate_every=1)
+    machine = Settings(device="cpu", processes=1, threads=1, checkpoint_seconds=0.0, keep_scratch=1)
+    whole = {role: trained(role, own, FakeRuntime())[0] for role in ("perceptual", "scorer")}
+
+    def stop_later(runtime: Runtime) -> None:
+        """Asks to stop at the sixth step of the second training."""
+        step, prepare = 0, runtime.prepare
+
+        def counting(model: nn.Module, *rest: Any) -> Any:
+            def count(*_: Any) -> None:
+                nonlocal step
+                step += model.training
+                runtime.stopping = 15 if step == 8 + 6 else 0
+
+            model.register_forward_pre_hook(count)
+            return prepare(model, *rest)
+
+        runtime.prepare = counting
+
+    with pytest.raises(Interrupted), Scratch("extractor", "same", 1) as scratch:  # noqa: PT012
+        runtime = Runtime(machine, scratch)
+        stop_later(runtime)
+        trained("perceptual", own, runtime)
+        trained("scorer", own, runtime)
+    assert {path.name for path in scratch.folder.glob("*.safetensors")} == {
+        "extractor-perceptual.safetensors",
+        "extractor-scorer.safetensors",
+    }
+    with Scratch("extractor", "same", 1) as scratch:
+        runtime = Runtime(machine, scratch)
+        runtime.backward = lambda loss: pytest.fail("the first training was finished")
+        assert equal(trained("perceptual", own, runtime)[0], whole["perceptual"])
+        assert equal(trained("scorer", own, Runtime(machine, scratch))[0], whole["scorer"])
+    with Scratch("extractor", "same", 1) as scratch:  # finished, and forced to run again: it shall train
+        assert not list(scratch.folder.glob("*.safetensors"))
+
+
+# stages
+
+
+def test_stage_writes_two_networks_and_the_same_bytes_twice(tiny_run):
+    run = tiny_run()
+    written = []
+    for _ in range(2):
+        stages.extractor.main(run)
+        paths = [*Path("artifacts/extractor").rglob("*.*"), *Path("metrics").rglob("*.*"), *Path("plots").rglob("*.*")]
+        written.append({path: path.read_bytes() for path in paths})
+    assert written[0] == written[1]
+    assert not equal(run.extractor("scorer").state_dict(), run.extractor("perceptual").state_dict())
+    metrics = files.read_json(Path("metrics/extractor.json"))
+    assert metrics["features"] == run.extractor().dim
+    assert 0 <= metrics["val_accuracy"] <= 1
+    assert list(files.read_table(Path("plots/extractor.csv"))["epoch"])[-1] == run.params.extractor.training.epochs
+
+
+def test_stage_trains_without_labels(tiny_run):
+    run = tiny_run()
+    files.write_json(run.folder("dataset") / "facts.json", {"label_names": []})
+    stages.extractor.main(run)
+    assert run.extractor().head.out_features == 4
+    assert "val_majority" not in files.read_json(Path("metrics/extractor.json"))
+
+
+def test_features_stage_sees_every_set_through_the_scorer(tiny_run):
+    run = tiny_run()
+    sets = {split: run.images(split) for split in SPLITS}
+    sets |= {"reconstruction": pictures(5), "samples": pictures(7), "baseline": pictures(6)}
+    files.save_array(run.folder("reconstruction") / "test.npy", sets["reconstruction"])
+    for of in ("samples", "baseline"):
+        files.save_array(run.folder("samples") / of / "images.npy", sets[of])
+    stages.features.main(run)
+    network = run.extractor("scorer")
+    for name, pixels in sets.items():
+        features = run.features(name)
+        assert features.dtype == np.float32
+        np.testing.assert_allclose(features, network(images.to_model(pixels.copy())).detach(), rtol=1e-4, atol=1e-5)
+    assert run.distance == "fd_classifier"
+
+
+# inception
+
+
+@pytest.fixture(scope="module")
+def weights(networks, tmp_path_factory) -> tuple[Path, str]:
+    """A file like torch-fidelity's, of random weights, and its SHA-256."""
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(networks["inception"].network.state_dict(), path)
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def built(path: Path | str, digest: str) -> inception.Inception:
+    return inception.build(inception.Config(weights=str(path), weights_sha256=digest), SHAPE, 0)
+
+
+def test_inception_agrees_with_torch_fidelity(weights):
+    pixels = torch.from_numpy(pictures(2)).permute(0, 3, 1, 2)
+    theirs = FeatureExtractorInceptionV3("witness", ["2048"], feature_extractor_weights_path=weights[0])(pixels)[0]
+    network = built(weights[0], weights[1][:12])
+    network.load_pretrained()
+    assert torch.equal(network(images.to_model(pictures(2))), theirs)
+
+
+def test_inception_repeats_grey_to_three_channels(networks):
+    grey = images.to_model(pictures(1, channels=1))
+    assert torch.equal(networks["inception"](grey), networks["inception"](grey.repeat(1, 3, 1, 1)))
+
+
+def test_inception_is_never_in_training_mode(networks):
+    assert not any(module.training for module in networks["inception"].train().modules())
+
+
+def test_weights_that_are_not_there_are_named_with_the_remedy():
+    with pytest.raises(InputError, match=f"extractor.inception.weights: must be a file.*nowhere.pth.*{inception.FILE}"):
+        built("nowhere.pth", "6726825d").load_pretrained()
+
+
+def test_without_weights_and_network_it_says_what_to_provide(monkeypatch, tmp_path):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(InputError, match=f"is empty.*no network.*put {inception.FILE} beside params.yaml"):
+        built("", "6726825d").load_pretrained()
+
+
+def test_other_weights_are_refused(weights):
+    with pytest.raises(InputError, match="must begin with weights_sha256 6726825d, got"):
+        built(weights[0], "6726825d").load_pretrained()
+
+
+def test_weights_are_never_unpickled(tmp_path):
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "executed",)
+
+    path = tmp_path / "trap.pth"
+    path.write_bytes(pickle.dumps(Trap(), protocol=2))
+    with pytest.raises(InputError, match="must be a state dict of torch-fidelity's InceptionV3"):
+        built(path, hashlib.sha256(path.read_bytes()).hexdigest()).load_pretrained()
+    assert not (tmp_path / "executed").exists()
+    pickle.loads(path.read_bytes())
+    assert (tmp_path / "executed").exists()  # it is a trap
+
+
+def test_inception_cannot_be_a_perceptual_loss():
+    config = example(inception.Config)
+    raw = {"losses": {"mse": {"weight": 1.0}, "perceptual": {"weight": 0.0}}}
+    assert list(config.rule(Params(raw))) == []
+    raw["losses"]["perceptual"]["weight"] = 0.5
+    assert "losses.perceptual.weight: must be 0" in next(config.rule(Params(raw)))
+
+
+def test_a_network_that_is_not_trained_loads_its_weights(weights, raw, runtime):
+    network = built(*weights)
+    before = network.network.fc.weight.clone()
+    fitted = feature_training.train(network, "scorer", splits(), settings(raw), 0, runtime)
+    assert not torch.equal(network.network.fc.weight, before)
+    assert fitted.history == []
+    assert feature_training.metrics(fitted, splits()["val"]) == {}
+
+
+def test_run_reads_the_role_asked_for(tiny_run):
+    run: Run = tiny_run()
+    assert not equal(run.extractor("scorer").state_dict(), run.extractor("perceptual").state_dict())

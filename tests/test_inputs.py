@@ -1,0 +1,321 @@
+"""What a stage declares in dvc.yaml: read as DVC reads it, compared at the end, and no less than what it uses."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from tessera.core import seams
+from tessera.core.errors import InputError
+from tessera.core.params import Params
+from tessera.core.run import Run
+from tessera.runtime import stage
+from tessera.runtime.inputs import Declared, Inputs, declared
+from tessera.runtime.stage import _require_declared_imports
+
+PIPELINE = """\
+stages:
+  tokenizer:
+    cmd: python -m stages.tokenizer
+    deps:
+    - stages/tokenizer.py
+    - src/tokenizers/${tokenizer.name}.py
+    - ${dataset.source}
+    params:
+    - seed
+    - tokenizer.name
+    - tokenizer.${tokenizer.name}
+    - quantizer.beta
+  diagnostics:
+    foreach: ${diagnostics}
+    do:
+      cmd: python -m stages.diagnostics ${key}
+      deps:
+      - src/diagnostics/${ key }.py
+      params:
+      - diagnostics.${key}
+  bare:
+    cmd: echo
+"""
+RAW = {
+    "seed": 0,
+    "dataset": {"source": "data/a.parquet"},
+    "tokenizer": {"name": "vqvae", "vqvae": {"channels": 8}, "other": {"channels": 1}},
+    "quantizer": {"beta": 0.25},
+    "diagnostics": {"usage": {}},
+}
+YAML = """\
+seed: 0
+dataset:
+  source: data/a.parquet
+tokenizer:
+  name: vqvae
+  vqvae:
+    channels: 8
+  other:
+    channels: 1
+quantizer:
+  beta: 0.25
+"""
+
+
+@pytest.fixture
+def repository(workspace: Path) -> Path:
+    """Two files and a folder to depend on, and a params.yaml."""
+    (workspace / "dvc.yaml").write_text(PIPELINE)
+    (workspace / "params.yaml").write_text(YAML)
+    (workspace / "code.py").write_text("a = 1")
+    (workspace / "data" / "deep").mkdir(parents=True)
+    (workspace / "data" / "a.npy").write_bytes(b"12345")
+    (workspace / "data" / "deep" / "b.npy").write_bytes(b"67")
+    return workspace
+
+
+WHAT = Declared("tokenizer", ("code.py", "data", "absent.txt"), ("seed", "tokenizer.vqvae", "quantizer.beta"))
+
+
+def edit_params(old: str, new: str) -> None:
+    path = Path("params.yaml")
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+# what dvc.yaml declares
+
+
+def test_templates_are_resolved(repository):
+    what = declared("tokenizer", None, RAW)
+    assert what.name == "tokenizer"
+    assert what.deps == ("stages/tokenizer.py", "src/tokenizers/vqvae.py", "data/a.parquet")
+    assert what.params == ("seed", "tokenizer.name", "tokenizer.vqvae", "quantizer.beta")
+    assert what.sections == {"seed", "tokenizer", "quantizer"}
+
+
+def test_instances_of_a_foreach_have_their_key(repository):
+    what = declared("diagnostics", "usage", RAW)
+    assert what == Declared("diagnostics@usage", ("src/diagnostics/usage.py",), ("diagnostics.usage",))
+
+
+def test_stage_without_deps_and_no_stage_at_all(repository):
+    assert declared("bare", None, RAW) == Declared("bare", (), ())
+    assert declared("nothing", None, RAW) is None
+    assert declared("tokenizer", None, RAW, Path("no.yaml")) is None
+
+
+# the fingerprint
+
+
+def test_fingerprint_is_the_same_twice_and_belongs_to_the_stage(repository):
+    assert Inputs(WHAT).fingerprint == Inputs(WHAT).fingerprint
+    assert Inputs(WHAT._replace(name="other")).fingerprint != Inputs(WHAT).fingerprint
+
+
+CHANGES = {
+    "param": lambda: edit_params("beta: 0.25", "beta: 0.5"),
+    "param inside a declared sub-section": lambda: edit_params("vqvae:\n    channels: 8", "vqvae:\n    channels: 9"),
+    "file": lambda: Path("code.py").write_text("a = 2"),
+    "file in a folder": lambda: Path("data/deep/b.npy").write_bytes(b"68"),
+    "new file": lambda: Path("data/c.npy").write_bytes(b""),
+    "file gone": lambda: Path("data/a.npy").unlink(),
+    "file renamed": lambda: Path("data/a.npy").rename("data/b.npy"),
+    "bytes moved from one file to the next": lambda: (
+        Path("data/a.npy").write_bytes(b"123456"),
+        Path("data/deep/b.npy").write_bytes(b"7"),
+    ),
+    "file that was absent": lambda: Path("absent.txt").write_text("now"),
+}
+NO_CHANGES = {
+    "undeclared param": lambda: edit_params("other:\n    channels: 1", "other:\n    channels: 2"),
+    "comment": lambda: edit_params("seed: 0", "seed: 0  # everything derives from it"),
+    "bytecode": lambda: (Path("data/__pycache__").mkdir(), Path("data/__pycache__/a.pyc").write_bytes(b"x")),
+    "touch": lambda: os.utime("code.py", (1, 1)),
+    "the same again": lambda: Path("code.py").write_text("a = 1"),
+    "undeclared file": lambda: Path("dvc.lock").write_text(""),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_fingerprint_changes_with(repository, change):
+    before = Inputs(WHAT).fingerprint
+    CHANGES[change]()
+    assert Inputs(WHAT).fingerprint != before
+
+
+@pytest.mark.parametrize("change", NO_CHANGES)
+def test_fingerprint_does_not_change_with(repository, change):
+    before = Inputs(WHAT).fingerprint
+    NO_CHANGES[change]()
+    assert Inputs(WHAT).fingerprint == before
+
+
+# the comparison at the end
+
+
+@pytest.mark.parametrize("change", NO_CHANGES)
+def test_unchanged_inputs_pass(repository, change):
+    inputs = Inputs(WHAT)
+    NO_CHANGES[change]()
+    inputs.require_unchanged()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_is_noticed(repository, change):
+    inputs = Inputs(WHAT)
+    CHANGES[change]()
+    with pytest.raises(InputError, match="changed while tokenizer ran"):
+        inputs.require_unchanged()
+
+
+def test_all_edits_are_named(repository):
+    inputs = Inputs(WHAT)
+    for change in ("param", "file", "file in a folder"):
+        CHANGES[change]()
+    with pytest.raises(InputError, match=r"^quantizer\.beta, code\.py, data changed while tokenizer ran"):
+        inputs.require_unchanged()
+
+
+def test_an_edit_that_keeps_the_size_is_noticed(repository):
+    inputs = Inputs(WHAT)
+    Path("code.py").write_text("a = 3")
+    with pytest.raises(InputError, match=r"^code\.py changed"):
+        inputs.require_unchanged()
+
+
+# what the stage imports
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch):
+    """`only("core.seams")`: as if just that of tessera had been imported."""
+
+    def forget(*names: str) -> None:
+        for name in names:
+            importlib.import_module(f"tessera.{name}")
+        for name in [name for name in sys.modules if name.startswith("tessera.")]:
+            if name.removeprefix("tessera.") not in names:
+                monkeypatch.delitem(sys.modules, name)
+
+    return forget
+
+
+def relative(*parts: str) -> tuple[str, ...]:
+    return tuple(str(seams.PACKAGE / part) for part in parts)
+
+
+def test_undeclared_import_is_refused(only):
+    only("core.seams", "nn.scores")
+    what = Declared("codes", relative("core"), ())
+    with pytest.raises(AssertionError, match=r"codes uses tessera\.nn\.scores, but dvc\.yaml does not list its file"):
+        _require_declared_imports(what)
+
+
+def test_declared_imports_pass(only):
+    only("core.seams", "nn.scores", "runtime.inputs", "quantizers.ema")
+    _require_declared_imports(Declared("codes", relative("core", "nn", "quantizers/ema.py"), ()))
+
+
+def test_a_neighbour_of_the_declared_plug_in_is_refused(only, monkeypatch):
+    only()
+    neighbour = ModuleType("tessera.quantizers.fsq")
+    neighbour.__file__ = str(seams.PACKAGE / "quantizers" / "fsq.py")
+    monkeypatch.setitem(sys.modules, neighbour.__name__, neighbour)
+    with pytest.raises(AssertionError, match=r"uses tessera\.quantizers\.fsq"):
+        _require_declared_imports(Declared("codes", relative("core", "quantizers/ema.py"), ()))
+
+
+# the entry point
+
+
+@pytest.fixture
+def stage_of_the_test(repository, monkeypatch, raw):
+    """`enter` as the command `python stages/tokenizer.py` would call it, on params that count as valid."""
+    monkeypatch.setattr(sys, "argv", ["stages/tokenizer.py"])
+    monkeypatch.setattr(stage, "_validated", lambda: raw)
+    monkeypatch.setattr(stage, "_require_declared_imports", lambda what: None)
+    (repository / "src").mkdir()
+    return repository
+
+
+def test_stage_reads_what_it_declares(stage_of_the_test):
+    seen = []
+    stage.enter(lambda run: seen.append((list(run.params.chosen()), run.key)))
+    assert seen == [(["seed", "tokenizer", "quantizer"], None)]
+    with pytest.raises(AssertionError, match="params section 'prior'"):
+        stage.enter(lambda run: run.params.prior)
+
+
+def test_stage_fails_by_name_when_an_input_changes(stage_of_the_test):
+    with pytest.raises(SystemExit, match=r"^error in tokenizer: quantizer\.beta changed while tokenizer ran"):
+        stage.enter(lambda run: CHANGES["param"]())
+
+
+def test_bad_input_ends_in_one_line(stage_of_the_test):
+    def main(run: Run) -> None:
+        raise InputError("dataset.source is empty")
+
+    with pytest.raises(SystemExit, match=r"^error in tokenizer: dataset\.source is empty$"):
+        stage.enter(main)
+
+
+def test_our_own_mistakes_keep_their_traceback(stage_of_the_test):
+    def main(run: Run) -> None:
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        stage.enter(main)
+
+
+def test_training_stage_holds_its_scratch_and_marks_it_finished(stage_of_the_test, raw):
+    held = []
+    stage.enter(lambda run: held.append(run.runtime._scratch.folder), trains=True)
+    what = declared("tokenizer", None, raw)
+    assert held[0].name == Inputs(what).fingerprint
+    assert (held[0] / "finished.json").exists()
+
+
+def test_failed_training_stage_is_not_finished(stage_of_the_test):
+    with pytest.raises(SystemExit):
+        stage.enter(lambda run: CHANGES["param"](), trains=True)
+    assert not list((stage_of_the_test / ".scratch/tokenizer").glob("*/finished.json"))
+
+
+def test_code_of_another_checkout_is_refused(workspace):
+    """`dvc exp run --temp` copies the repository: a stage there must not run the code of the original."""
+    (workspace / "src" / "tessera").mkdir(parents=True)
+    with pytest.raises(InputError, match="not that in src/tessera"):
+        stage._require_own_code()
+
+
+def test_a_file_found_good_is_not_validated_again(repository, monkeypatch):
+    monkeypatch.setattr(stage.seams, "PACKAGE", repository)
+    calls = []
+
+    def run(command, **_):
+        calls.append(command)
+        return SimpleNamespace(returncode=1 if "beta: -1" in Path("params.yaml").read_text() else 0)
+
+    monkeypatch.setattr(stage.subprocess, "run", run)
+    assert stage._validated() == stage._validated()
+    assert len(calls) == 1
+    (repository / "code.py").write_text("a = 2")  # new code, new rules
+    stage._validated()
+    stage._validated()
+    assert len(calls) == 2
+    edit_params("beta: 0.25", "beta: -1")
+    for again in (3, 4):  # a file found bad is not remembered as good
+        with pytest.raises(SystemExit) as caught:
+            stage._validated()
+        assert (caught.value.code, len(calls)) == (1, again)
+
+
+def test_report_of_a_plug_in_that_does_not_apply(raw, monkeypatch, capsys):
+    module = seams.plugin("diagnostics", "usage")
+    monkeypatch.setattr(module, "requires", lambda params: "there are no codes", raising=False)
+    report = Run(Params(raw), "usage").measure("diagnostics")
+    assert report.metrics == {"applies": 0}
+    assert capsys.readouterr().out == "diagnostics@usage does not apply: there are no codes\n"

@@ -1,0 +1,464 @@
+"""params.yaml: what is refused, in which words, and that the file itself keeps its form when it is changed."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, Field
+from ruamel.yaml import YAML
+
+from tessera.core import params, seams
+from tessera.core.errors import InputError
+from tessera.core.params import CHOOSES, PLURAL, SECTIONS, Params, Strict
+from tessera.runtime import stage
+from tessera.runtime.inputs import Declared
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = ROOT / "params.yaml"
+
+
+def problem(raw: dict[str, Any], where: str) -> str:
+    """The one line about `where`."""
+    found = [line for line in params.problems(raw) if line.startswith(f"{where}: ")]
+    assert len(found) == 1, params.problems(raw)
+    return found[0]
+
+
+def write(path: Path, raw: dict[str, Any]) -> Path:
+    with open(path, "w") as stream:
+        YAML().dump(raw, stream)
+    return path
+
+
+@pytest.fixture
+def plug_in(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`plug_in("quantizers", "twin", Config)`: one more file of a seam, for this test only."""
+
+    def add(seam: str, name: str, config: type[Strict], **contents: Any) -> None:
+        module = ModuleType(f"tessera.{seam}.{name}")
+        vars(module).update(Config=config, **contents)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        there = seams.names
+        monkeypatch.setattr(seams, "names", lambda asked: there(asked) + ((name,) if asked == seam else ()))
+
+    return add
+
+
+# the file
+
+
+def test_params_yaml_is_valid():
+    assert params.problems(params.read(FILE)) == []
+
+
+def test_small_params_of_the_tests_are_valid(raw):
+    assert params.problems(raw) == []
+
+
+def test_every_alternative_has_its_values_in_params_yaml():
+    """Choosing with `-S quantizer.name=x` needs no editing."""
+    values = params.read(FILE)
+    for section, seam in CHOOSES.items():
+        assert set(seams.names(seam)) <= set(values[section]), section
+
+
+def test_dvc_changes_one_line(tmp_path):
+    """`dvc exp run -S` writes the file with this very function of DVC: any other form would be reformatted then."""
+    from dvc.utils.serialize import modify_yaml
+
+    copied = tmp_path / "params.yaml"
+    copied.write_text(FILE.read_text())
+    with modify_yaml(str(copied)) as values:
+        values["quantizer"]["beta"] = 0.75
+    before, after = FILE.read_text().splitlines(), copied.read_text().splitlines()
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert len(changed) == 1
+    assert re.match(r"  beta: 0.75 +# ", changed[0][1])
+
+
+def test_no_inline_lists():
+    def inline(value: Any, place: str) -> Iterator[str]:
+        if isinstance(value, list | dict) and value and value.fa.flow_style():
+            yield place
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, inner in items:
+            yield from inline(inner, f"{place}.{key}")
+
+    assert list(inline(YAML().load(FILE.read_text()), "")) == []
+    assert list(inline(YAML().load("a: [1]"), "")) == [".a"]
+
+
+# models
+
+
+def nested(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    yield model
+    for field in model.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from nested(field.annotation)
+
+
+def configs() -> Iterator[type[BaseModel]]:
+    for seam in seams.SEAMS:
+        for name in seams.names(seam):
+            yield from nested(seams.plugin(seam, name).Config)
+
+
+def test_no_field_has_a_default():
+    """params.yaml is the only place where values live."""
+    sections = [model for section in SECTIONS.values() for model in nested(section)]
+    with_default = [
+        f"{model.__module__}.{model.__name__}.{name}"
+        for model in [*sections, *configs()]
+        for name, field in model.model_fields.items()
+        if not field.is_required()
+    ]
+    assert not with_default
+
+
+def test_every_field_of_a_config_has_meaning_and_example():
+    bare = [
+        f"{model.__module__}.{model.__name__}.{name}"
+        for model in configs()
+        for name, field in model.model_fields.items()
+        if not field.description or not field.examples
+    ]
+    assert not bare
+
+
+def test_every_config_is_strict():
+    assert all(issubclass(model, Strict) for model in configs())
+
+
+@pytest.mark.parametrize("seam", seams.SEAMS)
+def test_plug_in_names_are_found_and_import(seam):
+    for name in seams.names(seam):
+        assert seams.plugin(seam, name) is importlib.import_module(f"tessera.{seam}.{name}")
+
+
+def test_unknown_plug_in_is_refused_before_import():
+    with pytest.raises(ValueError, match=r"no 'emma' in src/tessera/quantizers/; there is .*ema.*did you mean 'ema'"):
+        seams.plugin("quantizers", "emma")
+
+
+def test_import_error_inside_a_plug_in_stays_visible(monkeypatch):
+    monkeypatch.setattr(seams, "names", lambda seam: ("gone",))
+    with pytest.raises(ModuleNotFoundError, match=r"tessera\.quantizers\.gone"):
+        seams.plugin("quantizers", "gone")
+
+
+# problems
+
+
+def test_all_problems_at_once_with_path_rule_and_value(raw, tmp_path):
+    raw["seed"] = -1
+    raw["dataset"]["image_size"] = 2
+    raw["tokenizer"]["training"]["lr"] = 0
+    raw["quantizer"]["ema"]["decay"] = 1.5
+    raw["losses"]["mse"]["weight"] = -1.0
+    raw["runtime"]["device"] = "tpu"
+    with pytest.raises(InputError) as caught:
+        params.load(write(tmp_path / "params.yaml", raw))
+    first, *lines = str(caught.value).splitlines()
+    assert first.endswith("has 6 problems:")
+    assert [line.strip() for line in lines] == [
+        "seed: must be a whole number from 0 to 2**63 - 1, got -1",
+        "dataset.image_size: should be greater than or equal to 4, got 2",
+        "tokenizer.training.lr: should be greater than 0, got 0",
+        "quantizer.ema.decay: should be less than 1, got 1.5",
+        "runtime.device: should be 'auto' or 'cpu', got 'tpu'",
+        "losses.mse.weight: should be greater than or equal to 0, got -1.0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong", "right"),
+    [
+        ([], "tokeniser", "tokenizer"),
+        (["codes"], "batchsize", "batch_size"),
+        (["tokenizer", "training"], "epoch", "epochs"),
+        (["tokenizer", "vqvae"], "channel", "channels"),
+        (["quantizer"], "betta", "beta"),
+        (["diagnostics", "autocorrelation"], "distanze", "distance"),
+    ],
+)
+def test_unknown_key_names_its_place_and_the_nearest_spelling(raw, place, wrong, right):
+    section = raw
+    for part in place:
+        section = section[part]
+    section[wrong] = section.pop(right)
+    assert problem(raw, ".".join([*place, wrong])).endswith(f"is not known here; did you mean {right!r}?")
+
+
+def test_unknown_key_far_from_any_lists_what_there_is(raw):
+    raw["features"]["zzz"] = 1
+    assert problem(raw, "features.zzz") == "features.zzz: is not known here; there is batch_size"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "rule"),
+    [
+        ("codes", "batch_size", "many", "should be a valid integer"),
+        ("codes", "batch_size", 2.5, "should be a valid integer"),
+        ("codes", "batch_size", True, "should be a valid integer"),
+        ("codes", "batch_size", None, "should be a valid integer"),
+        ("samples", "temperature", "1", "should be a valid number"),
+        ("samples", "temperature", float("nan"), "should be a finite number"),
+        ("quantizer", "beta", float("inf"), "should be a finite number"),
+        ("prior", "conditional", 1, "should be a valid boolean"),
+        ("tokenizer", "keep", "first", "should be 'best', 'best_usage' or 'last'"),
+    ],
+)
+def test_wrong_type_is_not_converted(raw, section, key, value, rule):
+    raw[section][key] = value
+    assert problem(raw, f"{section}.{key}") == f"{section}.{key}: {rule}, got {value!r}"
+
+
+def test_whole_number_counts_as_a_float(raw):
+    """`-S quantizer.beta=1` writes 1."""
+    raw["quantizer"]["beta"] = 1
+    assert params.problems(raw) == []
+
+
+def test_negative_snapshot_epoch_is_refused(raw):
+    raw["tokenizer"]["snapshot_epochs"] = [0, -1]
+    assert problem(raw, "tokenizer.snapshot_epochs.1").endswith("greater than or equal to 0, got -1")
+
+
+@pytest.mark.parametrize("section", CHOOSES)
+def test_unknown_plug_in_lists_what_there_is(raw, section):
+    raw[section]["name"] = "nothing_like_it"
+    line = problem(raw, f"{section}.name")
+    assert all(name in line for name in seams.names(CHOOSES[section]))
+
+
+@pytest.mark.parametrize("section", PLURAL)
+def test_unknown_key_of_a_plural_section_lists_what_there_is(raw, section):
+    raw[section]["nothing_like_it"] = {}
+    line = problem(raw, f"{section}.nothing_like_it")
+    assert all(name in line for name in seams.names(section))
+
+
+def test_missing_values_of_the_chosen_plug_in(raw):
+    del raw["quantizer"]["ema"]
+    assert problem(raw, "quantizer.ema").endswith("is missing; quantizer.name is 'ema', whose values belong there")
+
+
+def test_missing_section_and_missing_value(raw):
+    del raw["features"]
+    del raw["prior"]["training"]["lr"]
+    assert problem(raw, "features") == "features: is missing"
+    assert problem(raw, "prior.training.lr") == "prior.training.lr: is missing"
+
+
+def test_a_section_that_is_no_section(raw):
+    raw["codes"] = 3
+    raw["quantizer"]["ema"] = None
+    assert problem(raw, "codes") == "codes: must be a section with keys, got 3"
+    assert problem(raw, "quantizer.ema") == "quantizer.ema: must be a section with keys, got None"
+
+
+def test_alternative_that_is_not_chosen_is_checked_too(raw):
+    other = next(name for name in raw["dataset"] if name in seams.names("datasets") and name != raw["dataset"]["name"])
+    key = next(iter(raw["dataset"][other]))
+    raw["dataset"][other][key] = {"wrong": 0}
+    assert problem(raw, f"dataset.{other}.{key}")
+
+
+class Twin(Strict):
+    beta: float = Field(ge=0)
+    codebook_size: int = Field(ge=2, le=1 << 20)
+
+
+def test_shared_value_out_of_range_is_reported_once(raw, plug_in):
+    plug_in("quantizers", "twin", Twin)
+    raw["quantizer"]["twin"] = {}
+    raw["quantizer"]["beta"] = -0.5
+    found = [line for line in params.problems(raw) if "beta" in line]
+    assert found == ["quantizer.beta: should be greater than or equal to 0, got -0.5"]
+
+
+def test_wrong_value_that_hides_a_shared_one_is_named_where_it_stands(raw):
+    raw["quantizer"]["ema"]["beta"] = -0.5
+    assert problem(raw, "quantizer.ema.beta").endswith("got -0.5")
+    assert not [line for line in params.problems(raw) if line.startswith("quantizer.beta")]
+
+
+def test_shared_value_that_nobody_reads(raw):
+    raw["quantizer"]["gamma"] = 1
+    assert "is not known here" in problem(raw, "quantizer.gamma")
+
+
+def test_split_shares_must_sum_to_one(raw):
+    raw["dataset"]["split"] |= {"train": 0.5, "val": 0.1, "test": 0.1}
+    assert problem(raw, "dataset.split") == "dataset.split: train + val + test must be 1, got 0.7"
+
+
+def test_target_must_not_be_smaller_than_the_image(raw):
+    raw["dataset"] |= {"image_size": 16, "target_size": 8}
+    assert problem(raw, "dataset") == "dataset: target_size must be at least image_size 16, got 8"
+
+
+def test_image_size_must_be_divisible_by_downsampling(raw):
+    raw["dataset"] |= {"image_size": 10, "target_size": 10}
+    raw["tokenizer"]["vqvae"]["downsampling"] = 4
+    line = problem(raw, "tokenizer.vqvae.downsampling")
+    assert line.endswith("must divide dataset.image_size 10, got 4; the nearest sizes are 8 and 12")
+
+
+def test_rules_of_a_plug_in_apply_where_it_is_chosen(raw):
+    """A tokenizer that is not chosen may not fit the images; that is no mistake."""
+    module = seams.plugin("tokenizers", "vqvae")
+    raw["dataset"] |= {"image_size": 10, "target_size": 10}
+    config = module.Config.model_validate(raw["tokenizer"]["vqvae"])
+    assert list(config.rule(SimpleNamespace(dataset=SimpleNamespace(image_size=12)))) == []
+    assert len(list(config.rule(SimpleNamespace(dataset=SimpleNamespace(image_size=10))))) == 1
+
+
+def test_baseline_must_be_closed_form(raw):
+    raw["samples"]["baseline"] = "pixelcnn"
+    line = problem(raw, "samples.baseline")
+    assert line.endswith("must be a prior in closed form (histogram), got 'pixelcnn', which is trained")
+
+
+def test_baseline_must_be_a_file(raw):
+    raw["samples"]["baseline"] = "histograms"
+    assert problem(raw, "samples.baseline").endswith("; did you mean 'histogram'?")
+
+
+def test_baseline_needs_its_values(raw):
+    baseline = raw["samples"]["baseline"]
+    assert raw["prior"]["name"] != baseline
+    del raw["prior"][baseline]
+    assert "samples.baseline" in problem(raw, f"prior.{baseline}")
+
+
+# reading
+
+
+def test_dvc_writes_small_numbers_as_yaml_1_2(tmp_path):
+    """YAML 1.1 reads `1e-05`, which `-S x=1e-5` writes, as text."""
+    path = tmp_path / "params.yaml"
+    path.write_text("a: 1e-05\nb: no\n")
+    assert params.read(path) == {"a": 1e-05, "b": "no"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [1", "is not valid YAML"),
+        (b"a: 1\na: 2\n", "is not valid YAML"),
+        ("a: é".encode("latin-1"), "is not valid YAML"),
+        (b"", "must hold sections .* got NoneType"),
+        (b"- 1\n", "must hold sections .* got list"),
+    ],
+)
+def test_unreadable_file_is_named(tmp_path, content, message):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        params.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_file_says_where_to_run():
+    with pytest.raises(InputError, match=r"run from the folder that holds params\.yaml"):
+        params.read("no-such-file.yaml")
+
+
+def test_config_takes_its_own_and_the_shared_values(raw):
+    raw["quantizer"] |= {"beta": 0.75, "codebook_size": 32}
+    config = Params(raw).config("quantizer")
+    assert (config.beta, config.codebook_size, config.decay) == (0.75, 32, raw["quantizer"]["ema"]["decay"])
+
+
+def test_config_of_another_alternative_and_of_a_plural_key(raw, plug_in):
+    plug_in("quantizers", "twin", Twin)
+    raw["quantizer"] |= {"twin": {}, "beta": 0.75}
+    raw["diagnostics"]["autocorrelation"]["distance"] = 5
+    assert Params(raw).config("quantizer", "twin") == Twin(beta=0.75, codebook_size=raw["quantizer"]["codebook_size"])
+    assert Params(raw).config("diagnostics", "autocorrelation").distance == 5
+
+
+def test_chosen_values_leave_out_the_alternatives(raw):
+    chosen = Params(raw).chosen()
+    assert list(chosen) == list(raw)
+    assert chosen["seed"] == raw["seed"]
+    assert {"name", "vqvae", "training"} <= set(chosen["tokenizer"])
+    for section, seam in CHOOSES.items():
+        assert set(chosen[section]) & set(seams.names(seam)) == {raw[section]["name"]}
+
+
+def test_values_cannot_be_changed(raw):
+    with pytest.raises(ValueError, match="frozen"):
+        Params(raw).codes.batch_size = 3
+
+
+def test_undeclared_section_is_an_assertion(raw):
+    restricted = Params(raw).restrict(frozenset({"codes"}))
+    assert restricted.codes.batch_size == 4
+    assert restricted.chosen() == {"codes": raw["codes"]}
+    for read_it in (lambda: restricted.tokenizer, lambda: restricted.seed, lambda: restricted.config("quantizer")):
+        with pytest.raises(AssertionError, match=r"which dvc\.yaml does not declare"):
+            read_it()
+    assert restricted.runtime.device == "cpu"  # the machine is no part of a stage
+
+
+def test_shared_values_that_the_chosen_plug_in_does_not_read_are_named(raw, plug_in, capsys):
+    class Lookup(Strict):
+        codebook_size: int
+
+    plug_in("quantizers", "lookup", Lookup)
+    raw["quantizer"] |= {"name": "lookup", "lookup": {}}
+    unread = Params(raw).unread("quantizer")
+    assert set(unread) == {"quantizer.beta", "quantizer.code_dim"}
+    stage._name_unread(Params(raw), Declared("tokenizer", (), ("quantizer.name", "quantizer.beta")))
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in unread)
+    assert printed.endswith("is not read by quantizer.name = lookup\n")
+
+
+def test_nothing_is_unread_by_ema(raw):
+    assert Params(raw).unread("quantizer") == ()
+
+
+# the command
+
+
+def test_main_lists_the_seams_with_the_chosen_marked(raw, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["params", str(write(tmp_path / "params.yaml", raw))])
+    assert params.main() == 0
+    printed = capsys.readouterr().out
+    assert f"*{raw['prior']['name']}" in printed
+    assert all(name in printed for seam in seams.SEAMS for name in seams.names(seam))
+
+
+def test_main_prints_every_problem(raw, tmp_path, monkeypatch, capsys):
+    broken = copy.deepcopy(raw)
+    broken["codes"]["batch_size"], broken["features"]["batch_size"] = 0, 0
+    monkeypatch.setattr(sys, "argv", ["params", str(write(tmp_path / "params.yaml", broken))])
+    assert params.main() == 1
+    printed = capsys.readouterr()
+    assert "2 problems" in printed.err
+    assert "codes.batch_size" in printed.err
+    assert "features.batch_size" in printed.err
+    assert not printed.out
+
+
+def test_command_exits_with_what_main_returns_and_no_traceback(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(seams.PACKAGE.parent)}
+    command = [sys.executable, "-m", "tessera.core.params"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: params.yaml: there is no such file")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,130 @@
+"""Formulas on codes and pictures against closed forms and brute force."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tessera.nn import scores
+
+CODES = hnp.arrays(np.int64, hnp.array_shapes(max_dims=3, max_side=6), elements=st.integers(0, 4))
+
+
+# codes
+
+
+@given(CODES)
+def test_frequencies_by_counting(codes):
+    p = scores.frequencies(codes, 7)
+    flat = codes.reshape(-1).tolist()
+    assert p.tolist() == [flat.count(k) / len(flat) for k in range(7)]
+
+
+@pytest.mark.parametrize("k", [1, 2, 256])
+def test_perplexity_of_uniform_codes_is_k(k):
+    p = scores.frequencies(np.arange(3 * k) % k, k)
+    assert scores.perplexity(p) == pytest.approx(k)
+    assert scores.entropy_bits(p) == pytest.approx(math.log2(k))
+    assert scores.usage(p) == 1
+
+
+def test_perplexity_of_constant_codes_is_1():
+    p = scores.frequencies(np.full(9, 3), 8)
+    assert scores.perplexity(p) == 1
+    assert scores.entropy_bits(p) == 0
+    assert scores.usage(p) == 1 / 8
+
+
+def test_entropy_of_known_shares():
+    """1/2, 1/4, 1/8, 1/8: 1.75 bits."""
+    assert scores.entropy_bits(np.array([0.5, 0.25, 0.125, 0.125, 0.0])) == 1.75
+
+
+@given(CODES)
+def test_perplexity_lies_between_1_and_the_codes_used(codes):
+    p = scores.frequencies(codes, 5)
+    assert 1 - 1e-9 <= scores.perplexity(p) <= scores.usage(p) * 5 + 1e-9
+
+
+# pictures
+
+
+def test_mse_by_brute_force():
+    draws = np.random.default_rng(0)
+    a, b = draws.integers(0, 256, (2, 3, 4, 5, 3), np.uint8)
+    expected = [
+        sum((int(p) - int(q)) ** 2 for p, q in zip(x.reshape(-1), y.reshape(-1), strict=True)) / x.size / 255**2
+        for x, y in zip(a, b, strict=True)
+    ]
+    np.testing.assert_allclose(scores.mse(a, b), expected, rtol=1e-6)
+
+
+def test_mse_of_8_bit_values_does_not_wrap():
+    assert scores.mse(np.zeros((1, 2, 2, 1), np.uint8), np.full((1, 2, 2, 1), 255, np.uint8)) == 1
+
+
+def test_psnr_in_closed_form():
+    np.testing.assert_allclose(scores.psnr_db(np.array([1.0, 0.1, 0.01, 1e-4])), [0, 10, 20, 40])
+    assert scores.psnr_db(0.0) == 100
+
+
+def test_psnr_of_one_grey_level():
+    """20 log10(255) = 48.1308 dB, the figure of every textbook."""
+    a = np.full((1, 8, 8, 3), 100, np.uint8)
+    assert scores.psnr_db(scores.mse(a, a + 1))[0] == pytest.approx(48.1308, abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 8, 8, 1), (2, 4, 6, 3)])
+def test_ssim_of_an_image_with_itself_is_1(shape):
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    np.testing.assert_allclose(scores.ssim(images, images), 1)
+
+
+def test_ssim_is_symmetric_and_falls_with_noise():
+    draws = np.random.default_rng(0)
+    a = np.broadcast_to(np.linspace(40, 200, 16).astype(np.uint8)[:, None, None], (16, 16, 3))[None]
+    noisy = [(a + draws.integers(-n, n + 1, a.shape)).astype(np.uint8) for n in (5, 20, 40)]
+    values = [scores.ssim(a, b)[0] for b in noisy]
+    assert 1 > values[0] > values[1] > values[2]
+    assert scores.ssim(noisy[0], a)[0] == pytest.approx(values[0])
+
+
+def test_ssim_of_two_constant_images_in_closed_form():
+    """Without variance only the luminance term is left: (2 a b + C1) / (a^2 + b^2 + C1), C1 = (0.01 * 255)^2."""
+    a, b, c1 = 50.0, 100.0, (0.01 * 255) ** 2
+    found = scores.ssim(np.full((1, 8, 8, 1), 50, np.uint8), np.full((1, 8, 8, 1), 100, np.uint8))[0]
+    assert found == pytest.approx((2 * a * b + c1) / (a * a + b * b + c1))
+
+
+@given(st.lists(st.tuples(st.floats(-10, 10), st.sampled_from("abcd")), min_size=1, max_size=12))
+def test_by_family_by_brute_force(rows):
+    values, families = zip(*rows, strict=True)
+    means = [np.mean([v for v, f in rows if f == family]) for family in set(families)]
+    assert scores.by_family(np.array(values), list(families)) == pytest.approx(np.mean(means), abs=1e-9)
+
+
+# grids
+
+
+@given(hnp.arrays(np.int64, (2, 4, 5), elements=st.integers(0, 2)), st.integers(0, 5), st.integers(0, 6))
+def test_neighbours_equal_by_brute_force(grid, dy, dx):
+    pairs = [
+        grid[n, row, column] == grid[n, row + dy, column + dx]
+        for n in range(2)
+        for row in range(4 - dy)
+        for column in range(5 - dx)
+    ]
+    found = scores.neighbours_equal(grid, dy, dx)
+    assert math.isnan(found) if not pairs else found == pytest.approx(np.mean(pairs))
+
+
+def test_split_grids_in_raster_order():
+    codes = np.arange(12).reshape(2, 6)
+    first, second = scores.split_grids(codes, ((1, 2), (2, 2)))
+    np.testing.assert_array_equal(first, [[[0, 1]], [[6, 7]]])
+    np.testing.assert_array_equal(second, [[[2, 3], [4, 5]], [[8, 9], [10, 11]]])

@@ -1,0 +1,621 @@
+"""fit(): schedule, stopping, averaging, refusal of what is not finite, and exact resume through a real scratch."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tessera.core import models, seams
+from tessera.core.errors import InputError, NonFiniteError
+from tessera.core.images import to_model
+from tessera.core.params import Params, Training
+from tessera.core.params import Runtime as Settings
+from tessera.core.seeding import seed_globally
+from tessera.core.training import Fitted, Task, fit, learning_rate
+from tessera.losses import mse
+from tessera.runtime import scratch as scratches
+from tessera.runtime.devices import Interrupted, Runtime
+from tessera.runtime.scratch import Scratch
+from tessera.runtime.stage import _signals
+from tessera.steps import tokenizer as tokenizer_training
+
+PLAIN = {
+    "epochs": 3,
+    "batch_size": 4,
+    "optimizer": "adam",
+    "lr": 0.1,
+    "weight_decay": 0.0,
+    "warmup_steps": 0,
+    "schedule": "constant",
+    "restart_epochs": 1,
+    "clip_norm": 0.0,
+    "weight_ema": 0.0,
+    "evaluate_every": 1,
+    "patience": 0,
+    "precision": "no",
+}
+
+
+def training(**values: Any) -> Training:
+    return Training.model_validate(PLAIN | values)
+
+
+class Line(nn.Module):
+    """y = 2 x - 1, to be found by least squares. `forward` may be told to go wrong at a step."""
+
+    def __init__(self, wrong: Callable[[int], float] = lambda step: 0.0) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+        self.wrong, self.calls = wrong, 0
+        self.batches: list[list[float]] = []
+        self.trajectory: list[tuple[float, float]] = []
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.batches.append(x.tolist())
+        self.trajectory.append((self.weight.item(), self.bias.item()))
+        error = (self.weight * x + self.bias - (2 * x - 1)).square().mean()
+        self.calls += 1
+        return {"error": error, "other": self.weight * self.wrong(self.calls - 1)}
+
+
+X = torch.linspace(-1, 1, 10)
+
+
+def task(line: nn.Module, score: Callable[[dict], float] = lambda row: -row["val"], **values: Any) -> Task:
+    def evaluate(model: Any) -> dict[str, float]:
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        return {"val": float((model.weight * X + model.bias - (2 * X - 1)).square().mean())}
+
+    return Task("prior", line, len(X), lambda indices, generator: (X[indices],), evaluate, score, **values)
+
+
+# the schedule
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        # 8 steps are left after the warm-up: (1 + cos(pi i / 8)) / 2
+        ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, 0.9619398, 0.8535534, 0.6913417, 0.5, 0.3086583, 0.1464466, 0.0380602]),
+        # cycles of one epoch = 4 steps: (1 + cos(pi i / 4)) / 2
+        ("restarts", [0.25, 0.5, 0.75, 1.0, 1.0, 0.8535534, 0.5, 0.1464466, 1.0, 0.8535534, 0.5, 0.1464466]),
+    ],
+)
+def test_learning_rate_by_hand(schedule, expected):
+    """3 epochs of 4 steps, 4 steps of warm-up, peak 1."""
+    given_by = training(lr=1.0, warmup_steps=4, schedule=schedule, restart_epochs=1)
+    found = [learning_rate(step, given_by, 4) for step in range(len(expected))]
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_cosine_ends_at_zero():
+    assert learning_rate(12, training(lr=1.0, schedule="cosine"), 4) == 0
+
+
+def test_restarts_of_two_epochs():
+    found = [learning_rate(step, training(lr=1.0, schedule="restarts", restart_epochs=2), 2) for step in range(6)]
+    assert found == pytest.approx([1, 0.8535534, 0.5, 0.1464466, 1, 0.8535534], abs=1e-6)
+
+
+SCHEDULES = st.sampled_from(["constant", "cosine", "restarts"])
+
+
+@given(st.integers(0, 30), st.integers(0, 20), SCHEDULES, st.integers(1, 4), st.integers(1, 4))
+def test_learning_rate_lies_between_0_and_its_peak(step, warmup, schedule, epochs, steps_per_epoch):
+    """Also where the warm-up is longer than the training."""
+    given_by = training(lr=0.5, warmup_steps=warmup, schedule=schedule, epochs=epochs)
+    assert 0 <= learning_rate(step, given_by, steps_per_epoch) <= 0.5
+
+
+# the loop
+
+
+def test_fit_finds_the_line(runtime):
+    line = Line()
+    fitted = fit(task(line), training(epochs=60, schedule="cosine"), 0, runtime)
+    assert line.weight.item() == pytest.approx(2, abs=1e-2)
+    assert line.bias.item() == pytest.approx(-1, abs=1e-2)
+    assert not line.training
+    first, last = fitted.history[0], fitted.history[-1]
+    assert last["val"] < 1e-3 < first["val"]
+    assert [row["epoch"] for row in fitted.history] == list(range(1, 61))
+
+
+def test_history_holds_the_means_over_the_steps_since_the_last_evaluation(runtime):
+    line = Line()
+    given_by = training(epochs=2, evaluate_every=2, lr=1e-9, clip_norm=0.0)
+    fitted = fit(task(line), given_by, 0, runtime)
+    errors = [np.square(2 * np.array(batch) - 1).mean() for batch in line.batches]
+    assert len(errors) == 4
+    (row,) = fitted.history
+    assert row["train_error"] == pytest.approx(np.mean(errors), rel=1e-5)
+    assert row["train_total"] == pytest.approx(row["train_error"] + row["train_other"])
+    assert row["lr"] == 1e-9
+
+
+def test_every_example_at_most_once_an_epoch_in_another_order_each_time(runtime):
+    line = Line()
+    fit(task(line), training(epochs=2), 0, runtime)
+    first, second, third, fourth = line.batches
+    epochs = [first + second, third + fourth]
+    for seen in epochs:
+        assert len(set(seen)) == 8
+        assert set(seen) < set(X.tolist())
+    assert epochs[0] != epochs[1]
+
+
+def test_seed_and_name_decide_the_order(runtime):
+    def order(seed: int, name: str) -> list[list[float]]:
+        line = Line()
+        fit(task(line)._replace(name=name), training(epochs=1), seed, runtime)
+        return line.batches
+
+    assert order(0, "prior") == order(0, "prior")
+    assert order(0, "prior") != order(1, "prior")
+    assert order(0, "prior") != order(0, "extractor/scorer")
+
+
+def test_batch_draws_differ_from_step_to_step_and_not_from_run_to_run(runtime):
+    def drawn() -> list[float]:
+        found = []
+
+        def batch(indices: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor]:
+            found.append(float(torch.rand((), generator=generator)))
+            return (X[indices],)
+
+        fit(task(Line())._replace(batch=batch), training(), 0, runtime)
+        return found
+
+    first = drawn()
+    assert len(set(first)) == 6
+    assert drawn() == first
+
+
+@pytest.mark.parametrize(("optimizer", "reference"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_updates_are_those_of_the_optimizer(runtime, optimizer, reference):
+    line = Line()
+    given_by = training(optimizer=optimizer, weight_decay=0.3, warmup_steps=3, clip_norm=0.05)
+    fit(task(line, score=lambda row: row["epoch"]), given_by, 0, runtime)
+    weight, bias = torch.zeros((), requires_grad=True), torch.zeros((), requires_grad=True)
+    theirs = reference([weight, bias], lr=1.0, weight_decay=0.3)
+    for step, batch in enumerate(line.batches):
+        theirs.param_groups[0]["lr"] = 0.1 * min(1, (step + 1) / 3)
+        x = torch.tensor(batch)
+        loss = (weight * x + bias - (2 * x - 1)).square().mean()
+        weight.grad, bias.grad = torch.autograd.grad(loss, [weight, bias])
+        scale = min(1.0, 0.05 / math.hypot(weight.grad, bias.grad))
+        weight.grad, bias.grad = weight.grad * scale, bias.grad * scale
+        theirs.step()
+    assert line.weight.item() == pytest.approx(weight.item(), rel=1e-4)
+    assert line.bias.item() == pytest.approx(bias.item(), rel=1e-4)
+
+
+def test_gradient_is_clipped_only_where_asked(runtime):
+    """The norm that is logged is that before clipping."""
+    free = fit(task(Line()), training(epochs=1, clip_norm=0.0), 0, runtime).history[0]["train_gradient_norm"]
+    norms = []
+    runtime.clip_gradients = lambda parameters, norm: norms.append(norm) or torch.tensor(1.0)
+    fit(task(Line()), training(epochs=1, clip_norm=0.0), 0, runtime)
+    fit(task(Line()), training(epochs=1, clip_norm=0.25), 0, runtime)
+    assert free > 1
+    assert norms == [math.inf, math.inf, 0.25, 0.25]
+
+
+# what is kept
+
+
+def test_best_epoch_is_kept_or_the_last(runtime):
+    """The score here is highest after epoch 2; the weights of that epoch come back."""
+
+    def score(row: dict) -> float:
+        return {1: 0.0, 2: 5.0, 3: 1.0, 4: 2.0}[row["epoch"]]
+
+    best, last = Line(), Line()
+    kept = fit(task(best, score), training(epochs=4), 0, runtime)
+    final = fit(task(last, lambda row: row["epoch"]), training(epochs=4), 0, runtime)
+    assert (kept.epoch, final.epoch) == (2, 4)
+    assert (best.weight.item(), best.bias.item()) == last.trajectory[4]  # before the first step of epoch 3
+    assert (last.weight.item(), last.bias.item()) not in last.trajectory
+
+
+def test_early_stopping_counts_evaluations_without_improvement(runtime):
+    scores = {1: 1.0, 2: 2.0, 3: 1.5, 4: 2.0, 5: 3.0}
+    fitted = fit(task(Line(), lambda row: scores[row["epoch"]]), training(epochs=5, patience=2), 0, runtime)
+    assert [row["epoch"] for row in fitted.history] == [1, 2, 3, 4]  # 2.0 again is no improvement
+    assert fitted.epoch == 2
+
+
+def test_patience_0_never_stops(runtime):
+    fitted = fit(task(Line(), lambda row: -row["epoch"]), training(epochs=5, patience=0), 0, runtime)
+    assert len(fitted.history) == 5
+    assert fitted.epoch == 1
+
+
+def test_evaluation_every_n_epochs_and_after_the_last(runtime):
+    fitted = fit(task(Line()), training(epochs=5, evaluate_every=2), 0, runtime)
+    assert [row["epoch"] for row in fitted.history] == [2, 4, 5]
+
+
+def test_no_finite_score_is_an_error(runtime):
+    with pytest.raises(NonFiniteError, match=r"prior: no evaluation gave a finite score; .*'val': "):
+        fit(task(Line(), lambda row: math.nan), training(), 0, runtime)
+
+
+def test_snapshots_of_the_chosen_epochs(runtime):
+    line = Line()
+    taken = task(line, snapshot=lambda model, epoch: {"weight": model.weight}, snapshot_epochs=[0, 2])
+    fitted = fit(taken, training(), 0, runtime)
+    assert list(fitted.snapshots) == ["0/weight", "2/weight"]
+    assert fitted.snapshots["0/weight"].item() == 0
+    assert fitted.snapshots["2/weight"].item() == line.trajectory[4][0]
+
+
+def test_weight_average_by_numpy(runtime):
+    """The average starts at the weights after the first step, and is what is evaluated, kept and given to snapshots."""
+    line = Line()
+    taken = task(line, lambda row: row["epoch"], snapshot=lambda m, e: {"w": m.weight}, snapshot_epochs=[3])
+    fitted = fit(taken, training(weight_ema=0.8), 0, runtime)
+    steps = np.array(line.trajectory[1:])  # after each step but the last
+    again = Line()
+    fit(task(again, lambda row: row["epoch"]), training(), 0, runtime)
+    steps = np.vstack([steps, [again.weight.item(), again.bias.item()]])
+    average = steps[0]
+    for values in steps[1:]:
+        average = 0.8 * average + 0.2 * values
+    np.testing.assert_allclose([line.weight.item(), line.bias.item()], average, rtol=1e-5)
+    assert fitted.history[-1]["val"] == pytest.approx(
+        float((average[0] * X + average[1] - (2 * X - 1)).square().mean()), rel=1e-5
+    )
+    assert fitted.snapshots["3/w"].item() == line.weight.item()
+
+
+# refusals
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_loss_that_is_not_finite_stops_before_the_update(runtime, value):
+    line = Line(wrong=lambda step: value if step == 3 else 0.0)
+    line.weight.data.fill_(0.5)
+    with pytest.raises(
+        NonFiniteError, match=rf"prior, step 3: other = {value}, total = {value} is not finite; nothing"
+    ):
+        fit(task(line), training(), 0, runtime)
+    assert line.calls == 4
+    assert (line.weight.item(), line.bias.item()) == line.trajectory[3]
+
+
+def test_gradient_that_is_not_finite_stops_before_the_update(runtime):
+    class Root(Line):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return super().forward(x) | {"root": (self.weight - self.weight.detach()).sqrt()}  # slope infinite at 0
+
+    line = Root()
+    with pytest.raises(NonFiniteError, match=r"prior, step 0: gradient_norm = (nan|inf) is not finite"):
+        fit(task(line), training(), 0, runtime)
+    assert (line.weight.item(), line.bias.item()) == (0, 0)
+
+
+def tokenizer_objective(raw: dict[str, Any]) -> tokenizer_training.Objective:
+    tokenizer = models.build(models.tokenizer_recipe(Params(raw), (3, 8, 8)))
+    return tokenizer_training.Objective(tokenizer, {"mse": (1.0, mse.MSE())})
+
+
+def test_latents_that_are_not_finite_stop_before_the_codebook_moves(runtime, raw, images):
+    objective = tokenizer_objective(raw)
+    x = to_model(images)
+
+    def batch(indices: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor]:
+        before.update({name: value.clone() for name, value in objective.tokenizer.quantizer.state_dict().items()})
+        before["steps"] += 1
+        return (x[indices] * (math.nan if before["steps"] == 3 else 1),)
+
+    before: dict[str, Any] = {"steps": 0}
+    broken = Task("tokenizer", objective, 12, batch, lambda _: {}, lambda _: 0.0)
+    with pytest.raises(NonFiniteError, match=r"tokenizer, step 2: the latents z are not finite; nothing was updated"):
+        fit(broken, training(), 0, runtime)
+    after = objective.tokenizer.quantizer.state_dict()
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+
+
+def test_batch_larger_than_the_split(runtime):
+    with pytest.raises(InputError, match=r"prior\.training\.batch_size must be at most the 10 images .* got 11"):
+        fit(task(Line()), training(batch_size=11), 0, runtime)
+
+
+def test_batch_that_the_processes_cannot_share(runtime):
+    runtime.ranks = 3
+    with pytest.raises(
+        InputError, match=r"extractor\.training\.batch_size must be divisible by the 3 training processes"
+    ):
+        fit(task(Line())._replace(name="extractor/scorer"), training(), 0, runtime)
+
+
+def test_processes_share_a_batch_without_overlap(runtime):
+    """The same order on every rank; together they see what one process sees."""
+    seen = []
+    for rank, ranks in ((0, 1), (0, 2), (1, 2)):
+        runtime.rank, runtime.ranks, line = rank, ranks, Line()
+        fit(task(line), training(epochs=1), 0, runtime)
+        seen.append(line.batches)
+    for whole, first, second in zip(*seen, strict=True):
+        assert sorted(first + second) == sorted(whole)
+        assert len(first) == len(second) == 2
+
+
+# exact resume
+
+SETTINGS = Settings(device="cpu", processes=1, threads=1, checkpoint_seconds=0.0, keep_scratch=2)
+
+
+class Stopping(Runtime):
+    """A runtime that is told to stop once `steps` more steps are done, as a signal would."""
+
+    def __init__(self, scratch: Scratch, steps: int) -> None:
+        super().__init__(SETTINGS, scratch)
+        self.left = steps
+
+    def backward(self, loss: torch.Tensor) -> None:
+        super().backward(loss)
+        self.left -= 1
+        if self.left == 0:
+            self.stopping = signal.SIGTERM
+
+
+def train_tokenizer(raw: dict[str, Any], pixels: np.ndarray, runtime: Any) -> tuple[dict[str, torch.Tensor], Fitted]:
+    """With all that has a state or draws: dropout, augmentation, averages of weights, codebook and batch statistics."""
+    seed_globally(0, "tokenizer", "initialisation")
+    objective = tokenizer_objective(raw)
+    section = Params(raw).tokenizer
+    data = tokenizer_training.Data({"train": pixels[:13], "val": pixels[13:]}, section.augmentation, 3, runtime.device)
+    fitted = fit(tokenizer_training.task(objective, data, section), section.training, 0, runtime)
+    return objective.state_dict(), fitted
+
+
+@pytest.fixture
+def everything_moves(raw: dict[str, Any]) -> dict[str, Any]:
+    raw["tokenizer"]["vqvae"] |= {"dropout": 0.3, "normalisation": "batch"}
+    raw["tokenizer"] |= {"keep": "best", "keep_every": 2, "snapshot_epochs": [0, 1, 3]}
+    raw["tokenizer"]["augmentation"] |= {"flip": 0.5, "shift": 1, "recolour": 0.5}
+    raw["tokenizer"]["training"] = PLAIN | {
+        "batch_size": 3, "lr": 0.01, "schedule": "cosine", "weight_ema": 0.5, "evaluate_every": 2, "optimizer": "adamw"
+    }  # fmt: skip
+    raw["quantizer"]["ema"] |= {"restart": "dead", "restart_below": 0.5, "initialisation": "latents"}
+    return raw
+
+
+def assert_same(one: tuple[dict[str, torch.Tensor], Fitted], other: tuple[dict[str, torch.Tensor], Fitted]) -> None:
+    assert one[0].keys() == other[0].keys()
+    assert [name for name in one[0] if not torch.equal(one[0][name], other[0][name])] == []
+    assert one[1].history == other[1].history
+    assert one[1].epoch == other[1].epoch
+    assert one[1].snapshots.keys() == other[1].snapshots.keys()
+    assert all(torch.equal(value, other[1].snapshots[name]) for name, value in one[1].snapshots.items())
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_interrupted_every_few_steps_ends_with_the_same_bits(workspace, everything_moves, make_images, every, capsys):
+    """12 steps in 3 epochs. Stopped and resumed again and again, until it gets through."""
+    pixels = make_images(17)
+    whole = train_tokenizer(everything_moves, pixels, Runtime(SETTINGS))
+
+    def go_on() -> tuple[dict[str, torch.Tensor], Fitted]:
+        with Scratch("tokenizer", "abc", 2) as scratch:
+            return train_tokenizer(everything_moves, pixels, Stopping(scratch, every))
+
+    stops = {1: 12, 2: 6, 5: 2}[every]  # a stop in the very last step is still a stop
+    for _ in range(stops):
+        with pytest.raises(Interrupted) as stopped:
+            go_on()
+        assert stopped.value.code == 128 + signal.SIGTERM
+    assert_same(whole, go_on())
+    assert capsys.readouterr().err.count("resuming tokenizer at step") == stops
+    assert len(whole[1].history) == 2
+    assert {"0/reconstruction", "3/codebook_0"} <= set(whole[1].snapshots)
+
+
+def test_resume_remembers_the_best_epoch_and_how_long_it_has_waited(workspace):
+    """Stopped after each of the 8 steps of 4 epochs; the scores say: stop early, and keep epoch 2."""
+    scores = {1: 1.0, 2: 3.0, 3: 2.0, 4: 2.5, 5: 4.0}
+    given_by = training(epochs=5, patience=2)
+    whole, resumed = Line(), Line()
+    expected = fit(task(whole, lambda row: scores[row["epoch"]]), given_by, 0, Runtime(SETTINGS))
+    for _ in range(8):
+        resumed = Line()
+        with pytest.raises(Interrupted), Scratch("prior", "abc", 2) as scratch:
+            fit(task(resumed, lambda row: scores[row["epoch"]]), given_by, 0, Stopping(scratch, 1))
+    with Scratch("prior", "abc", 2) as scratch:
+        fitted = fit(task(resumed, lambda row: scores[row["epoch"]]), given_by, 0, Runtime(SETTINGS, scratch))
+    assert fitted == expected
+    assert (fitted.epoch, len(fitted.history)) == (2, 4)
+    assert (resumed.weight.item(), resumed.bias.item()) == (whole.weight.item(), whole.bias.item())
+
+
+def test_a_signal_lets_the_step_end_and_saves_it(workspace, everything_moves, make_images):
+    """A real TERM, by way of the handler of every stage."""
+    pixels = make_images(17)
+    whole = train_tokenizer(everything_moves, pixels, Runtime(SETTINGS))
+    with Scratch("tokenizer", "abc", 2) as scratch:
+        pass
+    runtime = Runtime(SETTINGS.model_copy(update={"checkpoint_seconds": 1e6}), scratch)
+    backward, calls = runtime.backward, []
+
+    def signalled(loss: torch.Tensor) -> None:
+        calls.append(loss)
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        backward(loss)
+
+    runtime.backward = signalled
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted), _signals(runtime):
+        train_tokenizer(everything_moves, pixels, runtime)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert len(calls) == 6
+    assert scratch.load("tokenizer")[1]["step"] == 6
+    assert_same(whole, train_tokenizer(everything_moves, pixels, Runtime(SETTINGS, scratch)))
+
+
+def test_bf16_trains_too(everything_moves, make_images):
+    """With Accelerate's autocast; weights, codebook and history stay float32."""
+    from accelerate.state import AcceleratorState
+
+    everything_moves["tokenizer"]["training"] |= {"precision": "bf16", "epochs": 6, "weight_ema": 0.0}
+    AcceleratorState._reset_state(True)  # one precision per process, says Accelerate
+    try:
+        state, fitted = train_tokenizer(everything_moves, make_images(17), Runtime(SETTINGS))
+    finally:
+        AcceleratorState._reset_state(True)
+    assert fitted.history[-1]["train_mse"] < fitted.history[0]["train_mse"]
+    assert all(value.dtype == torch.float32 for value in state.values() if value.is_floating_point())
+
+
+def test_second_signal_stops_at_once(runtime):
+    runtime.stopping = signal.SIGINT
+    with pytest.raises(KeyboardInterrupt), _signals(runtime):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_checkpoints_are_saved_when_they_are_due(workspace):
+    with Scratch("prior", "abc", 2) as scratch:
+        saved = []
+        scratch.save = lambda task, tensors, values: saved.append(values["step"])
+        fit(task(Line()), training(), 0, Runtime(SETTINGS, scratch))
+        assert saved == [1, 2, 3, 4, 5, 6]
+        saved.clear()
+        fit(task(Line()), training(), 0, Runtime(SETTINGS.model_copy(update={"checkpoint_seconds": 1e6}), scratch))
+        assert saved == [6]  # the last one always: another workspace takes its result
+
+
+# the scratch folder
+
+
+def train(scratch: Scratch) -> Line:
+    line = Line()
+    fit(task(line), training(), 0, Runtime(SETTINGS, scratch))
+    return line
+
+
+def test_another_fingerprint_starts_anew(workspace):
+    with pytest.raises(Interrupted), Scratch("prior", "one", 2) as scratch:
+        fit(task(Line()), training(), 0, Stopping(scratch, 6))
+    with Scratch("prior", "two", 2) as scratch:
+        assert scratch.load("prior") is None
+        assert train(scratch).calls == 6
+    with Scratch("prior", "one", 2) as scratch:
+        assert train(scratch).calls == 0
+
+
+def test_finished_in_this_workspace_starts_anew(workspace):
+    """DVC runs a finished stage again only when it is forced to, and then it shall train."""
+    for _ in range(2):
+        with Scratch("prior", "abc", 2) as scratch:
+            assert train(scratch).calls == 6
+
+
+def test_finished_in_another_workspace_is_used(workspace, tmp_path_factory, monkeypatch):
+    """Queue workers share the scratch of their repository; the one that waited takes the result of the other."""
+    with Scratch("prior", "abc", 2) as scratch:
+        trained = train(scratch)
+    monkeypatch.chdir(tmp_path_factory.mktemp("worker"))
+    with Scratch("prior", "abc", 2) as scratch:
+        taken = train(scratch)
+    assert (trained.calls, taken.calls) == (6, 0)
+    assert torch.equal(trained.weight, taken.weight)
+
+
+def test_trainings_of_one_stage_do_not_mix(workspace):
+    with Scratch("extractor", "abc", 2) as scratch:
+        scratch.save("extractor/scorer", {"a": torch.ones(1)}, {"step": 1})
+        scratch.save("extractor/perceptual", {"a": torch.zeros(1)}, {"step": 2})
+        assert float(scratch.load("extractor/scorer")[0]["a"]) == 1
+        assert scratch.load("extractor/perceptual")[1] == {"step": 2}
+
+
+def test_values_of_a_checkpoint_come_back_exactly(workspace):
+    values = {"step": 3, "best_score": -math.inf, "history": [{"epoch": 1, "loss": 0.1 + 0.2}], "stopped": False}
+    with Scratch("prior", "abc", 2) as scratch:
+        scratch.save("prior", {"w": torch.tensor([0.1], dtype=torch.float64)}, values)
+        tensors, loaded = scratch.load("prior")
+    assert loaded == values
+    assert tensors["w"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", ["empty", "cut short", "foreign", "text"])
+def test_checkpoint_that_cannot_be_read_is_named_and_ignored(workspace, kind, capsys):
+    with Scratch("prior", "abc", 2) as scratch:
+        path = scratch.folder / "prior.safetensors"
+        scratch.save("prior", {"w": torch.ones(100)}, {"step": 1})
+        whole = path.read_bytes()
+        if kind == "foreign":
+            models.save_weights(path, {"w": torch.ones(3)})
+        else:
+            path.write_bytes({"empty": b"", "cut short": whole[:-10], "text": b"x" * 100}[kind])
+        assert train(scratch).calls == 6
+    printed = capsys.readouterr().err
+    assert str(path) in printed
+    assert "is no whole checkpoint" in printed
+    assert "prior starts anew" in printed
+
+
+def test_lock_makes_a_second_process_wait(workspace):
+    code = (
+        "import sys; from tessera.runtime.scratch import Scratch\n"
+        "with Scratch('prior', 'abc', 2): print('in', flush=True)"
+    )
+    with Scratch("prior", "abc", 2):
+        second = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": str(seams.PACKAGE.parent)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert second.stderr.readline() == "waiting for another process that trains the same thing ...\n"
+        time.sleep(0.1)
+        assert second.poll() is None
+    out, err = second.communicate(timeout=30)
+    assert (out, err, second.returncode) == ("in\n", "", 0)
+
+
+def test_pruning_keeps_the_newest_and_whatever_is_held(workspace):
+    for age, name in enumerate(["oldest", "held", "old", "new"]):
+        with Scratch("prior", name, 100) as scratch:
+            pass
+        os.utime(scratch.folder, (1000 + age, 1000 + age))
+    with Scratch("prior", "held", 100):
+        os.utime(workspace / ".scratch/prior/held", (1001, 1001))
+        with Scratch("prior", "mine", 2):
+            pass
+        assert {path.name for path in (workspace / ".scratch/prior").iterdir()} == {"held", "new", "mine"}
+
+
+def test_an_interrupted_stage_prunes_nothing_and_is_not_finished(workspace):
+    for name in ("a", "b"):
+        with pytest.raises(RuntimeError), Scratch("prior", name, 1):
+            raise RuntimeError
+    folders = list((workspace / ".scratch/prior").iterdir())
+    assert len(folders) == 2
+    assert not any((folder / scratches.FINISHED).exists() for folder in folders)
+
+
+def test_scratch_lies_in_the_repository_that_dvc_names(workspace, monkeypatch, tmp_path_factory):
+    monkeypatch.chdir(tmp_path_factory.mktemp("temporary"))
+    assert scratches.root() == workspace / ".scratch"
+    monkeypatch.delenv("DVC_ROOT")
+    assert scratches.root() == Path.cwd() / ".scratch"
