@@ -184,12 +184,8 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Render Noto Color Emoji into parquet, 128x128.")
     parser.add_argument("--font", type=Path, default=FONT, help="font with bitmaps (default: %(default)s)")
-    parser.add_argument(
-        "--emoji-test", type=Path, default=EMOJI_TEST, help="Unicode's list (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=OUTPUT, help="default: noto-emoji.parquet next to this script"
-    )
+    parser.add_argument("--emoji-test", type=Path, default=EMOJI_TEST, help="Unicode's list (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="default: noto-emoji.parquet next to this script")
     return parser.parse_args()
 
 

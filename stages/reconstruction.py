@@ -16,7 +16,9 @@ def main(run: Run) -> None:
             run.params.reconstruction.batch_size,
             run.runtime.device,
         ).assign(name=run.table(split)["name"], family=run.table(split)["family"])
-    files.write_metrics("reconstruction", step.metrics(tables))
+    splits = step.summary(tables)
+    files.write_metrics("reconstruction", step.metrics(splits))
+    files.write_table(files.PLOTS / "reconstruction" / "splits.csv", splits)
     files.write_table(files.PLOTS / "reconstruction" / "images.csv", tables["test"])
     picture = step.picture(run.images("test"), run.images("test", "reconstruction"), tables["test"])
     files.write_picture(files.PLOTS / "reconstruction" / "test.png", picture)

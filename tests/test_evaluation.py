@@ -391,7 +391,7 @@ def test_a_uniform_prior_needs_log2_k_bits_per_code(codes):
     assert list(table["nll_bits_per_image"]) == pytest.approx([12] * 3)
     assert table.loc["val", "recall_bits_per_code"] == pytest.approx(6 / 6)  # log2 of 64 images, over 6 codes
     assert report.metrics["gap_bits_per_code"] == pytest.approx(0)
-    assert report.metrics["val"]["nll_bits_per_image"] == table.loc["val", "nll_bits_per_image"]
+    assert report.metrics["val"]["nll_bits_per_code"] == table.loc["val", "nll_bits_per_code"]
 
 
 def test_entropy_is_that_of_each_grid_in_each_split(codes):

@@ -21,7 +21,7 @@ from tessera.core.errors import InputError
 from tessera.core.params import Params, Training
 from tessera.core.training import Fitted, fit
 from tessera.nn import conv, scores
-from tessera.steps import reconstruction
+from tessera.steps import reconstruction, samples
 from tessera.steps import tokenizer as training
 from tessera.tokenizers import vqvae
 
@@ -463,12 +463,16 @@ def test_reconstruction_metrics_in_closed_form():
             "family": ["a", "a", "b"],
         }
     )
-    found = reconstruction.metrics({"train": table, "test": table})
-    assert found["train"] == {"psnr_db": pytest.approx(10 * np.log10(4 / 0.16)), "ssim": pytest.approx(0.8)}
-    assert found["test"]["psnr_db_per_image"] == pytest.approx(50 / 3)
-    assert found["test"]["psnr_db_from_z"] == pytest.approx(30)
-    assert found["test"]["by_family"]["psnr_db"] == pytest.approx(10 * np.log10(4 / 0.22))
-    assert found["test"]["by_family"]["ssim"] == pytest.approx(0.75)
+    splits = reconstruction.summary({"train": table, "test": table})
+    assert list(splits["split"]) == ["train", "test"]
+    assert list(splits["psnr_db_per_image"]) == pytest.approx([50 / 3] * 2)
+    found = reconstruction.metrics(splits)
+    assert found["mse"] == pytest.approx(0.16)
+    assert found["psnr_db"] == pytest.approx(10 * np.log10(4 / 0.16))
+    assert found["ssim"] == pytest.approx(0.8)
+    assert found["psnr_db_from_z"] == pytest.approx(30)
+    assert found["by_family"]["psnr_db"] == pytest.approx(10 * np.log10(4 / 0.22))
+    assert found["by_family"]["ssim"] == pytest.approx(0.75)
 
 
 def test_reconstruction_picture_shows_each_family_once(make_images):
@@ -480,3 +484,45 @@ def test_reconstruction_picture_shows_each_family_once(make_images):
         left = 4 + 68 * column
         np.testing.assert_array_equal(sheet[4:68, left : left + 64], image)
         np.testing.assert_array_equal(sheet[72:136, left : left + 64], image)
+
+
+# samples
+
+
+def test_samples_are_decoded_codes_of_the_prior(tiny_run):
+    run = tiny_run()
+    tokenizer, drawn = run.tokenizer(), samples.draw("samples", run.prior(), run.tokenizer(), run)
+    count = run.params.samples.count
+    assert drawn["codes"].shape == (count, run.codes("train").shape[1])
+    assert set(drawn) == {"codes", "images"}  # no labels of a prior that is not conditioned on them
+    expected = images.to_pixels(tokenizer.decode(torch.from_numpy(drawn["codes"]).long()))
+    assert abs(drawn["images"].astype(int) - expected).max() <= 1
+    assert samples.picture(drawn["images"]).dtype == np.uint8
+
+
+def test_samples_depend_on_the_seed_and_their_name_alone(tiny_run):
+    run = tiny_run()
+    prior = samples.baseline(run)
+    first = samples.draw("samples", prior, run.tokenizer(), run)["codes"]
+    torch.rand(5)
+    np.testing.assert_array_equal(samples.draw("samples", prior, run.tokenizer(), run)["codes"], first)
+    assert (samples.draw("baseline", prior, run.tokenizer(), run)["codes"] != first).any()
+    assert (first[:2] != first[2:]).any()  # each batch has a stream of its own
+
+
+def test_labels_are_drawn_as_often_as_they_occur(tiny_run):
+    """A prior that answers with the label itself."""
+
+    class Echo(nn.Module):
+        classes = 2
+
+        def sample(self, n: int, generator: torch.Generator, sampling: Any, labels: torch.Tensor) -> torch.Tensor:
+            return labels[:, None].expand(n, length)
+
+    run = tiny_run()
+    length = run.codes("train").shape[1]
+    vars(run.params)["samples"] = run.params.samples.model_copy(update={"count": 300, "batch_size": 70})
+    drawn = samples.draw("samples", Echo(), run.tokenizer(), run)
+    assert drawn["labels"].shape == (300,)
+    assert (drawn["codes"] == drawn["labels"][:, None]).all()
+    assert abs(drawn["labels"].mean() - run.labels("train").mean()) < 0.1

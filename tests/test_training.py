@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ from tessera.runtime import scratch as scratches
 from tessera.runtime.devices import Interrupted, Runtime
 from tessera.runtime.scratch import Scratch
 from tessera.runtime.stage import _signals
+from tessera.steps import prior as prior_training
 from tessera.steps import tokenizer as tokenizer_training
 
 PLAIN = {
@@ -446,6 +448,86 @@ def test_resume_remembers_the_best_epoch_and_how_long_it_has_waited(workspace):
     assert (resumed.weight.item(), resumed.bias.item()) == (whole.weight.item(), whole.bias.item())
 
 
+RANK = """
+import signal, sys
+from pathlib import Path
+import torch
+from torch import nn
+from tessera.core.models import save_weights
+from tessera.core.params import Runtime as Settings, Training
+from tessera.core.training import Task, fit
+from tessera.runtime.devices import Interrupted, Runtime
+from tessera.runtime.scratch import Scratch
+
+settings = Settings(device="cpu", processes=2, threads=1, checkpoint_seconds=0.0, keep_scratch=2)
+x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+
+class Objective(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.2), nn.Linear(3, 1))
+
+    def forward(self, x):
+        return {"loss": (self.net(x)[:, 0] - x.sum(1)).square().mean()}
+
+def train(scratch=None, stop=0):
+    runtime, objective, calls = Runtime(settings, scratch), Objective(), []
+    backward = runtime.backward
+
+    def stopping(loss):
+        backward(loss)
+        calls.append(1)
+        runtime.stopping = signal.SIGTERM if len(calls) == stop else 0
+
+    runtime.backward = stopping
+    task = Task("prior", objective, 12, lambda indices, draws: (x[indices],), lambda o: {"val": o(x)["loss"].item()},
+                lambda row: -row["val"])
+    fitted = fit(task, Training.model_validate_json(sys.argv[1]), 0, runtime)
+    return {**objective.state_dict(), "history": torch.tensor([row["val"] for row in fitted.history])}
+
+whole = train()
+scratch = Scratch("prior", "ranks", 2)
+try:
+    train(scratch, stop=4)
+except Interrupted:
+    torch.distributed.barrier()  # rank 0 has saved; a stage that is started again is long past that
+resumed = train(scratch)
+rank = Runtime(settings).rank
+found = {f"whole/{n}": v for n, v in whole.items()} | {f"resumed/{n}": v for n, v in resumed.items()}
+save_weights(Path(f"{rank}.safetensors"), found)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_ranks_agree_and_resume(workspace):
+    """Batch statistics are each rank's own until they are shared: ranks that score differently would stop at different
+    epochs, and wait for each other for ever."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(seams.PACKAGE.parent), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
+                   "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}  # fmt: skip
+    given_by = training(epochs=3, weight_ema=0.5, lr=0.05).model_dump_json()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, given_by],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    errors = [rank.communicate(timeout=100)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    assert all("resuming prior at step 4" in error for error in errors)
+    first, second = (models.load_weights(Path(f"{rank}.safetensors")) for rank in (0, 1))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+        assert torch.equal(value, first[name.replace("resumed/", "whole/")]), name
+    assert len(first["whole/history"]) == 3
+
+
 def test_a_signal_lets_the_step_end_and_saves_it(workspace, everything_moves, make_images):
     """A real TERM, by way of the handler of every stage."""
     pixels = make_images(17)
@@ -619,3 +701,93 @@ def test_scratch_lies_in_the_repository_that_dvc_names(workspace, monkeypatch, t
     assert scratches.root() == workspace / ".scratch"
     monkeypatch.delenv("DVC_ROOT")
     assert scratches.root() == Path.cwd() / ".scratch"
+
+
+# the prior's
+
+
+class Known(nn.Module):
+    """p(code) = shares, at every position; whatever the labels."""
+
+    def __init__(self, shares: list[float]) -> None:
+        super().__init__()
+        self.log_shares = nn.Parameter(torch.tensor(shares).log())
+        self.seen: list[int] = []
+
+    def losses(self, codes: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        self.seen += codes[:, 0].tolist()
+        return {"nll": -self.log_shares[codes].mean()}
+
+    def log_prob(self, codes: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        return self.log_shares[codes].sum(1)
+
+    def logits(self, codes: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        return (self.log_shares.expand(*codes.shape, -1),)
+
+
+def prior_data(codes: dict[str, np.ndarray], batch_size: int = 3, **values: Any) -> prior_training.Data:
+    given_to = {"augmented": np.zeros((0, 0, 0), np.int32), "share": 0.0, "labels": None, "classes": 0} | values
+    return prior_training.Data(codes, batch_size=batch_size, device="cpu", **given_to)
+
+
+CODES = {"train": np.array([[0, 0], [0, 1], [1, 1], [0, 2], [0, 0]]), "val": np.array([[0, 2], [2, 2], [0, 0], [1, 0]])}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_likelihood_of_a_prior_by_hand(batch_size):
+    """Shares 1/2, 1/4, 1/4 cost 1, 2 and 2 bits; of the 8 validation codes 4 are the likeliest one."""
+    objective = prior_training.Objective(Known([0.5, 0.25, 0.25]))
+    data = prior_data(CODES, batch_size)
+    with torch.no_grad():
+        row = prior_training._evaluate(objective, data, data.looked_at)
+    assert row["val_nll_bits_per_code"] == pytest.approx(12 / 8)
+    assert row["val_nll_bits_per_image"] == pytest.approx(12 / 4)
+    assert row["val_accuracy"] == pytest.approx(4 / 8)
+    looked_at = CODES["train"][data.looked_at["train"]]
+    assert len(looked_at) == 4  # as many as validation images
+    assert row["train_nll_bits_per_code"] == pytest.approx(1 + (looked_at > 0).mean())
+    metrics = prior_training.metrics(Fitted([{"epoch": 4, **row}], 4, {}))
+    assert metrics["epoch"] == 4
+    assert metrics["val"]["nll_bits_per_code"] == row["val_nll_bits_per_code"]
+
+
+def test_prior_is_trained_on_train_and_chosen_by_val(runtime):
+    """The shares that are learnt are those of the training codes."""
+    objective = prior_training.Objective(Known([0.4, 0.3, 0.3]))
+    given_to_prior = prior_training.task(objective, prior_data(CODES, 5))
+    assert given_to_prior.score({"val_nll_bits_per_code": 2.0}) < given_to_prior.score({"val_nll_bits_per_code": 1.0})
+    fitted = fit(given_to_prior, training(epochs=1, batch_size=5), 0, runtime)
+    assert sorted(objective.prior.seen) == sorted(CODES["train"][:, 0])
+    assert fitted.history[0]["train_nll"] == pytest.approx(-np.log(np.array([0.4, 0.3, 0.3]))[CODES["train"]].mean())
+
+
+def test_closed_form_prior_is_not_trained(raw):
+    name = raw["samples"]["baseline"]
+    prior = models.build(models.prior_recipe(Params(raw), ((1, 2),), (3,), 0, name))
+    objective, data = prior_training.Objective(prior), prior_data(CODES)
+    fitted = prior_training.fitted(objective, data)
+    assert (fitted.epoch, len(fitted.history)) == (0, 1)
+    assert math.isfinite(fitted.history[0]["val_nll_bits_per_code"])
+    assert prior_training.fitted(prior_training.Objective(Known([0.5, 0.5])), data) is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_augmented_codes_stand_in_for_their_own_image(share):
+    """Codes of 400 images say which image they are of; copies add 1000 for the first and 2000 for the second."""
+    plain = np.arange(400)[:, None].repeat(2, 1)
+    copies = np.stack([plain + 1000, plain + 2000])
+    data = prior_data({"train": plain, "val": plain}, augmented=copies, share=share)
+    indices = np.random.default_rng(0).permutation(400)
+    codes, _ = data.batch(indices, torch.Generator().manual_seed(0))
+    assert (codes[:, 0] % 1000).tolist() == indices.tolist()
+    assert torch.equal(codes[:, 0], codes[:, 1])
+    changed = codes[:, 0] >= 1000
+    assert abs(changed.float().mean() - share) < 0.08
+    assert share == 0 or {1, 2} == set((codes[changed, 0] // 1000).tolist())
+
+
+def test_labels_go_with_their_codes():
+    plain, labels = np.arange(10)[:, None], np.arange(10) + 100
+    data = prior_data({"train": plain, "val": plain}, labels={"train": labels, "val": labels}, classes=200)
+    codes, drawn = data.batch(np.array([7, 2]), torch.Generator())
+    assert (codes[:, 0].tolist(), drawn.tolist()) == ([7, 2], [107, 102])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -123,6 +124,13 @@ def _steps_per_epoch(task: Task, training: Training, ranks: int) -> int:
     return task.examples // training.batch_size  # the rest of an epoch is dropped; another rest in each epoch
 
 
+def _as_on_rank_0(module: nn.Module) -> None:
+    """Batch statistics are each rank's own until the next forward pass: ranks would score, and stop, at different epochs."""
+    if dist.is_available() and dist.is_initialized():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 class _State:
     """All that a training run carries from step to step, which is what a checkpoint holds."""
 
@@ -189,6 +197,7 @@ class _State:
         self.take_snapshot(epoch)
 
     def _evaluate(self, epoch: int) -> None:
+        _as_on_rank_0(self.evaluated)
         self.evaluated.eval()
         with torch.no_grad():
             validation = self.task.evaluate(self.evaluated)

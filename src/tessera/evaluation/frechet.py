@@ -77,9 +77,7 @@ def measure(config: Config, run: Run) -> Report:
     metrics: dict[str, Any] = {  # the other pairs, and their intervals, stand in the table
         "images": count,
         run.distance: {name: value for name, value in frechet.items() if name != "reconstruction_train"},
-        kid_name: {
-            name: kernel[name] for name in ("samples_test", "samples_test_low", "samples_test_high", "train_test")
-        },
+        kid_name: {name: kernel[name] for name in ("samples_test", "samples_test_low", "samples_test_high")},
     }
     return Report(metrics, {"pairs": pd.DataFrame(rows, columns=columns)})
 

@@ -51,7 +51,7 @@ def measure(config: Config, run: Run) -> Report:
             }
         )
     table = pd.DataFrame(rows).set_index("split")
-    names = ["nll_bits_per_code", "nll_bits_per_image", "share_saved"]
+    names = ["nll_bits_per_code", "share_saved"]
     metrics: dict[str, Any] = {split: dict(table.loc[split, names]) for split in ("val", "test")}
     metrics["gap_bits_per_code"] = table.loc["test", names[0]] - table.loc["train", names[0]]
     images, length = run.codes("train").shape

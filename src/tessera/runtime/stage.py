@@ -96,9 +96,12 @@ def _validated() -> dict[str, Any]:
 def _launch(stage: str, key: str | None, processes: int) -> None:
     """Run the stage as `processes` ranks. The launcher stays out of dvc.yaml, whose `cmd` is part of a stage's identity."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    ranks = subprocess.run([*launcher, "-m", f"stages.{stage}", *([key] if key else [])], check=False)
-    if ranks.returncode:
-        sys.exit(ranks.returncode)
+    ranks = subprocess.Popen([*launcher, "-m", f"stages.{stage}", *([key] if key else [])])
+    # told to stop, this process tells the ranks, and keeps the lock until they have saved and ended
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, frame: ranks.send_signal(received))
+    if ranks.wait():
+        sys.exit(ranks.returncode if ranks.returncode > 0 else 128 - ranks.returncode)
 
 
 @contextlib.contextmanager

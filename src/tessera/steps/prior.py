@@ -114,10 +114,8 @@ def _evaluate(objective: Objective, data: Data, looked_at: dict[str, np.ndarray]
     return row
 
 
-def metrics(objective: Objective, data: Data, fitted: Fitted) -> dict[str, Any]:
+def metrics(fitted: Fitted) -> dict[str, Any]:
     """Of the kept epoch. The gap between train and val is what the prior has memorised."""
     row = next(row for row in fitted.history if row["epoch"] == fitted.epoch)
-    names = ("nll_bits_per_code", "nll_bits_per_image", "accuracy")
-    split = {name: {n: row[f"{name}_{n}"] for n in names} for name in ("val", "train")}
-    parameters = sum(parameter.numel() for parameter in objective.prior.parameters())
-    return {"epoch": fitted.epoch, "parameters": parameters, **split}
+    split = {name: {n: row[f"{name}_{n}"] for n in ("nll_bits_per_code", "accuracy")} for name in ("val", "train")}
+    return {"epoch": fitted.epoch, **split}

@@ -46,24 +46,31 @@ def decoded(
     return pd.concat(rows, ignore_index=True)
 
 
-def metrics(tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """`psnr_db` is of the mean MSE; `psnr_db_per_image` the mean over images, which is larger (Jensen). `by_family` counts
-    each family once: about half of the emoji are tone variants."""
-    found: dict[str, Any] = {}
+def summary(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row a split. `psnr_db` is of the mean MSE; `psnr_db_per_image` the mean over images, which is larger (Jensen).
+    `by_family` counts each family once: about half of the emoji are tone variants."""
+    rows = []
     for split, table in tables.items():
-        found[split] = {"psnr_db": _psnr(table["mse"].mean()), "ssim": table["ssim"].mean()}
-    test = tables["test"]
-    families = list(test["family"])
-    found["test"] |= {
-        "mse": test["mse"].mean(),
-        "psnr_db_per_image": test["psnr_db"].mean(),
-        "psnr_db_from_z": _psnr(test["mse_from_z"].mean()),
-        "by_family": {
-            "psnr_db": _psnr(scores.by_family(test["mse"].to_numpy(), families)),
-            "ssim": scores.by_family(test["ssim"].to_numpy(), families),
-        },
-    }
-    return found
+        families = list(table["family"])
+        row = {
+            "split": split,
+            "mse": table["mse"].mean(),
+            "psnr_db": _psnr(table["mse"].mean()),
+            "psnr_db_per_image": table["psnr_db"].mean(),
+            "ssim": table["ssim"].mean(),
+            "psnr_db_from_z": _psnr(table["mse_from_z"].mean()),
+            "psnr_db_by_family": _psnr(scores.by_family(table["mse"].to_numpy(), families)),
+            "ssim_by_family": scores.by_family(table["ssim"].to_numpy(), families),
+        }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def metrics(splits: pd.DataFrame) -> dict[str, Any]:
+    """Of the test split; what is about the other splits stands in the table."""
+    test = splits.set_index("split").loc["test"]
+    by_family = {"psnr_db": test["psnr_db_by_family"], "ssim": test["ssim_by_family"]}
+    return {**{name: test[name] for name in ("mse", "psnr_db", "ssim", "psnr_db_from_z")}, "by_family": by_family}
 
 
 def _psnr(mse: float) -> float:

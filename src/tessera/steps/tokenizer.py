@@ -157,7 +157,7 @@ def metrics(fitted: Fitted) -> dict[str, Any]:
     return {
         "epoch": fitted.epoch,
         "val": {name: row[f"val_{name}"] for name in ("total", "usage", "perplexity")},
-        "train": {name: row[f"train_{name}"] for name in ("total", "usage", "perplexity")},
+        "train": {"total": row["train_total"]},
     }
 
 

@@ -1,0 +1,169 @@
+"""Temporary copies of the repository at tiny size, and dvc commands in them: what the tests of the pipeline share."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY = {
+    "dataset.image_size": 8,
+    "dataset.target_size": 16,
+    "dataset.source": "data/tiny.parquet",
+    "extractor.training.epochs": 1,
+    "extractor.training.batch_size": 16,
+    "extractor.training.warmup_steps": 1,
+    "extractor.classifier.channels": 4,
+    "extractor.classifier.features": 4,
+    "tokenizer.training.epochs": 4,
+    "tokenizer.training.batch_size": 16,
+    "tokenizer.training.evaluate_every": 2,
+    "tokenizer.training.warmup_steps": 2,
+    "tokenizer.snapshot_epochs": [0, 4],
+    "tokenizer.vqvae.channels": 8,
+    "tokenizer.vqvae.outer_channels": 4,
+    "tokenizer.vqvae.block_channels": 4,
+    "tokenizer.vqvae.blocks": 1,
+    "tokenizer.vqvae.dropout": 0.1,
+    "quantizer.codebook_size": 8,
+    "quantizer.code_dim": 4,
+    "prior.training.epochs": 2,
+    "prior.training.batch_size": 16,
+    "prior.training.warmup_steps": 1,
+    "prior.pixelcnn.channels": 8,
+    "prior.pixelcnn.layers": 2,
+    "samples.count": 24,
+    "samples.batch_size": 16,
+    "evaluation.frechet.count": 16,
+    "evaluation.frechet.kid_subsets": 3,
+    "evaluation.frechet.kid_subset_size": 8,
+    "evaluation.coverage.count": 16,
+    "evaluation.memorisation.pairs": 4,
+    "extensions.interpolation.pairs": 2,
+    "extensions.interpolation.frames": 3,
+    "runtime.threads": 1,
+    "runtime.device": "cpu",
+    "runtime.checkpoint_seconds": 0.0,
+}
+
+
+def environment() -> dict[str, str]:
+    """As a user's shell has it with the environment active; bytecode is written, since it once marked stages as changed."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "DVC", "COV")) and k != "PYTHONPATH"}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    return {**env, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}", "OMP_NUM_THREADS": "1",
+            "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t"}  # fmt: skip
+
+
+def run(*command: str, cwd: Path, ok: bool = True) -> str:
+    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=280, check=False)
+    assert not ok or done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    assert ok or done.returncode != 0, f"{' '.join(command)} should have failed\n{done.stdout[-2000:]}"
+    return done.stdout + done.stderr
+
+
+def ran(output: str) -> list[str]:
+    """Stages that dvc ran, in order."""
+    return re.findall(r"Running stage '([^']+)'", output)
+
+
+def edit(repo: Path, values: dict[str, object]) -> None:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    params = yaml.load((repo / "params.yaml").read_text())
+    for name, value in values.items():
+        *place, last = name.split(".")
+        section = params
+        for part in place:
+            section = section[part]
+        assert last in section, f"params.yaml has no {name}"
+        section[last] = value
+    with open(repo / "params.yaml", "w") as stream:
+        yaml.dump(params, stream)
+
+
+def copied(folder: Path) -> Path:
+    """What git would commit, with an eighteenth of the emoji and tiny params, as the first commit of a new repository."""
+    copy = folder / "tessera"
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).exists() and not name.startswith(("metrics/", "plots/", "tests/", "data/noto-emoji.parquet")):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+    (copy / "dvc.lock").unlink(missing_ok=True)
+    _tiny_parquet(copy / "data" / "tiny.parquet")
+    edit(copy, TINY)
+    run("git", "init", "-q", "-b", "main", cwd=copy)
+    commit(copy, "start")
+    return copy
+
+
+def commit(repo: Path, message: str) -> None:
+    run("git", "add", "-A", cwd=repo)
+    run("git", "commit", "-qm", message, cwd=repo)
+
+
+def _tiny_parquet(path: Path) -> None:
+    """Every 18th family of the embedded set: about 200 rows of all groups."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(ROOT / "data" / "noto-emoji.parquet")
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(table.take(list(range(0, table.num_rows, 18))), path)
+
+
+def restore(repo: Path) -> None:
+    """The committed run again: params, metrics, plots and artefacts."""
+    run("git", "reset", "-q", "--hard", "main", cwd=repo)
+    run("git", "clean", "-fdq", "metrics", "plots", cwd=repo)
+    run("dvc", "checkout", "-q", "--force", cwd=repo)
+
+
+def metrics(repo: Path) -> dict[str, dict]:
+    return {f.relative_to(repo).as_posix(): json.loads(f.read_text()) for f in (repo / "metrics").rglob("*.json")}
+
+
+def start(repo: Path, *command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command, cwd=repo, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )  # fmt: skip
+
+
+def wait_for_step(repo: Path, process: subprocess.Popen[str], step: int) -> None:
+    """Until the tokenizer's newest checkpoint holds at least `step` steps."""
+    from safetensors import SafetensorError, safe_open
+
+    since = time.time()
+    while time.time() - since < 120:
+        for path in (repo / ".scratch/tokenizer").glob("*/tokenizer.safetensors"):
+            if path.stat().st_mtime > process.began:
+                try:
+                    with safe_open(path, "pt") as stored:
+                        if json.loads(stored.metadata()["values"])["step"] >= step:
+                            return
+                except SafetensorError:
+                    continue  # replaced between its header and its data: look again
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint in 120 s")
+
+
+def begin_and_stop(repo: Path, number: signal.Signals, *command: str) -> str:
+    began = time.time()
+    process = start(repo, *command)
+    process.began = began
+    wait_for_step(repo, process, 4)
+    os.killpg(process.pid, number)
+    return process.communicate(timeout=60)[0]
+
+
