@@ -165,5 +165,3 @@ def begin_and_stop(repo: Path, number: signal.Signals, *command: str) -> str:
     wait_for_step(repo, process, 4)
     os.killpg(process.pid, number)
     return process.communicate(timeout=60)[0]
-
-
