@@ -122,11 +122,11 @@ def _tiny_parquet(path: Path) -> None:
     pq.write_table(table.take(list(range(0, table.num_rows, 18))), path)
 
 
-def restore(repo: Path) -> None:
-    """The committed run again: params, metrics, plots and artefacts."""
+def restore(repo: Path, *stages: str) -> None:
+    """The committed run again: params, metrics, plots, and the artefacts of `stages` (all of them, if none is named)."""
     run("git", "reset", "-q", "--hard", "main", cwd=repo)
     run("git", "clean", "-fdq", "metrics", "plots", cwd=repo)
-    run("dvc", "checkout", "-q", "--force", cwd=repo)
+    run("dvc", "checkout", "-q", "--force", *stages, cwd=repo)
 
 
 def metrics(repo: Path) -> dict[str, dict]:

@@ -39,12 +39,12 @@ def test_killed_training_resumes_with_the_same_bits(repo):
         assert all(resumed[name].equal(whole[name]) for name in whole)
 
         experiment = ("dvc", "exp", "run", "--temp", "-S", "tokenizer.training.lr=0.003", "tokenizer")
-        restore(repo)
+        restore(repo, "dataset")
         edit(repo, LONGER)
         begin_and_stop(repo, signal.SIGTERM, *experiment)
         assert re.search(r"resuming tokenizer at step \d+", run(*experiment, cwd=repo))
     finally:
-        restore(repo)
+        restore(repo, "dataset")
 
 
 def test_an_input_edited_during_the_run_fails_the_stage_by_name(repo):
@@ -58,4 +58,4 @@ def test_an_input_edited_during_the_run_fails_the_stage_by_name(repo):
         assert process.returncode != 0
         assert "quantizer.beta changed while tokenizer ran" in output
     finally:
-        restore(repo)
+        restore(repo, "dataset")
