@@ -93,6 +93,8 @@ def shrunk(raw: dict[str, Any]) -> dict[str, Any]:
             small[section][name] = {key: value for key, value in own.items() if key not in shared}
     for section in PLURAL:
         small[section] = {key: examples(seams.plugin(section, key).Config) for key in small[section]}
+    for name in small["losses"]:  # as in params.yaml: what is off stays off
+        small["losses"][name]["weight"] = raw["losses"][name]["weight"]
     return small
 
 

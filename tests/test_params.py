@@ -321,8 +321,45 @@ def test_rules_of_a_plug_in_apply_where_it_is_chosen(raw):
     module = seams.plugin("tokenizers", "vqvae")
     raw["dataset"] |= {"image_size": 10, "target_size": 10}
     config = module.Config.model_validate(raw["tokenizer"]["vqvae"])
-    assert list(config.rule(SimpleNamespace(dataset=SimpleNamespace(image_size=12)))) == []
-    assert len(list(config.rule(SimpleNamespace(dataset=SimpleNamespace(image_size=10))))) == 1
+    params = [SimpleNamespace(dataset=SimpleNamespace(image_size=size), post_hoc=False) for size in (12, 10)]
+    assert list(config.rule(params[0])) == []
+    assert len(list(config.rule(params[1]))) == 1
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "quantizer", "rule"),
+    [
+        (
+            "vqvae",
+            "geodesic",
+            "must be one that is trained with the tokenizer under tokenizer.name vqvae, got 'geodesic'",
+        ),
+        (
+            "vqvae2",
+            "kmeans",
+            "must be one that is trained with the tokenizer under tokenizer.name vqvae2, got 'kmeans'",
+        ),
+        ("vae", "ema", "must be fitted to a finished autoencoder (it has fit) under tokenizer.name vae, got 'ema'"),
+    ],
+)
+def test_pairs_that_make_no_sense_are_refused(raw, tokenizer, quantizer, rule):
+    raw["tokenizer"]["name"], raw["quantizer"]["name"] = tokenizer, quantizer
+    assert rule in problem(raw, "quantizer.name")
+
+
+@pytest.mark.parametrize(("tokenizer", "quantizer"), [("vae", "kmeans"), ("vae", "geodesic"), ("vqvae2", "residual"),
+                                                      ("vqvae", "lfq"), ("pixels", "geodesic")])  # fmt: skip
+def test_pairs_that_make_sense(raw, tokenizer, quantizer):
+    raw["tokenizer"]["name"], raw["quantizer"]["name"] = tokenizer, quantizer
+    assert params.problems(raw) == []
+
+
+def test_a_codebook_that_cannot_be_built_is_listed_once_with_the_others(raw):
+    raw["quantizer"] |= {"name": "lfq", "codebook_size": 300}
+    raw["dataset"] |= {"image_size": 10, "target_size": 10}
+    found = params.problems(raw)
+    assert len(found) == 2
+    assert any("quantizer.codebook_size: must be a power of two" in line for line in found)
 
 
 def test_baseline_must_be_closed_form(raw):
@@ -379,7 +416,7 @@ def test_missing_file_says_where_to_run():
 def test_config_takes_its_own_and_the_shared_values(raw):
     raw["quantizer"] |= {"beta": 0.75, "codebook_size": 32}
     config = Params(raw).config("quantizer")
-    assert (config.beta, config.codebook_size, config.decay) == (0.75, 32, raw["quantizer"]["ema"]["decay"])
+    assert (config.beta, config.codebook_size, config.decay) == (0.75, 32, raw["quantizer"]["decay"])
 
 
 def test_config_of_another_alternative_and_of_a_plural_key(raw, plug_in):
@@ -421,7 +458,8 @@ def test_shared_values_that_the_chosen_plug_in_does_not_read_are_named(raw, plug
     plug_in("quantizers", "lookup", Lookup)
     raw["quantizer"] |= {"name": "lookup", "lookup": {}}
     unread = Params(raw).unread("quantizer")
-    assert set(unread) == {"quantizer.beta", "quantizer.code_dim"}
+    assert {"quantizer.beta", "quantizer.code_dim", "quantizer.estimator"} <= set(unread)
+    assert "quantizer.codebook_size" not in unread
     stage._name_unread(Params(raw), Declared("tokenizer", (), ("quantizer.name", "quantizer.beta")))
     printed = capsys.readouterr().out
     assert all(name in printed for name in unread)

@@ -7,7 +7,7 @@ keys of its section that it reads, and one function, listed here by seam:
     datasets     load(config, source: Path, generator) -> Source
     quantizers   build(config, dim: int | None) -> Quantizer              post-hoc ones have `fit`
     tokenizers   build(config, image_shape, make_quantizer) -> Tokenizer
-    losses       build(config, run) -> Loss
+    losses       build(config, run, tokenizer) -> Loss
     priors       build(config, grids, codebook_sizes, classes) -> Prior   those in closed form have `fit`
     extractors   build(config, image_shape, classes) -> Extractor
     diagnostics, evaluation, extensions
@@ -57,18 +57,23 @@ class Source(NamedTuple):
 
 
 class Quantized(NamedTuple):
-    """What a quantizer makes of z. `z_q` carries the estimator's gradient; `losses` are named and already weighted."""
+    """What a quantizer makes of z. `z_q` carries the estimator's gradient; `losses` are named and already weighted, and
+    are what is minimised; `reported` terms are only looked at (`codebook_error` is |z - e|^2, the codebook term of VQ-VAE,
+    also where no gradient trains the codebook)."""
 
     z_q: Float[Tensor, "b d h w"]
     codes: Int[Tensor, "b r h w"]
     losses: dict[str, Float[Tensor, ""]]
+    reported: dict[str, Float[Tensor, ""]] = {}  # noqa: RUF012  nobody changes it
 
 
 class Quantizer(Protocol):
     """Latents to codes. Computes in float32 also under autocast; its statistics move in training mode only.
 
     `dim` is D, the number of latent channels it takes (asked by the tokenizer); `codebook_sizes` has one entry per depth
-    R (1, or the depth of a residual quantizer); `codebooks` are the code vectors [K,D], one per depth.
+    R (1, or the depth of a residual quantizer); `codebooks` are the code vectors [K,D], one per depth. A *post-hoc* one
+    also has `fit(latents [N,D], generator)`, called once with latents of a finished autoencoder; before, all it knows is
+    zeros.
     """
 
     dim: int
@@ -89,7 +94,11 @@ class Output(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """Images in [-1, 1] to codes and back, with the way between open: x -> latents -> quantize -> decode_vectors."""
+    """Images in [-1, 1] to codes and back, with the way between open: x -> latents -> quantize -> decode_vectors.
+
+    One that takes post-hoc quantizers is trained with `make_quantizer` None: it has no codes then (grids and codebook
+    sizes are empty, the levels of its output have zero depths), and decodes its latents.
+    """
 
     image_shape: ImageShape
     grids: Grids
@@ -107,7 +116,8 @@ class Tokenizer(Protocol):
 
 
 class Loss(Protocol):
-    """An image term, unweighted; its weight stands in `losses:` of params.yaml. A term of weight 0 is not built."""
+    """A term of the tokenizer's objective, unweighted; its weight stands in `losses:` of params.yaml. A term of weight 0 is
+    not built. It may have weights of its own, which are trained along; the tokenizer is none of its sub-modules."""
 
     def __call__(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]: ...
 
@@ -165,4 +175,4 @@ class Report(NamedTuple):
     pictures: dict[str, UInt8[np.ndarray, "h w c"] | Figure] = {}  # noqa: RUF012
 
 
-MakeQuantizer = Callable[..., Quantizer]
+MakeQuantizer = Callable[..., Quantizer]  # (dim: int | None = None)

@@ -245,6 +245,15 @@ class Params:
     def runtime(self) -> Runtime:
         return self._own("runtime")
 
+    @cached_property
+    def post_hoc(self) -> bool:
+        """Whether the chosen quantizer is fitted to the latents of a finished autoencoder, instead of trained with it."""
+        import torch
+
+        with torch.device("meta"):  # built without memory, to ask it
+            quantizer = seams.plugin("quantizers", self.quantizer.name).build(self.config("quantizer"), None)
+        return hasattr(quantizer, "fit")
+
     def keys(self, section: str) -> tuple[str, ...]:
         """The plug-ins that a plural section runs."""
         return tuple(self._section(section))
@@ -409,13 +418,15 @@ def _rules(params: Params) -> Iterator[str]:
     elif not _closed_form(params, baseline):
         fitted = ", ".join(name for name in seams.names("priors") if name in raw and _closed_form(params, name))
         yield f"samples.baseline: must be a prior in closed form ({fitted}), got {baseline!r}, which is trained"
-    for section in CHOOSES:
-        rule = getattr(params.config(section), "rule", None)
-        yield from rule(params) if rule else ()
-    for section in PLURAL:
-        for key in params.keys(section):
-            rule = getattr(params.config(section, key), "rule", None)
-            yield from rule(params) if rule else ()
+    configs = [params.config(section) for section in CHOOSES]
+    configs += [params.config(section, key) for section in PLURAL for key in params.keys(section)]
+    found: list[str] = []
+    for rule in [config.rule for config in configs if hasattr(config, "rule")]:
+        try:
+            found += rule(params)
+        except InputError as error:  # a rule asked what cannot be built: the same is found by the rule of its owner
+            found.append(str(error))
+    yield from dict.fromkeys(found)
 
 
 def _closed_form(params: Params, prior: str) -> bool:
