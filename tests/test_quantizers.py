@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tessera.core import seams
-from tessera.core.errors import NonFiniteError
+from tessera.core.errors import InputError, NonFiniteError
 from tessera.nn import codebook
-from tessera.quantizers import ema
+from tessera.quantizers import ema, gradient, residual, simvq
 
 # the contract
 
@@ -29,21 +29,37 @@ def latents(dim: int, b: int = 6, h: int = 3, w: int = 2, seed: int = 1) -> torc
 
 @pytest.fixture(params=seams.names("quantizers"))
 def quantizer(request, tiny) -> nn.Module:
-    """Each file of the seam, after a few steps of training."""
+    """Each file of the seam, after a few steps of training, or fitted."""
     module = seams.plugin("quantizers", request.param)
     built = module.build(tiny(module.Config), None)
+    if hasattr(built, "fit"):
+        rows = torch.randn(120, built.dim, generator=torch.Generator().manual_seed(2))
+        built.fit(rows, torch.Generator().manual_seed(0))
     for step in range(3):
         built.train()(latents(built.dim, seed=step + 2))
     return built
 
 
 @pytest.mark.parametrize("name", seams.names("quantizers"))
-def test_dim_is_what_the_tokenizer_asks_for_or_its_own(name, tiny):
+def test_dim_is_what_the_tokenizer_asks_for_or_fixed_by_the_codebook(name, tiny):
     module = seams.plugin("quantizers", name)
     own = module.build(tiny(module.Config), None)
+    if name in ("fsq", "lfq"):
+        with pytest.raises(InputError, match=name):
+            module.build(tiny(module.Config), own.dim + 1)
+        return
     asked = module.build(tiny(module.Config), own.dim + 1)
     assert asked.dim == own.dim + 1
-    assert asked(latents(own.dim + 1)).z_q.shape[1] == own.dim + 1
+    assert asked.codebooks[0].shape == (asked.codebook_sizes[0], own.dim + 1)
+
+
+@pytest.mark.parametrize("name", seams.names("quantizers"))
+def test_can_be_asked_without_memory(name, tiny):
+    """`Params.post_hoc` builds the chosen quantizer to see whether it is fitted afterwards."""
+    module = seams.plugin("quantizers", name)
+    with torch.device("meta"):
+        built = module.build(tiny(module.Config), None)
+    assert hasattr(built, "fit") == (name in ("kmeans", "geodesic"))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -74,6 +90,8 @@ def test_every_code_can_be_decoded(quantizer):
 
 
 def test_quantizing_what_is_quantized_changes_nothing(quantizer):
+    if len(quantizer.codebook_sizes) > 1 or type(quantizer).__name__ == "FSQ":
+        pytest.skip("the nearest first code to a sum is another; FSQ bounds what is bounded already")
     first = quantizer.eval()(latents(quantizer.dim))
     again = quantizer(first.z_q)
     assert torch.equal(again.codes, first.codes)
@@ -129,6 +147,7 @@ def test_latents_of_half_precision_are_taken_as_they_are(quantizer):
 
 def test_state_is_all_there_is(quantizer, tiny):
     module = sys.modules[type(quantizer).__module__]
+    torch.manual_seed(77)
     again = module.build(tiny(module.Config), None)
     again.load_state_dict(quantizer.state_dict())
     for training in (False, True):
@@ -240,7 +259,8 @@ def test_dead_codes_are_those_below_a_share_of_the_mean_use():
 
 
 def built(tiny: Any, **values: Any) -> ema.EMA:
-    return ema.build(tiny(ema.Config, **{"initialisation": "normal", "restart": "none", **values}), None)
+    plain = {"initialisation": "normal", "restart": "none", "estimator": "straight_through"}
+    return ema.build(tiny(ema.Config, **plain | values), None)
 
 
 def test_ema_by_numpy(tiny):
@@ -349,13 +369,259 @@ def test_initialisation_is_part_of_the_state(tiny):
     assert (loaded.codes < 25).all(1).any()
 
 
-def test_latents_that_are_not_finite_leave_the_codebook(tiny):
-    quantizer, z = built(tiny).train(), latents(4)
+@pytest.mark.parametrize("restart", ["none", "dead"])
+def test_latents_that_are_not_finite_leave_the_codebook_and_show_in_the_loss(tiny, restart):
+    """`fit` stops at such a loss before anything is updated."""
+    quantizer, z = built(tiny, restart=restart, restart_below=0.9).train(), latents(4)
+    quantizer(z)
     before = copy.deepcopy(quantizer.state_dict())
     z[0, 0, 0, 0] = float("inf")
+    assert not torch.isfinite(quantizer(z).losses["commitment"])
+    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+
+
+def test_first_codes_are_not_taken_from_latents_that_are_not_finite(tiny):
+    quantizer, z = built(tiny, initialisation="latents").train(), latents(4)
+    z[0, 0, 0, 0] = float("nan")
     with pytest.raises(NonFiniteError, match="the latents z are not finite"):
         quantizer(z)
-    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+    assert not quantizer.initialised
+
+
+def test_codebook_error_is_reported_and_not_trained_on(tiny):
+    quantizer, z = built(tiny, beta=0.5).eval(), latents(4).requires_grad_()
+    out = quantizer(z)
+    assert set(out.losses) == {"commitment"}
+    assert not out.reported["codebook_error"].requires_grad
+    assert out.reported["codebook_error"] == pytest.approx(out.losses["commitment"].item() / 0.5)
+
+
+def test_cosine_distance_by_brute_force(tiny):
+    """The code of the largest cosine; z_q is a unit vector, and so stays every code while the codebook moves."""
+    quantizer = built(tiny, distance="cosine", restart="dead", restart_below=0.5, codebook_size=6).train()
+    for step in range(5):
+        quantizer(3 * latents(4, seed=step))
+    torch.testing.assert_close(quantizer.codes.norm(dim=1), torch.ones(6))
+    z = latents(4)
+    out = quantizer.eval()(z)
+    rows = z.permute(0, 2, 3, 1).reshape(-1, 1, 4)
+    assert torch.equal(out.codes.flatten(), torch.cosine_similarity(rows, quantizer.codes, dim=2).argmax(1))
+    assert torch.equal(quantizer(7 * z).codes, out.codes)
+    torch.testing.assert_close(out.z_q.norm(dim=1), torch.ones(6, 3, 2))
+
+
+# the rotation estimator
+
+
+def rotated(z: torch.Tensor, z_q: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    z = z.clone().requires_grad_()
+    out = codebook.rotation(z, z_q)
+    out.backward(g)
+    return out.detach(), z.grad
+
+
+def angle(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.cosine_similarity(a, b, dim=1)
+
+
+def test_rotation_is_the_code_vector_forward():
+    z, z_q = torch.randn(2, 20, 5)
+    assert torch.equal(rotated(z, z_q, torch.ones(20, 5))[0], z_q)
+
+
+def test_rotation_scales_the_gradient_and_keeps_its_angle():
+    """Fifty et al. 2024: the gradient at z has |z_q| / |z| times the norm of that at z_q, and makes with z the angle that
+    the one at z_q makes with z_q."""
+    z, z_q, g = torch.randn(3, 40, 5).double()
+    _, found = rotated(z, z_q, g)
+    torch.testing.assert_close(found.norm(dim=1), g.norm(dim=1) * z_q.norm(dim=1) / z.norm(dim=1))
+    torch.testing.assert_close(angle(found, z), angle(g, z_q))
+
+
+def test_rotation_by_the_matrix_of_the_paper():
+    """lambda (I - 2 r r^T + 2 q u^T), transposed, for unit u of z, q of z_q, r of u + q, taken as constants."""
+    z, z_q, g = torch.randn(3, 20, 6).double()
+    _, found = rotated(z, z_q, g)
+    for i in range(20):
+        u, q = z[i] / z[i].norm(), z_q[i] / z_q[i].norm()
+        r = (u + q) / (u + q).norm()
+        turn = torch.eye(6).double() - 2 * torch.outer(r, r) + 2 * torch.outer(q, u)
+        scale = z_q[i].norm() / z[i].norm()
+        torch.testing.assert_close(turn @ z[i] * scale, z_q[i])
+        torch.testing.assert_close(found[i], scale * turn.T @ g[i])
+
+
+def test_rotation_is_defined_everywhere():
+    """Where z vanishes, z_q vanishes, or both are opposite, the gradient is handed on as it is."""
+    z = torch.tensor([[0.0, 0, 0], [1, 2, 3], [1, 2, 3], [1e-30, 0, 0]])
+    z_q = torch.tensor([[1.0, 2, 3], [0, 0, 0], [-2, -4, -6], [1e-30, 0, 0]])
+    g = torch.randn(4, 3)
+    out, found = rotated(z, z_q, g)
+    assert torch.equal(out, z_q)
+    assert torch.equal(found, g)
+
+
+def test_rotation_agrees_with_vector_quantize_pytorch():
+    """The peer's own function on the same tensors, and a whole quantizer of it with our codebook."""
+    from vector_quantize_pytorch import VectorQuantize
+    from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
+
+    z, z_q, g = torch.randn(3, 50, 8)
+    _, found = rotated(z, z_q, g)
+    theirs = z.clone().requires_grad_()
+    rotate_to(theirs, z_q).backward(g)
+    torch.testing.assert_close(found, theirs.grad, rtol=1e-4, atol=1e-5)
+
+    peer = VectorQuantize(dim=8, codebook_size=16, accept_image_fmap=True, rotation_trick=True).eval()
+    config = ema.Config(
+        beta=0.25, codebook_size=16, code_dim=8, estimator="rotation", distance="euclidean", decay=0.99,
+        initialisation="normal", restart="none", restart_below=0.0,
+    )  # fmt: skip
+    ours = ema.build(config, None).eval()
+    ours.codes.copy_(peer.codebook)
+    latent = latents(8)
+    peer_z_q, peer_codes, _ = peer(latent)
+    out = ours(latent)
+    assert torch.equal(out.codes[:, 0], peer_codes)
+    torch.testing.assert_close(out.z_q, peer_z_q)
+
+
+@pytest.mark.parametrize("name", ["ema", "gradient", "simvq", "residual"])
+def test_estimators_differ_in_the_gradient_only(name, tiny):
+    module, z, found = seams.plugin("quantizers", name), latents(4), {}
+    for estimator in ("straight_through", "rotation"):
+        torch.manual_seed(0)
+        quantizer = module.build(tiny(module.Config, estimator=estimator, initialisation="normal")
+                                 if name != "simvq" else tiny(module.Config, estimator=estimator), None)  # fmt: skip
+        latent = z.clone().requires_grad_()
+        out = quantizer.eval()(latent)
+        (out.z_q * latents(4, seed=5)).sum().backward()
+        found[estimator] = (out.z_q.detach(), latent.grad)
+    assert torch.equal(found["rotation"][0], found["straight_through"][0])
+    torch.testing.assert_close(found["straight_through"][1], latents(4, seed=5))
+    assert not torch.allclose(found["rotation"][1], found["straight_through"][1])
+
+
+@pytest.mark.parametrize("name", ["ema", "gradient"])
+def test_restart_works_under_rotation(name, tiny):
+    module = seams.plugin("quantizers", name)
+    values = {"restart": "dead", "restart_below": 0.2, "decay": 0.5, "initialisation": "normal"}
+    quantizer = module.build(tiny(module.Config, estimator="rotation", **values), None).train()
+    with torch.no_grad():
+        quantizer.codes[3] = 100
+        if name == "ema":
+            quantizer.sums.copy_(quantizer.codes)
+    for step in range(20):
+        out = quantizer(latents(4, seed=step).requires_grad_())
+        (out.z_q.sum() + sum(out.losses.values())).backward()
+    assert quantizer.codes.abs().max() < 5
+
+
+# gradient
+
+
+def test_gradient_of_the_codebook_in_closed_form(tiny):
+    """Of the codebook term alone: 2 w (e - mean of its latents) n_e / n; the reconstruction gives it none."""
+    quantizer = gradient.build(tiny(gradient.Config, initialisation="normal", codebook_weight=3.0), None).eval()
+    z = latents(4)
+    out = quantizer(z)
+    (out.z_q.sum() + sum(out.losses.values())).backward()
+    rows, chosen = z.permute(0, 2, 3, 1).reshape(-1, 4), out.codes.flatten()
+    for k in range(8):
+        expected = 6 * (quantizer.codes[k] - rows[chosen == k]).sum(0) / rows.numel()
+        torch.testing.assert_close(quantizer.codes.grad[k], expected.detach())
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_gradient_codebook_approaches_the_latents(tiny, distance):
+    quantizer = gradient.build(tiny(gradient.Config, distance=distance, restart="none"), None).train()
+    z = 2 + latents(4)
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.02)
+    errors = []
+    for _ in range(80):
+        out = quantizer(z)
+        optimizer.zero_grad()
+        sum(out.losses.values()).backward()
+        optimizer.step()
+        errors.append(out.reported["codebook_error"].item())
+    assert errors[-1] < 0.8 * errors[0]
+
+
+def test_commitment_only_leaves_the_codebook(tiny):
+    quantizer = gradient.build(tiny(gradient.Config, codebook_weight=0.0, restart="none"), None).train()
+    out = quantizer(latents(4).requires_grad_())
+    assert set(out.losses) == {"commitment"}
+    assert out.reported["codebook_error"] > 0
+    assert not [parameter for parameter in quantizer.parameters() if parameter.requires_grad]
+
+
+# simvq
+
+
+def test_simvq_moves_every_code_at_once(tiny):
+    """Zhu et al. 2024: the map is trained, so codes that nobody chose move too."""
+    quantizer = simvq.build(tiny(simvq.Config, codebook_size=64), None).train()
+    before, coefficients = quantizer.codebooks[0].detach().clone(), quantizer.coefficients.clone()
+    z = latents(4, b=1)
+    out = quantizer(z)
+    sum(out.losses.values()).backward()
+    torch.optim.SGD(quantizer.parameters(), lr=0.5).step()
+    unused = torch.tensor([k not in out.codes for k in range(64)])
+    assert unused.sum() > 50
+    assert (quantizer.codebooks[0] != before).any(1)[unused].all()
+    assert torch.equal(quantizer.coefficients, coefficients)
+
+
+def test_simvq_codebook_is_the_mapped_coefficients(tiny):
+    quantizer = simvq.build(tiny(simvq.Config), None)
+    torch.testing.assert_close(quantizer.codebooks[0], quantizer.coefficients @ quantizer.map.weight.T)
+
+
+# residual
+
+
+def test_residual_error_falls_with_depth(tiny):
+    z, errors = latents(4, b=60), []
+    for depth in (1, 2, 3, 4):
+        torch.manual_seed(0)
+        quantizer = residual.build(tiny(residual.Config, depth=depth, decay=0.5, initialisation="kmeans"), None).train()
+        for _ in range(10):
+            quantizer(z)
+        errors.append((quantizer.eval()(z).z_q - z).square().mean().item())
+    assert all(later < 0.7 * earlier for earlier, later in zip(errors, errors[1:], strict=False))
+
+
+def test_residual_by_brute_force(tiny):
+    """Lee et al. 2022: each depth takes the code nearest to what the depths before it left."""
+    quantizer = residual.build(tiny(residual.Config, depth=3, initialisation="normal", beta=0.5), None).eval()
+    z = latents(4)
+    out = quantizer(z)
+    left, total, error = z.permute(0, 2, 3, 1).reshape(-1, 4), 0, 0
+    for depth, book in enumerate(quantizer.codebooks):
+        chosen = torch.cdist(left, book).argmin(1)
+        assert torch.equal(out.codes[:, depth].flatten(), chosen)
+        left, total = left - book[chosen], total + book[chosen]
+        error += left.square().mean()
+    torch.testing.assert_close(out.z_q.permute(0, 2, 3, 1).reshape(-1, 4), total)
+    torch.testing.assert_close(out.losses["commitment"], 0.5 * error)
+
+
+def test_one_depth_is_plain_vector_quantization(tiny):
+    torch.manual_seed(0)
+    one = residual.build(tiny(residual.Config, depth=1, restart="none"), None).train()
+    torch.manual_seed(0)
+    plain = ema.build(tiny(ema.Config, restart="none"), None).train()
+    for step in range(3):
+        torch.manual_seed(step)
+        first = one(latents(4, seed=step))
+        torch.manual_seed(step)
+        second = plain(latents(4, seed=step))
+        assert torch.equal(first.codes, second.codes)
+        assert torch.equal(first.losses["commitment"], second.losses["commitment"])
+    assert torch.equal(one.codebooks[0], plain.codebooks[0])
+
+
+# several processes
 
 
 WORKER = """
@@ -369,7 +635,7 @@ rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 store = dist.FileStore(f"{folder}/store", 2)
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
-values = dict(beta=0.25, codebook_size=6, code_dim=3, decay=0.8, restart_below=0.9)
+values = dict(beta=0.25, codebook_size=6, code_dim=3, decay=0.8, restart_below=0.9, estimator="rotation", distance="euclidean")
 found = {}
 for initialisation, restart in (("normal", "none"), ("latents", "dead"), ("kmeans", "dead")):
     torch.manual_seed(0)

@@ -1,17 +1,39 @@
-"""What quantizers with a codebook share: nearest code, straight-through estimator, initialisation, EMA step, restarts.
+"""What quantizers with a codebook share: nearest code, gradient estimators, initialisation, EMA step, restarts.
 
-Pure functions on z [N,D] and codebook [K,D], without host synchronisation; with several ranks, statistics are summed over
-them, so that every rank ends with the codebook that one process with the whole batch would have.
+Functions on z [N,D] and codebook [K,D], and two modules that hold a codebook, without host synchronisation from the second
+training step on; with several ranks, statistics are summed over them, so that every rank ends with the codebook that one
+process with the whole batch would have.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tessera.core.errors import NonFiniteError
+from tessera.core.params import Strict
 
 CHUNK = 1 << 22  # entries of the [N,K] score matrix held at once: bounds the memory, not the result
+
+
+# latents
+
+
+def to_rows(z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b*h*w d"]:
+    """In float32: half precision would choose other codes."""
+    return z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+
+
+def to_map(rows: Float[Tensor, "b*h*w d"], like: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+    """The inverse of `to_rows`, for latents shaped as `like`."""
+    b, d, h, w = like.shape
+    return rows.view(b, h, w, d).permute(0, 3, 1, 2)
 
 
 def nearest(z: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> Int[Tensor, " n"]:
@@ -24,12 +46,71 @@ def nearest(z: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> Int[Tens
     return torch.cat([torch.addmm(half, part, codebook.t(), alpha=-1).argmin(1) for part in z.split(rows)])
 
 
+# the gradient of z_q, handed to z
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, z: Tensor, z_q: Tensor) -> Tensor:
+        return z_q.view_as(z_q)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
 def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
     """z_q forward, the gradient of z_q handed to z unchanged (van den Oord et al. 2017, sec. 3.2).
 
-    z - sg(z) is exactly 0, so this is z_q to the last bit, as `decode` gives it; the usual z + sg(z_q - z) is not.
+    It is z_q to the last bit, as `decode` gives it, and copies nothing; the usual z + sg(z_q - z) is neither.
     """
-    return z_q.detach() + (z - z.detach())
+    return _StraightThrough.apply(z, z_q.detach())
+
+
+class _Rotation(torch.autograd.Function):
+    SMALL = 1e-6  # norms, and 1 + cosine, under which no rotation is defined
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, z: Tensor, z_q: Tensor) -> Tensor:
+        ctx.save_for_backward(z, z_q)
+        return z_q.view_as(z_q)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        """lambda R^T g, with R^T g = g - r (r.g) 2 + 2 u (v.g) for the unit vectors u of z, v of z_q, r of u + v."""
+        z, z_q = ctx.saved_tensors
+        u_norm, v_norm = (torch.linalg.vector_norm(x, dim=1) for x in (z, z_q))
+        inverse_u, inverse_v = (1 / norm.clamp(min=_Rotation.SMALL) for norm in (u_norm, v_norm))
+        ug, vg = _dots(z, gradient) * inverse_u, _dots(z_q, gradient) * inverse_v
+        one_plus_cosine = 1 + _dots(z, z_q) * inverse_u * inverse_v  # |u + v|^2 / 2
+        reflected = (ug + vg) / one_plus_cosine.clamp(min=_Rotation.SMALL)
+        scale = v_norm * inverse_u
+        defined = (u_norm > _Rotation.SMALL) & (v_norm > _Rotation.SMALL) & (one_plus_cosine > _Rotation.SMALL)
+        along_z = torch.where(defined, scale * (2 * vg - reflected) * inverse_u, 0)
+        along_z_q = torch.where(defined, -scale * reflected * inverse_v, 0)
+        turned = gradient * torch.where(defined, scale, 1)[:, None]
+        return turned.addcmul_(z, along_z[:, None]).addcmul_(z_q, along_z_q[:, None]), None
+
+
+def _dots(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    return torch.linalg.vecdot(a, b)
+
+
+def rotation(z: Float[Tensor, "n d"], z_q: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """z_q forward; backward the gradient turned and rescaled as z is onto z_q (Fifty et al. 2024, arXiv 2410.06424, eq. 4-5).
+
+    Forward is lambda R z with lambda = |z_q| / |z| and the rotation R from z to z_q, by two Householder reflections, all
+    taken as constants; that product is z_q, so only the backward pass computes. Where z or z_q nearly vanishes, or they are
+    opposite, R is not defined, and the gradient is handed on unchanged.
+    """
+    return _Rotation.apply(z, z_q.detach())
+
+
+Estimator = Literal["straight_through", "rotation"]
+ESTIMATORS = {"straight_through": straight_through, "rotation": rotation}
+
+
+# where code vectors come from
 
 
 def initial_codes(z: Float[Tensor, "n d"], k: int, how: str) -> Float[Tensor, "k d"]:
@@ -60,15 +141,19 @@ def statistics(
     return counts, torch.zeros(k, z.shape[1], device=z.device).index_add_(0, codes, z)
 
 
+def ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def summed_over_ranks(*tensors: Tensor) -> None:
     """In place; nothing to do in one process."""
-    if dist.is_available() and dist.is_initialized():
+    if ranks() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
 
 
 def _from_rank_0(tensor: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
+    if ranks() > 1:
         tensor = tensor.contiguous()
         dist.broadcast(tensor, src=0)
     return tensor
@@ -90,3 +175,114 @@ def dead(counts: Float[Tensor, " k"], below: float) -> Bool[Tensor, " k"]:
 def drawn(z: Float[Tensor, "n d"], k: int) -> Float[Tensor, "k d"]:
     """K random rows of z, the same on every rank."""
     return _from_rank_0(z[torch.randint(len(z), (k,), device="cpu").to(z.device)])
+
+
+# modules that hold a codebook
+
+
+class Settings(Strict):
+    """What codebooks that are trained with the autoencoder share."""
+
+    codebook_size: int = Field(ge=2, le=1 << 20, description="K, number of code vectors", examples=[8])
+    code_dim: int = Field(ge=1, description="D, dimension of a code vector", examples=[4])
+    decay: float = Field(ge=0, lt=1, description="EMA rate per step (gamma of eq. 6); under `gradient` of the counts "
+                         "that tell which codes are dead", examples=[0.9])  # fmt: skip
+    initialisation: Literal["normal", "latents", "kmeans"] = Field(
+        description="first code vectors: N(0, 1), or latents of the first batch, or k-means on them",
+        examples=["latents"],
+    )
+    restart: Literal["none", "dead"] = Field(
+        description="dead: a code hardly used is put on a latent of the batch, with its EMA statistics",
+        examples=["dead"],
+    )
+    restart_below: float = Field(ge=0, lt=1, description="share of the mean use under which a code is dead",
+                                 examples=[0.1])  # fmt: skip
+
+
+class Codebook(nn.Module):
+    """K code vectors, and the running `counts` N_i [K] of how often each is chosen.
+
+    `codes` [K,D] is a buffer or a parameter, as the subclass moves it. `prepare` before a training batch is quantized,
+    `update` after, with the codebook as it stood.
+    """
+
+    codes: Tensor
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.register_buffer("counts", torch.ones(settings.codebook_size))
+        self.register_buffer("initialised", torch.tensor(settings.initialisation == "normal"))
+        self._ready = False  # the buffer's value, once it is True: reading it again would wait for the device
+
+    def prepare(self, rows: Float[Tensor, "n d"]) -> None:
+        """Take the first code vectors from the first training batch.
+
+        Raises:
+            NonFiniteError: that batch is not finite.
+        """
+        if self._ready or self.initialised:
+            self._ready = True
+            return
+        if not torch.isfinite(rows).all():
+            raise NonFiniteError("the latents z are not finite")
+        everywhere = torch.ones_like(self.counts, dtype=torch.bool)
+        found = initial_codes(rows.detach(), len(self.counts), self.settings.initialisation)
+        self.place(everywhere, found, len(rows) * ranks() / len(self.counts))
+        self.initialised.fill_(True)
+        self._ready = True
+
+    @torch.no_grad()
+    def update(self, rows: Float[Tensor, "n d"], chosen: Int[Tensor, " n"]) -> None:
+        """Count the choices, move, then restart dead codes: on latents, with the count of a code of mean use. A batch that
+        is not finite changes nothing; the loss tells."""
+        counts, sums = statistics(rows, chosen, len(self.counts))
+        summed_over_ranks(counts, sums)
+        finite = torch.isfinite(sums).all()
+        self.counts.lerp_(torch.where(finite, counts, self.counts), 1 - self.settings.decay)
+        self.move(sums, finite)
+        if self.settings.restart == "dead":
+            is_dead = dead(self.counts, self.settings.restart_below) & finite
+            self.place(is_dead, drawn(rows, len(self.counts)), self.counts.mean())
+
+    def move(self, sums: Float[Tensor, "k d"], finite: Bool[Tensor, ""]) -> None:
+        """A step of the code vectors towards the batch's sums, if it is `finite`; none where a gradient moves them."""
+
+    @torch.no_grad()
+    def place(self, where: Bool[Tensor, " k"], codes: Float[Tensor, "k d"], count: Tensor | float) -> None:
+        """Put the code vectors at `where` on `codes`, as if each had been chosen `count` times."""
+        self.codes.copy_(torch.where(where[:, None], codes, self.codes))
+        self.counts.copy_(torch.where(where, torch.as_tensor(count, dtype=self.counts.dtype), self.counts))
+
+
+class EMACodebook(Codebook):
+    """Code vectors that are running means of the latents that chose them (van den Oord et al. 2017, eq. 6-8).
+
+    Buffers: `codes` [K,D], `counts` N_i [K], `sums` m_i [K,D]. `unit`: kept on the unit sphere.
+    """
+
+    def __init__(self, settings: Settings, dim: int, unit: bool = False) -> None:
+        super().__init__(settings)
+        self.unit = unit
+        codes = torch.randn(settings.codebook_size, dim)
+        self.register_buffer("codes", F.normalize(codes) if unit else codes)
+        self.register_buffer("sums", self.codes.clone())
+
+    def move(self, sums: Float[Tensor, "k d"], finite: Bool[Tensor, ""]) -> None:
+        self.sums.lerp_(torch.where(finite, sums, self.sums), 1 - self.settings.decay)
+        codes = ema_codes(self.counts, self.sums)
+        self.codes.copy_(torch.where(finite, F.normalize(codes) if self.unit else codes, self.codes))
+
+    @torch.no_grad()
+    def place(self, where: Bool[Tensor, " k"], codes: Float[Tensor, "k d"], count: Tensor | float) -> None:
+        """With its old sums a code would be back at its old place, and dead again, one step later."""
+        super().place(where, F.normalize(codes) if self.unit else codes, count)
+        self.sums.copy_(torch.where(where[:, None], self.codes * self.counts[:, None], self.sums))
+
+
+class GradientCodebook(Codebook):
+    """Code vectors that are parameters, moved by the optimizer; only their use is counted, for the restarts."""
+
+    def __init__(self, settings: Settings, dim: int) -> None:
+        super().__init__(settings)
+        self.codes = nn.Parameter(torch.randn(settings.codebook_size, dim))

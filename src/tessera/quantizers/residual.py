@@ -1,0 +1,63 @@
+"""Residual quantization: each depth quantizes what the depths before it left (Lee et al. 2022, arXiv 2203.01941)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tessera.core.contracts import Quantized
+from tessera.nn import codebook
+
+
+class Config(codebook.Settings):
+    beta: float = Field(ge=0, description="weight of the commitment terms, summed over depths (eq. 9)", examples=[0.25])
+    estimator: codebook.Estimator = Field(description="of the gradient through the choices", examples=["rotation"])
+    depth: int = Field(ge=1, le=32, description="codes per latent, one grid each", examples=[2])
+
+
+class Residual(nn.Module):
+    """z ~ e_1 + ... + e_R, each the nearest code vector to the residual so far (eq. 3-4), from an EMA codebook of its own:
+    residuals shrink with depth, and a shared codebook would have to serve all scales."""
+
+    def __init__(self, config: Config, dim: int) -> None:
+        super().__init__()
+        self.config, self.dim = config, dim
+        self.codebook_sizes = (config.codebook_size,) * config.depth
+        self.depths = nn.ModuleList(codebook.EMACodebook(config, dim) for _ in range(config.depth))
+
+    @property
+    def codebooks(self) -> tuple[Float[Tensor, "k d"], ...]:
+        return tuple(depth.codes for depth in self.depths)
+
+    def decode(self, codes: Int[Tensor, "b r h w"]) -> Float[Tensor, "b d h w"]:
+        """The sum over depths, first depth first, as `forward` adds them."""
+        z_q = torch.zeros((), device=codes.device)
+        for depth, chosen in zip(self.depths, codes.unbind(1), strict=True):
+            z_q = z_q + F.embedding(chosen, depth.codes)
+        return z_q.permute(0, 3, 1, 2)
+
+    def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
+        with torch.autocast(z.device.type, enabled=False):
+            rows = codebook.to_rows(z)
+            z_q, chosen, error = torch.zeros_like(rows), [], rows.new_zeros(())
+            for depth in self.depths:
+                residual = rows.detach() - z_q
+                if self.training:
+                    depth.prepare(residual)
+                nearest = codebook.nearest(residual, depth.codes)
+                z_q = z_q + F.embedding(nearest, depth.codes)
+                error = error + F.mse_loss(rows, z_q)  # the latent commits to every partial sum
+                if self.training:
+                    depth.update(residual, nearest)
+                chosen.append(nearest.view(len(z), *z.shape[2:]))
+            out = codebook.to_map(codebook.ESTIMATORS[self.config.estimator](rows, z_q), z)
+        reported = {"codebook_error": F.mse_loss(rows, z_q).detach()}
+        return Quantized(out, torch.stack(chosen, 1), {"commitment": self.config.beta * error}, reported)
+
+
+def build(config: Config, dim: int | None) -> Residual:
+    """`dim`: channels of the latents where the tokenizer fixes them; None: `code_dim`."""
+    return Residual(config, config.code_dim if dim is None else dim)
