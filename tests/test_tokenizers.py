@@ -4,34 +4,80 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import example
 from torch import nn
+from torch.distributions import Normal
 
 import tessera
 from tessera.core import files, images, models, seams
+from tessera.core.contracts import Quantized
 from tessera.core.errors import InputError
 from tessera.core.params import Params, Training
 from tessera.core.training import Fitted, fit
 from tessera.nn import conv, scores
+from tessera.nn.sequences import flatten_levels
 from tessera.steps import reconstruction, samples
 from tessera.steps import tokenizer as training
-from tessera.tokenizers import vqvae
+from tessera.tokenizers import pixels as intensities
+from tessera.tokenizers import vae, vqvae, vqvae2
 
 SHAPES = {"square": (3, 8, 8), "wide": (3, 8, 16), "tall": (3, 16, 8), "grey": (1, 8, 8)}
 
 
 def build(raw: dict[str, Any], name: str, shape: tuple[int, int, int] = (3, 8, 8)) -> tuple[nn.Module, models.Recipe]:
+    """One that takes post-hoc quantizers gets `kmeans`, not fitted yet."""
     raw["tokenizer"]["name"] = name
+    if takes_post_hoc(name):
+        raw["quantizer"]["name"] = "kmeans"
     recipe = models.tokenizer_recipe(Params(raw), shape)
     return models.build(recipe), recipe
+
+
+def takes_post_hoc(name: str) -> bool:
+    """Where quantizer and tokenizer do not fit, the tokenizer's rule says so."""
+    config = example(seams.plugin("tokenizers", name).Config)
+    rule = getattr(config, "rule", lambda _: ())
+    return any(line.startswith("quantizer.name") for line in rule(asked("ema", post_hoc=False)))
+
+
+def asked(quantizer: str, post_hoc: bool, image_size: int = 16) -> SimpleNamespace:
+    """What a rule asks of the params."""
+    return SimpleNamespace(
+        dataset=SimpleNamespace(image_size=image_size), quantizer=SimpleNamespace(name=quantizer), post_hoc=post_hoc
+    )
+
+
+def ready(
+    raw: dict[str, Any], name: str, train: Callable[..., Any], x: torch.Tensor, steps: int = 60
+) -> tuple[nn.Module, models.Recipe]:
+    """As the stage leaves it: trained for a moment, in eval mode; a post-hoc quantizer is fitted to the means of `x`."""
+    tokenizer, recipe = build(raw, name, tuple(x.shape[1:]))
+    if not list(tokenizer.parameters()):
+        return tokenizer.eval(), recipe
+    if not takes_post_hoc(name):
+        return train(tokenizer, x, steps=steps), recipe
+    continuous = train(models.build(recipe._replace(quantizer=None)), x, steps=steps)
+    tokenizer.load_state_dict(continuous.state_dict(), strict=False)
+    with torch.no_grad():
+        fit_quantizer(tokenizer.eval(), x)
+    return tokenizer, recipe
+
+
+def fit_quantizer(tokenizer: nn.Module, x: torch.Tensor) -> None:
+    (z,) = tokenizer.latents(x)
+    tokenizer.quantizer.fit(z.permute(0, 2, 3, 1).flatten(0, 2), torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module", params=[f"{name}-{kind}" for name in seams.names("tokenizers") for kind in SHAPES])
@@ -39,14 +85,20 @@ def _trained(request, _raw, make_images, train) -> nn.Module:
     name, _, kind = request.param.partition("-")
     channels, height, width = SHAPES[kind]
     torch.manual_seed(0)
-    built, _ = build(copy.deepcopy(_raw), name, SHAPES[kind])
-    return train(built, images.to_model(make_images(6, height, width, channels)))
+    return ready(copy.deepcopy(_raw), name, train, images.to_model(make_images(6, height, width, channels)))[0]
 
 
 @pytest.fixture
 def tokenizer(_trained) -> nn.Module:
     """Each file of the seam at each shape, trained for a moment."""
     return copy.deepcopy(_trained)
+
+
+@pytest.fixture
+def weighted(tokenizer) -> nn.Module:
+    if not list(tokenizer.parameters()):
+        pytest.skip("a tokenizer without weights is not trained")
+    return tokenizer
 
 
 @pytest.fixture
@@ -123,38 +175,72 @@ def test_evaluation_is_deterministic_and_moves_nothing(tokenizer, x):
     assert all(torch.equal(value, before[name]) for name, value in tokenizer.state_dict().items())
 
 
-def test_gradient_reaches_every_weight_through_the_quantizer(tokenizer, x):
+def test_gradient_reaches_every_weight_through_the_quantizer(weighted, x):
     """Of the reconstruction alone: without the straight-through estimator the encoder would get none."""
-    tokenizer.train()(x).reconstruction.square().mean().backward()
-    without = [name for name, parameter in tokenizer.named_parameters() if parameter.grad is None]
+    weighted.train()(x).reconstruction.square().mean().backward()
+    without = [name for name, parameter in weighted.named_parameters() if parameter.grad is None]
     assert not without
-    assert all(torch.isfinite(parameter.grad).all() for parameter in tokenizer.parameters())
-    first = next(tokenizer.parameters())
+    assert all(torch.isfinite(parameter.grad).all() for parameter in weighted.parameters())
+    first = next(parameter for name, parameter in weighted.named_parameters() if name.startswith("encoder"))
     assert first.grad.abs().sum() > 0
 
 
-def test_training_lowers_the_loss(raw, runtime, make_images):
-    for name in seams.names("tokenizers"):
-        tokenizer, _ = build(raw, name)
-        mse = seams.plugin("losses", "mse")
-        objective = training.Objective(tokenizer, {"mse": (1.0, mse.MSE())})
-        section = Params(raw).tokenizer
-        section = section.model_copy(
-            update={"training": Training(**raw["tokenizer"]["training"] | {"epochs": 12, "lr": 0.01})}
-        )
-        data = training.Data({"train": make_images(16), "val": make_images(6)}, section.augmentation, 4, "cpu")
-        history = fit(training.task(objective, data, section), section.training, 0, runtime).history
-        assert history[-1]["val_mse"] < 0.5 * history[0]["val_mse"]
+def test_gradient_reaches_the_image(tokenizer, x):
+    x = x.requires_grad_()
+    tokenizer(x).reconstruction.square().mean().backward()
+    assert torch.isfinite(x.grad).all()
+    assert x.grad.flatten(1).abs().sum(1).min() > 0
 
 
-# vqvae
+def test_half_precision_changes_no_type_of_the_contract(tokenizer, x):
+    """Codes, losses and what is quantized are as in float32; z_q is a code vector to the last bit."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        output = tokenizer(x)
+        codes = flatten_levels([level.codes for level in output.quantized])
+        assert all(torch.equal(z, q.z_q) for z, q in zip(tokenizer.vectors(codes), output.quantized, strict=True))
+    assert codes.dtype == torch.int64
+    assert all(level.z_q.dtype == torch.float32 for level in output.quantized)
+    assert all(loss.dtype == torch.float32 for level in output.quantized for loss in level.losses.values())
+    assert torch.isfinite(output.reconstruction).all()
+
+
+def test_weights_lie_channels_last(weighted):
+    """As images arrive: convolutions are faster on them, and nothing is copied between layouts."""
+    kernels = [parameter for parameter in weighted.parameters() if parameter.dim() == 4]
+    assert kernels
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
+@pytest.mark.parametrize("name", seams.names("tokenizers"))
+def test_training_lowers_the_loss(raw, runtime, make_images, name):
+    tokenizer, recipe = build(raw, name)
+    if not list(tokenizer.parameters()):
+        pytest.skip("a tokenizer without weights is not trained")
+    if takes_post_hoc(name):
+        tokenizer = models.build(recipe._replace(quantizer=None))
+    mse = seams.plugin("losses", "mse")
+    objective = training.Objective(tokenizer, {"mse": (1.0, mse.MSE())})
+    section = Params(raw).tokenizer
+    section = section.model_copy(
+        update={"training": Training(**raw["tokenizer"]["training"] | {"epochs": 12, "lr": 0.01})}
+    )
+    data = training.Data({"train": make_images(16), "val": make_images(6)}, section.augmentation, 4, "cpu")
+    history = fit(training.task(objective, data, section), section.training, 0, runtime).history
+    assert history[-1]["val_mse"] < 0.5 * history[0]["val_mse"]
+
+
+# vqvae, and the convolutions that it shares
+
+
+def make_ema(tiny: Callable[..., Any], **values: Any) -> Callable[..., nn.Module]:
+    ema = seams.plugin("quantizers", "ema")
+    return lambda dim=None: ema.build(tiny(ema.Config, **values), dim)
 
 
 @pytest.mark.parametrize("downsampling", [2, 4, 8, 16, 32])
 def test_grid_of_each_downsampling(tiny, downsampling):
-    quantizer = seams.plugin("quantizers", "ema")
     config = tiny(vqvae.Config, downsampling=downsampling)
-    tokenizer = vqvae.build(config, (3, 32, 64), lambda dim=None: quantizer.build(tiny(quantizer.Config), dim)).eval()
+    tokenizer = vqvae.build(config, (3, 32, 64), make_ema(tiny)).eval()
     assert tokenizer.grids == ((32 // downsampling, 64 // downsampling),)
     x = torch.rand(2, 3, 32, 64)
     assert tokenizer.latents(x)[0].shape[2:] == tokenizer.grids[0]
@@ -189,9 +275,475 @@ def test_dropout_is_active_in_training_only(tiny):
     assert torch.equal(block(x), block(x))
 
 
+@pytest.mark.parametrize(("activation", "expected"), [("silu", nn.SiLU), ("relu", nn.ReLU)])
+def test_activation_of_residual_blocks(activation, expected):
+    block = conv.ResidualBlock(4, 2, "none", 0.0, activation)
+    assert [type(block.branch[place]) for place in (1, 4)] == [expected] * 2
+
+
+def convolutions(module: nn.Module) -> list[tuple[str, int, int, int, int]]:
+    """(kind, channels in, channels out, kernel, stride) in order."""
+    return [
+        ("up" if isinstance(layer, nn.ConvTranspose2d) else "conv", layer.in_channels, layer.out_channels,
+         layer.kernel_size[0], layer.stride[0])
+        for layer in module.modules()
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    ]  # fmt: skip
+
+
+PUBLISHED = {"downsampling": 4, "channels": 128, "outer_channels": 64, "convolutions": 1, "blocks": 2,
+             "block_channels": 32, "activation": "relu", "dropout": 0.0, "output": "tanh"}  # fmt: skip
+
+
+def test_published_architecture_by_params_alone(tiny):
+    tokenizer = vqvae.build(tiny(vqvae.Config, **PUBLISHED), (3, 32, 32), make_ema(tiny, code_dim=64))
+    block = [("conv", 128, 32, 3, 1), ("conv", 32, 128, 1, 1)]
+    assert convolutions(tokenizer.encoder) == [
+        ("conv", 3, 64, 4, 2), ("conv", 64, 128, 4, 2), ("conv", 128, 128, 3, 1), *block, *block, ("conv", 128, 64, 1, 1)
+    ]  # fmt: skip
+    assert convolutions(tokenizer.decoder) == [
+        ("conv", 64, 128, 3, 1), *block, *block, ("up", 128, 64, 4, 2), ("up", 64, 3, 4, 2)
+    ]  # fmt: skip
+    kinds = [type(layer) for layer in tokenizer.modules()]
+    assert nn.SiLU not in kinds
+    assert kinds[-1] is nn.Tanh
+    before = [type(layer) for layer in tokenizer.encoder[:7]]
+    assert before == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d]
+
+
+def test_further_convolutions_stand_in_the_encoder_only(tiny):
+    plain, more = (vqvae.build(tiny(vqvae.Config, convolutions=count), (3, 8, 8), make_ema(tiny)) for count in (0, 2))
+    before, after = convolutions(plain.encoder), convolutions(more.encoder)
+    assert after == [*before[:2], *[("conv", 8, 8, 3, 1)] * 2, *before[2:]]
+    assert convolutions(more.decoder) == convolutions(plain.decoder)
+
+
+def test_activation_and_output_change_no_weight(tiny):
+    """What has no weights draws none: runs that differ in it start from the same point."""
+    states = []
+    for values in ({}, {"activation": "relu", "output": "tanh"}):
+        torch.manual_seed(0)
+        states.append(vqvae.build(tiny(vqvae.Config, **values), (3, 8, 8), make_ema(tiny)).state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_tanh_keeps_the_decoder_within_the_range_of_images(tiny):
+    tokenizer = vqvae.build(tiny(vqvae.Config, output="tanh"), (3, 8, 8), make_ema(tiny)).eval()
+    z = 100 * torch.randn(4, tokenizer.quantizer.dim, 2, 2)
+    assert tokenizer.decode_vectors((z,)).abs().max() <= 1
+    linear = vqvae.build(tiny(vqvae.Config, output="linear"), (3, 8, 8), make_ema(tiny)).eval()
+    assert linear.decode_vectors((z,)).abs().max() > 1
+
+
+@pytest.mark.parametrize("name", ["vqvae", "vqvae2"])
+def test_tokenizers_trained_through_their_quantizer_refuse_post_hoc_ones(tiny, name):
+    config = tiny(seams.plugin("tokenizers", name).Config)
+    assert list(config.rule(asked("ema", post_hoc=False))) == []
+    assert list(config.rule(asked("geodesic", post_hoc=True))) == [
+        f"quantizer.name: must be one that is trained with the tokenizer under tokenizer.name {name}, got 'geodesic', "
+        "which is fitted to a finished autoencoder; choose tokenizer.name vae"
+    ]
+
+
+@pytest.mark.parametrize("name", ["vqvae", "vqvae2", "vae"])
+def test_downsampling_must_divide_the_image(tiny, name):
+    config = tiny(seams.plugin("tokenizers", name).Config, downsampling=4)
+    assert list(config.rule(asked("kmeans", post_hoc=name == "vae", image_size=10))) == [
+        f"tokenizer.{name}.downsampling: must divide dataset.image_size 10, got 4; the nearest sizes are 8 and 12"
+    ]
+
+
 def test_channels_from_the_image_inwards():
     assert conv.widths(2, 128, 32) == [128]
     assert conv.widths(8, 128, 32) == [32, 32, 128]
+
+
+# vqvae2
+
+
+@pytest.fixture
+def two_levels(tiny, make_images) -> nn.Module:
+    """16x16 images, 4x4 bottom codes, 2x2 top codes; codebooks from latents."""
+    tokenizer = vqvae2.build(tiny(vqvae2.Config, dropout=0.0), (3, 16, 16), make_ema(tiny))
+    tokenizer(images.to_model(make_images(6, 16, 16)))
+    return tokenizer.eval()
+
+
+@pytest.mark.parametrize(
+    ("size", "downsampling", "top_downsampling", "grids"),
+    [(32, 4, 2, ((4, 4), (8, 8))), (32, 2, 2, ((8, 8), (16, 16))), (32, 2, 4, ((4, 4), (16, 16)))],
+)
+def test_grids_of_two_levels(tiny, size, downsampling, top_downsampling, grids):
+    config = tiny(vqvae2.Config, downsampling=downsampling, top_downsampling=top_downsampling)
+    tokenizer = vqvae2.build(config, (3, size, size), make_ema(tiny)).eval()
+    assert tokenizer.grids == grids
+    x = torch.rand(2, 3, size, size)
+    output = tokenizer(x)
+    assert tuple(z.shape[2:] for z in output.latents) == grids
+    assert tokenizer.encode(x).shape[1] == sum(h * w for h, w in grids)
+    assert output.reconstruction.shape == x.shape
+
+
+def test_two_levels_of_two_depths(tiny, make_images):
+    """Level by level, then depth by depth."""
+    residual = seams.plugin("quantizers", "residual")
+    config = tiny(residual.Config, depth=2)
+    tokenizer = vqvae2.build(tiny(vqvae2.Config), (3, 16, 16), lambda dim=None: residual.build(config, dim))
+    x = images.to_model(make_images(6, 16, 16))
+    tokenizer(x)
+    tokenizer.eval()
+    assert tokenizer.grids == ((2, 2), (2, 2), (4, 4), (4, 4))
+    assert len(tokenizer.codebooks) == len(tokenizer.codebook_sizes) == 4
+    output, codes = tokenizer(x), tokenizer.encode(x)
+    assert [level.codes.shape for level in output.quantized] == [(6, 2, 2, 2), (6, 2, 4, 4)]
+    depths = [depth.flatten(1) for level in output.quantized for depth in level.codes.unbind(1)]
+    assert torch.equal(codes, torch.cat(depths, dim=1))
+    torch.testing.assert_close(tokenizer.decode(codes), output.reconstruction)
+
+
+def test_bottom_is_encoded_given_the_quantized_top(two_levels, make_images):
+    x = images.to_model(make_images(4, 16, 16))
+    with torch.no_grad():
+        top, bottom = two_levels.latents(x)
+        two_levels.quantizers[0].codes.add_(3.0)
+        moved_top, moved_bottom = two_levels.latents(x)
+    assert torch.equal(top, moved_top)
+    assert (bottom - moved_bottom).flatten(1).abs().amax(1).min() > 1e-3
+
+
+def test_bottom_latents_train_the_top_encoder(two_levels, make_images):
+    output = two_levels.train()(images.to_model(make_images(4, 16, 16)))
+    output.latents[1].square().sum().backward()
+    for part in (two_levels.encoder, two_levels.top_encoder, two_levels.top_decoder):
+        assert all(parameter.grad is not None for parameter in part.parameters())
+    assert two_levels.top_encoder[-1].weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in two_levels.decoder.parameters())
+
+
+def test_levels_have_codebooks_of_their_own(two_levels):
+    top, bottom = two_levels.quantizers
+    assert top is not bottom
+    assert not {id(tensor) for tensor in top.buffers()} & {id(tensor) for tensor in bottom.buffers()}
+    assert not torch.equal(*two_levels.codebooks)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_each_level_matters_to_the_decoder(two_levels, level):
+    """Two images exchange the codes of one level."""
+    torch.manual_seed(0)
+    codes = torch.randint(8, (2, 20))
+    own = slice(0, 4) if level == 0 else slice(4, 20)
+    swapped = codes.clone()
+    swapped[:, own] = codes.flip(0)[:, own]
+    with torch.no_grad():
+        before, after = two_levels.decode(codes), two_levels.decode(swapped)
+    assert (before - after).flatten(1).abs().amax(1).min() > 1e-3
+    assert not torch.allclose(before.flip(0), after)
+
+
+def test_training_quantizes_each_level_once(two_levels, make_images):
+    """Statistics of an EMA codebook move once a step."""
+    seen = []
+    for quantizer in two_levels.quantizers:
+        quantizer.register_forward_hook(lambda *_, quantizer=quantizer: seen.append(id(quantizer)))
+    two_levels.train()(images.to_model(make_images(4, 16, 16)))
+    assert seen == [id(quantizer) for quantizer in two_levels.quantizers]
+
+
+def test_losses_of_both_levels_are_minimised(two_levels, make_images):
+    x = images.to_model(make_images(4, 16, 16))
+    top, bottom = two_levels(x).quantized
+    losses = training.Objective(two_levels, {})(x)
+    torch.testing.assert_close(losses["commitment"], top.losses["commitment"] + bottom.losses["commitment"])
+
+
+def test_top_downsampling_must_divide_the_bottom_grid(tiny):
+    config = tiny(vqvae2.Config, downsampling=4, top_downsampling=4)
+    assert list(config.rule(asked("ema", post_hoc=False, image_size=16))) == []
+    assert list(config.rule(asked("ema", post_hoc=False, image_size=24))) == [
+        "tokenizer.vqvae2.top_downsampling: must divide the bottom grid's 6 codes a side (dataset.image_size 24 / "
+        "downsampling 4), got 4"
+    ]
+
+
+# vae
+
+
+class Drawn(nn.Module):
+    """A post-hoc quantizer: its code vectors are some of the latents."""
+
+    codebook_sizes = (5,)
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.register_buffer("codes", torch.zeros(5, dim))
+
+    @property
+    def codebooks(self) -> tuple[torch.Tensor]:
+        return (self.codes,)
+
+    def fit(self, latents: torch.Tensor, generator: torch.Generator) -> None:
+        self.codes.copy_(latents[torch.randperm(len(latents), generator=generator)[:5]])
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.codes[codes[:, 0]].permute(0, 3, 1, 2)
+
+    def forward(self, z: torch.Tensor) -> Quantized:
+        codes = torch.cdist(z.permute(0, 2, 3, 1).flatten(1, 2), self.codes).argmin(2).view(len(z), 1, *z.shape[2:])
+        return Quantized(self.decode(codes) + (z - z.detach()), codes, {"own": z.sum() * 0 + 2})
+
+
+@pytest.fixture(params=["spatial", "vector"])
+def latent(request) -> str:
+    return request.param
+
+
+def make_vae(tiny: Callable[..., Any], latent: str = "spatial", **values: Any) -> vae.VAE:
+    return vae.build(tiny(vae.Config, latent=latent, dropout=0.0, **values), (3, 8, 8))
+
+
+def test_vae_without_a_quantizer_has_no_codes(tiny, latent, make_images):
+    tokenizer, x = make_vae(tiny, latent), images.to_model(make_images(3))
+    assert tokenizer.grids == tokenizer.codebook_sizes == tokenizer.codebooks == ()
+    height, width = {"spatial": (2, 2), "vector": (1, 1)}[latent]
+    for training_mode in (True, False):
+        output = tokenizer.train(training_mode)(x)
+        (level,), (mean,) = output.quantized, output.latents
+        assert mean.shape == level.z_q.shape == (3, 4, height, width)
+        assert level.codes.shape == (3, 0, height, width)
+        assert level.codes.dtype == torch.int64
+        assert set(level.losses) == {"kl"}
+        assert output.reconstruction.shape == x.shape
+        assert torch.equal(output.reconstruction, tokenizer.decode_vectors((level.z_q,)))
+    codes = tokenizer.encode(x)
+    assert codes.shape == (3, 0)
+    assert codes.dtype == torch.int64
+    with pytest.raises(ValueError, match="built without a quantizer"):
+        tokenizer.decode(codes)
+
+
+def test_vae_decodes_the_mean_in_evaluation(tiny, latent, make_images):
+    tokenizer, x = make_vae(tiny, latent).eval(), images.to_model(make_images(3))
+    output = tokenizer(x)
+    assert torch.equal(output.quantized[0].z_q, output.latents[0])
+    assert torch.equal(output.reconstruction, tokenizer.decode_vectors(tokenizer.latents(x)))
+    assert torch.equal(tokenizer(x).reconstruction, output.reconstruction)
+
+
+def test_vae_decodes_draws_of_the_posterior_in_training(tiny, monkeypatch):
+    """Mean 3 and standard deviation 0.5, by 20000 draws, from torch's global generator."""
+    tokenizer = make_vae(tiny).train()
+    mean, log_variance = torch.full((1250, 4, 2, 2), 3.0), torch.full((1250, 4, 2, 2), 2 * math.log(0.5))
+    monkeypatch.setattr(tokenizer, "posterior", lambda x: (mean, log_variance))
+    torch.manual_seed(1)
+    output = tokenizer(torch.zeros(1250, 3, 8, 8))
+    z = output.quantized[0].z_q
+    assert output.latents[0] is mean
+    assert z.mean().item() == pytest.approx(3, abs=0.02)
+    assert z.std().item() == pytest.approx(0.5, abs=0.02)
+    torch.manual_seed(1)
+    torch.testing.assert_close(z, mean + 0.5 * torch.randn_like(mean))
+
+
+def test_reparameterised_gradient_reaches_the_variance(tiny, latent, make_images):
+    """Of the reconstruction alone, and only where draws are decoded."""
+    tokenizer, x = make_vae(tiny, latent), images.to_model(make_images(4))
+    last = [layer for layer in tokenizer.encoder if isinstance(layer, nn.Conv2d | nn.Linear)][-1]
+    tokenizer.train()(x).reconstruction.square().mean().backward()
+    assert last.bias.grad[4:].abs().min() > 0
+    last.bias.grad = None
+    tokenizer.eval()(x).reconstruction.square().mean().backward()
+    assert last.bias.grad[:4].abs().min() > 0
+    assert last.bias.grad[4:].abs().max() == 0
+
+
+def test_divergence_in_closed_form():
+    """Of N(1, 4) from N(0, 1): (1 + 4 - 1 - ln 4) / 2 nats per latent; 0 for N(0, 1) itself."""
+    ones = torch.ones(3, 2, 2, 2)
+    expected = 8 * 0.5 * (4 - math.log(4))
+    assert vae.divergence(ones, ones * math.log(4)).item() == pytest.approx(expected, rel=1e-6)
+    assert vae.divergence(0 * ones, 0 * ones).item() == 0
+
+
+def test_divergence_by_monte_carlo():
+    mean, log_variance = torch.randn(1, 3, 1, 1), torch.randn(1, 3, 1, 1)
+    q, p = Normal(mean, (0.5 * log_variance).exp()), Normal(0.0, 1.0)
+    z = q.sample((200_000,))
+    estimate = (q.log_prob(z) - p.log_prob(z)).sum((1, 2, 3, 4)).mean()
+    torch.testing.assert_close(vae.divergence(mean, log_variance), estimate, rtol=0.01, atol=0.01)
+
+
+def test_gradient_of_the_divergence():
+    """Towards N(0, I): mean / B, and (variance - 1) / 2B."""
+    mean = torch.randn(5, 3, 2, 2, requires_grad=True)
+    log_variance = torch.randn(5, 3, 2, 2, requires_grad=True)
+    vae.divergence(mean, log_variance).backward()
+    torch.testing.assert_close(mean.grad, mean.detach() / 5)
+    torch.testing.assert_close(log_variance.grad, (log_variance.detach().exp() - 1) / 10)
+
+
+@pytest.mark.parametrize("training_mode", [True, False])
+def test_kl_is_in_nats_per_value_of_the_image(tiny, latent, make_images, training_mode):
+    tokenizer, x = make_vae(tiny, latent, kl_weight=0.25).train(training_mode), images.to_model(make_images(4))
+    kl = tokenizer(x).quantized[0].losses["kl"]
+    mean, log_variance = tokenizer.posterior(x)
+    by_hand = sum(
+        0.5 * (m * m + math.exp(v) - 1 - v)
+        for m, v in zip(mean.flatten().tolist(), log_variance.flatten().tolist(), strict=True)
+    )
+    assert kl.item() == pytest.approx(0.25 * by_hand / 4 / (3 * 8 * 8), rel=1e-4)
+    assert kl > 0
+
+
+@pytest.mark.parametrize("extreme", [-1e4, 1e4])
+def test_extreme_variances_stay_finite(tiny, make_images, extreme):
+    tokenizer, x = make_vae(tiny).train(), images.to_model(make_images(4))
+    tokenizer.encoder[-1].bias.data[4:] = extreme
+    output = tokenizer(x)
+    assert torch.isfinite(output.quantized[0].losses["kl"])
+    assert torch.isfinite(output.reconstruction).all()
+
+
+def test_quantizer_changes_no_other_weight(tiny, latent):
+    config = tiny(vae.Config, latent=latent)
+    torch.manual_seed(0)
+    alone = vae.build(config, (3, 8, 8))
+    torch.manual_seed(0)
+    fitted = vae.build(config, (3, 8, 8), Drawn)
+    assert fitted.quantizer.dim == config.latent_dim
+    own = {name for name in fitted.state_dict() if name.startswith("quantizer.")}
+    assert own == {"quantizer.codes"}
+    assert fitted.state_dict().keys() - own == alone.state_dict().keys()
+    assert all(torch.equal(fitted.state_dict()[name], value) for name, value in alone.state_dict().items())
+
+
+@pytest.mark.parametrize("training_mode", [True, False])
+def test_fitted_quantizer_takes_the_place_of_the_draw(tiny, latent, make_images, training_mode):
+    x = images.to_model(make_images(6))
+    tokenizer = vae.build(tiny(vae.Config, latent=latent, dropout=0.0), (3, 8, 8), Drawn).train(training_mode)
+    with torch.no_grad():
+        fit_quantizer(tokenizer, x)
+        output = tokenizer(x)
+    (level,) = output.quantized
+    assert tokenizer.grids == ({"spatial": (2, 2), "vector": (1, 1)}[latent],)
+    assert level.codes.shape == (6, 1, *tokenizer.grids[0])
+    assert {tuple(z.tolist()) for z in level.z_q.permute(0, 2, 3, 1).flatten(0, 2)} <= {
+        tuple(code.tolist()) for code in tokenizer.codebooks[0]
+    }
+    assert level.losses["own"] == 2
+    torch.testing.assert_close(
+        level.losses["kl"], tokenizer.kl_weight * vae.divergence(*tokenizer.posterior(x)) / (3 * 8 * 8)
+    )
+    if not training_mode:
+        assert torch.equal(tokenizer.encode(x), level.codes.flatten(1))
+        torch.testing.assert_close(tokenizer.decode(tokenizer.encode(x)), output.reconstruction)
+
+
+def test_vae_samples_without_codes(tiny, latent):
+    tokenizer = make_vae(tiny, latent).eval()
+    first, second, other = (tokenizer.sample(5, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert first.shape == (5, 3, 8, 8)
+    assert not first.requires_grad
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, other)
+    state = torch.get_rng_state()
+    tokenizer.sample(5, torch.Generator().manual_seed(1))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_vae_samples_are_decoded_standard_normal_latents(tiny, latent, monkeypatch):
+    tokenizer, seen = make_vae(tiny, latent).eval(), []
+    monkeypatch.setattr(tokenizer, "decode_vectors", lambda z: seen.append(z) or z[0])
+    tokenizer.sample(4000, torch.Generator().manual_seed(0))
+    ((z,),) = seen
+    assert z.shape == (4000, *tokenizer.latent_shape)
+    assert z.mean().item() == pytest.approx(0, abs=0.03)
+    assert z.std().item() == pytest.approx(1, abs=0.03)
+
+
+def test_vae_refuses_quantizers_trained_with_the_tokenizer(tiny):
+    config = tiny(vae.Config)
+    assert list(config.rule(asked("kmeans", post_hoc=True))) == []
+    assert list(config.rule(asked("ema", post_hoc=False))) == [
+        "quantizer.name: must be fitted to a finished autoencoder (it has fit) under tokenizer.name vae, got 'ema'; "
+        "choose kmeans or geodesic"
+    ]
+
+
+# pixels
+
+
+def identity(levels: int, shape: tuple[int, int, int] = (3, 8, 8)) -> nn.Module:
+    return intensities.build(intensities.Config(levels=levels), shape, make_quantizer=None).eval()
+
+
+def test_256_levels_keep_every_8_bit_image():
+    everything = np.random.default_rng(0).permutation(np.arange(3 * 256, dtype=np.int64) % 256).astype(np.uint8)
+    pixels = everything.reshape(4, 8, 8, 3)
+    tokenizer = identity(256)
+    codes = tokenizer.encode(images.to_model(pixels))
+    np.testing.assert_array_equal(codes.view(4, 3, 8, 8).permute(0, 2, 3, 1).numpy(), pixels)
+    np.testing.assert_array_equal(images.to_pixels(tokenizer.decode(codes)), pixels)
+
+
+def test_2_levels_are_black_and_white():
+    pixels = np.array([0, 60, 127, 128, 200, 255], np.uint8).reshape(1, 2, 3, 1)
+    tokenizer = identity(2, (1, 2, 3))
+    codes = tokenizer.encode(images.to_model(pixels))
+    assert codes.tolist() == [[0, 0, 0, 1, 1, 1]]
+    assert images.to_pixels(tokenizer.decode(codes)).flatten().tolist() == [0, 0, 0, 255, 255, 255]
+
+
+@pytest.mark.parametrize("levels", [2, 3, 16, 17, 255, 256])
+def test_level_i_is_the_value_of_the_formula(levels):
+    tokenizer = identity(levels, (1, 1, levels))
+    codes = torch.arange(levels)[None]
+    values = tokenizer.decode(codes)
+    assert values.flatten().tolist() == pytest.approx([-1 + 2 * i / (levels - 1) for i in range(levels)], abs=1e-7)
+    assert (values.min(), values.max()) == (-1, 1)
+    assert torch.equal(tokenizer.encode(values), codes)
+    half = 0.49 * 2 / (levels - 1)  # what is less than half a level away; beyond the ends, any distance
+    assert torch.equal(tokenizer.encode(values + half), codes)
+    assert torch.equal(tokenizer.encode(values - half), codes)
+    ends = torch.linspace(-3, 3, levels).view(1, 1, 1, levels)
+    assert tokenizer.encode(ends)[0, [0, -1]].tolist() == [0, levels - 1]
+
+
+def test_colour_channels_are_depths_of_one_level_red_first():
+    tokenizer = identity(256)
+    pixels = np.zeros((1, 8, 8, 3), np.uint8) + np.array([10, 20, 30], np.uint8)
+    assert tokenizer.grids == ((8, 8),) * 3
+    assert tokenizer.codebook_sizes == (256,) * 3
+    assert [book.shape for book in tokenizer.codebooks] == [(256, 1)] * 3
+    codes = tokenizer.encode(images.to_model(pixels))
+    assert codes.shape == (1, 192)
+    assert [part.unique().tolist() for part in codes.split(64, dim=1)] == [[10], [20], [30]]
+    assert tokenizer(images.to_model(pixels)).quantized[0].codes.shape == (1, 3, 8, 8)
+
+
+def test_pixels_hand_the_gradient_on_unchanged():
+    x = torch.rand(2, 3, 8, 8).requires_grad_()
+    weights = torch.randn(2, 3, 8, 8)
+    (identity(4)(x).reconstruction * weights).sum().backward()
+    assert torch.equal(x.grad, weights)
+
+
+def test_pixels_have_nothing_to_train_and_nothing_to_save():
+    tokenizer = identity(4)
+    assert list(tokenizer.parameters()) == []
+    assert tokenizer.state_dict() == {}
+    assert tokenizer(torch.rand(1, 3, 8, 8)).quantized[0].losses == {}
+
+
+def test_model_without_weights_is_a_file_all_the_same(raw, workspace):
+    tokenizer, recipe = build(raw, "pixels")
+    models.save(Path("model"), tokenizer, recipe, "")
+    assert models.load_weights(Path("model") / models.WEIGHTS) == {}
+    models.save_weights(Path("model") / models.WEIGHTS, {"surplus": torch.zeros(1)})
+    with pytest.raises(InputError, match="surplus is not part of the model"):
+        tessera.load("model")
 
 
 # models as files
@@ -199,8 +751,7 @@ def test_channels_from_the_image_inwards():
 
 @pytest.fixture(params=seams.names("tokenizers"))
 def saved(request, raw, workspace, make_images, train) -> tuple[Path, nn.Module]:
-    tokenizer, recipe = build(raw, request.param)
-    train(tokenizer, images.to_model(make_images(6)), steps=20)
+    tokenizer, recipe = ready(raw, request.param, train, images.to_model(make_images(6)), steps=20)
     models.save(Path("artifacts/tokenizer"), tokenizer, recipe, "a card")
     return Path("artifacts/tokenizer"), tokenizer
 
@@ -233,8 +784,10 @@ def test_saving_twice_gives_the_same_bytes(saved, raw):
 
 
 def test_missing_surplus_and_misshapen_weights_are_all_named(saved):
-    folder, _ = saved
+    folder, tokenizer = saved
     state = models.load_weights(folder / models.WEIGHTS)
+    if not tokenizer.state_dict():
+        pytest.skip("nothing can be missing from a model without weights")
     missing, misshapen = list(state)[:2]
     shape = tuple(state[misshapen].shape)
     del state[missing]
@@ -252,6 +805,8 @@ def test_missing_surplus_and_misshapen_weights_are_all_named(saved):
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])
 def test_weights_cut_short_are_named(saved, kept):
     path = saved[0] / models.WEIGHTS
+    if kept >= path.stat().st_size:
+        pytest.skip("the file of a model without weights is shorter")
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(InputError, match=r"model\.safetensors is not a whole safetensors file .* run `dvc repro`"):
         models.load(saved[0])
@@ -354,11 +909,14 @@ def test_objective_sums_weighted_image_terms_and_the_quantizers_own(objective, m
 
 def test_terms_of_weight_0_are_not_built(tiny_run, monkeypatch):
     run = tiny_run()
-    assert list(training.loss_terms(run)) == list(run.params.raw["losses"])
+    tokenizer = models.build(models.tokenizer_recipe(run.params, run.image_shape))
+    assert list(training.loss_terms(run, tokenizer)) == ["mse"]
+    run.params.raw["losses"]["l1"]["weight"] = 0.5
+    assert list(training.loss_terms(run, tokenizer)) == ["mse", "l1"]
     for values in run.params.raw["losses"].values():
         values["weight"] = 0.0
     monkeypatch.setattr(seams.plugin("losses", "mse"), "build", None)
-    assert training.loss_terms(run) == {}
+    assert training.loss_terms(run, tokenizer) == {}
 
 
 def test_validation_row_by_hand(objective, raw, make_images, train):
@@ -425,7 +983,7 @@ def test_metrics_are_those_of_the_kept_epoch():
         names = [f"{split}_{name}" for split in ("val", "train") for name in ("total", "usage", "perplexity")]
         return {"epoch": epoch, **{name: epoch + i / 10 for i, name in enumerate(names)}}
 
-    found = training.metrics(Fitted([row(2), row(4)], 2, {}))
+    found = training.metrics(Fitted([row(2), row(4)], 2, {}), None, None)
     assert found["epoch"] == 2
     assert found["val"] == {"total": 2.0, "usage": 2.1, "perplexity": 2.2}
 

@@ -1,13 +1,63 @@
-"""Convolutional encoder and decoder with residual blocks: the parts of VQ-VAE and its kin."""
+"""Convolutional encoder and decoder with residual blocks: the parts of VQ-VAE and its kin, and the params they share."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
+from tessera.core.params import Strict
+
+if TYPE_CHECKING:
+    from tessera.core.params import Params
+
 GROUPS = 8
+ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU}
+
+
+class Autoencoder(Strict):
+    """Base of the `Config` of tokenizers with an `encoder` and a `decoder`."""
+
+    downsampling: Literal[2, 4, 8, 16, 32] = Field(description="image pixels per code, each way", examples=[4])
+    channels: int = Field(ge=1, description="channels at the grid of codes", examples=[8])
+    outer_channels: int = Field(ge=1, description="channels at finer resolutions", examples=[4])
+    convolutions: int = Field(
+        ge=0, description="further 3x3 convolutions at the grid of codes, before the encoder's blocks", examples=[0]
+    )
+    blocks: int = Field(ge=0, description="residual blocks, in encoder and decoder each", examples=[1])
+    block_channels: int = Field(ge=1, description="channels inside a residual block", examples=[4])
+    normalisation: Literal["batch", "group", "none"] = Field(description="of activations", examples=["batch"])
+    activation: Literal["silu", "relu"] = Field(description="between convolutions", examples=["silu"])
+    dropout: float = Field(ge=0, lt=1, description="probability, inside residual blocks", examples=[0.1])
+    output: Literal["linear", "tanh"] = Field(description="of the decoder", examples=["linear"])
+
+    def rule(self, params: Params) -> Iterator[str]:
+        size = params.dataset.image_size
+        if size % self.downsampling:
+            yield (
+                f"tokenizer.{plug_in(self)}.downsampling: must divide dataset.image_size {size}, got "
+                f"{self.downsampling}; the nearest sizes are "
+                f"{size // self.downsampling * self.downsampling or self.downsampling} and "
+                f"{(size // self.downsampling + 1) * self.downsampling}"
+            )
+
+
+def plug_in(config: Strict) -> str:
+    """The plug-in whose `Config` it is: the name of its file."""
+    return type(config).__module__.rpartition(".")[2]
+
+
+def trained_along(config: Strict, params: Params) -> Iterator[str]:
+    """Rule of a tokenizer that is trained through its quantizer."""
+    if params.post_hoc:
+        yield (
+            f"quantizer.name: must be one that is trained with the tokenizer under tokenizer.name {plug_in(config)}, "
+            f"got {params.quantizer.name!r}, which is fitted to a finished autoencoder; choose tokenizer.name vae"
+        )
 
 
 def normalisation(kind: str, channels: int) -> nn.Module:
@@ -23,14 +73,14 @@ class ResidualBlock(nn.Module):
     """x + conv1x1(act(norm(conv3x3(act(norm(x)))))): pre-activation (He et al. 2016), `inner` channels between, so that
     a block adds nothing to the scale of its input at the start."""
 
-    def __init__(self, channels: int, inner: int, norm: str, dropout: float) -> None:
+    def __init__(self, channels: int, inner: int, norm: str, dropout: float, activation: str = "silu") -> None:
         super().__init__()
         self.branch = nn.Sequential(
             normalisation(norm, channels),
-            nn.SiLU(),
+            ACTIVATIONS[activation](),
             nn.Conv2d(channels, inner, 3, padding=1),
             normalisation(norm, inner),
-            nn.SiLU(),
+            ACTIVATIONS[activation](),
             nn.Dropout(dropout),
             nn.Conv2d(inner, channels, 1),
         )
@@ -41,30 +91,50 @@ class ResidualBlock(nn.Module):
 
 def widths(downsampling: int, channels: int, outer_channels: int) -> list[int]:
     """Channels after each halving, from the image inwards: `outer_channels`, and `channels` at the coarsest."""
-    halvings = downsampling.bit_length() - 1
-    return [outer_channels] * (halvings - 1) + [channels]
+    return [outer_channels] * (halvings(downsampling) - 1) + [channels]
 
 
-def encoder(
-    image_channels: int, levels: list[int], dim: int, blocks: int, inner: int, norm: str, dropout: float
-) -> nn.Sequential:
-    """Images to latents [B,dim,h,w]: one strided 4x4 convolution per halving, then residual blocks."""
+def halvings(factor: int) -> int:
+    """log2 of a power of two."""
+    return factor.bit_length() - 1
+
+
+def activated(config: Autoencoder, channels: int) -> list[nn.Module]:
+    """What stands before a convolution."""
+    return [normalisation(config.normalisation, channels), ACTIVATIONS[config.activation]()]
+
+
+def residual_blocks(config: Autoencoder) -> list[nn.Module]:
+    shape = (config.channels, config.block_channels, config.normalisation, config.dropout, config.activation)
+    return [ResidualBlock(*shape) for _ in range(config.blocks)]
+
+
+def projection(config: Autoencoder, channels: int, dim: int) -> list[nn.Module]:
+    """Features to latents, place by place."""
+    return [*activated(config, channels), nn.Conv2d(channels, dim, 1)]
+
+
+def features(config: Autoencoder, image_channels: int) -> list[nn.Module]:
+    """Images to features [B,channels,h,w]: one strided 4x4 convolution per halving, then residual blocks."""
+    levels = widths(config.downsampling, config.channels, config.outer_channels)
     layers: list[nn.Module] = []
     for index, (before, after) in enumerate(zip([image_channels, *levels], levels, strict=False)):
-        if index:
-            layers += [normalisation(norm, before), nn.SiLU()]
+        layers += activated(config, before) if index else []
         layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1))
-    layers += [ResidualBlock(levels[-1], inner, norm, dropout) for _ in range(blocks)]
-    return nn.Sequential(*layers, normalisation(norm, levels[-1]), nn.SiLU(), nn.Conv2d(levels[-1], dim, 1))
+    for _ in range(config.convolutions):
+        layers += [*activated(config, config.channels), nn.Conv2d(config.channels, config.channels, 3, padding=1)]
+    return layers + residual_blocks(config)
 
 
-def decoder(
-    image_channels: int, levels: list[int], dim: int, blocks: int, inner: int, norm: str, dropout: float
-) -> nn.Sequential:
+def encoder(config: Autoencoder, image_channels: int, dim: int) -> nn.Sequential:
+    """Images to latents [B,dim,h,w]."""
+    return nn.Sequential(*features(config, image_channels), *projection(config, config.channels, dim))
+
+
+def decoder(config: Autoencoder, image_channels: int, dim: int) -> nn.Sequential:
     """The mirror of `encoder`: residual blocks, then one transposed 4x4 convolution per doubling."""
-    layers: list[nn.Module] = [nn.Conv2d(dim, levels[-1], 3, padding=1)]
-    layers += [ResidualBlock(levels[-1], inner, norm, dropout) for _ in range(blocks)]
-    outward = [*levels[::-1], image_channels]
+    layers: list[nn.Module] = [nn.Conv2d(dim, config.channels, 3, padding=1), *residual_blocks(config)]
+    outward = [*widths(config.downsampling, config.channels, config.outer_channels)[::-1], image_channels]
     for before, after in itertools.pairwise(outward):
-        layers += [normalisation(norm, before), nn.SiLU(), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
-    return nn.Sequential(*layers)
+        layers += [*activated(config, before), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
+    return nn.Sequential(*layers, *([nn.Tanh()] if config.output == "tanh" else []))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
 from torch import Tensor, nn
 
 from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized
-from tessera.core.params import Strict
 from tessera.nn import conv
 from tessera.nn.sequences import flatten_levels, unflatten
 
@@ -19,23 +17,10 @@ if TYPE_CHECKING:
     from tessera.core.params import Params
 
 
-class Config(Strict):
-    downsampling: Literal[2, 4, 8, 16, 32] = Field(description="image pixels per code, each way", examples=[4])
-    channels: int = Field(ge=1, description="channels at the grid of codes", examples=[8])
-    outer_channels: int = Field(ge=1, description="channels at finer resolutions", examples=[4])
-    blocks: int = Field(ge=0, description="residual blocks, in encoder and decoder each", examples=[1])
-    block_channels: int = Field(ge=1, description="channels inside a residual block", examples=[4])
-    normalisation: Literal["batch", "group", "none"] = Field(description="of activations", examples=["batch"])
-    dropout: float = Field(ge=0, lt=1, description="probability, inside residual blocks", examples=[0.1])
-
+class Config(conv.Autoencoder):
     def rule(self, params: Params) -> Iterator[str]:
-        size = params.dataset.image_size
-        if size % self.downsampling:
-            yield (
-                f"tokenizer.vqvae.downsampling: must divide dataset.image_size {size}, got {self.downsampling}; "
-                f"the nearest sizes are {size // self.downsampling * self.downsampling or self.downsampling} and "
-                f"{(size // self.downsampling + 1) * self.downsampling}"
-            )
+        yield from super().rule(params)
+        yield from conv.trained_along(self, params)
 
 
 class VQVAE(nn.Module):
@@ -46,10 +31,8 @@ class VQVAE(nn.Module):
         channels, height, width = image_shape
         self.image_shape = image_shape
         self.quantizer = make_quantizer()
-        levels = conv.widths(config.downsampling, config.channels, config.outer_channels)
-        shape = (config.blocks, config.block_channels, config.normalisation, config.dropout)
-        self.encoder = conv.encoder(channels, levels, self.quantizer.dim, *shape)
-        self.decoder = conv.decoder(channels, levels, self.quantizer.dim, *shape)
+        self.encoder = conv.encoder(config, channels, self.quantizer.dim)
+        self.decoder = conv.decoder(config, channels, self.quantizer.dim)
         grid = (height // config.downsampling, width // config.downsampling)
         self.codebook_sizes = tuple(self.quantizer.codebook_sizes)
         self.grids = (grid,) * len(self.codebook_sizes)  # one per depth of a residual quantizer
