@@ -38,11 +38,13 @@ class Config(Strict):
                                 examples=["6726825d"])  # fmt: skip
 
     def rule(self, params: Params) -> Iterator[str]:
-        weight = params.raw["losses"].get("perceptual", {}).get("weight", 0)
-        if weight:
+        perceptual = params.raw["losses"].get("perceptual", {})
+        weight = perceptual.get("weight", 0)
+        if weight and not perceptual.get("weights"):
             yield (
                 "losses.perceptual.weight: must be 0 with extractor.name inception, whose 8-bit input passes no "
-                f"gradient and which scores the result, got {weight}; choose extractor.name classifier"
+                f"gradient and which scores the result, got {weight}; choose extractor.name classifier, or give VGG16 in "
+                "losses.perceptual.weights"
             )
 
 

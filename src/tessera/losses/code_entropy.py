@@ -1,0 +1,89 @@
+"""Each latent near one code, and all codes used: the entropy term of LFQ (Yu et al. 2023, arXiv 2310.05737, sec. 3.1;
+Jansen et al. 2020, arXiv 1911.05894), for any tokenizer with a codebook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from tessera.core.contracts import Output, Tokenizer
+from tessera.core.errors import InputError
+from tessera.core.params import Strict
+from tessera.nn import probe
+from tessera.nn.causal import raster
+
+if TYPE_CHECKING:
+    from tessera.core.params import Params
+    from tessera.core.run import Run
+
+
+class Config(Strict):
+    weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
+    diversity: float = Field(ge=0, description="weight of the entropy of the mean, within the term", examples=[1.0])
+    temperature: float = Field(gt=0, description="of the soft assignment, in squared units of the latents",
+                               examples=[1.0])  # fmt: skip
+
+    def rule(self, params: Params) -> Iterator[str]:
+        if self.weight and params.post_hoc:
+            yield (
+                f"losses.code_entropy.weight: must be 0 where codes are found after training (quantizer.name "
+                f"{params.quantizer.name}), got {self.weight}; choose another quantizer"
+            )
+
+
+class CodeEntropy(nn.Module):
+    """mean H(p(c|z)) - diversity * H(mean p(c|z)), nats, mean over the levels; p(c|z) = softmax(-|z - e_c|^2 / T).
+
+    Means are over the latents of the batch, one process's share of it. The gradient reaches z; code vectors are
+    constants. Of a residual quantizer only the first depth counts: deeper ones quantize what is left of z.
+
+    Args:
+        tokenizer: trained by the objective already, hence no sub-module; a deep copy of both still is one of both.
+        starts: of each level, the index of its first codebook.
+    """
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, starts: tuple[int, ...]) -> None:
+        super().__init__()
+        self.diversity, self.temperature, self.starts = config.diversity, config.temperature, starts
+        self._others = (tokenizer,)
+
+    def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
+        codebooks = self._others[0].codebooks
+        terms = []
+        with torch.autocast(x.device.type, enabled=False):  # nearly equal distances are told apart
+            for z, start in zip(output.latents, self.starts, strict=True):
+                rows, codes = raster(z.float()).flatten(0, 1), codebooks[start].detach().float()
+                sure, even = entropies(rows, codes, self.temperature)
+                terms.append(sure - self.diversity * even)
+        return torch.stack(terms).mean()
+
+
+def entropies(
+    z: Float[Tensor, "n d"], codes: Float[Tensor, "k d"], temperature: float
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Mean entropy of the assignments, and entropy of the mean assignment, nats.
+
+    In logarithms throughout: the gradient of p log p is not finite where p underflows. |z|^2 changes no softmax.
+    """
+    log_p = ((2 * z @ codes.t() - codes.square().sum(1)) / temperature).log_softmax(1)
+    log_mean = log_p.logsumexp(0) - torch.tensor(float(len(z)), device=z.device).log()
+    return -(log_p.exp() * log_p).sum(1).mean(), -(log_mean.exp() * log_mean).sum()
+
+
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> CodeEntropy:
+    levels = probe.levels(tokenizer)
+    for index, level in enumerate(levels):
+        has = tuple(tokenizer.codebooks[level.start].shape) if level.depth else None
+        if has is None or has[1] != level.dim:
+            raise InputError(
+                "losses.code_entropy.weight: must be 0 where a level of latents has no codebook of its dimension, got "
+                f"{config.weight} with {level.dim} channels and a codebook [K,D] of {has} at level {index}; choose "
+                "another quantizer"
+            )
+    return CodeEntropy(config, tokenizer, tuple(level.start for level in levels))

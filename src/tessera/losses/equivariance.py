@@ -1,0 +1,111 @@
+"""EQ-VAE, in its implicit form (Kouzelis et al. 2025, arXiv 2502.09509, eq. 5): a turned or scaled latent must decode to
+the image turned or scaled likewise.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tessera.core.contracts import Output, Tokenizer
+from tessera.core.errors import InputError
+from tessera.core.params import Strict
+from tessera.nn import probe
+
+if TYPE_CHECKING:
+    from tessera.core.run import Run
+
+
+class Config(Strict):
+    weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
+    smallest: float = Field(gt=0, lt=1, description="smallest scale of a latent; scales are those from here to 1 at "
+                            "which every grid has whole sides", examples=[0.25])  # fmt: skip
+
+
+class Turn(NamedTuple):
+    quarters: int
+
+    def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        return x.rot90(self.quarters, (2, 3))
+
+
+class Scale(NamedTuple):
+    """By numerator / denominator, which makes whole sides of those it is used on."""
+
+    numerator: int
+    denominator: int
+
+    def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        size = [side * self.numerator // self.denominator for side in x.shape[2:]]
+        return F.interpolate(x.float(), size, mode="bilinear", antialias=True)
+
+
+class Equivariance(nn.Module):
+    """Mean squared error on [-1, 1] between tau(x) and the decoded tau(z), z before quantization.
+
+    In training tau is drawn for each batch from torch's global generator: a turn or a scaling with equal probability,
+    then any of them. In evaluation: the mean over a quarter turn and the scale nearest to one half.
+
+    The tokenizer runs in evaluation mode here: its codebook's and batch normalisation's statistics are to follow images
+    as they are, once a step, and tau's own commitment terms are left out.
+
+    Args:
+        tokenizer: trained by the objective already, hence no sub-module; a deep copy of both still is one of both.
+        families: the turns and the scales that its grids allow; an empty one is left out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *families: tuple[Turn | Scale, ...]) -> None:
+        super().__init__()
+        self._others = (tokenizer,)
+        self.families = tuple(family for family in families if family)
+
+    def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
+        chosen = [self.drawn()] if self.training else [typical(family) for family in self.families]
+        return torch.stack([self.error(tau, x, output.latents) for tau in chosen]).mean()
+
+    def drawn(self) -> Turn | Scale:
+        """On the CPU: the same on every device."""
+        family = self.families[int(torch.randint(len(self.families), ()))]
+        return family[int(torch.randint(len(family), ()))]
+
+    def error(self, tau: Turn | Scale, x: Tensor, latents: tuple[Tensor, ...]) -> Float[Tensor, ""]:
+        (tokenizer,) = self._others
+        with probe.evaluating(tokenizer):
+            quantized = tokenizer.quantize(tuple(tau(z) for z in latents))
+            decoded = tokenizer.decode_vectors(tuple(level.z_q for level in quantized))
+        return F.mse_loss(decoded, tau(x))
+
+
+def typical(family: tuple[Turn | Scale, ...]) -> Turn | Scale:
+    if isinstance(family[0], Turn):
+        return family[0]
+    return min(family, key=lambda scale: abs(scale.numerator / scale.denominator - 0.5))
+
+
+def turns(sides: list[tuple[int, int]]) -> tuple[Turn, ...]:
+    """90, 180 and 270 degrees, for squares only: no image of other sides than the tokenizer's is decoded."""
+    return tuple(Turn(quarters) for quarters in (1, 2, 3)) if all(h == w for h, w in sides) else ()
+
+
+def scales(sides: list[tuple[int, int]], smallest: float) -> tuple[Scale, ...]:
+    """The fractions in [smallest, 1) that leave all sides whole: those with their common divisor below."""
+    common = gcd(*(side for pair in sides for side in pair))
+    return tuple(Scale(i, common) for i in range(1, common) if i / common >= smallest)
+
+
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> Equivariance:
+    grids = [(level.height, level.width) for level in probe.levels(tokenizer)]
+    sides = [tokenizer.image_shape[1:], *grids]
+    families = turns(sides), scales(sides, config.smallest)
+    if max(max(grid) for grid in grids) == 1 or not any(families):
+        raise InputError(
+            "losses.equivariance.weight: must be 0 where latents have no grid that can be turned or scaled, got "
+            f"{config.weight} with grids {', '.join(f'{h}x{w}' for h, w in grids)}; choose a tokenizer with larger ones"
+        )
+    return Equivariance(tokenizer, *families)

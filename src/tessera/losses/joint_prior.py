@@ -1,0 +1,81 @@
+"""A small prior trained with the tokenizer: codes shall be cheap to tell from those before them. LARP (Wang et al.
+2024, arXiv 2410.21264) trains a tokenizer of videos with such a prior; here it is smaller, and reads z_q of a grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tessera.core.contracts import Output, Tokenizer
+from tessera.core.errors import InputError
+from tessera.core.params import Strict
+from tessera.nn import probe
+from tessera.nn.causal import CausalTransformer, raster
+
+if TYPE_CHECKING:
+    from tessera.core.params import Params
+    from tessera.core.run import Run
+
+
+class Config(Strict):
+    weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
+    channels: int = Field(ge=1, le=4096, description="width of the network", examples=[8])
+    layers: int = Field(ge=1, le=64, description="transformer blocks", examples=[1])
+    heads: int = Field(ge=1, le=256, description="of attention; divides channels", examples=[2])
+
+    @model_validator(mode="after")
+    def _whole(self) -> Config:
+        if self.channels % self.heads:
+            raise ValueError(f"heads must divide channels {self.channels}, got {self.heads}")
+        return self
+
+    def rule(self, params: Params) -> Iterator[str]:
+        if self.weight and params.post_hoc:
+            yield (
+                f"losses.joint_prior.weight: must be 0 where codes are found after training (quantizer.name "
+                f"{params.quantizer.name}), got {self.weight}; choose another quantizer"
+            )
+
+
+class JointPrior(nn.Module):
+    """A small causal network a level reads z_q of the positions before, in raster order, and gives logits over the codes
+    of the next. Cross entropy in nats per code, over all levels and depths.
+
+    Which code is chosen has no gradient: it reaches the encoder through z_q, by the quantizer's estimator. The depths of
+    a position do not see each other, and levels do not.
+    """
+
+    def __init__(self, config: Config, levels: tuple[probe.Level, ...], codebook_sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        shape = (config.channels, config.layers, config.heads)
+        self.sizes = tuple(tuple(codebook_sizes[level.start : level.start + level.depth]) for level in levels)
+        self.networks = nn.ModuleList(
+            CausalTransformer(level.dim, sum(sizes), level.height * level.width, *shape)
+            for level, sizes in zip(levels, self.sizes, strict=True)
+        )
+
+    def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
+        nats, count = x.new_zeros((), dtype=torch.float32), 0
+        for network, sizes, level in zip(self.networks, self.sizes, output.quantized, strict=True):
+            logits = network(raster(level.z_q)).float().split(sizes, dim=2)
+            for depth, codes in zip(logits, level.codes.unbind(1), strict=True):
+                nats = nats + F.cross_entropy(depth.transpose(1, 2), codes.flatten(1).long(), reduction="sum")
+            count += level.codes.numel()
+        return nats / count
+
+
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> JointPrior:
+    levels = probe.levels(tokenizer)
+    if not all(level.depth for level in levels):
+        raise InputError(
+            f"losses.joint_prior.weight: must be 0 where training has no codes, got {config.weight}; choose a tokenizer "
+            "and a quantizer that are trained together"
+        )
+    return JointPrior(config, levels, tokenizer.codebook_sizes)

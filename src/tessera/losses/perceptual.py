@@ -1,0 +1,123 @@
+"""Distance of features: LPIPS without learned weights (Zhang et al. 2018, arXiv 1801.03924, eq. 1 with w = 1).
+
+The features are those of the extractor's second network, which does not score the result, or of an ImageNet VGG16.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from tessera.core.contracts import Output, Tokenizer
+from tessera.core.errors import InputError
+from tessera.core.params import Strict
+
+if TYPE_CHECKING:
+    from tessera.core.run import Run
+
+URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+TAPS = (3, 8, 15, 22)  # relu1_2, relu2_2, relu3_3, relu4_3 within torchvision's `features`
+SMALLEST = 8  # pixels a side: three halvings come before the last tap
+EPSILON = 1e-8  # under the root of the norm: where nothing is active the gradient stays finite
+
+
+class Config(Strict):
+    weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
+    weights: str = Field(description="local file of torchvision's VGG16, .pth or .safetensors; empty: the extractor's "
+                         "second network", examples=[""])  # fmt: skip
+
+
+class VGG16(nn.Module):
+    """torchvision's VGG16 up to relu4_3, with weights from a file; images in [-1, 1], grey ones three times.
+
+    Raises:
+        InputError: the file is missing, cannot be read, or holds something else.
+    """
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        from torchvision.models import vgg16
+
+        state = read(file)
+        with torch.device("meta"):  # without memory: the classifier, which is not used, has half a gigabyte
+            self.features = vgg16(weights=None, init_weights=False).features[: TAPS[-1] + 1]
+        expected = self.features.state_dict()
+        for name, tensor in expected.items():
+            shape = getattr(state.get(f"features.{name}"), "shape", None)
+            if shape != tensor.shape:
+                what = "is missing" if shape is None else f"has shape {tuple(shape)}, want {tuple(tensor.shape)}"
+                raise InputError(_remedy(f"must be torchvision's VGG16, got {file!r}, where features.{name} {what}"))
+        self.features.load_state_dict({name: state[f"features.{name}"].float() for name in expected}, assign=True)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+
+    def maps(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b d i j"], ...]:
+        """Activations at the four taps, finest first."""
+        x, found = ((x + 1) / 2 - self.mean) / self.std, []
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index in TAPS:
+                found.append(x)
+        return tuple(found)
+
+
+def read(file: str) -> dict[str, Any]:
+    if not Path(file).is_file():
+        raise InputError(_remedy(f"must be a local file, got {file!r}"))
+    try:
+        if file.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        return dict(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:  # bytes that are no weights fail in many ways, and torch advises to unpickle them
+        raise InputError(
+            _remedy(f"must be a state dict in .pth or .safetensors, got {file!r}, which is none")
+        ) from error
+
+
+def _remedy(problem: str) -> str:
+    return (
+        f"losses.perceptual.weights: {problem}. Get {URL} and put its path here; or leave it empty for the extractor's "
+        "second network, which needs no download"
+    )
+
+
+class Perceptual(nn.Module):
+    """Squared distance of the activations' unit vectors, mean over the places of a layer, then over the layers; 0 to 4.
+
+    The network is frozen, in evaluation mode, and no sub-module: neither saved, nor trained, nor switched to training.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self._frozen = (network.requires_grad_(False).eval(),)
+
+    def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
+        (network,) = self._frozen
+        if next(network.parameters()).device != x.device:  # `to` of the objective does not reach it
+            network.to(x.device)
+        with torch.no_grad():
+            wanted = network.maps(x)
+        pairs = zip(network.maps(output.reconstruction), wanted, strict=True)
+        return torch.stack([(unit(a) - unit(b)).square().sum(1).mean() for a, b in pairs]).mean()
+
+
+def unit(activations: Float[Tensor, "b d i j"]) -> Float[Tensor, "b d i j"]:
+    """Each place's vector of channels at length 1."""
+    activations = activations.float()
+    return activations * (activations.square().sum(1, keepdim=True) + EPSILON).rsqrt()
+
+
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> Perceptual:
+    if not config.weights:
+        return Perceptual(run.extractor("perceptual"))
+    side = min(tokenizer.image_shape[1:])
+    if side < SMALLEST:
+        raise InputError(_remedy(f"must be empty where dataset.image_size is under {SMALLEST}, got {side} pixels"))
+    return Perceptual(VGG16(config.weights))

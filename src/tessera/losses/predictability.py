@@ -1,0 +1,59 @@
+"""Causally regularised tokenization (Ramanujan et al. 2024, arXiv 2412.16326): latents shall be easy to predict in the
+order in which the prior will meet them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tessera.core.contracts import Output, Tokenizer
+from tessera.core.params import Strict
+from tessera.nn import probe
+from tessera.nn.causal import CausalTransformer, raster
+
+if TYPE_CHECKING:
+    from tessera.core.run import Run
+
+
+class Config(Strict):
+    weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
+    channels: int = Field(ge=1, le=4096, description="width of the network", examples=[8])
+    layers: int = Field(ge=1, le=64, description="transformer blocks", examples=[1])
+    heads: int = Field(ge=1, le=256, description="of attention; divides channels", examples=[2])
+
+    @model_validator(mode="after")
+    def _whole(self) -> Config:
+        if self.channels % self.heads:
+            raise ValueError(f"heads must divide channels {self.channels}, got {self.heads}")
+        return self
+
+
+class Predictability(nn.Module):
+    """A small causal network a level, trained along, predicts each latent (before quantization) from those before it in
+    raster order; the first from nothing. Squared error, mean over positions and dimensions, then over the levels.
+
+    The gradient goes into what is predicted as well as into what it is predicted from. Smaller latents lower it too:
+    without a reconstruction or commitment term they shrink.
+    """
+
+    def __init__(self, config: Config, levels: tuple[probe.Level, ...]) -> None:
+        super().__init__()
+        shape = (config.channels, config.layers, config.heads)
+        self.networks = nn.ModuleList(
+            CausalTransformer(level.dim, level.dim, level.height * level.width, *shape) for level in levels
+        )
+
+    def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
+        sequences = [raster(z) for z in output.latents]
+        pairs = zip(self.networks, sequences, strict=True)
+        return torch.stack([F.mse_loss(network(z).float(), z.float()) for network, z in pairs]).mean()
+
+
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> Predictability:
+    return Predictability(config, probe.levels(tokenizer))

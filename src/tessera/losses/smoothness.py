@@ -1,0 +1,41 @@
+"""Total variation of the latents: neighbours on the grid shall be near each other.
+
+As in total variation of images (Rudin et al. 1992) the norms are not squared: one edge costs as much as a gradual change
+of the same height, so that edges are not blurred away.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from tessera.core.contracts import Output, Tokenizer
+from tessera.core.params import Strict
+
+if TYPE_CHECKING:
+    from tessera.core.run import Run
+
+
+class Config(Strict):
+    weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
+
+
+class Smoothness(nn.Module):
+    """sum_ij |z_ij - z_i+1,j| + |z_ij - z_i,j+1|, Euclidean norms, in units of the latents; summed over the levels, mean
+    over the batch."""
+
+    def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
+        total = sum(steps(z.float(), axis) for z in output.latents for axis in (2, 3))
+        return total / len(x)
+
+
+def steps(z: Float[Tensor, "b d h w"], axis: int) -> Float[Tensor, ""]:
+    """Sum of the distances to the next latent along a spatial axis. The norm's gradient at 0 is 0 in torch."""
+    return z.diff(dim=axis).norm(dim=1).sum()
+
+
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> Smoothness:
+    return Smoothness()

@@ -1,0 +1,40 @@
+"""1 - SSIM, the structural similarity of images (Wang et al. 2004, "Image quality assessment", eq. 13), by the library
+pytorch_msssim."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from pytorch_msssim import ssim
+from torch import Tensor, nn
+
+from tessera.core.contracts import Output, Tokenizer
+from tessera.core.params import Strict
+
+if TYPE_CHECKING:
+    from tessera.core.run import Run
+
+
+class Config(Strict):
+    weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
+
+
+WINDOW = 11  # pixels a side, Gaussian of sigma 1.5 (paper, section III.C)
+
+
+class SSIM(nn.Module):
+    """On intensities between 0 and 1, colour channels apart, mean over all windows that lie within the image; from 0
+    (equal) to 2. Images smaller than the window get the largest odd one that fits."""
+
+    def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
+        side = min(WINDOW, *x.shape[2:])
+        with torch.autocast(x.device.type, enabled=False):  # variances are differences of squares
+            images, decoded = (x.float() + 1) / 2, (output.reconstruction.float() + 1) / 2
+            return 1 - ssim(images, decoded, data_range=1.0, win_size=side - 1 + side % 2)
+
+
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> SSIM:
+    return SSIM()

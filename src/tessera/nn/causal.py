@@ -1,0 +1,58 @@
+"""A small causal transformer over a sequence of vectors (Vaswani et al. 2017, arXiv 1706.03762; pre-norm as in GPT-2)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+RATIO = 4  # width of the MLP, in channels
+
+
+def raster(z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b h*w d"]:
+    """A grid of vectors as a sequence, row by row: the order of codes."""
+    return z.flatten(2).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x)), on [B,T,C]."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, RATIO * channels), nn.GELU(), nn.Linear(RATIO * channels, channels)
+        )
+
+    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+        q, k, v = self.qkv(self.norm_attention(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class CausalTransformer(nn.Module):
+    """[B,T,D] to [B,T,out_dim]; output t depends on inputs < t only, the first one on a learned start vector.
+
+    Args:
+        dim: D, of the inputs.
+        length: T, at most; each position has a learned vector.
+        heads: of attention; divides `channels`.
+    """
+
+    def __init__(self, dim: int, out_dim: int, length: int, channels: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(dim, channels)
+        self.start = nn.Parameter(0.02 * torch.randn(channels))
+        self.positions = nn.Parameter(0.02 * torch.randn(length, channels))
+        self.blocks = nn.Sequential(*(Block(channels, heads) for _ in range(layers)))
+        self.norm, self.head = nn.LayerNorm(channels), nn.Linear(channels, out_dim)
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t out"]:
+        b, t, _ = x.shape
+        before = self.embedding(x[:, :-1])  # moved right by one: causality within the blocks is then <=
+        hidden = torch.cat([self.start.to(before.dtype).expand(b, 1, -1), before], dim=1) + self.positions[:t]
+        return self.head(self.norm(self.blocks(hidden)))
