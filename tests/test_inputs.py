@@ -111,8 +111,8 @@ def test_stage_without_deps_and_no_stage_at_all(repository):
 
 
 def test_fingerprint_is_the_same_twice_and_belongs_to_the_stage(repository):
-    assert Inputs(WHAT).fingerprint == Inputs(WHAT).fingerprint
-    assert Inputs(WHAT._replace(name="other")).fingerprint != Inputs(WHAT).fingerprint
+    assert Inputs(WHAT).fingerprint() == Inputs(WHAT).fingerprint()
+    assert Inputs(WHAT._replace(name="other")).fingerprint() != Inputs(WHAT).fingerprint()
 
 
 CHANGES = {
@@ -141,16 +141,31 @@ NO_CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_fingerprint_changes_with(repository, change):
-    before = Inputs(WHAT).fingerprint
+    before = Inputs(WHAT).fingerprint()
     CHANGES[change]()
-    assert Inputs(WHAT).fingerprint != before
+    assert Inputs(WHAT).fingerprint() != before
 
 
 @pytest.mark.parametrize("change", NO_CHANGES)
 def test_fingerprint_does_not_change_with(repository, change):
-    before = Inputs(WHAT).fingerprint
+    before = Inputs(WHAT).fingerprint()
     NO_CHANGES[change]()
-    assert Inputs(WHAT).fingerprint == before
+    assert Inputs(WHAT).fingerprint() == before
+
+
+def test_fingerprint_without_a_section_leaves_out_its_values_and_its_plug_in(repository):
+    """What a codebook that is fitted afterwards depends on is not what training depends on."""
+    plug_in = Path("src/tessera/quantizers/ema.py")
+    plug_in.parent.mkdir(parents=True)
+    plug_in.write_text("a = 1")
+    what = WHAT._replace(deps=(*WHAT.deps, plug_in.as_posix()), params=("seed", "quantizer.beta"))
+    whole, training = Inputs(what).fingerprint(), Inputs(what).fingerprint(without=["quantizer"])
+    edit_params("beta: 0.25", "beta: 0.5")
+    plug_in.write_text("a = 2")
+    assert Inputs(what).fingerprint(without=["quantizer"]) == training
+    assert Inputs(what).fingerprint() != whole
+    edit_params("seed: 0", "seed: 1")
+    assert Inputs(what).fingerprint(without=["quantizer"]) != training
 
 
 # the comparison at the end
@@ -274,7 +289,7 @@ def test_training_stage_holds_its_scratch_and_marks_it_finished(stage_of_the_tes
     held = []
     stage.enter(lambda run: held.append(run.runtime._scratch.folder), trains=True)
     what = declared("tokenizer", None, raw)
-    assert held[0].name == Inputs(what).fingerprint
+    assert held[0].name == Inputs(what).fingerprint()
     assert (held[0] / "finished.json").exists()
 
 

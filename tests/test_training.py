@@ -329,7 +329,9 @@ def test_latents_that_are_not_finite_stop_before_the_codebook_moves(runtime, raw
 
     before: dict[str, Any] = {"steps": 0}
     broken = Task("tokenizer", objective, 12, batch, lambda _: {}, lambda _: 0.0)
-    with pytest.raises(NonFiniteError, match=r"tokenizer, step 2: the latents z are not finite; nothing was updated"):
+    with pytest.raises(
+        NonFiniteError, match=r"tokenizer, step 2: .*commitment = nan.* is not finite; nothing was\s+updated"
+    ):
         fit(broken, training(), 0, runtime)
     after = objective.tokenizer.quantizer.state_dict()
     assert all(torch.equal(before[name], value) for name, value in after.items())
@@ -608,6 +610,16 @@ def test_finished_in_this_workspace_starts_anew(workspace):
     for _ in range(2):
         with Scratch("prior", "abc", 2) as scratch:
             assert train(scratch).calls == 6
+
+
+def test_finished_for_another_whole_is_used(workspace):
+    """A codebook of another size, fitted to the same autoencoder; forced to run again, that one trains too."""
+    with Scratch("tokenizer", "abc", 2, whole="K = 8") as scratch:
+        assert train(scratch).calls == 6
+    with Scratch("tokenizer", "abc", 2, whole="K = 4") as scratch:
+        assert train(scratch).calls == 0
+    with Scratch("tokenizer", "abc", 2, whole="K = 4") as scratch:
+        assert train(scratch).calls == 6
 
 
 def test_finished_in_another_workspace_is_used(workspace, tmp_path_factory, monkeypatch):

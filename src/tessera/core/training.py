@@ -219,7 +219,7 @@ class _State:
             self.evaluated.eval()
             with torch.no_grad():
                 taken = self.task.snapshot(self.evaluated, epoch)
-            self.snapshots |= {f"{epoch}/{name}": tensor.cpu().clone() for name, tensor in taken.items()}
+            self.snapshots |= {f"{epoch}/{name}": tensor.detach().cpu().clone() for name, tensor in taken.items()}
 
     def keep_best(self) -> Fitted:
         if not self.best:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tessera.core.errors import InputError
-from tessera.core.params import read
+from tessera.core.params import CHOOSES, read
 
 IGNORED = ("__pycache__",)
 
@@ -73,10 +74,14 @@ class Inputs:
         raw = read()
         return {name: _value(raw, name) for name in self.what.params}
 
-    @property
-    def fingerprint(self) -> str:
-        """A hash of declared params, inputs and code: what a scratch checkpoint belongs to."""
-        text = json.dumps([self.what.name, self._values, self._hashes], sort_keys=True)
+    def fingerprint(self, without: Iterable[str] = ()) -> str:
+        """A hash of declared params, inputs and code: what a scratch checkpoint belongs to. `without`: singular sections
+        whose values and plug-ins are left out, since training does not depend on them."""
+        prefixes = tuple(f"{section}." for section in without)
+        folders = tuple(f"src/tessera/{CHOOSES[section]}/" for section in without)
+        values = {name: value for name, value in self._values.items() if not name.startswith(prefixes)}
+        hashes = {dep: digest for dep, digest in self._hashes.items() if not dep.startswith(folders)}
+        text = json.dumps([self.what.name, values, hashes], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
     def require_unchanged(self) -> None:

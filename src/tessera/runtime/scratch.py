@@ -29,11 +29,14 @@ def root() -> Path:
 class Scratch:
     """The scratch folder of one stage at one fingerprint, locked while the stage runs.
 
-    A finished scratch is used again only from another workspace (a queue worker that shares this upstream): in the same
-    workspace DVC runs a finished stage again only when it is forced to, and then it shall train.
+    `fingerprint` is of all that training depends on, `whole` of all that the stage does; they differ where a codebook is
+    fitted to a finished autoencoder, which a new codebook size does not train again. A finished scratch is not used again
+    for the same whole in the same workspace (it is from another one, by a queue worker that shares this upstream): there
+    DVC runs a finished stage again only when it is forced to, and then it shall train.
     """
 
-    def __init__(self, stage: str, fingerprint: str, keep: int) -> None:
+    def __init__(self, stage: str, fingerprint: str, keep: int, whole: str | None = None) -> None:
+        self._state = {"workspace": os.getcwd(), "whole": whole or fingerprint}
         self.folder = root() / stage / fingerprint
         self.folder.mkdir(parents=True, exist_ok=True)
         self._keep = keep
@@ -46,7 +49,7 @@ class Scratch:
             print("waiting for another process that trains the same thing ...", file=sys.stderr, flush=True)
             self._lock.acquire()
         finished = self.folder / FINISHED
-        if finished.exists() and files.read_json(finished)["workspace"] == os.getcwd():
+        if finished.exists() and files.read_json(finished) == self._state:
             for checkpoint in self.folder.glob("*.safetensors"):
                 checkpoint.unlink()
         finished.unlink(missing_ok=True)
@@ -55,7 +58,7 @@ class Scratch:
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             if kind is None:
-                files.write_json(self.folder / FINISHED, {"workspace": os.getcwd()})
+                files.write_json(self.folder / FINISHED, self._state)
                 self._prune()
         finally:
             self._lock.release()

@@ -29,26 +29,37 @@ from tessera.runtime.scratch import Scratch, root
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def enter(main: Callable[[Run], None], *, trains: bool = False) -> None:
-    """Run a stage's `main`. `trains`: it has a scratch, and as many processes as `runtime.processes` asks for."""
+def enter(
+    main: Callable[[Run], None],
+    *,
+    trains: bool = False,
+    after_training: Callable[[Params], tuple[str, ...]] = lambda params: (),
+) -> None:
+    """Run a stage's `main`. `trains`: it has a scratch, and as many processes as `runtime.processes` asks for.
+    `after_training`: singular sections of params.yaml that training does not depend on, only what follows it."""
     stage = Path(sys.argv[0]).stem
     key = sys.argv[1] if len(sys.argv) > 1 else None
     try:
         _require_own_code()
-        _run(main, stage, key, Params(_validated()), trains)
+        _run(main, stage, key, Params(_validated()), trains, after_training)
     except (InputError, NonFiniteError) as error:
         sys.exit(f"error in {stage}{'@' + key if key else ''}: {error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 
 
-def _run(main: Callable[[Run], None], stage: str, key: str | None, params: Params, trains: bool) -> None:
+def _run(
+    main: Callable[[Run], None], stage: str, key: str | None, params: Params, trains: bool, after_training: Callable
+) -> None:
     """Ranks of a training are started from inside the guard and the lock of the process that DVC started."""
     what = declared(stage, key, params.raw)
     inputs = Inputs(what) if what is not None else None
     rank_of_many = "WORLD_SIZE" in os.environ
     with contextlib.ExitStack() as stack:
-        scratch = Scratch(stage, inputs.fingerprint, params.runtime.keep_scratch) if trains and inputs else None
+        scratch = None
+        if trains and inputs is not None:
+            belongs = inputs.fingerprint(without=after_training(params))
+            scratch = Scratch(stage, belongs, params.runtime.keep_scratch, inputs.fingerprint())
         if scratch is not None and not rank_of_many:
             stack.enter_context(scratch)
         if trains and params.runtime.processes > 1 and not rank_of_many:

@@ -5,6 +5,7 @@ Contracts only: no plug-in is known here by name.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,19 @@ from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor, nn
 
 from tessera.core import files, images, models, pictures, seams
+from tessera.core.errors import InputError
 from tessera.core.params import Augmentation
 from tessera.core.params import Tokenizer as Section
 from tessera.core.run import Run
-from tessera.core.training import Fitted, Row, Task
+from tessera.core.seeding import generator, seed_globally
+from tessera.core.training import Fitted, Row, Task, fit
 from tessera.nn import scores
 from tessera.nn.sequences import flatten_levels
 
 LOOKED_AT = (
     1000  # images of a split behind one point of a curve, at most; the stage `reconstruction` reads whole splits
 )
+FITTED_ON = 1_000_000  # latents that a post-hoc codebook is given, at most
 SHOWN = 16  # images whose reconstructions are kept at the snapshot epochs
 
 
@@ -46,14 +50,22 @@ class Objective(nn.Module):
         return losses
 
 
-def loss_terms(run: Run) -> dict[str, tuple[float, nn.Module]]:
+def loss_terms(run: Run, tokenizer: Any) -> dict[str, tuple[float, nn.Module]]:
     """The losses of params.yaml by name, each with its weight; a term of weight 0 is not built and costs nothing."""
     configs = {name: run.params.config("losses", name) for name in run.params.keys("losses")}
     return {
-        name: (config.weight, seams.plugin("losses", name).build(config, run))
+        name: (config.weight, seams.plugin("losses", name).build(config, run, tokenizer))
         for name, config in configs.items()
         if config.weight
     }
+
+
+def objective(recipe: models.Recipe, run: Run) -> Objective:
+    """The tokenizer of `recipe`, freshly initialised, with its loss terms. Where the quantizer is post-hoc it is left out:
+    what training gives must not depend on it."""
+    seed_globally(run.params.seed, "tokenizer", "initialisation")
+    tokenizer = models.build(recipe._replace(quantizer=None) if run.params.post_hoc else recipe)
+    return Objective(tokenizer, loss_terms(run, tokenizer))
 
 
 class Data:
@@ -72,13 +84,60 @@ class Data:
         self.looked_at = {split: array[images.evenly(len(array), count)] for split, array in pixels.items()}
         self.shown = self.looked_at["val"][images.evenly(len(self.looked_at["val"]), SHOWN)]
 
+    @classmethod
+    def of(cls, run: Run) -> Data:
+        own = run.params.tokenizer
+        pixels = {split: run.images(split) for split in ("train", "val")}
+        return cls(pixels, own.augmentation, own.training.batch_size, run.runtime.device)
+
     def batch(self, indices: np.ndarray, generator: Generator) -> tuple[Tensor]:
         x = images.to_model(self.pixels["train"][np.sort(indices)], self.device)  # sorted: a memory map reads forward
         return (images.augmented(x, self.augmentation, generator),)
 
 
+def train(objective: Objective, data: Data, run: Run) -> Fitted:
+    """Train the objective in place. A tokenizer without weights (`pixels`) is only looked at."""
+    own = run.params.tokenizer
+    if any(parameter.requires_grad for parameter in objective.parameters()):
+        return fit(task(objective, data, own), own.training, run.params.seed, run.runtime)
+    print(f"tokenizer.name = {own.name} has nothing to train: tokenizer.training, quantizer and losses are not read")
+    with torch.no_grad():
+        row = _evaluate(objective.to(run.runtime.device).eval(), data)
+    objective.to("cpu")
+    return Fitted([{"epoch": 0, **row}], 0, {})
+
+
+def with_codebook(tokenizer: Any, recipe: models.Recipe, data: Data, run: Run) -> Any:
+    """The trained tokenizer; one that was trained without its post-hoc quantizer gets it here, fitted to the latents of
+    the training images (a million of them at most, of images drawn at random)."""
+    if not run.params.post_hoc:
+        return tokenizer
+    whole = models.build(recipe)
+    whole.load_state_dict(tokenizer.state_dict(), strict=False)  # all but the quantizer's
+    draws = generator(run.params.seed, "tokenizer", "codebook")
+    for level, quantizer in enumerate(module for module in whole.modules() if hasattr(module, "fit")):
+        quantizer.fit(_latents(tokenizer.to(run.runtime.device), level, data, draws), draws)
+    return whole.to("cpu").eval()
+
+
+@torch.no_grad()
+def _latents(tokenizer: Any, level: int, data: Data, draws: Generator) -> Float[Tensor, "n d"]:
+    found, rows = [], 0
+    order = torch.randperm(len(data.pixels["train"]), generator=draws).numpy()
+    for where in images.batches(len(order), data.batch_size):
+        x = images.to_model(data.pixels["train"][np.sort(order[where])], data.device)
+        found.append(tokenizer.latents(x)[level].permute(0, 2, 3, 1).flatten(0, 2).cpu())
+        rows += len(found[-1])
+        if rows >= FITTED_ON:
+            break
+    return torch.cat(found)[:FITTED_ON]
+
+
 def task(objective: Objective, data: Data, section: Section) -> Task:
     """What `fit` takes."""
+    if section.keep == "best_usage" and not objective.tokenizer.grids:
+        raise InputError("tokenizer.keep: must be best or last, got 'best_usage': there are no codes while a tokenizer trains "
+                         "whose quantizer is fitted afterwards")  # fmt: skip
     every, epochs = section.keep_every, section.training.epochs
     kept = set(range(every, epochs + 1, every)) if every else set()
     score = {
@@ -117,24 +176,29 @@ def _evaluate(objective: Objective, data: Data) -> Row:
     train = _scores(objective, data, data.looked_at["train"])
     val = _scores(objective, data, data.looked_at["val"])
     row = {f"val_{name}": value for name, value in val.items()}
-    return row | {f"train_{name}": train[name] for name in ("usage", "perplexity", "mse_pixels", "psnr_db", "ssim")}
+    seen = ("usage", "perplexity", "codebook_error", "mse_pixels", "psnr_db", "ssim")
+    return row | {f"train_{name}": train[name] for name in seen if name in train}
 
 
 def _scores(objective: Objective, data: Data, pixels: UInt8[np.ndarray, "n h w c"]) -> Row:
-    """Every loss term, and what the codes and the pictures are worth, over all of `pixels`."""
-    sums: Row = {}
+    """Every loss term, their `total`, terms that are only reported, and what codes and pictures are worth, over all of
+    `pixels`."""
+    sums, reported = Counter(), Counter()
     codes, errors, similar = [], [], []
     for where in images.batches(len(pixels), data.batch_size):
         x = images.to_model(pixels[where], data.device)
         output = objective.tokenizer(x)
         for name, value in objective.losses(x, output).items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(x)
+            sums[name] += float(value) * len(x)
+        for name, value in [item for level in output.quantized for item in level.reported.items()]:
+            reported[name] += float(value) * len(x)
         decoded = images.to_pixels(output.reconstruction)
         codes.append(flatten_levels([level.codes for level in output.quantized]).cpu().numpy())
         errors.append(scores.mse(decoded, pixels[where]))
         similar.append(scores.ssim(decoded, pixels[where]))
     row = {name: value / len(pixels) for name, value in sums.items()}
     row["total"] = sum(row.values())
+    row |= {name: value / len(pixels) for name, value in reported.items()}
     row["mse_pixels"] = float(np.concatenate(errors).mean())
     row["psnr_db"] = float(scores.psnr_db(row["mse_pixels"]))
     row["ssim"] = float(np.concatenate(similar).mean())
@@ -142,7 +206,9 @@ def _scores(objective: Objective, data: Data, pixels: UInt8[np.ndarray, "n h w c
 
 
 def _code_scores(codes: Int[np.ndarray, "n t"], tokenizer: Any) -> Row:
-    """Usage and perplexity over all the codes, mean over the grids."""
+    """Usage and perplexity over all the codes, mean over the grids; none without grids."""
+    if not tokenizer.grids:
+        return {}
     folded = scores.split_grids(codes, tokenizer.grids)
     shares = [scores.frequencies(grid, k) for grid, k in zip(folded, tokenizer.codebook_sizes, strict=True)]
     return {
@@ -151,13 +217,18 @@ def _code_scores(codes: Int[np.ndarray, "n t"], tokenizer: Any) -> Row:
     }
 
 
-def metrics(fitted: Fitted) -> dict[str, Any]:
+def metrics(fitted: Fitted, tokenizer: Any, data: Data) -> dict[str, Any]:
     """Of the kept epoch: loss and codebook; the pictures' scores over whole splits are the stage `reconstruction`'s."""
     row = next(row for row in fitted.history if row["epoch"] == fitted.epoch)
+    if "val_usage" not in row:  # the codebook was fitted afterwards
+        with torch.no_grad():
+            scored = _scores(Objective(tokenizer.to(data.device), {}), data, data.looked_at["val"])
+        row = row | {f"val_{name}": scored[name] for name in ("usage", "perplexity")}
+        tokenizer.to("cpu")
     return {
         "epoch": fitted.epoch,
         "val": {name: row[f"val_{name}"] for name in ("total", "usage", "perplexity")},
-        "train": {"total": row["train_total"]},
+        "train": {"total": row["train_total"]} if "train_total" in row else {},
     }
 
 
@@ -195,6 +266,7 @@ def _codebooks(books: dict[str, Float[np.ndarray, "k d"]]) -> Any:
         _, _, directions = np.linalg.svd(last - centre, full_matrices=False)
         for column, epoch in enumerate(epochs):
             points = (books[f"{epoch}/{grid}"] - centre) @ directions[:2].T
+            points = np.pad(points, [(0, 0), (0, 2 - points.shape[1])])  # code vectors of one number lie on a line
             axes[row, column].scatter(*points.T, s=6, alpha=0.7, linewidths=0)
             axes[row, column].set_title(f"{grid.replace('_', ' ')}, epoch {epoch}", fontsize=9)
             axes[row, column].set_aspect("equal", "box")
