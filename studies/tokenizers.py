@@ -1,0 +1,231 @@
+"""Tables of tokenizers, everything else fixed: `python -m studies.tokenizers TABLE [ROW ...]`.
+
+Each row is params.yaml with a few other values, trained on the data set and judged by the extractor that
+`dvc repro extractor` left in artifacts/. One CSV row per run goes to docs/results/TABLE.csv, which replaces the same run's
+older row; `--show` prints the file as a Markdown table, mean and standard deviation over seeds. Scores are of the
+validation split, so that choosing by these tables leaves the test split alone; the CIFAR-10 table has test columns too,
+since the published one has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the stages do
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock
+from torch import nn
+
+from tessera import presets
+from tessera.core import images, models
+from tessera.core.params import Params, read
+from tessera.core.run import Run
+from tessera.evaluation.frechet import distance
+from tessera.nn import scores
+from tessera.runtime.devices import Runtime
+from tessera.steps import tokenizer as step
+
+FOLDER = Path("docs/results")
+SHORT = {"tokenizer.training.epochs": 30, "tokenizer.snapshot_epochs": [0]}  # a third of the default schedule
+VAE = {"tokenizer.name": "vae", "tokenizer.vae.kl_weight": 0.02}
+
+
+def quantizer(name: str, **values: Any) -> dict[str, Any]:
+    shared = {"estimator", "distance", "beta", "codebook_size", "code_dim", "restart"}
+    return {"quantizer.name": name} | {
+        f"quantizer.{key}" if key in shared else f"quantizer.{name}.{key}": value for key, value in values.items()
+    }
+
+
+TABLES: dict[str, dict[str, dict[str, Any]]] = {
+    "quantizers": {
+        "ema": quantizer("ema"),
+        "ema, rotation": quantizer("ema", estimator="rotation"),
+        "ema, cosine": quantizer("ema", distance="cosine"),
+        "ema, rotation, cosine": quantizer("ema", estimator="rotation", distance="cosine"),
+        "gradient": quantizer("gradient"),
+        "gradient, rotation": quantizer("gradient", estimator="rotation"),
+        "simvq": quantizer("simvq"),
+        "simvq, rotation": quantizer("simvq", estimator="rotation"),
+        "fsq 8x6x5": quantizer("fsq"),
+        "lfq": quantizer("lfq"),
+        "residual 2 x 16": quantizer("residual", codebook_size=16),
+        "residual 2 x 16, rotation": quantizer("residual", codebook_size=16, estimator="rotation"),
+        "vae, kmeans": VAE | quantizer("kmeans"),
+        "vae, geodesic": VAE | quantizer("geodesic"),
+    },
+    "losses": {
+        "mse": {},
+        "mse + ssim": {"losses.ssim.weight": 0.1},
+        "mse + ssim + perceptual": {"losses.ssim.weight": 0.1, "losses.perceptual.weight": 0.1},
+    },
+    "sizes": {size: presets.overrides(f"vqvae-{size}") for size in ("small", "medium", "large", "xlarge")},
+    "cifar10": {
+        f"beta {beta}": {
+            **quantizer("ema", estimator="rotation", beta=beta, codebook_size=1024, code_dim=256, restart="none"),
+            "tokenizer.vqvae.output": "tanh",
+            "tokenizer.augmentation.flip": 0.0,
+            "tokenizer.augmentation.shift": 0,
+            "tokenizer.training.batch_size": 128,
+            "tokenizer.training.lr": 2e-4,
+            "tokenizer.training.schedule": "constant",
+            "tokenizer.training.epochs": 3,
+            "tokenizer.training.evaluate_every": 1,
+            "tokenizer.snapshot_epochs": [0],
+        }
+        for beta in (0.1, 0.25, 0.5, 1.0, 2.0)
+    },
+}  # fmt: skip
+
+
+def run_row(table: str, name: str, seed: int, threads: int) -> dict[str, Any]:
+    raw = read()
+    short = {} if table == "cifar10" else SHORT
+    raw = presets.applied(raw, {**short, **TABLES[table][name], "seed": seed, "runtime.threads": threads})
+    params = Params(raw)
+    run = Run(params, runtime=Runtime(params.runtime))
+    recipe = models.tokenizer_recipe(params, run.image_shape)
+    data = step.Data.of(run)
+    objective = step.objective(recipe, run)
+    fitted = step.train(objective, data, run)
+    tokenizer = step.with_codebook(objective.tokenizer, recipe, data, run)
+    row = {"row": name, "seed": seed, "epochs": params.tokenizer.training.epochs, "kept_epoch": fitted.epoch,
+           "parameters": sum(p.numel() for p in tokenizer.parameters())}  # fmt: skip
+    if table == "cifar10":
+        for split in ("train", "test"):
+            row |= {f"{split}_{key}": value for key, value in published(tokenizer, run.images(split), params).items()}
+        return row
+    return row | judged(tokenizer, run)
+
+
+@torch.no_grad()
+def judged(tokenizer: nn.Module, run: Run) -> dict[str, float]:
+    """Of the validation split: codes over all of it, and pictures as 8-bit images; `psnr_db` of the mean MSE."""
+    pixels, codes, decoded = run.images("val"), [], []
+    for where in images.batches(len(pixels), 256):
+        codes.append(tokenizer.encode(images.to_model(pixels[where])))
+        decoded.append(images.to_pixels(tokenizer.decode(codes[-1])))
+    pictures, extractor = np.concatenate(decoded), run.extractor("scorer")
+    features = [extractor(images.to_model(set_)).numpy() for set_ in (pictures, np.asarray(pixels))]
+    grids = scores.split_grids(torch.cat(codes).numpy(), tokenizer.grids)
+    shares = [scores.frequencies(grid, k) for grid, k in zip(grids, tokenizer.codebook_sizes, strict=True)]
+    return {
+        "codes": sum(h * w for h, w in tokenizer.grids),
+        "bits": sum(h * w * np.log2(k) for (h, w), k in zip(tokenizer.grids, tokenizer.codebook_sizes, strict=True)),
+        "usage": np.mean([scores.usage(p) for p in shares]),
+        "perplexity": np.mean([scores.perplexity(p) for p in shares]),
+        "psnr_db": float(scores.psnr_db(scores.mse(pictures, pixels).mean())),
+        "ssim": scores.ssim(pictures, pixels).mean(),
+        "fd": distance(*features),
+    }
+
+
+@torch.no_grad()
+def published(tokenizer: nn.Module, pixels: np.ndarray, params: Params, count: int = 10_000) -> dict[str, float]:
+    """Columns of the published table, of the first images: total = reconstruction + (1 + beta) codebook."""
+    sums, codes, n = np.zeros(2), [], min(count, len(pixels))
+    for where in images.batches(n, 500):
+        x = images.to_model(pixels[where])
+        output = tokenizer(x)
+        (level,) = output.quantized
+        terms = nn.functional.mse_loss(output.reconstruction, x), level.reported["codebook_error"]
+        sums += np.array([float(term) for term in terms]) * len(x)
+        codes.append(level.codes.flatten())
+    reconstruction, codebook = sums / n
+    share = scores.frequencies(torch.cat(codes).numpy(), tokenizer.codebook_sizes[0])
+    total = reconstruction + (1 + params.raw["quantizer"]["beta"]) * codebook
+    return {
+        "total": total, "reconstruction": reconstruction, "codebook": codebook,
+        "perplexity": scores.perplexity(share), "usage": scores.usage(share),
+        "psnr_db": float(scores.psnr_db(reconstruction / 4)),
+    }  # fmt: skip
+
+
+def speed(threads: int, rounds: int = 40) -> pd.DataFrame:
+    """Images a second of a training step of every quantizer, taking turns in one process: the fastest round counts."""
+    import time
+
+    torch.set_num_threads(threads)
+    steps, taken = {}, {}
+    for name, values in TABLES["quantizers"].items():
+        if values["quantizer.name"] == "geodesic":
+            continue  # trained as the row before it
+        params = Params(presets.applied(read(), values))
+        run = Run(params, runtime=Runtime(params.runtime))
+        data, objective = step.Data.of(run), step.objective(models.tokenizer_recipe(params, run.image_shape), run)
+        optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad])
+        steps[name] = (objective.train(), optimizer, data.batch(np.arange(32), torch.Generator())[0])
+    for _ in range(rounds):
+        for name, (objective, optimizer, x) in steps.items():
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            sum(objective(x).values()).backward()
+            optimizer.step()
+            taken[name] = min(taken.get(name, 1e9), time.perf_counter() - start)
+    rows = [(name, 32 / seconds, taken["ema"] / seconds) for name, seconds in taken.items()]
+    return pd.DataFrame(rows, columns=["row", "images_per_second", "of_ema"])
+
+
+def write(table: str, row: dict[str, Any]) -> None:
+    path = FOLDER / f"{table}.csv"
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):  # rows may be run side by side
+        old = pd.read_csv(path) if path.exists() else pd.DataFrame()
+        if len(old):
+            old = old[(old["row"] != row["row"]) | (old["seed"] != row["seed"])]
+        order = {name: index for index, name in enumerate(TABLES[table])}
+        new = pd.concat([old, pd.DataFrame([row])])
+        new = new.sort_values(["row", "seed"], key=lambda column: column.map(order) if column.name == "row" else column)
+        new.to_csv(path, index=False, float_format="%.6g")
+
+
+def show(table: str) -> str:
+    values = pd.read_csv(FOLDER / f"{table}.csv")
+    columns = values.columns.drop(["row", "seed", "kept_epoch"])
+    lines = []
+    for name in values["row"].unique():
+        part = values.loc[values["row"] == name, columns]
+        spread = [f" ± {s:.2g}" if s > 0 else "" for s in part.std()]  # of one seed: NaN
+        lines.append([name, len(part), *(_short(m) + s for m, s in zip(part.mean(), spread, strict=True))])
+    return markdown(pd.DataFrame(lines, columns=["row", "seeds", *columns]))
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    rows = [table.columns, ["---"] * len(table.columns), *table.astype(str).values.tolist()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=[*TABLES, "speed"])
+    parser.add_argument("rows", nargs="*", help="some of its rows; default all")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--threads", type=int, default=0, help="0: one per core")
+    parser.add_argument("--show", action="store_true")
+    options = parser.parse_args()
+    if options.table == "speed":
+        print(markdown(speed(options.threads or torch.get_num_threads()).map(_short)))
+    elif options.show:
+        print(show(options.table))
+    else:
+        for name in options.rows or TABLES[options.table]:
+            for seed in options.seeds:
+                row = run_row(options.table, name, seed, options.threads)
+                write(options.table, row)
+                print(row, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
