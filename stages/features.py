@@ -10,7 +10,7 @@ def main(run: Run) -> None:
     extractor, batch_size = run.extractor("scorer"), run.params.features.batch_size
     pixels = {split: run.images(split) for split in SPLITS}
     pixels |= {"reconstruction": run.images("test", "reconstruction")}
-    pixels |= {of: run.samples(of) for of in ("samples", "baseline")}
+    pixels |= {of: run.samples(of) for of in run.sample_sets}
     for name, images in pixels.items():
         path, shape = run.folder("features") / f"{name}.npy", (len(images), extractor.dim)
         with files.streamed_array(path, shape, "float32") as features:

@@ -1,0 +1,3 @@
+from tessera.runtime import process
+
+process.prepare()  # before torch is loaded, as the stages do

@@ -10,12 +10,9 @@ since the published one has.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the stages do
 
 import numpy as np
 import pandas as pd
@@ -33,7 +30,7 @@ from tessera.runtime.devices import Runtime
 from tessera.steps import tokenizer as step
 
 FOLDER = Path("docs/results")
-SHORT = {"tokenizer.training.epochs": 30, "tokenizer.snapshot_epochs": [0]}  # a third of the default schedule
+SHORT = {"tokenizer.training.epochs": 60, "tokenizer.snapshot_epochs": [0]}  # a third of the default schedule
 VAE = {"tokenizer.name": "vae", "tokenizer.vae.kl_weight": 0.02}
 
 
@@ -76,7 +73,7 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
             "tokenizer.training.batch_size": 128,
             "tokenizer.training.lr": 2e-4,
             "tokenizer.training.schedule": "constant",
-            "tokenizer.training.epochs": 3,
+            "tokenizer.training.epochs": 6,
             "tokenizer.training.evaluate_every": 1,
             "tokenizer.snapshot_epochs": [0],
         }

@@ -38,6 +38,7 @@ def measured(tiny_run):
     everything = pictures(sum(sizes.values()))
     files.save_array(run.folder("dataset") / "test.npy", everything[12:22])
     files.save_array(run.folder("reconstruction") / "test.npy", everything[12:22] // 2)
+    files.write_json(run.folder("samples") / "facts.json", {"sets": ["samples", "baseline"]})
     files.save_array(run.folder("samples/samples") / "images.npy", everything[22:38])
     files.save_array(run.folder("samples/baseline") / "images.npy", everything[38:52])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import subprocess
 import sys
@@ -588,7 +589,7 @@ def test_residual_error_falls_with_depth(tiny):
         for _ in range(10):
             quantizer(z)
         errors.append((quantizer.eval()(z).z_q - z).square().mean().item())
-    assert all(later < 0.7 * earlier for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < 0.7 * earlier for earlier, later in itertools.pairwise(errors))
 
 
 def test_residual_by_brute_force(tiny):

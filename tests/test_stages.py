@@ -63,12 +63,20 @@ def test_every_tokenizer_goes_all_the_way(kind, raw, tiny_run, stage, runtime):
         assert len(files.read_json(Path(f"metrics/diagnostics/{diagnostic}.json"))) == len(grids)
     for name in ("prior", "samples"):
         stage(name)(run)
-    assert run.samples("samples").shape == (params.samples.count, 8, 8, 3)
+    own = ["gaussian"] if kind.startswith("vae") else []
+    assert list(run.sample_sets) == ["samples", "baseline", *own]
+    for of in run.sample_sets:
+        assert run.samples(of).shape == (params.samples.count, 8, 8, 3)
     stage("extensions")(Run(params, "interpolation", runtime))
     assert 0 <= files.read_json(Path("metrics/extensions/interpolation.json"))["smoothness"] <= 1
     reconstruction = run.images("test", "reconstruction")
     assert reconstruction.dtype == np.uint8
     assert len(np.unique(reconstruction)) > 2
+    if own:
+        for name in ("features", "evaluation"):
+            stage(name)(Run(params, "frechet", runtime))
+        found = files.read_json(Path("metrics/evaluation/frechet.json"))["fd_classifier"]
+        assert found["gaussian_test"] != found["samples_test"]
 
 
 def test_another_codebook_size_is_fitted_to_the_same_autoencoder(raw, tiny_run, stage, runtime):

@@ -97,7 +97,8 @@ class Tokenizer(Protocol):
     """Images in [-1, 1] to codes and back, with the way between open: x -> latents -> quantize -> decode_vectors.
 
     One that takes post-hoc quantizers is trained with `make_quantizer` None: it has no codes then (grids and codebook
-    sizes are empty, the levels of its output have zero depths), and decodes its latents.
+    sizes are empty, the levels of its output have zero depths), and decodes its latents. A generative one may have
+    `sample(n, generator) -> images`, which needs no prior over codes.
     """
 
     image_shape: ImageShape

@@ -110,12 +110,18 @@ class Run:
 
     # samples and features
 
+    @property
+    def sample_sets(self) -> tuple[str, ...]:
+        """`samples` (of the prior), `baseline` (of the closed-form prior), and `gaussian` where the tokenizer itself can be
+        sampled from N(0, I)."""
+        return tuple(files.read_json(self.folder("samples") / "facts.json")["sets"])
+
     def samples(self, of: str = "samples", kind: str = "images") -> np.ndarray:
-        """`images` uint8 [N,H,W,C], `codes` [N,T] or `labels` [N], of the prior or of the `baseline` prior."""
+        """Of one of `sample_sets`: `images` uint8 [N,H,W,C]; of priors `codes` [N,T], and `labels` [N] of conditional ones."""
         return files.load_array(self.folder("samples") / of / f"{kind}.npy")
 
     def features(self, of: str) -> np.ndarray:
-        """Features [N,F] of `train`, `val`, `test`, `reconstruction` (of the test images), `samples` or `baseline`."""
+        """Features [N,F] of `train`, `val`, `test`, `reconstruction` (of the test images), or one of `sample_sets`."""
         return files.load_array(self.folder("features") / f"{of}.npy")
 
     @property

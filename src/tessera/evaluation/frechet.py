@@ -34,7 +34,8 @@ PAIRS = (
     ("reconstruction", "train"),
     ("baseline", "test"),
     ("train", "test"),
-)
+    ("gaussian", "test"),
+)  # `gaussian`: of a tokenizer that decodes N(0, I), where there is one
 NORMAL_95 = 1.959964  # standard deviations on either side of a mean that hold 95 % of a Gaussian
 
 
@@ -56,7 +57,8 @@ class Kid(NamedTuple):
 
 def measure(config: Config, run: Run) -> Report:
     """Headline: samples against test. Table: every pair."""
-    names = sorted({name for pair in PAIRS for name in pair})
+    pairs = [pair for pair in PAIRS if pair[0] != "gaussian" or "gaussian" in run.sample_sets]
+    names = sorted({name for pair in pairs for name in pair})
     features = {name: run.features(name) for name in names}
     count = min(config.count, *(len(array) for array in features.values()))
     chosen = {
@@ -65,7 +67,7 @@ def measure(config: Config, run: Run) -> Report:
     }
     size = min(config.kid_subset_size, count // 2)
     frechet, kernel, rows = {}, {}, []
-    for first, second in PAIRS:
+    for first, second in pairs:
         pair, name = (chosen[first], chosen[second]), f"{first}_{second}"
         seed = derive(run.params.seed, "frechet", "kid", name)
         frechet[name] = distance(*pair)

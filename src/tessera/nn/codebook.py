@@ -97,7 +97,8 @@ def _dots(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float[Tensor, " n
 
 
 def rotation(z: Float[Tensor, "n d"], z_q: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """z_q forward; backward the gradient turned and rescaled as z is onto z_q (Fifty et al. 2024, arXiv 2410.06424, eq. 4-5).
+    """z_q forward; backward the gradient turned and rescaled as z is onto z_q (Fifty et al. 2024, arXiv 2410.06424,
+    section 4).
 
     Forward is lambda R z with lambda = |z_q| / |z| and the rotation R from z to z_q, by two Householder reflections, all
     taken as constants; that product is z_q, so only the backward pass computes. Where z or z_q nearly vanishes, or they are

@@ -13,13 +13,13 @@ from tessera.nn import codebook
 
 
 class Config(codebook.Settings):
-    beta: float = Field(ge=0, description="weight of the commitment terms, summed over depths (eq. 9)", examples=[0.25])
+    beta: float = Field(ge=0, description="weight of the commitment terms, summed over depths", examples=[0.25])
     estimator: codebook.Estimator = Field(description="of the gradient through the choices", examples=["rotation"])
     depth: int = Field(ge=1, le=32, description="codes per latent, one grid each", examples=[2])
 
 
 class Residual(nn.Module):
-    """z ~ e_1 + ... + e_R, each the nearest code vector to the residual so far (eq. 3-4), from an EMA codebook of its own:
+    """z ~ e_1 + ... + e_R, each the nearest code vector to the residual so far, from an EMA codebook of its own:
     residuals shrink with depth, and a shared codebook would have to serve all scales."""
 
     def __init__(self, config: Config, dim: int) -> None:

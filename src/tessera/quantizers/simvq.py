@@ -26,7 +26,7 @@ class Config(Strict):
 
 
 class SimVQ(nn.Module):
-    """Code vectors C W (section 3.3): the coefficients C [K,D] ~ N(0, 1/D) stay, the map W [D,D] learns."""
+    """Code vectors C W: the coefficients C [K,D] ~ N(0, 1/D) stay, the map W [D,D] learns."""
 
     def __init__(self, config: Config, dim: int) -> None:
         super().__init__()

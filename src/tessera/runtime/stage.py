@@ -20,13 +20,12 @@ from tessera.core import seams
 from tessera.core.errors import InputError, NonFiniteError
 from tessera.core.params import CHOOSES, Params, read
 from tessera.core.run import Run
+from tessera.runtime import process
 from tessera.runtime.devices import Runtime
 from tessera.runtime.inputs import Declared, Inputs, declared
 from tessera.runtime.scratch import Scratch, root
 
-# Before torch loads OpenMP: by default its threads spin while they wait, and where another process takes a core every small
-# operation then costs a time slice (measured: 24 ms instead of 0.1 ms). Sleeping costs microseconds and changes no result.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+process.prepare()
 
 
 def enter(

@@ -47,6 +47,16 @@ def draw(of: str, prior: Any, tokenizer: Any, run: Run) -> dict[str, np.ndarray]
     return arrays | ({"labels": labels} if labels is not None else {})
 
 
+def draw_without_prior(of: str, tokenizer: Any, run: Run) -> dict[str, np.ndarray]:
+    """`images` of a tokenizer with `sample(n, generator)`: a VAE decodes N(0, I), the prior that it was trained with."""
+    own = run.params.samples
+    pixels = [
+        images.to_pixels(tokenizer.sample(where.stop - where.start, generator(run.params.seed, of, index)))
+        for index, where in enumerate(images.batches(own.count, own.batch_size))
+    ]
+    return {"images": np.concatenate(pixels)}
+
+
 def picture(pixels: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "height width c"]:
     """The first samples, as they came."""
     return pictures.sheet(pixels[:SHOWN], COLUMNS)

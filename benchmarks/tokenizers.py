@@ -1,0 +1,191 @@
+"""How fast tokenizers train: `python -m benchmarks.tokenizers`.
+
+One process, float32, forward, loss, backward and Adam. First, images a second of `vqvae2` beside a VQ-VAE-2 of the same
+layers as one composes it from vector-quantize-pytorch and plain convolutions, both taking turns. Second, what share of the
+machine's convolution throughput a `vqvae` step reaches: its floating-point operations (torch's own counter) per second,
+over those of the fastest of a few plain 3x3 convolutions, forward and backward. The fastest of `--repeats` steps counts,
+after two to warm up. Needs the test extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from vector_quantize_pytorch import VectorQuantize
+
+from tessera import presets
+from tessera.core import models
+from tessera.core.params import Params, read
+
+SHAPE = {"channels": 128, "outer_channels": 64, "blocks": 2, "block_channels": 64, "normalisation": "batch"}
+QUANTIZER = {"quantizer.codebook_size": 512, "quantizer.code_dim": 256}
+
+
+# the peer
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.BatchNorm2d(channels), nn.SiLU(), nn.Conv2d(channels, inner, 3, padding=1),
+            nn.BatchNorm2d(inner), nn.SiLU(), nn.Conv2d(inner, channels, 1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.net(x)
+
+
+def blocks() -> list[nn.Module]:
+    return [PlainBlock(SHAPE["channels"], SHAPE["block_channels"]) for _ in range(SHAPE["blocks"])]
+
+
+def active(channels: int) -> list[nn.Module]:
+    return [nn.BatchNorm2d(channels), nn.SiLU()]
+
+
+class PlainVQVAE2(nn.Module):
+    """The layers of `vqvae2`, downsampling 4 and again 2, as torch's defaults have them."""
+
+    def __init__(self, k: int, d: int) -> None:
+        super().__init__()
+        c, outer = SHAPE["channels"], SHAPE["outer_channels"]
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, outer, 4, 2, 1), *active(outer), nn.Conv2d(outer, c, 4, 2, 1), *blocks()
+        )
+        self.top_encoder = nn.Sequential(
+            *active(c), nn.Conv2d(c, c, 4, 2, 1), *blocks(), *active(c), nn.Conv2d(c, d, 1)
+        )
+        self.top_decoder = nn.Sequential(
+            nn.Conv2d(d, c, 3, padding=1), *blocks(), *active(c), nn.ConvTranspose2d(c, c, 4, 2, 1)
+        )
+        self.projection = nn.Sequential(*active(2 * c), nn.Conv2d(2 * c, d, 1))
+        self.upsampling = nn.ConvTranspose2d(d, d, 4, 2, 1)
+        self.decoder = nn.Sequential(
+            nn.Conv2d(2 * d, c, 3, padding=1), *blocks(), *active(c), nn.ConvTranspose2d(c, outer, 4, 2, 1),
+            *active(outer), nn.ConvTranspose2d(outer, 3, 4, 2, 1),
+        )  # fmt: skip
+        options = {"decay": 0.99, "commitment_weight": 0.25, "accept_image_fmap": True, "threshold_ema_dead_code": 2}
+        self.top = VectorQuantize(dim=d, codebook_size=k, rotation_trick=False, **options)
+        self.bottom = VectorQuantize(dim=d, codebook_size=k, rotation_trick=False, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.encoder(x)
+        top, _, top_loss = self.top(self.top_encoder(features))
+        bottom, _, bottom_loss = self.bottom(self.projection(torch.cat([features, self.top_decoder(top)], 1)))
+        decoded = self.decoder(torch.cat([bottom, self.upsampling(top)], 1))
+        return F.mse_loss(decoded, x) + top_loss.sum() + bottom_loss.sum()
+
+
+# ours
+
+
+class Loss(nn.Module):
+    def __init__(self, tokenizer: nn.Module) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = self.tokenizer(x)
+        return F.mse_loss(output.reconstruction, x) + sum(sum(q.losses.values()) for q in output.quantized)
+
+
+def ours(size: int, values: dict) -> Loss:
+    raw = presets.applied(read(), {"dataset.image_size": size, "dataset.target_size": size, **values})
+    return Loss(models.build(models.tokenizer_recipe(Params(raw), (3, size, size))))
+
+
+def training_step(model: nn.Module, x: Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        model(x).backward()
+        optimizer.step()
+
+    return step
+
+
+def fastest(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    taken: dict[str, float] = {}
+    for repeat in range(repeats + 2):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if repeat >= 2:
+                taken[name] = min(taken.get(name, 1e9), time.perf_counter() - start)
+    return taken
+
+
+def images(batch: int, size: int, layout: torch.memory_format = torch.channels_last) -> Tensor:
+    draws = torch.Generator().manual_seed(0)
+    return torch.rand(batch, 3, size, size, generator=draws).mul(2).sub(1).contiguous(memory_format=layout)
+
+
+def compare(batch: int, size: int, repeats: int) -> None:
+    values = {f"tokenizer.vqvae2.{name}": value for name, value in SHAPE.items()}
+    mine = ours(size, {"tokenizer.name": "vqvae2", **values, **QUANTIZER})
+    peer = PlainVQVAE2(QUANTIZER["quantizer.codebook_size"], QUANTIZER["quantizer.code_dim"])
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (mine, peer)]
+    steps = {
+        "tessera": training_step(mine, images(batch, size)),
+        "vector-quantize-pytorch and plain convolutions": training_step(
+            peer, images(batch, size, torch.contiguous_format)
+        ),
+    }
+    taken = fastest(steps, repeats)
+    print(f"vqvae2, {batch} images of {size}x{size}, K = 512, D = 64; {sizes[0]} and {sizes[1]} parameters")
+    for name, seconds in taken.items():
+        print(f"  {name:50}{batch / seconds:8.0f} images/s")
+    mine_s, peer_s = taken.values()
+    print(f"  tessera trains {peer_s / mine_s:.2f} times as fast")
+
+
+def share_of_peak(batch: int, size: int, repeats: int) -> None:
+    """Of each size of `vqvae` (presets)."""
+    peak = max(convolution(*shape, repeats) for shape in ((32, 128, 16), (32, 256, 16), (32, 128, 32), (16, 256, 32)))
+    print(f"vqvae, {batch} images of {size}x{size}; the fastest 3x3 convolution: {peak / 1e9:.0f} GFLOP/s")
+    for name in ("small", "medium", "large", "xlarge"):
+        step = training_step(ours(size, presets.overrides(f"vqvae-{name}")), images(batch, size))
+        with FlopCounterMode(display=False) as counter:
+            step()
+        (seconds,) = fastest({name: step}, repeats).values()
+        reached = counter.get_total_flops() / seconds
+        print(f"  {name:10}{batch / seconds:8.0f} images/s{reached / 1e9:8.0f} GFLOP/s, {reached / peak:.0%} of it")
+
+
+def convolution(batch: int, channels: int, side: int, repeats: int) -> float:
+    """Floating-point operations a second, forward and both gradients."""
+    layer = nn.Conv2d(channels, channels, 3, padding=1).to(memory_format=torch.channels_last)
+    x = torch.randn(batch, channels, side, side).contiguous(memory_format=torch.channels_last).requires_grad_()
+    gradient = torch.randn_like(x)
+
+    def step() -> None:
+        x.grad = None
+        layer.zero_grad(set_to_none=True)
+        layer(x).backward(gradient)
+
+    (seconds,) = fastest({"convolution": step}, repeats).values()
+    return 3 * 2 * 9 * channels * channels * batch * side * side / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {"batch": 32, "size": 64, "repeats": 10, "threads": torch.get_num_threads()}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    print(f"{options.threads} threads")
+    compare(options.batch, options.size, options.repeats)
+    share_of_peak(options.batch, options.size, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
