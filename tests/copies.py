@@ -151,7 +151,7 @@ def wait_for_step(repo: Path, process: subprocess.Popen[str], step: int) -> None
                     with safe_open(path, "pt") as stored:
                         if json.loads(stored.metadata()["values"])["step"] >= step:
                             return
-                except SafetensorError:
+                except (SafetensorError, RuntimeError, OSError):
                     continue  # replaced between its header and its data: look again
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
