@@ -33,7 +33,7 @@ from tessera.losses import (
     ssim,
 )
 from tessera.nn import probe
-from tessera.nn.causal import Block, CausalTransformer, raster
+from tessera.nn.causal import Block, CausalTransformer, Size, raster
 from tessera.steps.tokenizer import Objective
 
 OF_IMAGES = ("bce", "l1", "mse", "perceptual", "ssim")  # terms that compare x with its reconstruction, and nothing else
@@ -586,7 +586,7 @@ def test_code_entropy_refuses_levels_without_a_codebook_of_their_dimension(tiny,
 
 
 def test_causal_output_depends_on_earlier_inputs_only():
-    network = CausalTransformer(3, 5, length=6, channels=8, layers=2, heads=2)
+    network = CausalTransformer(3, 5, length=6, size=Size(channels=8, layers=2, heads=2))
     x = torch.randn(2, 6, 3, requires_grad=True)
     out = network(x)
     assert out.shape == (2, 6, 5)

@@ -9,32 +9,22 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessera.core.contracts import Output, Tokenizer
 from tessera.core.errors import InputError
-from tessera.core.params import Strict
 from tessera.nn import probe
-from tessera.nn.causal import CausalTransformer, raster
+from tessera.nn.causal import CausalTransformer, Size, raster
 
 if TYPE_CHECKING:
     from tessera.core.params import Params
     from tessera.core.run import Run
 
 
-class Config(Strict):
+class Config(Size):
     weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
-    channels: int = Field(ge=1, le=4096, description="width of the network", examples=[8])
-    layers: int = Field(ge=1, le=64, description="transformer blocks", examples=[1])
-    heads: int = Field(ge=1, le=256, description="of attention; divides channels", examples=[2])
-
-    @model_validator(mode="after")
-    def _whole(self) -> Config:
-        if self.channels % self.heads:
-            raise ValueError(f"heads must divide channels {self.channels}, got {self.heads}")
-        return self
 
     def rule(self, params: Params) -> Iterator[str]:
         if self.weight and params.post_hoc:
@@ -54,10 +44,9 @@ class JointPrior(nn.Module):
 
     def __init__(self, config: Config, levels: tuple[probe.Level, ...], codebook_sizes: tuple[int, ...]) -> None:
         super().__init__()
-        shape = (config.channels, config.layers, config.heads)
         self.sizes = tuple(tuple(codebook_sizes[level.start : level.start + level.depth]) for level in levels)
         self.networks = nn.ModuleList(
-            CausalTransformer(level.dim, sum(sizes), level.height * level.width, *shape)
+            CausalTransformer(level.dim, sum(sizes), level.height * level.width, config)
             for level, sizes in zip(levels, self.sizes, strict=True)
         )
 

@@ -8,30 +8,20 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessera.core.contracts import Output, Tokenizer
-from tessera.core.params import Strict
 from tessera.nn import probe
-from tessera.nn.causal import CausalTransformer, raster
+from tessera.nn.causal import CausalTransformer, Size, raster
 
 if TYPE_CHECKING:
     from tessera.core.run import Run
 
 
-class Config(Strict):
+class Config(Size):
     weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
-    channels: int = Field(ge=1, le=4096, description="width of the network", examples=[8])
-    layers: int = Field(ge=1, le=64, description="transformer blocks", examples=[1])
-    heads: int = Field(ge=1, le=256, description="of attention; divides channels", examples=[2])
-
-    @model_validator(mode="after")
-    def _whole(self) -> Config:
-        if self.channels % self.heads:
-            raise ValueError(f"heads must divide channels {self.channels}, got {self.heads}")
-        return self
 
 
 class Predictability(nn.Module):
@@ -44,9 +34,8 @@ class Predictability(nn.Module):
 
     def __init__(self, config: Config, levels: tuple[probe.Level, ...]) -> None:
         super().__init__()
-        shape = (config.channels, config.layers, config.heads)
         self.networks = nn.ModuleList(
-            CausalTransformer(level.dim, level.dim, level.height * level.width, *shape) for level in levels
+            CausalTransformer(level.dim, level.dim, level.height * level.width, config) for level in levels
         )
 
     def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:

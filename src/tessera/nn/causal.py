@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tessera.core.params import Strict
+
 RATIO = 4  # width of the MLP, in channels
+
+
+class Size(Strict):
+    """Of the network: the params of whatever trains one."""
+
+    channels: int = Field(ge=1, le=4096, description="width of the network", examples=[8])
+    layers: int = Field(ge=1, le=64, description="transformer blocks", examples=[1])
+    heads: int = Field(ge=1, le=256, description="of attention; divides channels", examples=[2])
+
+    @model_validator(mode="after")
+    def _whole(self) -> Size:
+        if self.channels % self.heads:
+            raise ValueError(f"heads must divide channels {self.channels}, got {self.heads}")
+        return self
 
 
 def raster(z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b h*w d"]:
@@ -40,15 +57,15 @@ class CausalTransformer(nn.Module):
     Args:
         dim: D, of the inputs.
         length: T, at most; each position has a learned vector.
-        heads: of attention; divides `channels`.
     """
 
-    def __init__(self, dim: int, out_dim: int, length: int, channels: int, layers: int, heads: int) -> None:
+    def __init__(self, dim: int, out_dim: int, length: int, size: Size) -> None:
         super().__init__()
+        channels = size.channels
         self.embedding = nn.Linear(dim, channels)
         self.start = nn.Parameter(0.02 * torch.randn(channels))
         self.positions = nn.Parameter(0.02 * torch.randn(length, channels))
-        self.blocks = nn.Sequential(*(Block(channels, heads) for _ in range(layers)))
+        self.blocks = nn.Sequential(*(Block(channels, size.heads) for _ in range(size.layers)))
         self.norm, self.head = nn.LayerNorm(channels), nn.Linear(channels, out_dim)
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t out"]:
