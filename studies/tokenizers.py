@@ -31,7 +31,7 @@ from tessera.steps import tokenizer as step
 
 FOLDER = Path("docs/results")
 SHORT = {"tokenizer.training.epochs": 60, "tokenizer.snapshot_epochs": [0]}  # a third of the default schedule
-VAE = {"tokenizer.name": "vae", "tokenizer.vae.kl_weight": 0.02}
+VAE = {"tokenizer.name": "vae", "tokenizer.vae.kl_weight": 0.002}
 
 
 def quantizer(name: str, **values: Any) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def speed(threads: int, rounds: int = 40) -> pd.DataFrame:
         params = Params(presets.applied(read(), values))
         run = Run(params, runtime=Runtime(params.runtime))
         data, objective = step.Data.of(run), step.objective(models.tokenizer_recipe(params, run.image_shape), run)
-        optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad])
+        optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], fused=True)
         steps[name] = (objective.train(), optimizer, data.batch(np.arange(32), torch.Generator())[0])
     for _ in range(rounds):
         for name, (objective, optimizer, x) in steps.items():

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tessera.core import seams
 from tessera.core.errors import InputError, NonFiniteError
@@ -409,6 +410,33 @@ def test_cosine_distance_by_brute_force(tiny):
     assert torch.equal(out.codes.flatten(), torch.cosine_similarity(rows, quantizer.codes, dim=2).argmax(1))
     assert torch.equal(quantizer(7 * z).codes, out.codes)
     torch.testing.assert_close(out.z_q.norm(dim=1), torch.ones(6, 3, 2))
+
+
+class NeverAsks(TorchDispatchMode):
+    """Fails where Python is told a value of a tensor, for which a device would have to finish all its work."""
+
+    ASKS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in self.ASKS, f"{name} waits for the device"
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("name", ["ema", "gradient", "residual", "simvq", "fsq", "lfq"])
+def test_no_training_step_but_the_first_waits_for_the_device(name, tiny):
+    """Restarts included: every code is dead here in every step."""
+    module = seams.plugin("quantizers", name)
+    fields = {"restart_below": 0.99, "restart": "dead"}
+    config = tiny(module.Config, **{key: value for key, value in fields.items() if key in module.Config.model_fields})
+    quantizer = module.build(config, None).train()
+    quantizer(latents(quantizer.dim))
+    quantizer(latents(quantizer.dim))
+    with NeverAsks():
+        out = quantizer(latents(quantizer.dim).requires_grad_())
+        (out.z_q.sum() + sum(out.losses.values())).backward()
+    with pytest.raises(AssertionError, match="waits for the device"), NeverAsks():
+        bool(out.z_q.sum() > 0)
 
 
 # the rotation estimator

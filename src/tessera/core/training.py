@@ -139,7 +139,8 @@ class _State:
         self.objective = task.objective
         optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
         parameters = [p for p in self.objective.parameters() if p.requires_grad]
-        self.optimizer = optimizer(parameters, lr=training.lr, weight_decay=training.weight_decay)
+        # fused: one kernel instead of eight for each parameter, a tenth of a step of a small model
+        self.optimizer = optimizer(parameters, lr=training.lr, weight_decay=training.weight_decay, fused=True)
         self.step, self.waited, self.stopped = 0, 0, False
         self.best_epoch, self.best_score = 0, -math.inf
         self.best: dict[str, Tensor] = {}
@@ -256,8 +257,14 @@ class _State:
         slots: dict[int, dict[str, Tensor]] = {}
         for name, tensor in parts["optimizer"].items():
             index, _, slot = name.partition("/")
-            slots.setdefault(int(index), {})[slot] = tensor
+            slots.setdefault(int(index), {})[slot] = self._laid_out(int(index), tensor)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
         self.best, self.snapshots = parts["best"], parts["snapshots"]
         for name in self.COUNTERS:
             setattr(self, name, values[name])
+
+    def _laid_out(self, index: int, slot: Tensor) -> Tensor:
+        """In the memory layout of its parameter (channels-last): files are contiguous, and the fused optimizer walks
+        through both as they lie."""
+        parameter = [p for group in self.optimizer.param_groups for p in group["params"]][index]
+        return torch.empty_like(parameter).copy_(slot) if slot.shape == parameter.shape and slot.dim() else slot

@@ -7,7 +7,6 @@ import ctypes
 import os
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-KEPT = (1 << 31) - 1  # bytes
 
 
 def prepare() -> None:
@@ -15,13 +14,19 @@ def prepare() -> None:
 
     OpenMP's threads spin while they wait by default, and where another process takes a core every small operation then
     costs a time slice (measured: 24 ms instead of 0.1 ms). Sleeping costs microseconds.
-
-    glibc gives large blocks back to the system when they are freed, so that each training step gets its activations as
-    fresh pages, one fault for each 4 KiB (measured at 64x64: 19,000 faults and a quarter of the time of a step). Keeping
-    them costs no memory: the next step needs as much. Other C libraries have no such setting and are left alone.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    keep_freed_memory()
+
+
+def keep_freed_memory(block: int = 1 << 30, total: int = (1 << 31) - 1) -> None:
+    """Keep blocks of up to `block` bytes when they are freed, and `total` bytes at the end of the heap.
+
+    glibc gives large blocks back to the system, so that each training step gets its activations as fresh pages, one fault
+    for each 4 KiB (measured at 64x64: 19,000 faults and a quarter of the time of a step). Keeping them costs no memory: the
+    next step needs as much. Other C libraries have no such setting and are left alone.
+    """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(M_TRIM_THRESHOLD, KEPT)
+        mallopt(M_MMAP_THRESHOLD, block)
+        mallopt(M_TRIM_THRESHOLD, total)
