@@ -2,7 +2,9 @@
 
 One process, the same latents: forward, EMA update with restarts of dead codes, and backward from z_q and the commitment
 term, in training mode, float32. Two sizes of codebook, both gradient estimators. The fastest of `--repeats` counts, after
-two steps to warm up, both sides taking turns. Memory is the most that torch held at once during a step, above what it held
+two steps to warm up, both sides taking turns. tessera's stages have freed memory kept (`runtime/process.py`), a process of
+one's own has glibc's thresholds: `own` are each side's milliseconds as it is run, `kept` and `glibc` those of both alike, and
+the ratios are of these. Memory is the most that torch held at once during a step, above what it held
 before. Needs the test extra.
 """
 
@@ -17,6 +19,7 @@ import torch
 from vector_quantize_pytorch import VectorQuantize
 
 from tessera.quantizers import ema
+from tessera.runtime import process
 
 SIZES = ((256, 64), (1024, 256))
 ESTIMATORS = ("straight_through", "rotation")
@@ -71,12 +74,16 @@ def train(step: Callable, z: torch.Tensor, weights: torch.Tensor) -> None:
     ((z_q * weights).sum() + loss).backward()
 
 
-def seconds(steps: dict[str, Callable], d: int, repeats: int) -> dict[str, float]:
+MODES = {"own": lambda name: name == "tessera", "kept": lambda name: True, "glibc": lambda name: False}
+
+
+def seconds(steps: dict[str, Callable], d: int, repeats: int, kept: Callable[[str], bool]) -> dict[str, float]:
     z = latents(d)
     weights = torch.randn_like(z)
     taken: dict[str, float] = {}
     for repeat in range(repeats + 2):
         for name, step in steps.items():
+            process.keep_freed_memory(*(() if kept(name) else process.GLIBC))
             start = time.perf_counter()
             train(step, z, weights)
             if repeat >= 2:
@@ -103,16 +110,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     b, h, w = MAP
-    print(f"{b * h * w} latents, {options.threads} threads; milliseconds a training step, MiB above the start")
-    print(f"{'K':>5}{'D':>5}  {'estimator':18}{'':28}{'ms':>8}{'of ours':>9}{'MiB':>7}")
+    print(f"{b * h * w} latents, {options.threads} threads; milliseconds a training step, ratio to tessera's; MiB held")
+    print(f"{'K':>5}{'D':>5}  {'estimator':18}{'':28}{''.join(f'{mode:>16}' for mode in MODES)}{'MiB':>6}")
     for k, d in SIZES:
         for estimator in ESTIMATORS:
             torch.manual_seed(0)
             steps = {name: side(k, d, estimator) for name, side in SIDES.items()}
-            taken = seconds(steps, d, options.repeats)
-            for name, value in taken.items():
-                ratio, mib = value / taken["tessera"], peak_mib(steps[name], d)
-                print(f"{k:5}{d:5}  {estimator:18}{name:28}{1e3 * value:8.1f}{ratio:8.1f}x{mib:7.0f}")
+            taken = {mode: seconds(steps, d, options.repeats, kept) for mode, kept in MODES.items()}
+            for name, step in steps.items():
+                cells = [(1e3 * times[name], times[name] / times["tessera"]) for times in taken.values()]
+                columns = "".join(f"{ms:9.1f} {ratio:5.2f}x" for ms, ratio in cells)
+                print(f"{k:5}{d:5}  {estimator:18}{name:28}{columns}{peak_mib(step, d):6.0f}")
 
 
 if __name__ == "__main__":

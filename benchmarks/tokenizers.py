@@ -1,9 +1,9 @@
 """How fast tokenizers train: `python -m benchmarks.tokenizers`.
 
 One process, float32, forward, loss, backward and Adam. First, images a second of `vqvae2` beside a VQ-VAE-2 of the same
-layers as one composes it from vector-quantize-pytorch and plain convolutions, both taking turns: once with the process's
-memory kept between steps for both, as tessera's stages do, and once with glibc's own thresholds, at their most generous,
-in the peer's turns. Second, what share of the
+layers as one composes it from vector-quantize-pytorch and plain convolutions, both taking turns. tessera's stages have
+freed memory kept (`runtime/process.py`); a process of one's own has glibc's thresholds: each as it is run, and both ways
+alike. Second, what share of the
 machine's convolution throughput a `vqvae` step reaches: its floating-point operations (torch's own counter) per second,
 over those of the fastest of a few plain 3x3 convolutions, forward and backward. The fastest of `--repeats` steps counts,
 after two to warm up. Needs the test extra.
@@ -29,7 +29,6 @@ from tessera.runtime import process
 
 SHAPE = {"channels": 128, "outer_channels": 64, "blocks": 2, "block_channels": 64, "normalisation": "batch"}
 PEER = "vector-quantize-pytorch and plain convolutions"
-GLIBC = (32 << 20, 64 << 20)  # where its thresholds, which follow what is freed, end: largest block, end of the heap
 QUANTIZER = {"quantizer.codebook_size": 512, "quantizer.code_dim": 64}
 
 
@@ -146,14 +145,23 @@ def compare(batch: int, size: int, repeats: int) -> None:
     }
     k, d = QUANTIZER.values()
     print(f"vqvae2, {batch} images of {size}x{size}, K = {k}, D = {d}; {sizes[0]} and {sizes[1]} parameters")
-    peer_step, its_own = steps[PEER], partial(process.keep_freed_memory, *GLIBC)
+    peer_step, its_own = steps[PEER], partial(process.keep_freed_memory, *process.GLIBC)
 
     def peer_as_people_run_it() -> None:
         its_own()
         peer_step()
 
-    for title, other in (("memory kept for both", peer_step), ("for tessera only", peer_as_people_run_it)):
-        mine_s, peer_s = fastest({"tessera": steps["tessera"], PEER: other}, repeats).values()
+    def mine_alike() -> None:
+        its_own()
+        steps["tessera"]()
+
+    modes = {
+        "each as it is run": (steps["tessera"], peer_as_people_run_it),
+        "memory kept for both": (steps["tessera"], peer_step),
+        "memory given back by both": (mine_alike, peer_as_people_run_it),
+    }
+    for title, pair in modes.items():
+        mine_s, peer_s = fastest(dict(zip(("tessera", PEER), pair, strict=True)), repeats).values()
         ratio = f"{peer_s / mine_s:.2f} times as fast"
         print(f"  {title}: {batch / mine_s:.0f} images/s, {PEER} {batch / peer_s:.0f}; {ratio}")
 

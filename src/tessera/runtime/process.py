@@ -7,6 +7,7 @@ import ctypes
 import os
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+GLIBC = (32 << 20, 64 << 20)  # where its own thresholds end, which follow what is freed: the least it gives back
 
 
 def prepare() -> None:
