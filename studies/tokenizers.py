@@ -30,7 +30,7 @@ from tessera.runtime.devices import Runtime
 from tessera.steps import tokenizer as step
 
 FOLDER = Path("docs/results")
-SHORT = {"tokenizer.training.epochs": 60, "tokenizer.snapshot_epochs": [0]}  # a third of the default schedule
+SHORT = {"tokenizer.training.epochs": 60, "tokenizer.snapshot_epochs": [0]}  # the default schedule has 100
 VAE = {"tokenizer.name": "vae", "tokenizer.vae.kl_weight": 0.002}
 
 
