@@ -1,0 +1,74 @@
+"""What a process is told before it computes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from tessera.runtime import process
+
+FAULTS = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from tessera.runtime import process
+if sys.argv[2] == "keep":
+    process.keep_freed_memory()
+import torch
+torch.set_num_threads(1)
+for _ in range(12):
+    torch.ones(16 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    torch.ones(16 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
+def test_freed_memory_is_not_fetched_from_the_system_again():
+    """5 times 64 MiB are 80,000 pages of 4 KiB. The first few blocks are new, until one that was freed is large enough."""
+    src = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(process.__file__))))
+
+    def faults(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", FAULTS, src, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    left = faults("leave")
+    if left < 10_000:
+        pytest.skip("the system gives huge pages")
+    assert faults("keep") < left / 10
+
+
+def test_spinning_is_short_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.setattr(process, "keep_freed_memory", lambda: None)
+    for given, expected in (
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ):
+        for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        process.prepare()
+        assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+@pytest.mark.parametrize("library", [OSError, AttributeError])
+def test_other_c_libraries_are_left_alone(monkeypatch, library):
+    class Other:
+        def __init__(self, name: object) -> None:
+            if library is OSError:
+                raise OSError("no such library")
+
+        @property
+        def mallopt(self) -> None:
+            raise AttributeError("mallopt")
+
+    monkeypatch.setattr(ctypes, "CDLL", Other)
+    process.keep_freed_memory()
