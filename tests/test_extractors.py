@@ -255,6 +255,7 @@ def test_features_stage_sees_every_set_through_the_scorer(tiny_run):
     files.save_array(run.folder("reconstruction") / "test.npy", sets["reconstruction"])
     for of in ("samples", "baseline"):
         files.save_array(run.folder("samples") / of / "images.npy", sets[of])
+    files.write_json(run.folder("samples") / "facts.json", {"sets": ["samples", "baseline"]})
     stages.features.main(run)
     network = run.extractor("scorer")
     for name, pixels in sets.items():

@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from copies import commit, copied, edit, metrics, ran, restore, run
+import yaml
+from copies import ROOT, commit, copied, edit, metrics, ran, restore, run
 from ruamel.yaml import YAML
 
 from tessera.core import seams
 from tessera.core.params import CHOOSES
+from tessera.runtime.inputs import declared
 
 pytestmark = pytest.mark.pipeline
 
@@ -111,27 +113,42 @@ def expected(name: str, params: dict) -> set[str]:
     return set() if alternative in others and prefix == section else TABLE[prefix]
 
 
+def declared_params(raw: dict) -> set[str]:
+    """What dvc compares: a value, or a section as a whole."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    keys = {name: raw[name] if "foreach" in entry else [None] for name, entry in stages.items()}
+    return {
+        param for name in stages for key in keys[name] for param in declared(name, key, raw, ROOT / "dvc.yaml").params
+    }
+
+
 def test_each_leaf_of_params_runs_exactly_its_stages(repo):
-    """Every leaf changed in turn, judged by dvc's own status; those that must run nothing all at once. A `name` changes deps
-    too; it has a test of its own."""
+    """Judged by dvc's own status. One leaf of each value or section that dvc compares as a whole, in turn; those that must
+    run nothing all at once. A `name` changes deps too; it has a test of its own."""
     from dvc.repo import Repo
 
     kept = (repo / "params.yaml").read_text()
-    params = YAML(typ="safe").load(kept)
-    values = leaves(params)
+    raw = YAML(typ="safe").load(kept)
+    values = leaves(raw)
     skipped = {"dataset.source", "samples.baseline", *(name for name in values if name.endswith(".name"))}
     names = sorted(values.keys() - skipped)
-    nothing = [name for name in names if not expected(name, params)]
+    nothing = [name for name in names if not expected(name, raw)]
     assert {"tokenizer.vae.latent_dim", "quantizer.residual.depth", "runtime.threads"} <= set(nothing)
+    compared = declared_params(raw)
+    groups: dict[str, list[str]] = {}
+    for name in [name for name in names if name not in nothing]:
+        whole = [param for param in compared if name == param or name.startswith(f"{param}.")]
+        assert whole, f"no stage declares {name}"
+        groups.setdefault(" ".join(sorted(whole)), [name])
     wrong = {}
     try:
-        for group in [nothing, *([name] for name in names if name not in nothing)]:
+        for group in [nothing, *groups.values()]:
             edit(repo, {name: other(values[name]) for name in group})
             with Repo(str(repo)) as dvc:
                 changed = {
                     stage.partition("@")[0].partition(":")[2] or stage.partition("@")[0] for stage in dvc.status()
                 }
-            if changed != expected(group[0], params):
+            if changed != expected(group[0], raw):
                 wrong[group[0]] = changed
             (repo / "params.yaml").write_text(kept)
     finally:
