@@ -200,8 +200,10 @@ def test_recolouring_leaves_grey_images_and_probability_0():
 def test_augmented_does_all_that_is_asked_for(tiny):
     x = random_images(4)
     draw = draws()
-    by_hand = conversions.recolour(conversions.augment(x, 1.0, 2, draw), 1.0, draw)
-    assert torch.equal(conversions.augmented(x, tiny(Augmentation, flip=1.0, shift=2, recolour=1.0), draws()), by_hand)
+    scaled = conversions.rescale(conversions.augment(x, 1.0, 2, draw), 0.3, draw)
+    by_hand = conversions.recolour(scaled, 1.0, draw)
+    how = tiny(Augmentation, flip=1.0, shift=2, scale=0.3, recolour=1.0)
+    assert torch.equal(conversions.augmented(x, how, draws()), by_hand)
     nothing = tiny(Augmentation, flip=0.0, shift=0, recolour=0.0)
     assert torch.equal(conversions.augmented(x, nothing, draws()), x)
 

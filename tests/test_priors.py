@@ -13,6 +13,7 @@ from tessera.core import seams
 from tessera.core.contracts import Grids, Sampling
 from tessera.core.errors import InputError
 from tessera.nn import sequences
+from tessera.nn.condition import resized
 from tessera.nn.gated import GatedLayer, GatedPixelCNN
 from tessera.nn.sampling import naive_sample, truncate
 from tessera.priors import histogram, pixelcnn
@@ -188,8 +189,9 @@ def test_cached_and_naive_sampling_draw_the_codes_drawn_by_hand(
         mask = torch.rand(known.shape, generator=generator(8)) < 0.4
         known[~mask] = -1  # must never be looked at
     expected = sampled_by_hand(prior, 5, sampling, labels, known, mask)
-    assert torch.equal(naive_sample(prior, 5, generator(3), sampling, labels, known, mask), expected)
-    assert torch.equal(prior.sample(5, generator(3), sampling, labels, known, mask), expected)
+    given = {"labels": labels, "known": known, "known_mask": mask}
+    assert torch.equal(naive_sample(prior, 5, generator(3), sampling, **given), expected)
+    assert torch.equal(prior.sample(5, generator(3), sampling, **given), expected)
     if mask is not None:
         assert torch.equal(expected[mask], known[mask])
 
@@ -215,8 +217,8 @@ def test_labels_are_given_exactly_where_there_are_classes(name: str) -> None:
     for call in (with_classes.losses, with_classes.logits, with_classes.log_prob):
         with pytest.raises(InputError, match="2 classes"):
             call(codes, None)
-        with pytest.raises(InputError, match="from 0 to 1"):
-            call(codes, torch.tensor([0, 2]))
+        with pytest.raises(InputError, match="from 0 to 1, or 2 for none"):
+            call(codes, torch.tensor([0, 3]))
         with pytest.raises(InputError, match="one per image"):
             call(codes, some[:1])
     with pytest.raises(InputError, match="not conditioned"):
@@ -324,7 +326,7 @@ def test_a_later_grid_is_conditioned_on_earlier_ones_and_on_the_label() -> None:
 def test_earlier_grids_are_resized_to_the_nearest_code(before: tuple[int, int], after: tuple[int, int]) -> None:
     codes = torch.arange(2 * before[0] * before[1]).view(2, *before)
     expected = F.interpolate(codes[:, None].double(), size=after, mode="nearest")[:, 0].long()
-    assert torch.equal(pixelcnn._resized(codes, *after), expected)
+    assert torch.equal(resized(codes, *after), expected)
 
 
 def test_every_parameter_of_a_pixelcnn_is_trained() -> None:

@@ -138,4 +138,4 @@ def test_likelihoods_and_accuracy_of_per_grid_logits_are_the_sums_by_hand() -> N
     np.testing.assert_allclose(sequences.code_log_prob(logits, codes), by_hand, rtol=1e-5)
     np.testing.assert_allclose(sequences.log_prob(logits, codes), by_hand.sum(1), rtol=1e-5)
     np.testing.assert_allclose(sequences.nll(logits, codes), -by_hand.mean(), rtol=1e-5)
-    assert float(sequences.accuracy(logits, codes)) == pytest.approx(right / 20)
+    assert float(sequences.right(logits, codes).mean()) == pytest.approx(right / 20)

@@ -125,27 +125,45 @@ class Loss(Protocol):
 
 class Sampling(NamedTuple):
     """How codes are drawn: logits / temperature, then the `top_k` likeliest (0: all), then the smallest set of
-    probability `top_p` (1: all)."""
+    probability `top_p` (1: all). `guidance` is of conditional priors: 1 is p(codes | label), 0 forgets the label, more
+    exaggerates what it adds."""
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    guidance: float = 1.0
+
+
+class Likelihood(NamedTuple):
+    """Of each image: log p in nats, and the share of its codes that were the likeliest where they were predicted."""
+
+    log_prob: Float[Tensor, " b"]
+    accuracy: Float[Tensor, " b"]
 
 
 class Prior(Protocol):
-    """The model of codes p(codes) or p(codes | label), raster order within a grid, grids in order.
+    """The model of codes p(codes) or p(codes | label).
 
-    `classes` is the number of labels it is conditioned on, 0 if none; labels [B] are given exactly then. `losses` are
-    mean nats per code. `log_prob` is in nats per image, without dropout. `sample` keeps `known` codes where `known_mask`
-    is True and draws all others from `generator`, which alone decides the outcome.
+    `classes` is the number of labels it is conditioned on, 0 if none; labels [B] are given exactly then, and the label
+    `classes` stands for none: a label that was dropped. `losses` are mean nats per code; `done`, the share of the
+    training that is done, is for what changes along it. `likelihood` is without dropout; where `exact` is False its
+    log p is a lower bound (ELBO), and whoever prints it says so. `sample` keeps `known` codes where `known_mask` is True
+    and draws all others from `generator`, which alone decides the outcome.
+
+    Exact priors predict one code after another (`nn/autoregressive.py`): they also have `order`, the positions in the
+    order in which they are drawn, `logits(codes, labels)`, one entry per grid [B,h*w,K], and `steps(n, labels)`, the walk
+    behind `sample`.
     """
 
     grids: Grids
     codebook_sizes: tuple[int, ...]
     classes: int
+    exact: bool
 
-    def losses(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> dict[str, Tensor]: ...
-    def logits(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> tuple[Tensor, ...]: ...
+    def losses(
+        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, done: float = 1.0
+    ) -> dict[str, Tensor]: ...
+    def likelihood(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> Likelihood: ...
     def log_prob(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> Float[Tensor, " b"]: ...
     def sample(
         self,

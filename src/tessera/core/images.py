@@ -77,6 +77,24 @@ def augment(
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def rescale(x: Float[Tensor, "b c h w"], largest: float, generator: torch.Generator) -> Float[Tensor, "b c h w"]:
+    """Shrink or enlarge each image about its centre by a factor between 1 / (1 + largest) and 1 + largest, uniform in its
+    logarithm, bilinear; white (1) comes in, and what leaves the frame is lost."""
+    import math
+
+    import torch
+    import torch.nn.functional as F
+
+    if not largest:
+        return x
+    exponent = 2 * torch.rand(len(x), generator=generator) - 1
+    theta = torch.zeros(len(x), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = torch.exp(-exponent * math.log1p(largest))
+    grid = F.affine_grid(theta.to(x.device, x.dtype), list(x.shape), align_corners=False)
+    # zeros come in, so white has to be zero
+    return F.grid_sample(x - 1, grid, align_corners=False).add(1).contiguous(memory_format=torch.channels_last)
+
+
 def recolour(x: Float[Tensor, "b c h w"], probability: float, generator: torch.Generator) -> Float[Tensor, "b c h w"]:
     """Give each image, with `probability`, its colour channels in a random order: shapes stay, hues change, white is
     white. Images of one channel stay as they are."""
@@ -91,6 +109,10 @@ def recolour(x: Float[Tensor, "b c h w"], probability: float, generator: torch.G
     return x[image, order.to(x.device)].contiguous(memory_format=torch.channels_last)
 
 
-def augmented(x: Float[Tensor, "b c h w"], how: Augmentation, generator: torch.Generator) -> Float[Tensor, "b c h w"]:
-    """What params.yaml asks for under `augmentation`; every draw comes from `generator`."""
-    return recolour(augment(x, how.flip, how.shift, generator), how.recolour, generator)
+def augmented(
+    x: Float[Tensor, "b c h w"], how: Augmentation, generator: torch.Generator, strength: float = 1.0
+) -> Float[Tensor, "b c h w"]:
+    """What params.yaml asks for under `augmentation`, every amount and probability times `strength` (shifts are rounded
+    to whole pixels); every draw comes from `generator`."""
+    x = augment(x, how.flip * strength, round(how.shift * strength), generator)
+    return recolour(rescale(x, how.scale * strength, generator), how.recolour * strength, generator)

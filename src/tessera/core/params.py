@@ -53,6 +53,8 @@ class Augmentation(Strict):
 
     flip: float = Field(ge=0, le=1, description="probability of a horizontal flip", examples=[0.5])
     shift: int = Field(ge=0, description="largest shift in pixels, in both directions; white comes in", examples=[1])
+    scale: float = Field(ge=0, le=1, description="largest change of size; 0.1: from 1/1.1 to 1.1 times; white comes in",
+                         examples=[0.1])  # fmt: skip
     recolour: float = Field(ge=0, le=1, description="probability of putting the colour channels in a random order",
                             examples=[0.0])  # fmt: skip
 
@@ -111,7 +113,8 @@ class Quantizer(Strict):
 
 class Codes(Strict):
     batch_size: int = Field(ge=1, description="images per forward pass")
-    copies: int = Field(ge=0, description="augmented copies of the training images that are encoded too; 0: none")
+    copies: int = Field(ge=0, description="augmented copies of the training images that are encoded too, from weak to "
+                        "strong; 0: none")  # fmt: skip
     augmentation: Augmentation
 
 
@@ -122,9 +125,13 @@ class Reconstruction(Strict):
 class Prior(Strict):
     name: str
     conditional: bool = Field(description="condition on the labels of the data set")
+    label_dropout: float = Field(ge=0, lt=1, description="probability that a training example loses its label, which "
+                                 "samples.guidance needs", examples=[0.1])  # fmt: skip
     augmented: float = Field(
         ge=0, le=1, description="share of training examples taken from the augmented copies of codes"
     )
+    annealing: float = Field(ge=0, le=1, description="share of training, at its end, over which the strength of these "
+                             "copies falls to none; 0: it does not fall", examples=[0.5])  # fmt: skip
     training: Training
 
 
@@ -134,6 +141,8 @@ class Samples(Strict):
     temperature: float = Field(gt=0, description="divides the logits")
     top_k: int = Field(ge=0, description="draw among the k likeliest codes; 0: all")
     top_p: float = Field(gt=0, le=1, description="draw among the fewest codes of this probability; 1: all")
+    guidance: float = Field(ge=0, description="of a conditional prior: 1 is p(codes | label), 0 forgets the label, more "
+                            "exaggerates it")  # fmt: skip
     baseline: str = Field(description="closed-form prior whose samples stand beside, a file of priors/")
 
 

@@ -23,8 +23,8 @@ from tessera.core.seeding import generator, numpy_generator, seed_globally
 
 Row = dict[str, float]
 Batch = Callable[
-    [np.ndarray, Generator], tuple[Any, ...]
-]  # indices [B], generator of this step -> objective's arguments
+    [np.ndarray, Generator, float], tuple[Any, ...]
+]  # indices [B], generator of this step, share of training done -> objective's arguments
 
 
 class Task(NamedTuple):
@@ -35,7 +35,8 @@ class Task(NamedTuple):
             that `Training` comes from (`tokenizer`, and `extractor/scorer` where a stage trains several).
         objective: `forward(*batch)` returns named, weighted terms (mean over the batch); their sum is minimised.
         examples: number of training examples.
-        batch: gathers the examples at given indices, and augments them with the given generator.
+        batch: gathers the examples at given indices, and augments them with the given generator; what changes along
+            the training follows its share done, from 0 to below 1.
         evaluate: validation row of the objective in eval mode.
         score: of a row; the epoch where it is highest is kept. Early stopping watches it too.
         snapshot: (objective, epoch) -> what to keep of an epoch in `snapshot_epochs` (0: before training), or None.
@@ -99,7 +100,8 @@ def fit(task: Task, training: Training, seed: int, runtime: Any) -> Fitted:
             indices = indices[runtime.rank :: runtime.ranks]
             seed_globally(seed, task.name, "step", state.step, runtime.rank)
             draws = generator(seed, task.name, "batch", state.step, runtime.rank)
-            loss = state.update(task.batch(indices, draws), learning_rate(state.step, training, steps_per_epoch))
+            batch = task.batch(indices, draws, state.step / steps)
+            loss = state.update(batch, learning_rate(state.step, training, steps_per_epoch))
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update()
             if position + 1 < steps_per_epoch:

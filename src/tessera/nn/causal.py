@@ -6,11 +6,9 @@ import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tessera.core.params import Strict
-
-RATIO = 4  # width of the MLP, in channels
+from tessera.nn.attention import Block
 
 
 class Size(Strict):
@@ -30,25 +28,6 @@ class Size(Strict):
 def raster(z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b h*w d"]:
     """A grid of vectors as a sequence, row by row: the order of codes."""
     return z.flatten(2).transpose(1, 2)
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)), on [B,T,C]."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm_attention, self.norm_mlp = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
-        self.mlp = nn.Sequential(
-            nn.Linear(channels, RATIO * channels), nn.GELU(), nn.Linear(RATIO * channels, channels)
-        )
-
-    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
-        q, k, v = self.qkv(self.norm_attention(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
-        return x + self.mlp(self.norm_mlp(x))
 
 
 class CausalTransformer(nn.Module):

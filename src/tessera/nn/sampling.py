@@ -8,7 +8,9 @@ send codes of its own and compare the logits seen on the way with one full forwa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from collections.abc import Generator as Coroutine
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -18,9 +20,10 @@ from torch import Generator, Tensor
 
 from tessera.core.contracts import Prior, Sampling
 from tessera.core.errors import InputError
-from tessera.nn.sequences import length, unflatten
+from tessera.nn.sequences import length, require_labels, unflatten, whereabouts
 
 Steps = Coroutine[Tensor, Tensor, Any]  # yields logits [n,K] of a position, is sent its codes [n]
+Walk = Callable[[int, Tensor | None], Steps]  # of n images with these labels
 
 
 def truncate(logits: Float[Tensor, "n k"], sampling: Sampling) -> Float[Tensor, "n k"]:
@@ -31,7 +34,7 @@ def truncate(logits: Float[Tensor, "n k"], sampling: Sampling) -> Float[Tensor, 
     Raises:
         InputError: a value of `sampling` is out of range.
     """
-    _require_range(sampling)
+    require_range(sampling)
     logits = logits / sampling.temperature
     if not sampling.top_k and sampling.top_p == 1:
         return logits
@@ -43,9 +46,9 @@ def truncate(logits: Float[Tensor, "n k"], sampling: Sampling) -> Float[Tensor, 
     return torch.full_like(logits, -math.inf).scatter_(1, order[:, : ordered.shape[1]], ordered)
 
 
-def _require_range(sampling: Sampling) -> None:
-    if not (sampling.temperature > 0 and sampling.top_k >= 0 and 0 < sampling.top_p <= 1):
-        raise InputError(f"sampling needs temperature > 0, top_k >= 0 and 0 < top_p <= 1, got {sampling}")
+def require_range(sampling: Sampling) -> None:
+    if not (sampling.temperature > 0 and sampling.top_k >= 0 and 0 < sampling.top_p <= 1 and sampling.guidance >= 0):
+        raise InputError(f"sampling needs temperature > 0, top_k >= 0, 0 < top_p <= 1, guidance >= 0, got {sampling}")
 
 
 def draw(logits: Float[Tensor, "n k"], uniforms: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -68,10 +71,11 @@ def draw(logits: Float[Tensor, "n k"], uniforms: Float[Tensor, " n"]) -> Int[Ten
 
 def sample(
     prior: Prior,
-    steps: Steps,
+    steps: Walk,
     n: int,
     generator: Generator,
     sampling: Sampling,
+    labels: Int[Tensor, " n"] | None = None,
     known: Int[Tensor, "n t"] | None = None,
     known_mask: Bool[Tensor, "n t"] | None = None,
 ) -> Int[Tensor, "n t"]:
@@ -81,25 +85,49 @@ def sample(
     on which others are known, nor on how the steps are computed, nor on the device that computes them.
 
     Raises:
-        InputError: known codes or `sampling` are out of range, or of the wrong shape.
+        InputError: labels, known codes or `sampling` are out of range, or of the wrong shape.
     """
-    positions = length(prior.grids)
-    _require_known(prior, n, known, known_mask)
-    uniforms = torch.rand(n, positions, generator=generator, dtype=torch.float64, device=generator.device)
-    logits, codes = next(steps), []
+    require_labels(labels, prior.classes, n)
+    require_range(sampling)
+    require_known(prior, n, known, known_mask)
+    uniforms = torch.rand(n, length(prior.grids), generator=generator, dtype=torch.float64, device=generator.device)
+    walk, order = guided(steps, n, labels, prior.classes, sampling.guidance), list(prior.order)
+    logits = next(walk)
     uniforms = uniforms.to(logits.device).t().contiguous()
+    codes = torch.empty(uniforms.shape, dtype=torch.int64, device=logits.device)
     if known is not None:
         known, known_mask = known.to(logits.device), known_mask.to(logits.device)
-    for t in range(positions):
+    for step, t in enumerate(order):
         drawn = draw(truncate(logits.double(), sampling), uniforms[t])
-        codes.append(drawn if known is None else torch.where(known_mask[:, t], known[:, t], drawn))
-        if t + 1 < positions:
-            logits = steps.send(codes[t])
-    steps.close()
-    return torch.stack(codes, dim=1)
+        codes[t] = drawn if known is None else torch.where(known_mask[:, t], known[:, t], drawn)
+        if step + 1 < len(order):
+            logits = walk.send(codes[t])
+    walk.close()
+    return codes.t().contiguous()
 
 
-def _require_known(
+def guided(steps: Walk, n: int, labels: Int[Tensor, " n"] | None, classes: int, guidance: float) -> Steps:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) on logits: those without a label, plus `guidance`
+    times what the label adds. 1 and 0 are plain walks with and without the label; else both are walked side by side."""
+    if labels is None or guidance == 1:
+        return steps(n, labels)
+    none = torch.full_like(labels, classes)
+    return steps(n, none) if guidance == 0 else _blended(steps(2 * n, torch.cat([labels, none])), guidance)
+
+
+def _blended(walk: Steps, guidance: float) -> Steps:
+    logits = next(walk)
+    while True:
+        given, none = logits.double().chunk(2)
+        possible = given.isfinite() & none.isfinite()  # minus infinity times a share is no number
+        codes = yield torch.where(possible, none + guidance * (given - none), -math.inf)
+        try:
+            logits = walk.send(codes.repeat(2))
+        except StopIteration:
+            return
+
+
+def require_known(
     prior: Prior, n: int, known: Int[Tensor, "n t"] | None, known_mask: Bool[Tensor, "n t"] | None
 ) -> None:
     """Only codes under the mask count: elsewhere they may be anything, -1 say."""
@@ -121,22 +149,12 @@ def naive_steps(prior: Prior, n: int, labels: Int[Tensor, " n"] | None) -> Steps
     """One full forward pass per position: T times the work, and nothing to get wrong. Cached steps must equal these."""
     device = next(chain(prior.parameters(), prior.buffers())).device
     codes = torch.zeros(n, length(prior.grids), dtype=torch.int64, device=device)
-    start = 0
-    for grid, (height, width) in enumerate(prior.grids):
-        for t in range(height * width):
-            codes[:, start + t] = yield prior.logits(codes, labels)[grid][:, t]
-        start += height * width
+    for t in prior.order:
+        grid, place = whereabouts(t, prior.grids)
+        codes[:, t] = yield prior.logits(codes, labels)[grid][:, place]
 
 
 @torch.no_grad()
-def naive_sample(
-    prior: Prior,
-    n: int,
-    generator: Generator,
-    sampling: Sampling = Sampling(),  # noqa: B008  a NamedTuple does not change
-    labels: Int[Tensor, " n"] | None = None,
-    known: Int[Tensor, "n t"] | None = None,
-    known_mask: Bool[Tensor, "n t"] | None = None,
-) -> Int[Tensor, "n t"]:
+def naive_sample(prior: Prior, n: int, generator: Generator, sampling: Sampling = Sampling(), **given: Any) -> Tensor:  # noqa: B008
     """What `prior.sample` must return, from `prior.logits` alone: for tests and benchmarks."""
-    return sample(prior, naive_steps(prior, n, labels), n, generator, sampling, known, known_mask)
+    return sample(prior, partial(naive_steps, prior), n, generator, sampling, **given)

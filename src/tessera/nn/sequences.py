@@ -45,6 +45,15 @@ def unflatten(codes: Int[Tensor, "b t"], grids: Grids) -> list[Int[Tensor, "b h 
     return [part.unflatten(1, grid) for part, grid in zip(parts, grids, strict=True)]
 
 
+def whereabouts(t: int, grids: Grids) -> tuple[int, int]:
+    """Which grid position t of a sequence lies in, and which place of its raster."""
+    for grid, (height, width) in enumerate(grids):
+        if t < height * width:
+            return grid, t
+        t -= height * width
+    raise ValueError(f"position {t} lies behind the last code of grids {grids}")
+
+
 def code_log_prob(logits: Sequence[Float[Tensor, "b n k"]], codes: Int[Tensor, "b t"]) -> Float[Tensor, "b t"]:
     """log p of each code given what its logits were given, in nats (at most 0)."""
     parts = codes.split([grid.shape[1] for grid in logits], dim=1)
@@ -66,13 +75,14 @@ def nll(logits: Sequence[Float[Tensor, "b n k"]], codes: Int[Tensor, "b t"]) -> 
     return -code_log_prob(logits, codes).mean()
 
 
-def accuracy(logits: Sequence[Float[Tensor, "b n k"]], codes: Int[Tensor, "b t"]) -> Float[Tensor, ""]:
-    """Share of codes, from 0 to 1, that were the likeliest."""
-    return (torch.cat([grid.argmax(2) for grid in logits], dim=1) == codes).float().mean()
+def right(logits: Sequence[Float[Tensor, "b n k"]], codes: Int[Tensor, "b t"]) -> Float[Tensor, " b"]:
+    """Share of each image's codes, from 0 to 1, that were the likeliest."""
+    return (torch.cat([grid.argmax(2) for grid in logits], dim=1) == codes).float().mean(1)
 
 
 def require_labels(labels: Int[Tensor, " b"] | None, classes: int, count: int) -> None:
-    """Labels are given exactly where a prior is conditioned on them (`classes` > 0), one per image.
+    """Labels are given exactly where a prior is conditioned on them (`classes` > 0), one per image; `classes` itself, one
+    past the last, stands for no label.
 
     Raises:
         InputError: they are missing, superfluous, too few or too many, or out of range.
@@ -85,5 +95,6 @@ def require_labels(labels: Int[Tensor, " b"] | None, classes: int, count: int) -
         raise InputError("this prior is not conditioned on classes: labels must be None")
     if tuple(labels.shape) != (count,):
         raise InputError(f"labels must have shape ({count},), one per image, got {tuple(labels.shape)}")
-    if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise InputError(f"labels must be from 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}")
+    if count and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
+        raise InputError(f"labels must be from 0 to {classes - 1}, or {classes} for none, "
+                         f"got {int(labels.min())} to {int(labels.max())}")  # fmt: skip

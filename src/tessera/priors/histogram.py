@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from tessera.core.contracts import Grids, Sampling
+from tessera.core.contracts import Grids
 from tessera.core.params import Strict
-from tessera.nn import sampling as draws
 from tessera.nn import sequences
+from tessera.nn.autoregressive import Autoregressive
+from tessera.nn.sampling import Steps
 
 
 class Config(Strict):
@@ -45,60 +46,47 @@ class Frequencies(nn.Module):
         return self.log_probabilities[labels].expand(-1, positions, -1)
 
 
-class Histogram(nn.Module):
+class Histogram(Autoregressive):
     """See `core.contracts.Prior`. Its fit is in closed form; there is nothing to train."""
 
     def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
-        super().__init__()
-        self.config, self.grids, self.codebook_sizes, self.classes = config, grids, codebook_sizes, classes
+        super().__init__(grids, codebook_sizes, classes)
+        self.smoothing = config.smoothing
         self.frequencies = nn.ModuleList(
-            Frequencies(max(classes, 1), height * width if config.per_position else 1, size)
+            Frequencies(classes + 1, height * width if config.per_position else 1, size)
             for (height, width), size in zip(grids, codebook_sizes, strict=True)
         )
 
     def fit(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
         rows = self._rows(labels, len(codes))
+        everyone = torch.full_like(rows, self.classes)  # the row of no label counts all images
         for part, table in zip(sequences.unflatten(codes, self.grids), self.frequencies, strict=True):
-            table.fit(part.flatten(1).to(rows.device), rows, self.config.smoothing)
+            own = part.flatten(1).to(rows.device)
+            given = (own, rows) if labels is None else (torch.cat([own, own]), torch.cat([rows, everyone]))
+            table.fit(*given, self.smoothing)
 
     def _rows(self, labels: Int[Tensor, " b"] | None, count: int) -> Int[Tensor, " b"]:
-        """Which row of the tables is an image's: its label, or the only one."""
+        """Which row of the tables is an image's: its label, or the last one."""
         sequences.require_labels(labels, self.classes, count)
         device = self.frequencies[0].log_probabilities.device
-        return torch.zeros(count, dtype=torch.int64, device=device) if labels is None else labels.to(device)
+        none = torch.full((count,), self.classes, dtype=torch.int64, device=device)
+        return none if labels is None else labels.to(device)
 
-    def losses(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> dict[str, Tensor]:
-        return {"nll": sequences.nll(self.logits(codes, labels), codes)}
-
-    def logits(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> tuple[Float[Tensor, "b n k"], ...]:
+    def predict(
+        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
+    ) -> tuple[Float[Tensor, "b n k"], ...]:
         """log p of every code, whatever the codes before."""
-        sequences.unflatten(codes, self.grids)  # refuses another length
         rows = self._rows(labels, len(codes))
         return tuple(
             table(rows, height * width) for table, (height, width) in zip(self.frequencies, self.grids, strict=True)
         )
 
-    def log_prob(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> Float[Tensor, " b"]:
-        return sequences.log_prob(self.logits(codes, labels), codes)
-
-    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> draws.Steps:
-        """Yields logits [n,K] of each position in turn; what is drawn there changes nothing later."""
+    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
+        """What is drawn at a position changes nothing later."""
         rows = self._rows(labels, n)
         for table, (height, width) in zip(self.frequencies, self.grids, strict=True):
             for logits in table(rows, height * width).unbind(1):  # noqa: UP028  a tuple cannot be sent codes
                 yield logits
-
-    @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        generator: Generator,
-        sampling: Sampling = Sampling(),  # noqa: B008  a NamedTuple does not change
-        labels: Int[Tensor, " n"] | None = None,
-        known: Int[Tensor, "n t"] | None = None,
-        known_mask: Bool[Tensor, "n t"] | None = None,
-    ) -> Int[Tensor, "n t"]:
-        return draws.sample(self, self.steps(n, labels), n, generator, sampling, known, known_mask)
 
 
 fit = Histogram.fit  # a name of the file too: that a prior is fitted, not trained, is then seen without building it

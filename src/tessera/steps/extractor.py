@@ -52,7 +52,7 @@ def train(
         network.load_pretrained()
         return Fitted([], 0, {})
 
-    def batch(indices: np.ndarray, draws: Generator) -> tuple[Tensor, Tensor | None]:
+    def batch(indices: np.ndarray, draws: Generator, done: float) -> tuple[Tensor, Tensor | None]:
         x, labels = splits["train"].at(indices, runtime.device)
         return augmented(x, settings.augmentation, draws), labels
 

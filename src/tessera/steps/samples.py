@@ -28,7 +28,7 @@ def draw(of: str, prior: Any, tokenizer: Any, run: Run) -> dict[str, np.ndarray]
     """`codes` [N,T] int32, `images` uint8 [N,H,W,C], and `labels` [N] for a conditional prior, drawn with the
     frequencies of the training labels. The stream of each batch depends on (seed, `of`, batch) alone."""
     own = run.params.samples
-    sampling = Sampling(own.temperature, own.top_k, own.top_p)
+    sampling = Sampling(own.temperature, own.top_k, own.top_p, own.guidance)
     labels = None
     if prior.classes:
         labels = numpy_generator(run.params.seed, of, "labels").choice(run.labels("train"), own.count)

@@ -90,7 +90,7 @@ class Data:
         pixels = {split: run.images(split) for split in ("train", "val")}
         return cls(pixels, own.augmentation, own.training.batch_size, run.runtime.device)
 
-    def batch(self, indices: np.ndarray, generator: Generator) -> tuple[Tensor]:
+    def batch(self, indices: np.ndarray, generator: Generator, done: float = 0.0) -> tuple[Tensor]:
         x = images.to_model(self.pixels["train"][np.sort(indices)], self.device)  # sorted: a memory map reads forward
         return (images.augmented(x, self.augmentation, generator),)
 
