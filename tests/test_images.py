@@ -197,6 +197,27 @@ def test_recolouring_leaves_grey_images_and_probability_0():
     assert torch.equal(conversions.recolour(colour, 0.0, draws()), colour)
 
 
+def test_rescaling_is_about_the_centre_and_lets_white_in():
+    """Within 1/1.5 and 1.5 times; a disc stays centred, its area changes by the square of the factor."""
+    rows, columns = torch.meshgrid(torch.arange(33) - 16, torch.arange(33) - 16, indexing="ij")
+    disc = torch.where(rows**2 + columns**2 <= 64, -1.0, 1.0).expand(200, 3, 33, 33)
+    ink = (1 - conversions.rescale(disc, 0.5, draws())) / 2
+    area = ink.sum((1, 2, 3)) / ((1 - disc[:1]) / 2).sum()
+    assert 1 / 1.5**2 * 0.95 < area.min() < 0.6
+    assert 1.7 < area.max() < 1.5**2 * 1.05
+    assert abs(area.log().mean()) < 0.1, "as often smaller as larger"
+    centre = (ink[:, 0] * rows).sum((1, 2)) / ink[:, 0].sum((1, 2))
+    assert centre.abs().max() < 1e-3
+    assert conversions.rescale(torch.ones(20, 3, 8, 8), 0.5, draws()).eq(1).all(), "white stays white at the edges"
+
+
+def test_a_weak_augmentation_is_a_part_of_a_strong_one(tiny):
+    x, how = random_images(500), tiny(Augmentation, flip=1.0, shift=2, scale=0.0, recolour=0.0)
+    assert torch.equal(conversions.augmented(x, how, draws(), strength=0.0), x)
+    half = conversions.augmented(x, how, draws(), strength=0.5)
+    assert torch.equal(half, conversions.augment(x, 0.5, 1, draws()))
+
+
 def test_augmented_does_all_that_is_asked_for(tiny):
     x = random_images(4)
     draw = draws()
@@ -204,7 +225,7 @@ def test_augmented_does_all_that_is_asked_for(tiny):
     by_hand = conversions.recolour(scaled, 1.0, draw)
     how = tiny(Augmentation, flip=1.0, shift=2, scale=0.3, recolour=1.0)
     assert torch.equal(conversions.augmented(x, how, draws()), by_hand)
-    nothing = tiny(Augmentation, flip=0.0, shift=0, recolour=0.0)
+    nothing = tiny(Augmentation, flip=0.0, shift=0, scale=0.0, recolour=0.0)
     assert torch.equal(conversions.augmented(x, nothing, draws()), x)
 
 

@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tessera.core import models, seams
+from tessera.core.contracts import Likelihood
 from tessera.core.errors import InputError, NonFiniteError
 from tessera.core.images import to_model
 from tessera.core.params import Params, Training
+from tessera.core.params import Prior as PriorSection
 from tessera.core.params import Runtime as Settings
 from tessera.core.seeding import seed_globally
 from tessera.core.training import Fitted, Task, fit, learning_rate
@@ -83,7 +85,7 @@ def task(line: nn.Module, score: Callable[[dict], float] = lambda row: -row["val
         assert not torch.is_grad_enabled()
         return {"val": float((model.weight * X + model.bias - (2 * X - 1)).square().mean())}
 
-    return Task("prior", line, len(X), lambda indices, generator: (X[indices],), evaluate, score, **values)
+    return Task("prior", line, len(X), lambda indices, generator, done: (X[indices],), evaluate, score, **values)
 
 
 # the schedule
@@ -177,7 +179,7 @@ def test_batch_draws_differ_from_step_to_step_and_not_from_run_to_run(runtime):
     def drawn() -> list[float]:
         found = []
 
-        def batch(indices: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor]:
+        def batch(indices: np.ndarray, generator: torch.Generator, done: float) -> tuple[torch.Tensor]:
             found.append(float(torch.rand((), generator=generator)))
             return (X[indices],)
 
@@ -322,7 +324,7 @@ def test_latents_that_are_not_finite_stop_before_the_codebook_moves(runtime, raw
     objective = tokenizer_objective(raw)
     x = to_model(images)
 
-    def batch(indices: np.ndarray, generator: torch.Generator) -> tuple[torch.Tensor]:
+    def batch(indices: np.ndarray, generator: torch.Generator, done: float) -> tuple[torch.Tensor]:
         before.update({name: value.clone() for name, value in objective.tokenizer.quantizer.state_dict().items()})
         before["steps"] += 1
         return (x[indices] * (math.nan if before["steps"] == 3 else 1),)
@@ -483,7 +485,7 @@ def train(scratch=None, stop=0):
         runtime.stopping = signal.SIGTERM if len(calls) == stop else 0
 
     runtime.backward = stopping
-    task = Task("prior", objective, 12, lambda indices, draws: (x[indices],), lambda o: {"val": o(x)["loss"].item()},
+    task = Task("prior", objective, 12, lambda indices, draws, done: (x[indices],), lambda o: {"val": o(x)["loss"].item()},
                 lambda row: -row["val"])
     fitted = fit(task, Training.model_validate_json(sys.argv[1]), 0, runtime)
     return {**objective.state_dict(), "history": torch.tensor([row["val"] for row in fitted.history])}
@@ -725,21 +727,28 @@ class Known(nn.Module):
         super().__init__()
         self.log_shares = nn.Parameter(torch.tensor(shares).log())
         self.seen: list[int] = []
+        self.exact = True
 
-    def losses(self, codes: torch.Tensor, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    def losses(self, codes: torch.Tensor, labels: torch.Tensor | None, done: float = 1.0) -> dict[str, torch.Tensor]:
         self.seen += codes[:, 0].tolist()
         return {"nll": -self.log_shares[codes].mean()}
 
-    def log_prob(self, codes: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        return self.log_shares[codes].sum(1)
-
-    def logits(self, codes: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        return (self.log_shares.expand(*codes.shape, -1),)
+    def likelihood(self, codes: torch.Tensor, labels: torch.Tensor | None) -> Likelihood:
+        return Likelihood(self.log_shares[codes].sum(1), (codes == self.log_shares.argmax()).float().mean(1))
 
 
-def prior_data(codes: dict[str, np.ndarray], batch_size: int = 3, **values: Any) -> prior_training.Data:
-    given_to = {"augmented": np.zeros((0, 0, 0), np.int32), "share": 0.0, "labels": None, "classes": 0} | values
-    return prior_training.Data(codes, batch_size=batch_size, device="cpu", **given_to)
+def prior_data(
+    codes: dict[str, np.ndarray],
+    batch_size: int = 3,
+    copies: Any = None,
+    labels: Any = None,
+    classes: int = 0,
+    **values: Any,
+) -> prior_training.Data:
+    copies = np.zeros((0, 0, 0), np.int32) if copies is None else copies
+    section = {"conditional": labels is not None, "label_dropout": 0.0, "augmented": 0.0, "annealing": 0.0} | values
+    own = PriorSection.model_validate({"name": "any", "training": training(batch_size=batch_size), **section})
+    return prior_training.Data(codes, copies, labels, classes, own, "cpu")
 
 
 CODES = {"train": np.array([[0, 0], [0, 1], [1, 1], [0, 2], [0, 0]]), "val": np.array([[0, 2], [2, 2], [0, 0], [1, 0]])}
@@ -783,14 +792,25 @@ def test_closed_form_prior_is_not_trained(raw):
     assert prior_training.fitted(prior_training.Objective(Known([0.5, 0.5])), data) is None
 
 
+def test_a_bound_says_so_in_the_names_of_metrics():
+    prior = Known([0.5, 0.25, 0.25])
+    prior.exact = False
+    data = prior_data(CODES)
+    with torch.no_grad():
+        row = prior_training._evaluate(prior_training.Objective(prior), data, data.looked_at)
+    assert row["bound"] == 1
+    metrics = prior_training.metrics(Fitted([{"epoch": 1, **row}], 1, {}))
+    assert set(metrics["val"]) == {"nll_bound_bits_per_code", "accuracy"}
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_augmented_codes_stand_in_for_their_own_image(share):
     """Codes of 400 images say which image they are of; copies add 1000 for the first and 2000 for the second."""
     plain = np.arange(400)[:, None].repeat(2, 1)
     copies = np.stack([plain + 1000, plain + 2000])
-    data = prior_data({"train": plain, "val": plain}, augmented=copies, share=share)
+    data = prior_data({"train": plain, "val": plain}, copies=copies, augmented=share)
     indices = np.random.default_rng(0).permutation(400)
-    codes, _ = data.batch(indices, torch.Generator().manual_seed(0))
+    codes, _, _ = data.batch(indices, torch.Generator().manual_seed(0), 0.0)
     assert (codes[:, 0] % 1000).tolist() == indices.tolist()
     assert torch.equal(codes[:, 0], codes[:, 1])
     changed = codes[:, 0] >= 1000
@@ -801,5 +821,30 @@ def test_augmented_codes_stand_in_for_their_own_image(share):
 def test_labels_go_with_their_codes():
     plain, labels = np.arange(10)[:, None], np.arange(10) + 100
     data = prior_data({"train": plain, "val": plain}, labels={"train": labels, "val": labels}, classes=200)
-    codes, drawn = data.batch(np.array([7, 2]), torch.Generator())
+    codes, drawn, _ = data.batch(np.array([7, 2]), torch.Generator(), 0.0)
     assert (codes[:, 0].tolist(), drawn.tolist()) == ([7, 2], [107, 102])
+
+
+def test_labels_are_dropped_with_their_probability():
+    """A lost label is the one past the last: `classes`."""
+    plain = np.arange(4000)[:, None]
+    labels = {"train": np.arange(4000) % 5, "val": np.arange(4000) % 5}
+    data = prior_data({"train": plain, "val": plain}, labels=labels, classes=5, label_dropout=0.25)
+    codes, drawn, _ = data.batch(np.arange(4000), torch.Generator().manual_seed(0), 0.5)
+    lost = drawn == 5
+    assert abs(lost.float().mean() - 0.25) < 0.03
+    assert torch.equal(drawn[~lost], codes[~lost, 0] % 5)
+
+
+def test_augmentation_narrows_to_none():
+    """Of 4 copies, weak to strong, over the last half of the training; without annealing all stay to the end."""
+    moments = [0.0, 0.5, 0.51, 0.7, 0.8, 0.9, 0.99]
+    assert [prior_training.weak_enough(4, done, 0.5) for done in moments] == [4, 4, 3, 2, 1, 0, 0]
+    assert [prior_training.weak_enough(4, done, 0.0) for done in moments] == [4] * 7
+    plain = np.zeros((300, 1), np.int64)
+    copies = np.stack([plain + strength for strength in (1, 2, 3, 4)])
+    data = prior_data({"train": plain, "val": plain}, copies=copies, augmented=1.0, annealing=0.5)
+    for done, expected in [(0.2, {1, 2, 3, 4}), (0.7, {1, 2}), (0.95, {0})]:
+        codes, _, told = data.batch(np.arange(300), torch.Generator().manual_seed(0), done)
+        assert set(codes[:, 0].tolist()) == expected
+        assert told == done
