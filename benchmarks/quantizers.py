@@ -11,13 +11,13 @@ before. Needs the test extra.
 from __future__ import annotations
 
 import argparse
-import itertools
 import time
 from collections.abc import Callable
 
 import torch
 from vector_quantize_pytorch import VectorQuantize
 
+from benchmarks.memory import peak_mib
 from tessera.quantizers import ema
 from tessera.runtime import process
 
@@ -91,16 +91,11 @@ def seconds(steps: dict[str, Callable], d: int, repeats: int, kept: Callable[[st
     return taken
 
 
-def peak_mib(step: Callable, d: int) -> float:
-    """The most memory that torch held at once during a training step, above what it held before."""
+def held_mib(step: Callable, d: int) -> float:
     z = latents(d)
     weights = torch.randn_like(z)
     train(step, z, weights)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        train(step, z, weights)
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
-    return max(held) / 2**20
+    return peak_mib(lambda: train(step, z, weights))
 
 
 def main() -> None:
@@ -120,7 +115,7 @@ def main() -> None:
             for name, step in steps.items():
                 cells = [(1e3 * times[name], times[name] / times["tessera"]) for times in taken.values()]
                 columns = "".join(f"{ms:9.1f} {ratio:5.2f}x" for ms, ratio in cells)
-                print(f"{k:5}{d:5}  {estimator:18}{name:28}{columns}{peak_mib(step, d):6.0f}")
+                print(f"{k:5}{d:5}  {estimator:18}{name:28}{columns}{held_mib(step, d):6.0f}")
 
 
 if __name__ == "__main__":

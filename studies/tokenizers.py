@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from torch import nn
 
+from studies import tables
 from tessera import presets
 from tessera.core import images, models
 from tessera.core.params import Params, read
@@ -29,7 +28,6 @@ from tessera.nn import scores
 from tessera.runtime.devices import Runtime
 from tessera.steps import tokenizer as step
 
-FOLDER = Path("docs/results")
 SHORT = {"tokenizer.training.epochs": 60, "tokenizer.snapshot_epochs": [0]}  # the default schedule has 100
 VAE = {"tokenizer.name": "vae", "tokenizer.vae.kl_weight": 0.002}
 
@@ -170,39 +168,6 @@ def speed(threads: int, rounds: int = 40) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["row", "images_per_second", "of_ema"])
 
 
-def write(table: str, row: dict[str, Any]) -> None:
-    path = FOLDER / f"{table}.csv"
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):  # rows may be run side by side
-        old = pd.read_csv(path) if path.exists() else pd.DataFrame()
-        if len(old):
-            old = old[(old["row"] != row["row"]) | (old["seed"] != row["seed"])]
-        order = {name: index for index, name in enumerate(TABLES[table])}
-        new = pd.concat([old, pd.DataFrame([row])])
-        new = new.sort_values(["row", "seed"], key=lambda column: column.map(order) if column.name == "row" else column)
-        new.to_csv(path, index=False, float_format="%.6g")
-
-
-def show(table: str) -> str:
-    values = pd.read_csv(FOLDER / f"{table}.csv")
-    columns = values.columns.drop(["row", "seed", "kept_epoch"])
-    lines = []
-    for name in values["row"].unique():
-        part = values.loc[values["row"] == name, columns]
-        spread = [f" ± {s:.2g}" if s > 0 else "" for s in part.std()]  # of one seed: NaN
-        lines.append([name, len(part), *(_short(m) + s for m, s in zip(part.mean(), spread, strict=True))])
-    return markdown(pd.DataFrame(lines, columns=["row", "seeds", *columns]))
-
-
-def _short(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def markdown(table: pd.DataFrame) -> str:
-    rows = [table.columns, ["---"] * len(table.columns), *table.astype(str).values.tolist()]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=[*TABLES, "speed"])
@@ -212,14 +177,14 @@ def main() -> int:
     parser.add_argument("--show", action="store_true")
     options = parser.parse_args()
     if options.table == "speed":
-        print(markdown(speed(options.threads or torch.get_num_threads()).map(_short)))
+        print(tables.markdown(speed(options.threads or torch.get_num_threads()).map(tables.short)))
     elif options.show:
-        print(show(options.table))
+        print(tables.show(options.table))
     else:
         for name in options.rows or TABLES[options.table]:
             for seed in options.seeds:
                 row = run_row(options.table, name, seed, options.threads)
-                write(options.table, row)
+                tables.write(options.table, row, TABLES[options.table])
                 print(row, flush=True)
     return 0
 

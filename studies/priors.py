@@ -1,0 +1,155 @@
+"""Tables of priors on the same codes: `python -m studies.priors TABLE [ROW ...]`.
+
+Each row is params.yaml with a few other values of the section `prior`, trained on the codes that `dvc repro codes` left in
+artifacts/ and judged by the extractor there. Samples are compared with the **validation** images, so that choosing by these
+tables leaves the test split alone. One CSV row per run goes to docs/results/TABLE.csv; `--show` prints the file as a
+Markdown table, mean and standard deviation over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from studies import tables
+from tessera import presets
+from tessera.core import images, models
+from tessera.core.params import Params, read
+from tessera.core.run import Run
+from tessera.core.seeding import seed_globally
+from tessera.core.training import fit
+from tessera.evaluation import frechet, memorisation
+from tessera.nn import neighbours
+from tessera.runtime.devices import Runtime
+from tessera.steps import prior as step
+from tessera.steps import samples as drawing
+
+OF = "priors"  # names the streams of this study
+
+
+def prior(name: str, **values: Any) -> dict[str, Any]:
+    shared = {"conditional", "label_dropout", "augmented", "annealing"}
+    own = {f"prior.{key}" if key in shared else f"prior.{name}.{key}": value for key, value in values.items()}
+    return {"prior.name": name} | {key.replace("training_", "training."): value for key, value in own.items()}
+
+
+TABLES: dict[str, dict[str, dict[str, Any]]] = {
+    "priors": {
+        "uniform": prior("uniform"),
+        "histogram": prior("histogram"),
+        "ngram": prior("ngram"),
+        "rnn": prior("rnn"),
+        "pixelcnn": prior("pixelcnn"),
+        "pixelcnn, blind spot": prior("pixelcnn", architecture="masked"),
+        "pixelsnail": prior("pixelsnail"),
+        "transformer": prior("transformer"),
+        "transformer, random orders": prior("transformer", random_order=0.7),
+        "masked": prior("masked"),
+    },
+}
+
+
+def run_row(table: str, name: str, seed: int, threads: int) -> dict[str, Any]:
+    raw = presets.applied(read(), {**TABLES[table][name], "seed": seed, "runtime.threads": threads})
+    params = Params(raw)
+    run = Run(params, runtime=Runtime(params.runtime))
+    torch.set_num_threads(threads or torch.get_num_threads())
+    data = step.Data.of(run)
+    recipe = models.prior_recipe(params, run.grids, run.codebook_sizes, data.classes)
+    seed_globally(seed, "prior", "initialisation")
+    objective = step.Objective(models.build(recipe))
+    begun = time.perf_counter()
+    fitted = step.fitted(objective, data) or fit(step.task(objective, data), params.prior.training, seed, run.runtime)
+    trained, model = time.perf_counter() - begun, objective.prior.eval()
+    row = next(row for row in fitted.history if row["epoch"] == fitted.epoch)
+    begun = time.perf_counter()
+    drawn = drawing.draw(OF, model, run.tokenizer(), run)
+    sampled = time.perf_counter() - begun
+    size = run.codebook_sizes[0]
+    return {
+        "row": name, "seed": seed, "kept_epoch": fitted.epoch,
+        "epochs": len(fitted.history) and fitted.history[-1]["epoch"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "receptive_field": receptive_field(model, run),
+        "likelihood": "exact" if model.exact else "bound",
+        "train_bits_per_image": row["train_nll_bits_per_image"], "val_bits_per_image": row["val_nll_bits_per_image"],
+        "val_accuracy": row["val_accuracy"], "times_chance": row["val_accuracy"] * size,
+        **judged(drawn["images"], run), "train_seconds": trained, "sample_seconds": sampled,
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def receptive_field(model: Any, run: Run) -> int:
+    """How many of the other codes the prediction of the last code in order sees: a change of them changes it."""
+    codes = torch.from_numpy(np.array(run.codes("val")[:4], np.int64))
+    labels = torch.full((4,), model.classes) if model.classes else None
+    last = codes.shape[1] - 1
+    hidden = torch.zeros(codes.shape, dtype=torch.bool)
+    hidden[:, last] = True
+
+    def logits(given: torch.Tensor) -> torch.Tensor:
+        arguments = (given, labels) if model.exact else (given, labels, hidden)
+        return model.logits(*arguments)[-1][:, -1]
+
+    before, seen = logits(codes), 0
+    for t in range(last):
+        changed = codes.clone()
+        changed[:, t] = (codes[:, t] + 1) % run.codebook_sizes[0]
+        seen += not torch.equal(logits(changed), before)
+    return seen
+
+
+def judged(pixels: np.ndarray, run: Run, repeats: int = 4) -> dict[str, float]:
+    """Samples against as many validation images in the scorer's features; `floor` is what training images reach in their
+    place. Fréchet distances are means over random subsets of that size."""
+    extractor, val = run.extractor("scorer"), run.images("val")
+    draws = np.random.default_rng(0)
+    sets = {
+        name: np.concatenate([f.numpy() for _, f in images.map_batches(extractor, np.asarray(array), 256)])
+        for name, array in {"samples": pixels, "val": val, "train": run.images("train")}.items()
+    }
+    n = len(sets["val"])
+
+    def against_val(name: str) -> float:
+        some = [sets[name][draws.choice(len(sets[name]), n, replace=False)] for _ in range(repeats)]
+        return float(np.mean([frechet.distance(part, sets["val"]) for part in some]))
+
+    overlap = neighbours.overlap(
+        sets["val"], sets["samples"][:n], run.params.raw["evaluation"]["coverage"]["neighbours"]
+    )
+    far = {name: neighbours.nearest(sets[name], sets["train"])[1] for name in ("samples", "val")}
+    copied = memorisation.compare(far["samples"], far["val"], run.params.raw["evaluation"]["memorisation"]["quantile"])
+    return {
+        "fd": against_val("samples"), "floor": against_val("train"),
+        "kid": frechet.kid(sets["samples"], sets["val"], 100, min(150, n // 2), 0).mean,
+        "precision": overlap.precision, "recall": overlap.recall, "coverage": overlap.coverage,
+        "memorisation_ratio": copied["median_ratio"], "near_share": copied["near_share"],
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=list(TABLES))
+    parser.add_argument("rows", nargs="*", help="some of its rows; default all")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--threads", type=int, default=0, help="0: one per core")
+    parser.add_argument("--show", action="store_true")
+    options = parser.parse_args()
+    if options.show:
+        print(tables.show(options.table))
+        return 0
+    for name in options.rows or TABLES[options.table]:
+        for seed in options.seeds:
+            row = run_row(options.table, name, seed, options.threads)
+            tables.write(options.table, row, TABLES[options.table])
+            print(row, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
