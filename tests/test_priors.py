@@ -135,7 +135,7 @@ def test_an_image_does_not_see_its_batch(name: str, classes: int) -> None:
 def test_a_state_dict_is_the_whole_prior(name: str, classes: int) -> None:
     prior, other = tiny(name, *TWO, classes), tiny(name, *TWO, classes, seed=1)
     codes, labels = random_codes(5, *TWO), random_labels(5, classes)
-    assert not torch.equal(other.log_prob(codes, labels), prior.log_prob(codes, labels))
+    assert name == "uniform" or not torch.equal(other.log_prob(codes, labels), prior.log_prob(codes, labels))
     other.load_state_dict(prior.state_dict())
     assert torch.equal(other.log_prob(codes, labels), prior.log_prob(codes, labels))
     assert torch.equal(other.sample(3, generator(), labels=random_labels(3, classes)),
@@ -163,16 +163,13 @@ def test_probabilities_of_all_sequences_sum_to_one(
 def test_no_code_is_predicted_from_itself_or_a_later_one(name: str, grids: Grids, sizes: tuple[int, ...]) -> None:
     """Earlier and later are meant in the order in which the prior draws."""
     prior, codes = tiny(name, grids, sizes, 0), random_codes(3, grids, sizes)
-    order, before = (
-        list(prior.order),
-        torch.cat([grid.double().softmax(2).amax(2) for grid in prior.logits(codes, None)], 1),
-    )
+    order, before = list(prior.order), each(prior.logits(codes, None))
     assert sorted(order) == list(range(codes.shape[1]))
     for step, t in enumerate(order):
         changed = codes.clone()
         changed[:, t] = (codes[:, t] + 1) % sizes[sequences.whereabouts(t, grids)[0]]
-        after = torch.cat([grid.double().softmax(2).amax(2) for grid in prior.logits(changed, None)], 1)
-        moved = (after != before).any(0)
+        after = each(prior.logits(changed, None))
+        moved = torch.tensor([not torch.equal(new, old) for new, old in zip(after, before, strict=True)])
         assert not moved[order[: step + 1]].any()
         if name not in BLIND and step + 1 < len(order):
             assert moved[order[step + 1 :]].any(), f"code {t} tells nothing about any later one"
