@@ -130,10 +130,19 @@ def image_folder(path: Path) -> Path:
     return path / "pictures"
 
 
+def emoji_folder(path: Path) -> Path:
+    noto_file(path / "vendors")
+    for i, name in enumerate(("twemoji/1f600.png", "twemoji/1f44b-1f3fd.png")):
+        (path / "vendors" / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / "vendors" / name).write_bytes(encoded(noise(9, 9, 4, seed=10 + i)))
+    return path / "vendors"
+
+
 SOURCES: dict[str, Callable[[Path], Path]] = {
     "noto": noto_file,
     "huggingface": parquet_folder,
     "folder": image_folder,
+    "emoji": emoji_folder,
 }
 
 
