@@ -32,7 +32,7 @@ def values(name: str, channels: int, layers: int) -> dict[str, Any]:
     """A `Config` of this many layers of this many channels."""
     return {
         "pixelcnn": {"architecture": "gated", "channels": channels, "layers": layers, "kernel_size": 3,
-                     "condition_blocks": 0},
+                     "first_kernel_size": 7, "condition_blocks": 0},
         "pixelsnail": {"channels": channels, "blocks": 3, "layers": layers // 3, "kernel_size": 3, "heads": 8,
                        "condition_blocks": 0},
         "transformer": {"channels": channels, "layers": layers, "heads": 8, "random_order": 0.0},

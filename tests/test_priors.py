@@ -21,19 +21,27 @@ from tessera.priors import histogram, pixelcnn
 PRIORS = seams.names("priors")
 ONE: tuple[Grids, tuple[int, ...]] = (((4, 3),), (5,))
 TWO: tuple[Grids, tuple[int, ...]] = (((2, 2), (4, 3)), (3, 5))
-SHAPES = pytest.mark.parametrize(("grids", "sizes"), [ONE, TWO], ids=["one_grid", "two_grids"])
+DEPTHS: tuple[Grids, tuple[int, ...]] = (((3, 2), (3, 2)), (3, 5))
+SHAPES = pytest.mark.parametrize(("grids", "sizes"), [ONE, TWO, DEPTHS], ids=["one_grid", "two_grids", "two_depths"])
 CLASSES = pytest.mark.parametrize("classes", [0, 2], ids=["unconditional", "two_classes"])
-EVERY = pytest.mark.parametrize("name", PRIORS)
+VARIANTS = {"pixelcnn masked": ("pixelcnn", {"architecture": "masked"})}  # one file, two models
+EVERY = pytest.mark.parametrize("name", [*PRIORS, *VARIANTS])
 BLIND = ("histogram", "uniform")  # whatever came before, the next code has the same probabilities
 
 
-def _is_exact(name: str) -> bool:
+def plug_in(name: str) -> tuple[Any, dict[str, Any]]:
+    """A file of the seam, and the examples of its fields."""
+    name, values = VARIANTS.get(name, (name, {}))
     module = seams.plugin("priors", name)
-    examples = {field: info.examples[0] for field, info in module.Config.model_fields.items()}
+    return module, {field: info.examples[0] for field, info in module.Config.model_fields.items()} | values
+
+
+def _is_exact(name: str) -> bool:
+    module, examples = plug_in(name)
     return module.build(module.Config.model_validate(examples), ((1, 1),), (2,), 0).exact
 
 
-EXACT = pytest.mark.parametrize("name", [name for name in PRIORS if _is_exact(name)])
+EXACT = pytest.mark.parametrize("name", [name for name in (*PRIORS, *VARIANTS) if _is_exact(name)])
 
 
 def random_codes(count: int, grids: Grids, sizes: tuple[int, ...], seed: int = 0) -> Tensor:
@@ -49,8 +57,7 @@ def random_labels(count: int, classes: int) -> Tensor | None:
 
 def tiny(name: str, grids: Grids, sizes: tuple[int, ...], classes: int, seed: int = 0, **values: Any) -> nn.Module:
     """A prior from the examples of its fields, in eval mode and float64; one that can be fitted is, to random codes."""
-    module = seams.plugin("priors", name)
-    examples = {field: info.examples[0] for field, info in module.Config.model_fields.items()}
+    module, examples = plug_in(name)
     torch.manual_seed(seed)
     prior = module.build(module.Config.model_validate({**examples, **values}), grids, sizes, classes)
     if hasattr(prior, "fit"):
