@@ -129,10 +129,12 @@ def load(folder: str | Path, device: str = "cpu") -> Any:
     expected = model.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in state]
     wrong += [f"{name} is not part of the model" for name in state if name not in expected]
+    # a module names in `sized_by_data` the buffers whose length the data decide, and resizes them itself
+    free = {f"{path}.{name}" for path, part in model.named_modules() for name in getattr(part, "sized_by_data", ())}
     wrong += [
         f"{name} has shape {tuple(state[name].shape)}, want {tuple(tensor.shape)}"
         for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
+        if name in state and name not in free and state[name].shape != tensor.shape
     ]
     if wrong:
         raise InputError(f"{folder / WEIGHTS} does not fit {folder / RECIPE}: {'; '.join(wrong[:5])}. Train it again")

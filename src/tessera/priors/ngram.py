@@ -1,0 +1,150 @@
+"""Counts of each code after its neighbours, smoothed by fewer neighbours: the baseline of local structure.
+
+Hierarchical Dirichlet back-off (MacKay & Peto 1995, "A hierarchical Dirichlet language model"), with one strength:
+
+    p_m(c | s_1 ... s_m) = (count(s_1 ... s_m, c) + strength p_{m-1}(c | s_1 ... s_{m-1})) / (N(s_1 ... s_m) + strength)
+
+s_1 is the code of the grid before at the same place, if there is one; then come neighbours from near to far, last the label.
+p_0 knows none, and is smoothed by the uniform distribution. An unseen context says what the shorter one says.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from tessera.core.contracts import Grids
+from tessera.core.params import Strict
+from tessera.nn import sequences
+from tessera.nn.autoregressive import Autoregressive
+from tessera.nn.condition import resized
+from tessera.nn.sampling import Steps
+
+Neighbour = Literal["left", "above", "above_left", "above_right"]
+PLACES = {"left": (1, 0), "above": (0, 1), "above_left": (0, 0), "above_right": (0, 2)}  # with a margin of one
+
+
+class Config(Strict):
+    context: list[Neighbour] = Field(min_length=1, description="nearest first, each once", examples=[["left", "above"]])
+    strength: float = Field(gt=0, description="pseudo-count of what one neighbour less says", examples=[2.0])
+    smoothing: float = Field(gt=0, description="pseudo-count of each code, given no neighbour", examples=[0.5])
+
+    @field_validator("context")
+    @classmethod
+    def _once(cls, value: list[Neighbour]) -> list[Neighbour]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"must name a neighbour once, got {value}")
+        return value
+
+
+class Counts(nn.Module):
+    """How often each code followed each context of one length, of those that were seen. A context has a number: its rank,
+    by the number of the shorter context, then the last symbol. So a key has two digits however long the context is."""
+
+    sized_by_data = ("contexts", "entries", "counts")  # buffers whose length the data decide
+
+    def __init__(self, symbols: int, codebook_size: int) -> None:
+        super().__init__()
+        self.symbols, self.codebook_size = symbols, codebook_size
+        for name in self.sized_by_data:  # sorted: shorter * symbols + symbol; context * K + code; how often it followed
+            self.register_buffer(name, torch.zeros(0, dtype=torch.int64))
+
+    def _keys(self, shorter: Int[Tensor, " n"], symbols: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Negative where the shorter context was never seen, or the symbol is none (the label that stands for none)."""
+        return torch.where(symbols < self.symbols, shorter * self.symbols + symbols, -1)
+
+    def fit(self, shorter: Int[Tensor, " n"], symbols: Int[Tensor, " n"], codes: Int[Tensor, " n"]) -> None:
+        keys = self._keys(shorter, symbols)
+        self.contexts, contexts = torch.unique(keys[keys >= 0], return_inverse=True)
+        self.entries, self.counts = torch.unique(contexts * self.codebook_size + codes[keys >= 0], return_counts=True)
+
+    def find(self, shorter: Int[Tensor, " n"], symbols: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The number of each context, -1 of one never seen."""
+        keys = self._keys(shorter, symbols)
+        first, after = (torch.searchsorted(self.contexts, keys, right=right) for right in (False, True))
+        return torch.where(after > first, first, -1)
+
+    def forward(self, contexts: Int[Tensor, " n"], p: Float[Tensor, "n k"], strength: float) -> Float[Tensor, "n k"]:
+        """p_m from p_{m-1}, which is overwritten. Only codes that were seen are visited, those of all contexts at once."""
+        first = torch.searchsorted(self.entries, contexts * self.codebook_size)
+        many = torch.searchsorted(self.entries, (contexts + 1) * self.codebook_size) - first
+        rows = torch.arange(len(p), device=p.device).repeat_interleave(many)
+        # where an entry stands: at the first of its context, plus how many of the same row came before
+        places = torch.arange(len(rows), device=p.device) + (first + many - many.cumsum(0))[rows]
+        counts = self.counts[places].to(p.dtype)
+        totals = p.new_zeros(len(p)).index_add_(0, rows, counts)
+        p.mul_(strength)[rows, self.entries[places] % self.codebook_size] += counts  # no code twice in a row
+        return p.div_((totals + strength)[:, None])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in self.sized_by_data:
+            if prefix + name in state_dict:
+                setattr(self, name, self.counts.new_empty(state_dict[prefix + name].shape))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class NGram(Autoregressive):
+    """See `core.contracts.Prior`. Its fit is in closed form; there is nothing to train. Logits are log p in float64."""
+
+    def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
+        super().__init__(grids, codebook_sizes, classes)
+        self.config = config
+        self.tables = nn.ModuleList()  # of each grid, from no context to the longest
+        for index, size in enumerate(codebook_sizes):
+            symbols = [1, *codebook_sizes[:index][-1:], *[size + 1] * len(config.context), *[classes] * bool(classes)]
+            self.tables.append(nn.ModuleList(Counts(count, size) for count in symbols))
+
+    def _symbols(self, codes: Int[Tensor, "b t"], index: int, labels: Int[Tensor, " b"] | None) -> list[Tensor]:
+        """Of one grid's contexts [b,h,w], table by table. The first knows none: it is the same everywhere."""
+        *earlier, grid = sequences.unflatten(codes, self.grids)[: index + 1]
+        height, width = self.grids[index]
+        padded = F.pad(grid, (1, 1, 1, 0), value=self.codebook_sizes[index])  # outside stands a symbol of its own
+        symbols = [torch.zeros_like(grid), *(resized(part, height, width) for part in earlier[-1:])]
+        symbols += [padded[:, y : y + height, x : x + width] for y, x in (PLACES[name] for name in self.config.context)]
+        return symbols if labels is None else [*symbols, labels.to(grid.device)[:, None, None].expand_as(grid)]
+
+    def fit(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
+        self.require(codes, labels)
+        codes = codes.to(self.tables[0][0].counts.device)
+        for index, (tables, part) in enumerate(zip(self.tables, sequences.unflatten(codes, self.grids), strict=True)):
+            contexts = torch.zeros_like(part).flatten()
+            for table, symbols in zip(tables, self._symbols(codes, index, labels), strict=True):
+                table.fit(contexts, symbols.flatten(), part.flatten())
+                contexts = table.find(contexts, symbols.flatten())
+
+    def _logits(self, index: int, symbols: list[Int[Tensor, " n"]]) -> Float[Tensor, "n k"]:
+        """Of each distinct context once, table by table: a row of p; `rows` says which one a position has."""
+        size, strength = self.codebook_sizes[index], self.config.smoothing * self.codebook_sizes[index]
+        contexts = rows = torch.zeros_like(symbols[0])
+        p = torch.full((1, size), 1 / size, dtype=torch.float64, device=rows.device)
+        for table, symbol in zip(self.tables[index], symbols, strict=True):
+            contexts, base = table.find(contexts, symbol), len(table.contexts) + 1
+            pairs, rows = torch.unique(rows * base + contexts + 1, return_inverse=True)  # an unseen one shares p_{m-1}
+            p, strength = table(pairs % base - 1, p.index_select(0, pairs // base), strength), self.config.strength
+        return p.log_().index_select(0, rows)
+
+    def predict(
+        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
+    ) -> tuple[Float[Tensor, "b n k"], ...]:
+        symbols = [[symbol.flatten() for symbol in self._symbols(codes, i, labels)] for i in range(len(self.grids))]
+        return tuple(self._logits(i, given).unflatten(0, (len(codes), -1)) for i, given in enumerate(symbols))
+
+    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
+        """A position costs one look into each table."""
+        codes = self.tables[0][0].counts.new_zeros(n, sequences.length(self.grids))
+        for t in self.order:
+            index, place = sequences.whereabouts(t, self.grids)
+            y, x = divmod(place, self.grids[index][1])
+            codes[:, t] = yield self._logits(index, [symbol[:, y, x] for symbol in self._symbols(codes, index, labels)])
+
+
+fit = NGram.fit  # a name of the file too: that a prior is fitted, not trained, is then seen without building it
+
+
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> NGram:
+    return NGram(config, grids, codebook_sizes, classes)

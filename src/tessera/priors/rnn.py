@@ -1,0 +1,77 @@
+"""A recurrent network over the sequence of codes: each code given all before it, of all grids, and the label.
+
+The form of language models (Graves 2013, arXiv 1308.0850, sec. 2; dropout as in Zaremba et al. 2014, arXiv 1409.2329):
+embedded code t - 1 in, distribution of code t out. The state is of one size however long the sequence, and sampling a
+code costs one cell per layer. Unlike a convolution it must carry the row above through the state.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from tessera.core.contracts import Grids
+from tessera.core.params import Strict
+from tessera.nn import sequences
+from tessera.nn.autoregressive import Autoregressive
+from tessera.nn.recurrent import Cell, Recurrent
+from tessera.nn.sampling import Steps
+
+
+class Config(Strict):
+    cell: Cell = Field(description="of each layer", examples=["gru"])
+    embedding: int = Field(ge=1, le=4096, description="channels of embedded codes, positions and labels", examples=[6])
+    hidden: int = Field(ge=1, le=4096, description="channels of the state of each layer", examples=[8])
+    layers: int = Field(ge=1, le=64, description="recurrent layers, one upon another", examples=[2])
+    context: int = Field(ge=0, description="codes that gradients go back through (truncated back-propagation through "
+                         "time); 0: all of them", examples=[3])  # fmt: skip
+    dropout: float = Field(ge=0, lt=1, description="probability, of what enters a layer and of what leaves the last",
+                           examples=[0.1])  # fmt: skip
+
+
+class RNN(Autoregressive):
+    """See `core.contracts.Prior`. Grids follow one another in one sequence; each has its own embedding and head."""
+
+    def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
+        super().__init__(grids, codebook_sizes, classes, config.dropout)
+        self.context, self.lengths = config.context, [height * width for height, width in grids]
+        channels = config.embedding
+        self.embeddings = nn.ModuleList(nn.Embedding(size, channels) for size in codebook_sizes)
+        self.start = nn.Parameter(torch.randn(channels))  # stands for the code before the first
+        self.positions = nn.Parameter(torch.randn(sequences.length(grids), channels) / 8)
+        self.labels = nn.Embedding(classes + 1, channels) if classes else None
+        self.network = Recurrent(config.cell, channels, config.hidden, config.layers)
+        self.heads = nn.ModuleList(nn.Linear(config.hidden, size) for size in codebook_sizes)
+
+    def predict(
+        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
+    ) -> tuple[Float[Tensor, "b n k"], ...]:
+        parts = codes.split(self.lengths, dim=1)
+        embedded = [embedding(part) for embedding, part in zip(self.embeddings, parts, strict=True)]
+        return self.from_embedded(torch.cat(embedded, dim=1), labels, dropout)
+
+    def from_embedded(
+        self, embedded: Float[Tensor, "b t c"], labels: Int[Tensor, " b"] | None, dropout: float = 0.0
+    ) -> tuple[Float[Tensor, "b n k"], ...]:
+        """From embedded codes, in which gradients exist. The last one is not looked at."""
+        before = torch.cat([self.start.expand(len(embedded), 1, -1), embedded[:, :-1]], dim=1)
+        hidden = self.network(before + self._given(labels), self.context, dropout).split(self.lengths, dim=1)
+        return tuple(head(part) for head, part in zip(self.heads, hidden, strict=True))
+
+    def _given(self, labels: Int[Tensor, " b"] | None) -> Float[Tensor, "#b t c"]:
+        """What is added to the input of each position, whatever the codes: where it is, and the label."""
+        return self.positions[None] if self.labels is None else self.positions + self.labels(labels)[:, None]
+
+    @torch.no_grad()
+    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
+        """The state is carried along: a code costs one cell per layer."""
+        walk, given, before = self.network.walk(n), iter(self._given(labels).unbind(1)), self.start.expand(n, -1)
+        for embedding, head, length in zip(self.embeddings, self.heads, self.lengths, strict=True):
+            for _ in range(length):
+                before = embedding((yield head(walk.advance(before + next(given)))))
+
+
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> RNN:
+    return RNN(config, grids, codebook_sizes, classes)

@@ -1,0 +1,51 @@
+"""Every code equally likely: the "wrong" prior that a VQ-VAE is trained under, where KL(q | p) is the constant log K
+(van den Oord et al. 2017, arXiv 1711.00937, sec. 3.2). What codes drawn from it decode to shows what a prior is for.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tessera.core.contracts import Grids
+from tessera.core.params import Strict
+from tessera.nn.autoregressive import Autoregressive
+from tessera.nn.sampling import Steps
+
+
+class Config(Strict):
+    """Nothing to choose."""
+
+
+class Uniform(Autoregressive):
+    """See `core.contracts.Prior`. -log p of an image is the sum of log K over its codes; labels change nothing."""
+
+    logit: Tensor
+
+    def __init__(self, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
+        super().__init__(grids, codebook_sizes, classes)
+        self.register_buffer("logit", torch.zeros(()))  # of every code; it says on which device the prior lives
+
+    def fit(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
+        """Codes change nothing."""
+
+    def predict(
+        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
+    ) -> tuple[Float[Tensor, "b n k"], ...]:
+        return tuple(
+            self.logit.expand(len(codes), height * width, size)
+            for (height, width), size in zip(self.grids, self.codebook_sizes, strict=True)
+        )
+
+    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
+        for (height, width), size in zip(self.grids, self.codebook_sizes, strict=True):
+            for _ in range(height * width):
+                yield self.logit.expand(n, size)
+
+
+fit = Uniform.fit  # a name of the file too: that a prior is fitted, not trained, is then seen without building it
+
+
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Uniform:
+    return Uniform(grids, codebook_sizes, classes)
