@@ -1,0 +1,144 @@
+"""Masked (absorbing) discrete diffusion: codes are revealed in any order, many at a time, each given all that are known.
+
+Training and bound are those of D3PM's absorbing diffusion (Austin et al. 2021, arXiv 2107.03006) in the simple form of
+ARDM (Hoogeboom et al. 2021, arXiv 2110.02037) and MDLM (Sahoo et al. 2024, arXiv 2406.07524): of T codes k are masked,
+
+    log p(x) >= T * E over k uniform on 1..T and masks of k codes of (1/k * sum over masked codes of log p(code | the others))
+
+and the network needs no time, since it can count the masks. Decoding is that diffusion's reverse process in equal steps, or
+MaskGIT's (Chang et al. 2022, arXiv 2202.04200). All grids are one sequence; known codes (inpainting) are never hidden.
+"""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from tessera.core.contracts import Grids, Likelihood, Sampling
+from tessera.nn import masking, sequences
+from tessera.nn.causal import Size
+from tessera.nn.sampling import require_known, require_range
+
+PATTERNS = 2107_03006  # seed of the masks of the bound: the same ones in every run
+
+
+class Config(Size):
+    dropout: float = Field(ge=0, lt=1, description="probability, of embedded codes and of what each block adds",
+                           examples=[0.1])  # fmt: skip
+    bound_draws: int = Field(ge=1, description="masks behind the estimated bound on the likelihood; each costs a forward "
+                             "pass", examples=[5])  # fmt: skip
+    decoding: masking.Decoding = Field(description="random: codes are revealed in random order; confidence: the most "
+                                       "probable first, as MaskGIT does", examples=["random"])  # fmt: skip
+    steps: int = Field(ge=1, description="forward passes behind a sample, at most; codes revealed in one pass do not see "
+                       "each other. With as many as there are codes, one is revealed at a time", examples=[4])  # fmt: skip
+    choice_temperature: float = Field(ge=0, description="of confidence: scale of the Gumbel noise on log-probabilities that "
+                                      "are compared, falling to 0; 0: always the most probable", examples=[1.0])  # fmt: skip
+
+
+class Masked(nn.Module):
+    """See `core.contracts.Prior`. Dropout acts in `losses` of a module in training mode, nowhere else."""
+
+    exact = False
+
+    def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.config, self.grids, self.codebook_sizes, self.classes = config, grids, tuple(codebook_sizes), classes
+        self.network = masking.MaskedTransformer(config, grids, self.codebook_sizes, classes)
+
+    def logits(
+        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, masked: Bool[Tensor, "b t"]
+    ) -> tuple[Float[Tensor, "b n k"], ...]:
+        """Grid by grid: p(code | label, all codes that are not masked), whatever stands under the mask."""
+        self._require(codes, labels)
+        return self.network(codes, labels, masked, 0.0)
+
+    def losses(
+        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, done: float = 1.0
+    ) -> dict[str, Tensor]:
+        """The bound in nats per code: in training mode an unbiased estimate of it, from one random mask an image."""
+        if not self.training:
+            return {"nll": -self.log_prob(codes, labels).mean() / codes.shape[1]}
+        self._require(codes, labels)
+        keys = torch.rand(codes.shape, device=codes.device)
+        masked = masking.masks(torch.rand_like(keys[:, 0]), keys)
+        logits = self.network(codes, labels, masked, self.config.dropout)
+        return {"nll": -masking.mean(sequences.code_log_prob(logits, codes), masked).mean()}
+
+    def likelihood(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> Likelihood:
+        """An estimate of the bound from `bound_draws` masks that an image's codes alone decide: of one image it may be off
+        to either side, but over many images that evens out. Accuracy is of the masked codes, each mask counting alike."""
+        self._require(codes, labels)
+        masks, length, terms = self._masks(codes).to(codes.device), codes.shape[1], []
+        for masked in masks.unbind(1):  # one at a time, for the sake of memory
+            logits = self.network(codes, labels, masked, 0.0)
+            right = torch.cat([grid.argmax(2) for grid in logits], dim=1) == codes
+            log_prob = length * masking.mean(sequences.code_log_prob(logits, codes), masked)
+            terms.append(torch.stack([log_prob, masking.mean(right.to(log_prob.dtype), masked)]))
+        return Likelihood(*torch.stack(terms).mean(0))
+
+    def log_prob(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> Float[Tensor, " b"]:
+        return self.likelihood(codes, labels).log_prob
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        generator: Generator,
+        sampling: Sampling = Sampling(),  # noqa: B008  a NamedTuple does not change
+        labels: Int[Tensor, " n"] | None = None,
+        known: Int[Tensor, "n t"] | None = None,
+        known_mask: Bool[Tensor, "n t"] | None = None,
+    ) -> Int[Tensor, "n t"]:
+        sequences.require_labels(labels, self.classes, n)
+        require_range(sampling)
+        require_known(self, n, known, known_mask)
+        codes = torch.zeros(n, sequences.length(self.grids), dtype=torch.int64, device=self.network.norm.weight.device)
+        masked = torch.ones_like(codes, dtype=torch.bool)
+        if known is not None:
+            masked = ~known_mask.to(codes.device)
+            codes = torch.where(masked, codes, known.to(codes.device))
+        unknown = masked.sum(1)
+        steps = min(self.config.steps, max(unknown.tolist(), default=0))
+        for step in range(1, steps + 1):
+            # two numbers a position and step, whatever is known; drawn before the first step they would be 2 n T^2
+            numbers = torch.rand(2, *codes.shape, generator=generator, dtype=torch.float64, device=generator.device)
+            logits = self._guided(codes, labels, masked, sampling.guidance)
+            remaining = masking.left(unknown, step, steps, self.config.decoding)
+            heat = self.config.choice_temperature * (1 - step / steps) if self.config.decoding == "confidence" else None
+            where, drawn = masking.revealed(logits, masked, remaining, sampling, numbers.to(codes.device), heat)
+            codes, masked = torch.where(where, drawn, codes), masked & ~where
+        return codes
+
+    def _guided(
+        self, codes: Int[Tensor, "n t"], labels: Int[Tensor, " n"] | None, masked: Bool[Tensor, "n t"], guidance: float
+    ) -> tuple[Float[Tensor, "n _ k"], ...]:
+        """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) on logits, as `nn.sampling.guided` has it."""
+        if labels is None or guidance == 1:
+            return self.network(codes, labels, masked, 0.0)
+        none = torch.full_like(labels, self.classes)
+        if guidance == 0:
+            return self.network(codes, none, masked, 0.0)
+        both = self.network(codes.repeat(2, 1), torch.cat([labels, none]), masked.repeat(2, 1), 0.0)
+        return tuple(torch.lerp(*reversed(grid.double().chunk(2)), guidance) for grid in both)
+
+    def _masks(self, codes: Int[Tensor, "b t"]) -> Bool[Tensor, "b m t"]:
+        """Seeded by a checksum of each image's codes: an image does not see its batch, is judged alike in every epoch, and
+        does not share its luck with others, as it would with the same masks for all."""
+        found = []
+        for row in codes.cpu().numpy():
+            generator = torch.Generator().manual_seed(PATTERNS + crc32(row.tobytes()))
+            keys = torch.rand(self.config.bound_draws, len(row), generator=generator)
+            found.append(masking.masks(torch.rand(self.config.bound_draws, generator=generator), keys))
+        return torch.stack(found)
+
+    def _require(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
+        sequences.require_labels(labels, self.classes, len(codes))
+        sequences.unflatten(codes, self.grids)
+
+
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Masked:
+    return Masked(config, grids, codebook_sizes, classes)
