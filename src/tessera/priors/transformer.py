@@ -1,0 +1,126 @@
+"""Decoder-only transformer over codes (Vaswani et al. 2017, arXiv 1706.03762), grid after grid in one sequence.
+
+It may be trained in random orders that give way to raster order: RAR (Yu et al. 2024, "Randomized Autoregressive Visual
+Generation", arXiv 2411.00776). Likelihood and samples are always in raster order. Sampling remembers keys and values:
+one code costs one position per layer.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from tessera.core.contracts import Grids
+from tessera.nn import sequences
+from tessera.nn.attention import Block, Cache
+from tessera.nn.autoregressive import Autoregressive
+from tessera.nn.causal import Size
+from tessera.nn.condition import dropped
+from tessera.nn.sampling import Steps
+
+
+class Config(Size):
+    dropout: float = Field(ge=0, lt=1, description="probability, of embedded inputs and of what each block adds",
+                           examples=[0.1])  # fmt: skip
+    random_order: float = Field(ge=0, le=1, description="share of training, at its start, over which the probability of a "
+                                "random order falls from 1 to 0; 0: always raster order", examples=[0.5])  # fmt: skip
+
+
+class Places(nn.Module):
+    """A vector [T,C] for each position of all grids: one of its row, one of its column, one of its grid, summed.
+
+    All start as standard normal numbers, as embeddings in torch do. At 0.02, as in GPT-2, what blocks add drowns them: a
+    rule about neighbours is then learnt several times later.
+    """
+
+    def __init__(self, grids: Grids, channels: int) -> None:
+        super().__init__()
+        self.rows = nn.ParameterList(torch.randn(height, 1, channels) for height, _ in grids)
+        self.columns = nn.ParameterList(torch.randn(width, channels) for _, width in grids)
+        self.grids = nn.Parameter(torch.randn(len(grids), channels))
+
+    def forward(self) -> Float[Tensor, "t c"]:
+        parts = zip(self.rows, self.columns, self.grids, strict=True)
+        return torch.cat([(row + column + grid).flatten(0, 1) for row, column, grid in parts])
+
+
+class Transformer(Autoregressive):
+    """See `core.contracts.Prior`. The input of a step is the code drawn before it, where that lies, and where the next one
+    will lie (RAR, sec. 3.2: without its target, a step of a random order cannot know what it predicts), and the label."""
+
+    def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
+        super().__init__(grids, codebook_sizes, classes, config.dropout)
+        channels, self.random_order = config.channels, config.random_order
+        self.start = nn.Parameter(torch.randn(channels))
+        self.places, self.targets = Places(grids, channels), Places(grids, channels)
+        self.labels = nn.Embedding(classes + 1, channels) if classes else None
+        self.embeddings = nn.ModuleList(nn.Embedding(size, channels) for size in codebook_sizes)
+        self.blocks = nn.ModuleList(Block(channels, config.heads) for _ in range(config.layers))
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, size)) for size in codebook_sizes
+        )
+
+    def losses(
+        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, done: float = 1.0
+    ) -> dict[str, Tensor]:
+        """In training a share r of the images are predicted in random orders; r falls linearly, from 1 at the start to 0 at
+        `random_order` of the training (RAR, sec. 3.2, with its start at 0)."""
+        if not (self.training and done < self.random_order):
+            return super().losses(codes, labels, done)
+        self.require(codes, labels)
+        order = self.random_orders(len(codes), 1 - done / self.random_order, codes.device)
+        codes = codes.gather(1, order)
+        return {"nll": sequences.nll(self.ordered(codes, labels, order, self.dropout), codes)}
+
+    def random_orders(self, count: int, share: float, device: torch.device) -> Int[Tensor, "b t"]:
+        """Positions in the order of their prediction, for each image: with probability `share` a random one, else raster.
+        Random is the order within a grid; grid comes after grid in any case, since a coarse one is there to guide."""
+        lengths = torch.tensor([height * width for height, width in self.grids], device=device)
+        grids = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
+        shuffled = torch.rand(count, 1, device=device) < share
+        return (grids + shuffled * torch.rand(count, len(grids), device=device)).argsort(dim=1, stable=True)
+
+    def predict(
+        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
+    ) -> tuple[Float[Tensor, "b n k"], ...]:
+        return self.ordered(codes, labels, torch.arange(codes.shape[1], device=codes.device)[None], dropout)
+
+    def ordered(
+        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, order: Int[Tensor, "#b t"], dropout: float
+    ) -> tuple[Float[Tensor, "b n k"], ...]:
+        """Logits of codes that stand in `order`, in the same order, each given the codes before it; grid by grid."""
+        lengths = [height * width for height, width in self.grids]
+        parts = zip(self.embeddings, codes.split(lengths, dim=1), strict=True)
+        drawn = torch.cat([embedding(part) for embedding, part in parts], dim=1) + F.embedding(order, self.places())
+        before = torch.cat([self.start.expand(len(codes), 1, -1), drawn[:, :-1]], dim=1)  # causality is then <=
+        x = before + F.embedding(order, self.targets())
+        if self.labels is not None:
+            x = x + self.labels(labels)[:, None]
+        x = dropped(x, dropout)
+        for block in self.blocks:
+            x = block(x, causal=True, dropout=dropout)
+        return tuple(head(part) for head, part in zip(self.heads, x.split(lengths, dim=1), strict=True))
+
+    @torch.no_grad()
+    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
+        """The cached walk: one position of all images at a time. What is remembered lives in this call alone."""
+        places, targets = self.places(), self.targets()
+        if self.labels is not None:
+            targets = targets + self.labels(labels)[:, None]
+        targets = targets.expand(n, -1, -1)
+        caches = [Cache(block, n) for block in self.blocks]
+        before = self.start.expand(n, -1)
+        for t in range(sequences.length(self.grids)):
+            x = (before + targets[:, t])[:, None]
+            for block, cache in zip(self.blocks, caches, strict=True):
+                x = block.step(x, cache)
+            grid, _ = sequences.whereabouts(t, self.grids)
+            codes = yield self.heads[grid](x[:, 0])
+            before = self.embeddings[grid](codes) + places[t]
+
+
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Transformer:
+    return Transformer(config, grids, codebook_sizes, classes)
