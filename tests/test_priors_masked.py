@@ -39,7 +39,7 @@ def build(tiny: Callable[..., Any]) -> Callable[..., nn.Module]:
         prior = plugin.build(tiny(plugin.Config, **values), grids, sizes, classes).double().eval()
         with torch.no_grad():
             for name, weights in prior.named_parameters():
-                weights.mul_(4 if "blocks" in name or "cells" in name else 2)
+                weights.mul_(4 if "blocks" in name else 2 if "heads" in name or "norm" in name else 0.5)
         return prior
 
     return built
@@ -122,10 +122,10 @@ def test_the_bound_is_the_mean_over_orders_and_never_beats_the_exact_likelihood(
 
 
 def test_the_likelihood_converges_to_the_bound_and_the_accuracy_to_its_mean(build: Callable[..., nn.Module]) -> None:
-    prior = build(bound_draws=1500)
+    prior = build(bound_draws=3000)
     with torch.no_grad():
         found = prior.likelihood(EVERY, None)
-    torch.testing.assert_close(found.log_prob, bound(prior, EVERY), rtol=0.03, atol=0)
+    torch.testing.assert_close(found.log_prob, bound(prior, EVERY), rtol=0.05, atol=0)
     expected = torch.zeros(36, dtype=torch.float64)
     for hidden in masks_of(4):
         right = torch.cat([grid.argmax(2) for grid in prior.logits(EVERY, None, hidden.expand(36, -1))], 1) == EVERY

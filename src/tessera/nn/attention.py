@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tessera.core.contracts import Grids
 from tessera.nn.condition import dropped
 
 RATIO = 4  # width of the MLP, in channels
 ROOM = 8  # positions by which a cache grows
+
+
+class Places(nn.Module):
+    """A vector [T,C] for each position of all grids: one of its row, one of its column, one of its grid, summed.
+
+    All start as standard normal numbers, as embeddings in torch do. At 0.02, as in GPT-2, what blocks add drowns them: a
+    rule about neighbours is then learnt several times later.
+    """
+
+    def __init__(self, grids: Grids, channels: int) -> None:
+        super().__init__()
+        self.rows = nn.ParameterList(torch.randn(height, 1, channels) for height, _ in grids)
+        self.columns = nn.ParameterList(torch.randn(width, channels) for _, width in grids)
+        self.grids = nn.Parameter(torch.randn(len(grids), channels))
+
+    def forward(self) -> Float[Tensor, "t c"]:
+        parts = zip(self.rows, self.columns, self.grids, strict=True)
+        return torch.cat([(row + column + grid).flatten(0, 1) for row, column, grid in parts])
 
 
 class Block(nn.Module):

@@ -13,29 +13,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tessera.core.contracts import Grid, Grids, Sampling
-from tessera.nn.attention import Block
+from tessera.core.contracts import Grids, Sampling
+from tessera.nn.attention import Block, Places
 from tessera.nn.causal import Size
 from tessera.nn.condition import dropped
 from tessera.nn.sampling import draw, truncate
 
 Decoding = Literal["random", "confidence"]
-
-
-class Cells(nn.Module):
-    """What stands at the positions of one grid before the first block: code or mask, and where it is."""
-
-    def __init__(self, channels: int, grid: Grid, codebook_size: int) -> None:
-        super().__init__()
-        self.codes = nn.Embedding(codebook_size + 1, channels)  # the last row: the mask
-        self.rows = nn.Parameter(torch.randn(grid[0], 1, channels) / 8)
-        self.columns = nn.Parameter(torch.randn(1, grid[1], channels) / 8)
-        self.grid = nn.Parameter(torch.randn(channels) / 8)  # tells grids of one shape apart
-        nn.init.normal_(self.codes.weight, std=1 / 8)
-
-    def forward(self, codes: Int[Tensor, "b n"], masked: Bool[Tensor, "b n"]) -> Float[Tensor, "b n c"]:
-        visible = torch.where(masked, self.codes.num_embeddings - 1, codes)
-        return self.codes(visible) + (self.rows + self.columns + self.grid).flatten(0, 1)
 
 
 class MaskedTransformer(nn.Module):
@@ -46,7 +30,8 @@ class MaskedTransformer(nn.Module):
         super().__init__()
         channels = size.channels
         self.lengths = [height * width for height, width in grids]
-        self.cells = nn.ModuleList(Cells(channels, grid, k) for grid, k in zip(grids, codebook_sizes, strict=True))
+        self.codes = nn.ModuleList(nn.Embedding(k + 1, channels) for k in codebook_sizes)  # the last row: the mask
+        self.places = Places(grids, channels)
         self.labels = nn.Embedding(classes + 1, channels) if classes else None  # the last row: no label
         self.blocks = nn.ModuleList(Block(channels, size.heads) for _ in range(size.layers))
         self.norm = nn.LayerNorm(channels)
@@ -56,8 +41,9 @@ class MaskedTransformer(nn.Module):
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, masked: Bool[Tensor, "b t"], dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
         """`dropout` is a probability, 0 outside training: of what enters the first block, and in blocks."""
-        parts = zip(self.cells, codes.split(self.lengths, dim=1), masked.split(self.lengths, dim=1), strict=True)
-        x = torch.cat([cells(part, hidden) for cells, part, hidden in parts], dim=1)
+        parts = zip(self.codes, codes.split(self.lengths, dim=1), masked.split(self.lengths, dim=1), strict=True)
+        visible = [table(torch.where(hidden, table.num_embeddings - 1, part)) for table, part, hidden in parts]
+        x = torch.cat(visible, dim=1) + self.places()
         if self.labels is not None:
             x = x + self.labels(labels)[:, None]
         x = dropped(x, dropout)

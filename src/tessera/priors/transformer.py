@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tessera.core.contracts import Grids
 from tessera.nn import sequences
-from tessera.nn.attention import Block, Cache
+from tessera.nn.attention import Block, Cache, Places
 from tessera.nn.autoregressive import Autoregressive
 from tessera.nn.causal import Size
 from tessera.nn.condition import dropped
@@ -27,24 +27,6 @@ class Config(Size):
                            examples=[0.1])  # fmt: skip
     random_order: float = Field(ge=0, le=1, description="share of training, at its start, over which the probability of a "
                                 "random order falls from 1 to 0; 0: always raster order", examples=[0.5])  # fmt: skip
-
-
-class Places(nn.Module):
-    """A vector [T,C] for each position of all grids: one of its row, one of its column, one of its grid, summed.
-
-    All start as standard normal numbers, as embeddings in torch do. At 0.02, as in GPT-2, what blocks add drowns them: a
-    rule about neighbours is then learnt several times later.
-    """
-
-    def __init__(self, grids: Grids, channels: int) -> None:
-        super().__init__()
-        self.rows = nn.ParameterList(torch.randn(height, 1, channels) for height, _ in grids)
-        self.columns = nn.ParameterList(torch.randn(width, channels) for _, width in grids)
-        self.grids = nn.Parameter(torch.randn(len(grids), channels))
-
-    def forward(self) -> Float[Tensor, "t c"]:
-        parts = zip(self.rows, self.columns, self.grids, strict=True)
-        return torch.cat([(row + column + grid).flatten(0, 1) for row, column, grid in parts])
 
 
 class Transformer(Autoregressive):
