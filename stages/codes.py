@@ -9,9 +9,10 @@ from tessera.steps import codes as step
 def main(run: Run) -> None:
     tokenizer, folder = run.tokenizer(), run.folder("codes")
     step.encode(tokenizer, run, folder)
-    facts = {"grids": tokenizer.grids, "codebook_sizes": tokenizer.codebook_sizes}
-    files.write_json(folder / "facts.json", facts)
+    if run.runtime.main:
+        facts = {"grids": tokenizer.grids, "codebook_sizes": tokenizer.codebook_sizes}
+        files.write_json(folder / "facts.json", facts)
 
 
 if __name__ == "__main__":
-    enter(main)
+    enter(main, shares=True)

@@ -32,10 +32,16 @@ from tessera.steps import samples as drawing
 OF = "priors"  # names the streams of this study
 
 
+SHORT = {
+    "prior.training.epochs": 15,
+    "prior.training.patience": 0,
+}  # the budget of every row; the default schedule is longer
+
+
 def prior(name: str, **values: Any) -> dict[str, Any]:
-    shared = {"conditional", "label_dropout", "augmented", "annealing"}
-    own = {f"prior.{key}" if key in shared else f"prior.{name}.{key}": value for key, value in values.items()}
-    return {"prior.name": name} | {key.replace("training_", "training."): value for key, value in own.items()}
+    places = dict.fromkeys(("conditional", "label_dropout", "augmented", "annealing"), "prior")
+    places |= dict.fromkeys(("epochs", "lr"), "prior.training")
+    return {"prior.name": name} | {f"{places.get(key, f'prior.{name}')}.{key}": value for key, value in values.items()}
 
 
 TABLES: dict[str, dict[str, dict[str, Any]]] = {
@@ -47,15 +53,15 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
         "pixelcnn": prior("pixelcnn"),
         "pixelcnn, blind spot": prior("pixelcnn", architecture="masked"),
         "pixelsnail": prior("pixelsnail"),
-        "transformer": prior("transformer"),
-        "transformer, random orders": prior("transformer", random_order=0.7),
-        "masked": prior("masked"),
+        "transformer": prior("transformer", lr=1e-3),
+        "transformer, random orders": prior("transformer", random_order=0.7, lr=1e-3),
+        "masked": prior("masked", lr=1e-3),
     },
 }
 
 
 def run_row(table: str, name: str, seed: int, threads: int) -> dict[str, Any]:
-    raw = presets.applied(read(), {**TABLES[table][name], "seed": seed, "runtime.threads": threads})
+    raw = presets.applied(read(), {**SHORT, **TABLES[table][name], "seed": seed, "runtime.threads": threads})
     params = Params(raw)
     run = Run(params, runtime=Runtime(params.runtime))
     torch.set_num_threads(threads or torch.get_num_threads())

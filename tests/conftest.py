@@ -73,7 +73,7 @@ TINY = {
     "prior": {"conditional": False, "label_dropout": 0.0, "augmented": 0.9, "annealing": 0.0},
     "samples": {"count": 4, "batch_size": 2},
     "features": {"batch_size": 4},
-    "runtime": {"device": "cpu", "processes": 1, "threads": 1, "checkpoint_seconds": 0.0, "keep_scratch": 2},
+    "runtime": {"device": "cpu", "devices": 1, "nodes": 1, "threads": 1, "checkpoint_seconds": 0.0, "keep_scratch": 2},
 }
 
 

@@ -186,7 +186,7 @@ def test_roles_have_streams_of_their_own(raw, runtime):
 
 def test_two_trainings_in_one_stage_resume_each_from_its_own_checkpoint(raw, workspace):
     own = settings(raw, epochs=2, evaluate_every=1)
-    machine = Settings(device="cpu", processes=1, threads=1, checkpoint_seconds=0.0, keep_scratch=1)
+    machine = Settings(device="cpu", devices=1, nodes=1, threads=1, checkpoint_seconds=0.0, keep_scratch=1)
     whole = {role: trained(role, own, FakeRuntime())[0] for role in ("perceptual", "scorer")}
 
     def stop_later(runtime: Runtime) -> None:

@@ -365,7 +365,7 @@ def test_a_codebook_that_cannot_be_built_is_listed_once_with_the_others(raw):
 def test_baseline_must_be_closed_form(raw):
     raw["samples"]["baseline"] = "pixelcnn"
     line = problem(raw, "samples.baseline")
-    assert line.endswith("must be a prior in closed form (histogram), got 'pixelcnn', which is trained")
+    assert line.endswith("must be a prior in closed form (histogram, ngram, uniform), got 'pixelcnn', which is trained")
 
 
 def test_baseline_must_be_a_file(raw):

@@ -181,6 +181,27 @@ def test_nearest_code_by_brute_force(n, k, d, seed, chunk):
     np.testing.assert_allclose(distances[np.arange(n), found], distances.min(1), atol=1e-5)
 
 
+@pytest.mark.parametrize("n", [1, 3, 8, 40, 41])
+@pytest.mark.parametrize("k", [1, 5, 64])
+def test_of_equal_codes_the_lowest_index(n, k):
+    """Scores of small whole numbers, many of them equal, in as many columns as threads share or not; and infinite ones."""
+    draws = np.random.default_rng(n * k)
+    scores = draws.integers(0, 3, size=(k, n)).astype(np.float32)
+    scores[:, 0] = -np.inf
+    found = codebook._first_maximum(torch.from_numpy(scores))
+    assert found.tolist() == scores.argmax(0).tolist()
+
+
+def test_of_equal_code_vectors_the_nearest_is_the_first():
+    z, codes = torch.randint(-9, 9, (300, 4)).float(), torch.randint(-9, 9, (7, 4)).float()  # sums of these are exact
+    assert torch.equal(codebook.nearest(z, codes.repeat(3, 1)), codebook.nearest(z, codes))
+
+
+def test_latents_that_are_not_numbers_get_codes_that_exist():
+    found = codebook.nearest(torch.tensor([[np.nan, 0], [np.inf, 1], [1, 1]], dtype=torch.float32), torch.randn(5, 2))
+    assert 0 <= found.min() <= found.max() < 5
+
+
 def test_straight_through_is_z_q_forward_and_the_identity_backward():
     z, z_q = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
     out = codebook.straight_through(z, z_q)

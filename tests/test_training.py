@@ -366,7 +366,7 @@ def test_processes_share_a_batch_without_overlap(runtime):
 
 # exact resume
 
-SETTINGS = Settings(device="cpu", processes=1, threads=1, checkpoint_seconds=0.0, keep_scratch=2)
+SETTINGS = Settings(device="cpu", devices=1, nodes=1, threads=1, checkpoint_seconds=0.0, keep_scratch=2)
 
 
 class Stopping(Runtime):
@@ -463,7 +463,7 @@ from tessera.core.training import Task, fit
 from tessera.runtime.devices import Interrupted, Runtime
 from tessera.runtime.scratch import Scratch
 
-settings = Settings(device="cpu", processes=2, threads=1, checkpoint_seconds=0.0, keep_scratch=2)
+settings = Settings(device="cpu", devices=2, nodes=1, threads=1, checkpoint_seconds=0.0, keep_scratch=2)
 x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 
 class Objective(nn.Module):

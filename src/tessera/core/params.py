@@ -154,7 +154,10 @@ class Runtime(Strict):
     """The machine. No stage declares this section: it must not change results."""
 
     device: Literal["auto", "cpu"] = Field(description="auto: the accelerator where there is one")
-    processes: int = Field(ge=1, description="training processes (ranks) on this machine, one per device")
+    devices: int = Field(
+        ge=1, description="processes (ranks) that share training and extraction on each machine, one per device"
+    )
+    nodes: int = Field(ge=1, description="machines; with several, see docs/scale.md")
     threads: int = Field(ge=0, description="CPU threads per process; 0: as many as there are cores")
     checkpoint_seconds: float = Field(ge=0, description="between scratch checkpoints of a training stage; 0: each step")
     keep_scratch: int = Field(ge=1, description="scratch folders kept per stage; the oldest go first")

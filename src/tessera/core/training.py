@@ -3,6 +3,9 @@
 Exact resume: the order of examples, augmentation and dropout of a step depend on (seed, stage, epoch or step) alone, so a
 checkpoint holds weights, optimizer, averages and counters, and nothing of any generator's state. A killed run that is
 given the same command again ends with the same bits as an uninterrupted one (on CPU).
+
+Several ranks share each batch, and go through the same steps: whatever decides how a training goes on (a value that is not
+finite, the best epoch, the end) is decided for all of them at once, since a rank that stops alone leaves the others waiting.
 """
 
 from __future__ import annotations
@@ -97,7 +100,7 @@ def fit(task: Task, training: Training, seed: int, runtime: Any) -> Fitted:
         order = numpy_generator(seed, task.name, "order", epoch).permutation(task.examples)
         for position in range(begun, steps_per_epoch):
             indices = order[position * training.batch_size : (position + 1) * training.batch_size]
-            indices = indices[runtime.rank :: runtime.ranks]
+            indices = _share(indices, runtime.rank, runtime.ranks)
             seed_globally(seed, task.name, "step", state.step, runtime.rank)
             draws = generator(seed, task.name, "batch", state.step, runtime.rank)
             batch = task.batch(indices, draws, state.step / steps)
@@ -121,16 +124,44 @@ def _steps_per_epoch(task: Task, training: Training, ranks: int) -> int:
     if training.batch_size % ranks:
         raise InputError(
             f"{task.section}.training.batch_size must be divisible by the {ranks} training processes "
-            f"(runtime.processes), got {training.batch_size}"
+            f"(runtime.devices times runtime.nodes), got {training.batch_size}"
         )
     return task.examples // training.batch_size  # the rest of an epoch is dropped; another rest in each epoch
 
 
+def _share(indices: np.ndarray, rank: int, ranks: int) -> np.ndarray:
+    """A rank's part of a batch. Readers of memory maps sort the indices: rank after rank, sorted parts are the sorted
+    batch, row by row as one process has it."""
+    return np.split(np.sort(indices), ranks)[rank] if ranks > 1 else indices
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def _as_on_rank_0(module: nn.Module) -> None:
-    """Batch statistics are each rank's own until the next forward pass: ranks would score, and stop, at different epochs."""
-    if dist.is_available() and dist.is_initialized():
+    """Batch statistics are each rank's own until the next forward pass."""
+    if _together():
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
+
+
+def _row_of_rank_0(row: Row, device: Any) -> Row:
+    """Every rank has evaluated the same weights on all of the split; on GPUs not to the same bits, and ranks would keep, and
+    stop at, different epochs."""
+    if not _together():
+        return row
+    values = torch.tensor(list(row.values()), dtype=torch.float64, device=device)
+    dist.broadcast(values, src=0)
+    return dict(zip(row, values.tolist(), strict=True))
+
+
+def _mean_over_ranks(values: Tensor) -> Tensor:
+    """Ranks hold equal shares of a batch, so that this is the batch's mean; one value that is not finite makes all so."""
+    if _together():
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values
 
 
 class _State:
@@ -155,13 +186,30 @@ class _State:
             self.averaged = AveragedModel(self.objective, multi_avg_fn=get_ema_multi_avg_fn(training.weight_ema))
         self.unpack(runtime.resume(task.name))
         self.wrapped, self.optimizer = runtime.prepare(self.objective, self.optimizer, training.precision)
+        self._require_same_step()
 
     @property
     def evaluated(self) -> nn.Module:
         return self.averaged.module if self.averaged is not None else self.objective
 
+    def _require_same_step(self) -> None:
+        """
+        Raises:
+            InputError: rank 0 has a checkpoint that another rank does not find; on every rank alike.
+        """
+        if not _together():
+            return
+        extremes = torch.tensor([self.step, -self.step], device=self.runtime.device)
+        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        highest, lowest = extremes[0].item(), -extremes[1].item()
+        if lowest != highest:
+            raise InputError(
+                f"{self.task.name}: some ranks resume at step {highest} and some at {lowest}. "
+                ".scratch must lie on a file system that all machines share; delete it to start anew"
+            )
+
     def update(self, batch: tuple[Any, ...], rate: float) -> float:
-        """One optimizer step; returns the loss."""
+        """One optimizer step; returns the loss, that of the batch of all ranks."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.wrapped.train()
@@ -172,7 +220,8 @@ class _State:
             raise NonFiniteError(f"{self.task.name}, step {self.step}: {error}; nothing was updated. "
                                  f"Lower {self.task.section}.training.lr") from None  # fmt: skip
         total = sum(terms.values())
-        values = dict(zip([*terms, "total"], torch.stack([*terms.values(), total]).detach().tolist(), strict=True))
+        means = _mean_over_ranks(torch.stack([*terms.values(), total]).detach())
+        values = dict(zip([*terms, "total"], means.tolist(), strict=True))
         self._require_finite(values)
         self.optimizer.zero_grad(set_to_none=True)
         self.runtime.backward(total)
@@ -203,7 +252,7 @@ class _State:
         _as_on_rank_0(self.evaluated)
         self.evaluated.eval()
         with torch.no_grad():
-            validation = self.task.evaluate(self.evaluated)
+            validation = _row_of_rank_0(self.task.evaluate(self.evaluated), self.runtime.device)
         steps = self.sums.pop("steps")
         train = {f"train_{name}": value / steps for name, value in self.sums.items()}
         row = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], **train, **validation}

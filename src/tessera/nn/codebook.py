@@ -7,6 +7,7 @@ process with the whole batch would have.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -20,14 +21,15 @@ from tessera.core.errors import NonFiniteError
 from tessera.core.params import Strict
 
 CHUNK = 1 << 22  # entries of the [N,K] score matrix held at once: bounds the memory, not the result
+CACHED = 1 << 19  # of them on a CPU: what its cores' caches hold
 
 
 # latents
 
 
 def to_rows(z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b*h*w d"]:
-    """In float32: half precision would choose other codes."""
-    return z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+    """In float32 at least: half precision would choose other codes."""
+    return z.to(torch.promote_types(z.dtype, torch.float32)).permute(0, 2, 3, 1).reshape(-1, z.shape[1])
 
 
 def to_map(rows: Float[Tensor, "b*h*w d"], like: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
@@ -41,9 +43,24 @@ def nearest(z: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> Int[Tens
 
     argmin |z - e|^2 = argmin |e|^2 - 2 z.e: |z|^2 and the root change no order.
     """
-    half = 0.5 * codebook.square().sum(1)
-    rows = max(1, CHUNK // len(codebook))
-    return torch.cat([torch.addmm(half, part, codebook.t(), alpha=-1).argmin(1) for part in z.split(rows)])
+    half = 0.5 * codebook.square().sum(1, keepdim=True)
+    rows = max(1, (min(CACHED, CHUNK) if z.is_cpu else CHUNK) // len(codebook))
+    return torch.cat([_first_maximum(torch.addmm(half, codebook, part.t(), beta=-1)) for part in z.split(rows)])
+
+
+def _first_maximum(scores: Float[Tensor, "k n"]) -> Int[Tensor, " n"]:
+    """Where each column is largest; the lowest index of equal ones.
+
+    On a CPU `argmax` compares one score after the other, and max pooling of a channels-last image many channels at once, in
+    a seventh of the time. So the columns are the channels of an image k high; its width is there for the threads to share.
+    """
+    if not scores.is_cpu:
+        return scores.argmax(0)
+    k, n = scores.shape
+    width = math.gcd(n, 8)
+    image = scores.view(1, k, width, n // width).permute(0, 3, 1, 2)
+    _, places = F.max_pool2d(image, (k, 1), return_indices=True)
+    return places.permute(0, 2, 3, 1).flatten() // width
 
 
 # the gradient of z_q, handed to z
@@ -116,20 +133,23 @@ ESTIMATORS = {"straight_through": straight_through, "rotation": rotation}
 
 def initial_codes(z: Float[Tensor, "n d"], k: int, how: str) -> Float[Tensor, "k d"]:
     """K code vectors to start from, drawn from torch's global generator: `normal` N(0, 1), `latents` distinct rows of z
-    (with repetition only where there are fewer than K), or `kmeans` on z started from those. Rank 0 decides."""
+    (with repetition only where there are fewer than K), or `kmeans` on z started from those. z is the joined batch of all
+    ranks, and rank 0 draws."""
     if how == "normal":
-        return _from_rank_0(torch.randn(k, z.shape[1], device=z.device))
-    order = torch.randperm(len(z), device="cpu").to(z.device)
-    codes = z[order.repeat(-(-k // len(z)))[:k]]
-    if len(z) < k:  # copies of one latent would never part again
-        codes = codes + 1e-2 * z.std() * torch.randn_like(codes)
-    return _from_rank_0(kmeans(z, codes) if how == "kmeans" else codes)
+        return _from_rank_0(torch.randn(k, z.shape[1], dtype=z.dtype, device=z.device))
+    total = len(z) * ranks()
+    codes = _joined_rows(z, torch.randperm(total, device="cpu").repeat(-(-k // total))[:k])
+    if total < k:  # copies of one latent would never part again
+        codes = codes + 1e-2 * codes[:total].std() * torch.randn_like(codes)
+    codes = _from_rank_0(codes)
+    return _from_rank_0(kmeans(z, codes)) if how == "kmeans" else codes
 
 
 def kmeans(z: Float[Tensor, "n d"], codes: Float[Tensor, "k d"], iterations: int = 10) -> Float[Tensor, "k d"]:
-    """Lloyd's iterations from `codes`; a cluster that empties keeps its centre."""
+    """Lloyd's iterations from `codes`, on the z of all ranks; a cluster that empties keeps its centre."""
     for _ in range(iterations):
         counts, sums = statistics(z, nearest(z, codes), len(codes))
+        summed_over_ranks(counts, sums)
         codes = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), codes)
     return codes
 
@@ -138,8 +158,8 @@ def statistics(
     z: Float[Tensor, "n d"], codes: Int[Tensor, " n"], k: int
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "k d"]]:
     """How many latents chose each code, and their sum. No one-hot matrix: index_add costs N*D, not N*K*D."""
-    counts = torch.zeros(k, device=z.device).index_add_(0, codes, torch.ones_like(codes, dtype=torch.float32))
-    return counts, torch.zeros(k, z.shape[1], device=z.device).index_add_(0, codes, z)
+    counts = z.new_zeros(k).index_add_(0, codes, torch.ones_like(codes, dtype=z.dtype))
+    return counts, z.new_zeros(k, z.shape[1]).index_add_(0, codes, z)
 
 
 def ranks() -> int:
@@ -160,6 +180,19 @@ def _from_rank_0(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _joined_rows(z: Float[Tensor, "n d"], where: Int[Tensor, " k"]) -> Float[Tensor, "k d"]:
+    """Rows of the joined batch, rank after rank, at the indices that rank 0 has drawn. Each rank fills in its own rows:
+    K*D numbers travel, however large the batch."""
+    where = _from_rank_0(where.to(z.device))
+    if ranks() == 1:
+        return z[where]
+    own = where - dist.get_rank() * len(z)
+    here = (own >= 0) & (own < len(z))
+    rows = torch.where(here[:, None], z[own.clamp(0, len(z) - 1)], 0)
+    summed_over_ranks(rows)
+    return rows
+
+
 def ema_codes(counts: Float[Tensor, " k"], sums: Float[Tensor, "k d"], epsilon: float = 1e-5) -> Float[Tensor, "k d"]:
     """Code vectors m_i / N_i from their running statistics (van den Oord et al. 2017, eq. 8), with Laplace smoothing of
     the counts, so that a code that nobody chooses does not divide by zero."""
@@ -174,8 +207,8 @@ def dead(counts: Float[Tensor, " k"], below: float) -> Bool[Tensor, " k"]:
 
 
 def drawn(z: Float[Tensor, "n d"], k: int) -> Float[Tensor, "k d"]:
-    """K random rows of z, the same on every rank."""
-    return _from_rank_0(z[torch.randint(len(z), (k,), device="cpu").to(z.device)])
+    """K random rows of the joined batch, the same on every rank."""
+    return _joined_rows(z, torch.randint(len(z) * ranks(), (k,), device="cpu"))
 
 
 # modules that hold a codebook
@@ -220,12 +253,14 @@ class Codebook(nn.Module):
         """Take the first code vectors from the first training batch.
 
         Raises:
-            NonFiniteError: that batch is not finite.
+            NonFiniteError: that batch is not finite, on whichever rank: all of them stop, and none waits for another.
         """
         if self._ready or self.initialised:
             self._ready = True
             return
-        if not torch.isfinite(rows).all():
+        wrong = (~torch.isfinite(rows)).any().float()
+        summed_over_ranks(wrong)
+        if wrong:
             raise NonFiniteError("the latents z are not finite")
         everywhere = torch.ones_like(self.counts, dtype=torch.bool)
         found = initial_codes(rows.detach(), len(self.counts), self.settings.initialisation)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tessera.core.params import Runtime as Settings
+from tessera.runtime import ranks
 from tessera.runtime.scratch import Scratch, root
 
 
@@ -32,7 +33,7 @@ class Runtime:
         self._settings, self._scratch = settings, scratch
         self._accelerator: Any = None
         self._saved = time.monotonic()
-        self.rank, self.ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.ranks = ranks.place()
         self.stopping = 0
         self._slot = _take_gpu_slot() if settings.device == "auto" and self.ranks == 1 else None
 
@@ -45,7 +46,8 @@ class Runtime:
         if self._settings.device == "cpu" or not torch.accelerator.is_available():
             return torch.device("cpu")
         kind = torch.accelerator.current_accelerator().type
-        return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))
+        # a launcher may show each process its own GPU only, or all of them
+        return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
 
     @property
     def main(self) -> bool:
@@ -58,6 +60,46 @@ class Runtime:
 
         interval = 0.5 if sys.stderr.isatty() else 15
         return tqdm(mininterval=interval, dynamic_ncols=True, disable=not self.main, **options)
+
+    # ranks
+
+    def join(self, stage: str) -> None:
+        """Meet the other ranks of `stage`. Whoever leads has locked the scratch by now, and all resume from it."""
+        if self.ranks > 1:
+            from accelerate import PartialState
+            from accelerate.utils import broadcast_object_list
+
+            PartialState(cpu=self.device.type == "cpu")
+            folder = self._scratch.folder.name if self._scratch is not None else os.environ.get(ranks.GUARDED)
+            folder = broadcast_object_list([folder])[0]
+            if self._scratch is None and folder:
+                self._scratch = Scratch(stage, folder, self._settings.keep_scratch)
+
+    def leave(self) -> None:
+        """The end of what the ranks do together; files are rank 0's, which goes on alone."""
+        if self.ranks > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+            dist.destroy_process_group()
+
+    def gathered(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order, on every rank."""
+        if self.ranks == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
+
+    def _agree_to_stop(self) -> None:
+        """A signal reaches the ranks at different steps, and one that stops alone leaves the others waiting."""
+        if self.ranks > 1:
+            import torch
+            import torch.distributed as dist
+
+            stopping = torch.tensor(self.stopping, device=self.device)
+            dist.all_reduce(stopping, dist.ReduceOp.MAX)
+            self.stopping = int(stopping)
 
     # training
 
@@ -90,12 +132,14 @@ class Runtime:
         Raises:
             Interrupted: after saving, if a signal asked for it.
         """
+        self._agree_to_stop()
         due = force or time.monotonic() - self._saved >= self._settings.checkpoint_seconds
         if self._scratch is not None and self.main and (due or self.stopping):
             self._scratch.save(task, *pack())
             self._saved = time.monotonic()
         if self.stopping:
-            print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
+            if self.main:
+                print("stopped; the same command goes on from here", file=sys.stderr, flush=True)
             raise Interrupted(128 + self.stopping)
 
 

@@ -20,7 +20,7 @@ from tessera.core import seams
 from tessera.core.errors import InputError, NonFiniteError
 from tessera.core.params import CHOOSES, Params, read
 from tessera.core.run import Run
-from tessera.runtime import process
+from tessera.runtime import process, ranks
 from tessera.runtime.devices import Runtime
 from tessera.runtime.inputs import Declared, Inputs, declared
 from tessera.runtime.scratch import Scratch, root
@@ -31,16 +31,21 @@ process.prepare()
 def enter(
     main: Callable[[Run], None],
     *,
+    shares: bool = False,
     trains: bool = False,
     after_training: Callable[[Params], tuple[str, ...]] = lambda params: (),
 ) -> None:
-    """Run a stage's `main`. `trains`: it has a scratch, and as many processes as `runtime.processes` asks for.
-    `after_training`: singular sections of params.yaml that training does not depend on, only what follows it."""
+    """Run a stage's `main`. `shares`: as many processes as `runtime.devices` and `runtime.nodes` ask for share the work.
+    `trains`: it does, and it has a scratch. `after_training`: singular sections of params.yaml that training does not
+    depend on, only what follows it."""
     stage = Path(sys.argv[0]).stem
     key = sys.argv[1] if len(sys.argv) > 1 else None
     try:
         _require_own_code()
-        _run(main, stage, key, Params(_validated()), trains, after_training)
+        if ranks.is_rank() and not (shares or trains):
+            raise InputError(f"this stage is the work of one process: start it by python -m stages.{stage}")
+        params = Params(read() if ranks.follows() else _validated())
+        _run(main, stage, key, params, shares, trains, after_training)
     except (InputError, NonFiniteError) as error:
         sys.exit(f"error in {stage}{'@' + key if key else ''}: {error}")
     except KeyboardInterrupt:
@@ -48,30 +53,31 @@ def enter(
 
 
 def _run(
-    main: Callable[[Run], None], stage: str, key: str | None, params: Params, trains: bool, after_training: Callable
-) -> None:
-    """Ranks of a training are started from inside the guard and the lock of the process that DVC started."""
-    what = declared(stage, key, params.raw)
-    inputs = Inputs(what) if what is not None else None
-    rank_of_many = "WORLD_SIZE" in os.environ
+    main: Callable[[Run], None], stage: str, key: str | None, params: Params, shares: bool, trains: bool,
+    after_training: Callable,
+) -> None:  # fmt: skip
+    """Ranks are started from inside the guard and the lock of the process that DVC started."""
+    what, settings = declared(stage, key, params.raw), params.runtime
+    inputs = Inputs(what) if what is not None and ranks.leads(settings) else None
     with contextlib.ExitStack() as stack:
         scratch = None
         if trains and inputs is not None:
             belongs = inputs.fingerprint(without=after_training(params))
-            scratch = Scratch(stage, belongs, params.runtime.keep_scratch, inputs.fingerprint())
-        if scratch is not None and not rank_of_many:
-            stack.enter_context(scratch)
-        if trains and params.runtime.processes > 1 and not rank_of_many:
-            _launch(stage, key, params.runtime.processes)
+            scratch = stack.enter_context(Scratch(stage, belongs, settings.keep_scratch, inputs.fingerprint()))
+        if (shares or trains) and settings.devices * settings.nodes > 1 and not ranks.is_rank():
+            ranks.launch(stage, key, settings, scratch.folder.name if scratch is not None else "")
         else:
-            runtime = Runtime(params.runtime, scratch)
+            runtime = Runtime(settings, scratch)
             stack.enter_context(_signals(runtime) if trains else contextlib.nullcontext())
+            runtime.join(stage)
             main(Run(params.restrict(what.sections) if what else params, key, runtime, params))
-        if inputs is not None and not rank_of_many:
+            runtime.leave()
+        if inputs is not None:
             inputs.require_unchanged()
     if what is not None:
         _require_declared_imports(what)
-        _name_unread(params, what)
+        if inputs is not None:
+            _name_unread(params, what)
 
 
 def _require_own_code() -> None:
@@ -103,17 +109,6 @@ def _validated() -> dict[str, Any]:
     return read()
 
 
-def _launch(stage: str, key: str | None, processes: int) -> None:
-    """Run the stage as `processes` ranks. The launcher stays out of dvc.yaml, whose `cmd` is part of a stage's identity."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    ranks = subprocess.Popen([*launcher, "-m", f"stages.{stage}", *([key] if key else [])])
-    # told to stop, this process tells the ranks, and keeps the lock until they have saved and ended
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, frame: ranks.send_signal(received))
-    if ranks.wait():
-        sys.exit(ranks.returncode if ranks.returncode > 0 else 128 - ranks.returncode)
-
-
 @contextlib.contextmanager
 def _signals(runtime: Runtime) -> Iterator[None]:
     """INT and TERM let the running step end and its state be saved; a second one stops at once."""
@@ -123,12 +118,8 @@ def _signals(runtime: Runtime) -> Iterator[None]:
             raise KeyboardInterrupt
         runtime.stopping = number
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with ranks.handling(stop):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _require_declared_imports(what: Declared) -> None:

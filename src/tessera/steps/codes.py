@@ -1,10 +1,17 @@
-"""Images to codes, batch by batch: any number of images in constant memory."""
+"""Images to codes, batch by batch: any number of images in constant memory, on any number of processes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from tessera.core import files, images
 from tessera.core.run import SPLITS, Run
@@ -17,15 +24,15 @@ def encode(tokenizer: Any, run: Run, folder: Path) -> None:
     heart."""
     own, length = run.params.codes, sum(height * width for height, width in tokenizer.grids)
     for split in SPLITS:
-        with files.streamed_array(folder / f"{split}.npy", (len(run.images(split)), length), "int32") as codes:
-            _fill(codes, tokenizer.encode, run, split)
-    with files.streamed_array(
-        folder / "augmented.npy", (own.copies, len(run.images("train")), length), "int32"
-    ) as codes:
+        _write(folder / f"{split}.npy", (len(run.images(split)), length), _encoded(tokenizer, run, split), run)
+
+    def copies() -> Iterator[tuple[Any, np.ndarray]]:
         for copy, strength in enumerate(strengths(own.copies)):
             draws = generator(run.params.seed, "codes", "augmentation", copy)
-            changed = partial(images.augmented, how=own.augmentation, generator=draws, strength=strength)
-            _fill(codes[copy], lambda x, changed=changed: tokenizer.encode(changed(x)), run, "train")
+            change = partial(images.augmented, how=own.augmentation, generator=draws, strength=strength)
+            yield from (((copy, where), codes) for where, codes in _encoded(tokenizer, run, "train", change))
+
+    _write(folder / "augmented.npy", (own.copies, len(run.images("train")), length), copies(), run)
 
 
 def strengths(copies: int) -> tuple[float, ...]:
@@ -33,6 +40,32 @@ def strengths(copies: int) -> tuple[float, ...]:
     return tuple((copy + 1) / copies for copy in range(copies))
 
 
-def _fill(codes: Any, encoder: Any, run: Run, split: str) -> None:
-    for where, batch in images.map_batches(encoder, run.images(split), run.params.codes.batch_size, run.runtime.device):
-        codes[where] = batch.cpu().numpy()
+def _write(path: Path, shape: tuple[int, ...], pieces: Iterator[tuple[Any, np.ndarray]], run: Run) -> None:
+    """One process writes: maps of one file on several machines may lose each other's pages."""
+    if run.runtime.main:
+        with files.streamed_array(path, shape, "int32") as stored:
+            for where, codes in pieces:
+                stored[where] = codes
+    else:
+        for _ in pieces:
+            pass
+
+
+def _encoded(
+    tokenizer: Any, run: Run, split: str, change: Callable[[Tensor], Tensor] = lambda x: x
+) -> Iterator[tuple[slice, Int[np.ndarray, "b t"]]]:
+    """(where, codes there) of every batch of a split, on the process that writes. Ranks take turns at the very batches that
+    one process would encode, so that the codes are the same to the bit."""
+    pixels, runtime, codes = run.images(split), run.runtime, None
+    turns = images.batches(len(pixels), run.params.codes.batch_size)
+    while batches := list(islice(turns, runtime.ranks)):
+        for rank, where in enumerate(batches):
+            if rank == runtime.rank:
+                with torch.no_grad():
+                    x = change(images.to_model(pixels[where], runtime.device))
+                    codes = tokenizer.encode(x).cpu().numpy()
+            else:  # what is drawn for another rank's images, which does not depend on their size
+                change(torch.empty(where.stop - where.start, pixels.shape[-1], 1, 1))
+        found = runtime.gathered(codes) if runtime.ranks > 1 else [codes]
+        if runtime.main:
+            yield from zip(batches, found, strict=False)  # in the last round some ranks have no batch

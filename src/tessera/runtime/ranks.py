@@ -1,0 +1,113 @@
+"""Ranks: the processes that share a training or an extraction, who starts them, and what only one process does.
+
+DVC starts one process. Where `runtime.devices` times `runtime.nodes` is above 1 it starts the ranks through torchrun, from
+inside its own lock and guard, and waits: the launcher is no part of a stage's `cmd`, which is part of its identity. Ranks
+that `accelerate launch`, torchrun or Slurm have started have no such process above them: rank 0 locks and guards then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+from tessera.core.errors import InputError
+from tessera.core.params import Runtime as Settings
+
+GUARDED = "TESSERA_GUARDED"  # given to ranks by a process that locks and guards: the name of its scratch folder, or ''
+PLACE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")  # what torchrun's users set on each machine
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+
+
+def place() -> tuple[int, int]:
+    """Which rank this process is, and of how many."""
+    return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if is_rank() else (0, 1)
+
+
+def is_rank() -> bool:
+    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+
+
+def follows() -> bool:
+    """Whether another process has read and checked params.yaml for this one."""
+    return is_rank() and (GUARDED in os.environ or os.environ["RANK"] != "0")
+
+
+def leads(settings: Settings) -> bool:
+    """Whether this process locks the scratch and guards the inputs: one of all, on all machines."""
+    other_machine = not is_rank() and settings.nodes > 1 and os.environ.get("NODE_RANK", "0") != "0"
+    return not follows() and not other_machine
+
+
+def launch(stage: str, key: str | None, settings: Settings, scratch: str) -> None:
+    """Run the stage as ranks, and end as they end. Told to stop, this process tells the ranks once, and waits (with its lock)
+    until they have saved and ended; they are a session of their own, or Ctrl-C would reach them a second time."""
+    command = [*launcher(settings, os.environ), "-m", f"stages.{stage}", *([key] if key else [])]
+    environment = {**os.environ, GUARDED: scratch}
+    ranks = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_end_with_parent)
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        ranks.terminate()
+
+    with handling(stop):
+        code = ranks.wait()
+    if code:
+        sys.exit(128 + received[0] if received else code if code > 0 else 128 - code)
+
+
+def _end_with_parent() -> None:
+    """In the launcher, before it starts: a killed stage must not leave ranks behind that hold the devices (Linux only)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def launcher(settings: Settings, environment: Mapping[str, str]) -> list[str]:
+    """The command that starts the ranks: of this machine alone, of all machines of a Slurm job, or this machine's part.
+
+    Raises:
+        InputError: there are several machines, no Slurm, and nothing in the environment that says which is which.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={settings.devices}"]
+    if settings.nodes == 1:
+        return [*torchrun, "--standalone"]
+    torchrun.append(f"--nnodes={settings.nodes}")
+    if "SLURM_JOB_ID" in environment:
+        address = environment.get("MASTER_ADDR", socket.gethostname())
+        meeting = f"{address}:{environment.get('MASTER_PORT', _free_port())}"
+        each = ["srun", f"--nodes={settings.nodes}", f"--ntasks={settings.nodes}", "--ntasks-per-node=1"]
+        job = environment["SLURM_JOB_ID"]
+        return [*each, *torchrun, "--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", f"--rdzv-id={job}"]
+    missing = [name for name in PLACE if name not in environment]
+    if missing:
+        raise InputError(
+            f"runtime.nodes is {settings.nodes}, but {', '.join(missing)} is not set and there is no Slurm job: start this "
+            "stage on every machine with MASTER_ADDR, MASTER_PORT and NODE_RANK, see docs/scale.md"
+        )
+    address, port, node = (environment[name] for name in PLACE)
+    return [*torchrun, f"--master-addr={address}", f"--master-port={port}", f"--node-rank={node}"]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """INT and TERM go to `handler`."""
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
