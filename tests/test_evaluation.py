@@ -357,6 +357,8 @@ def test_the_closest_pairs_stand_over_one_another():
 class Fixed:
     """A prior that draws every code by `p`, and looks at labels where it has classes."""
 
+    exact = True
+
     def __init__(self, p: list[float], classes: int = 0) -> None:
         self.nats, self.classes, self.seen = -torch.tensor(p).double().log(), classes, []
 
@@ -420,6 +422,22 @@ def test_batches_do_not_matter_and_labels_go_along(codes):
     whole, parts = (likelihood_of(p, codes, batch_size=n).metrics for p, n in zip(priors, (100, 5), strict=True))
     assert numbers(whole) == pytest.approx(numbers(parts))
     assert priors[0].seen == priors[1].seen == [*range(64), *range(9), *range(7)]
+
+
+def test_a_bound_says_so_in_names_and_table(codes):
+    prior = Fixed([0.25] * 4)
+    prior.exact = False
+    report = likelihood_of(prior, codes)
+    assert report.metrics["test"]["nll_bound_bits_per_code"] == pytest.approx(2)
+    assert set(report.tables["splits"]["likelihood"]) == {"bound"}
+
+
+def test_of_a_large_split_some_images_stand_for_all():
+    """Three of 8, spread evenly: the first, a middle, the last."""
+    codes = {split: np.repeat([[0] * 6, [3] * 6], 4, axis=0) for split in SPLITS}
+    prior = Fixed([0.5, 0.25, 0.125, 0.125], classes=8)
+    likelihood_of(prior, codes, count=3)
+    assert prior.seen == [0, 3, 7] * 3
 
 
 def test_configs_of_this_seam_have_bounds():

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 
 from tessera.core.contracts import Grids, Report
-from tessera.core.images import batches
+from tessera.core.images import batches, evenly
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
 from tessera.nn import scores
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 class Config(Strict):
     batch_size: int = Field(ge=1, description="images per forward pass", examples=[4])
+    count: int = Field(ge=1, description="images of a split, at most, spread evenly over it", examples=[1000])
 
 
 def measure(config: Config, run: Run) -> Report:
@@ -37,7 +38,8 @@ def measure(config: Config, run: Run) -> Report:
     rows: list[dict[str, Any]] = []
     for split in SPLITS:
         codes = run.codes(split)
-        labels = run.labels(split) if prior.classes else None
+        some = evenly(len(codes), config.count)
+        codes, labels = codes[some], run.labels(split)[some] if prior.classes else None
         image = bits(prior, codes, labels, config.batch_size, run.runtime.device if run.runtime else "cpu").mean()
         entropy = order_zero_bits(codes, run.grids, run.codebook_sizes)
         rows.append(
@@ -58,7 +60,7 @@ def measure(config: Config, run: Run) -> Report:
         for split in ("val", "test")
     }
     metrics["gap_bits_per_code"] = table.loc["test", "nll_bits_per_code"] - table.loc["train", "nll_bits_per_code"]
-    images, length = run.codes("train").shape
+    images, length = run.codes("train").shape  # all that there are to name
     table["recall_bits_per_code"] = math.log2(images) / length
     return Report(metrics, {"splits": table.reset_index()})
 
