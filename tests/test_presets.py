@@ -53,7 +53,7 @@ def test_lists_and_text_are_printed_as_dvc_reads_them():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(InputError, match="there are .*vqvae-"):
+    with pytest.raises(InputError, match=r"there are .*vqvae-"):
         presets.overrides("vqvae-tiny")
     with pytest.raises(InputError, match=r"quantizer\.betta: params\.yaml has no such value"):
         presets.applied(read(), {"quantizer.betta": 1})
