@@ -1,9 +1,9 @@
 """Tables of priors on the same codes: `python -m studies.priors TABLE [ROW ...]`.
 
-Each row is params.yaml with a few other values of the section `prior`, trained on the codes that `dvc repro codes` left in
-artifacts/ and judged by the extractor there. Samples are compared with the **validation** images, so that choosing by these
-tables leaves the test split alone. One CSV row per run goes to docs/results/TABLE.csv; `--show` prints the file as a
-Markdown table, mean and standard deviation over seeds.
+Each row is params.yaml with a few other values of the sections `codes` and `prior`, trained on codes of the tokenizer that
+`dvc repro codes` left in artifacts/, augmented anew, and judged by the extractor there. Samples are compared with the
+**validation** images, so that choosing by these tables leaves the test split alone. One CSV row per run goes to
+docs/results/TABLE.csv; `--show` prints the file as a Markdown table, mean and standard deviation over seeds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,20 +24,30 @@ from tessera.core import images, models
 from tessera.core.params import Params, read
 from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
-from tessera.core.training import fit
+from tessera.core.training import Fitted, fit
 from tessera.evaluation import frechet, memorisation
 from tessera.nn import neighbours
 from tessera.runtime.devices import Runtime
+from tessera.steps import codes as encoding
 from tessera.steps import prior as step
 from tessera.steps import samples as drawing
 
 OF = "priors"  # names the streams of this study
 
 
-SHORT = {
-    "prior.training.epochs": 15,
-    "prior.training.patience": 0,
-}  # the budget of every row; the default schedule is longer
+SHORT = {"prior.training.epochs": 15, "prior.training.patience": 0, "prior.annealing": 0.0, "prior.augmented": 0.9}
+MILD = {
+    "codes.copies": 10,
+    "codes.augmentation.flip": 0.5,
+    "codes.augmentation.shift": 1,
+    "codes.augmentation.scale": 0.0,
+}
+STRONG = {
+    "codes.copies": 20,
+    "codes.augmentation.flip": 0.5,
+    "codes.augmentation.shift": 2,
+    "codes.augmentation.scale": 0.1,
+}
 
 
 def prior(name: str, **values: Any) -> dict[str, Any]:
@@ -44,6 +56,7 @@ def prior(name: str, **values: Any) -> dict[str, Any]:
     return {"prior.name": name} | {f"{places.get(key, f'prior.{name}')}.{key}": value for key, value in values.items()}
 
 
+SNAIL = {"channels": 128, "blocks": 3, "layers": 2}
 TABLES: dict[str, dict[str, dict[str, Any]]] = {
     "priors": {
         "uniform": prior("uniform"),
@@ -52,40 +65,50 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
         "rnn": prior("rnn"),
         "pixelcnn": prior("pixelcnn"),
         "pixelcnn, blind spot": prior("pixelcnn", architecture="masked"),
-        "pixelsnail": prior("pixelsnail"),
+        "pixelsnail": prior("pixelsnail", **SNAIL),
         "transformer": prior("transformer", lr=1e-3),
         "transformer, random orders": prior("transformer", random_order=0.7, lr=1e-3),
         "masked": prior("masked", lr=1e-3),
     },
-}
+    "levers": {
+        "30 epochs, stronger, annealed": STRONG | prior("pixelcnn", epochs=30, augmented=0.95, annealing=0.4),
+        "the same, recoloured": STRONG | {"codes.augmentation.recolour": 0.5}
+        | prior("pixelcnn", epochs=30, augmented=0.95, annealing=0.5),
+    },
+}  # fmt: skip
 
 
 def run_row(table: str, name: str, seed: int, threads: int) -> dict[str, Any]:
-    raw = presets.applied(read(), {**SHORT, **TABLES[table][name], "seed": seed, "runtime.threads": threads})
-    params = Params(raw)
+    values = {**SHORT, **MILD, **TABLES[table][name], "seed": seed, "runtime.threads": threads}
+    params = Params(presets.applied(read(), values))
     run = Run(params, runtime=Runtime(params.runtime))
     torch.set_num_threads(threads or torch.get_num_threads())
+    with TemporaryDirectory() as folder:
+        encoding.encode(run.tokenizer(), run, Path(folder))
+        copies = np.load(Path(folder) / "augmented.npy")
+    run.augmented_codes = lambda: copies
     data = step.Data.of(run)
     recipe = models.prior_recipe(params, run.grids, run.codebook_sizes, data.classes)
     seed_globally(seed, "prior", "initialisation")
     objective = step.Objective(models.build(recipe))
     begun = time.perf_counter()
     fitted = step.fitted(objective, data) or fit(step.task(objective, data), params.prior.training, seed, run.runtime)
-    trained, model = time.perf_counter() - begun, objective.prior.eval()
+    return {"row": name, "seed": seed} | judged(objective.prior.eval(), fitted, time.perf_counter() - begun, run)
+
+
+def judged(model: Any, fitted: Fitted, seconds: float, run: Run) -> dict[str, Any]:
     row = next(row for row in fitted.history if row["epoch"] == fitted.epoch)
     begun = time.perf_counter()
     drawn = drawing.draw(OF, model, run.tokenizer(), run)
     sampled = time.perf_counter() - begun
-    size = run.codebook_sizes[0]
     return {
-        "row": name, "seed": seed, "kept_epoch": fitted.epoch,
-        "epochs": len(fitted.history) and fitted.history[-1]["epoch"],
+        "kept_epoch": fitted.epoch, "epochs": fitted.history[-1]["epoch"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "receptive_field": receptive_field(model, run),
         "likelihood": "exact" if model.exact else "bound",
         "train_bits_per_image": row["train_nll_bits_per_image"], "val_bits_per_image": row["val_nll_bits_per_image"],
-        "val_accuracy": row["val_accuracy"], "times_chance": row["val_accuracy"] * size,
-        **judged(drawn["images"], run), "train_seconds": trained, "sample_seconds": sampled,
+        "val_accuracy": row["val_accuracy"], "times_chance": row["val_accuracy"] * run.codebook_sizes[0],
+        **compared(drawn["images"], run), "train_seconds": seconds, "sample_seconds": sampled,
     }  # fmt: skip
 
 
@@ -110,7 +133,7 @@ def receptive_field(model: Any, run: Run) -> int:
     return seen
 
 
-def judged(pixels: np.ndarray, run: Run, repeats: int = 4) -> dict[str, float]:
+def compared(pixels: np.ndarray, run: Run, repeats: int = 4) -> dict[str, float]:
     """Samples against as many validation images in the scorer's features; `floor` is what training images reach in their
     place. Fréchet distances are means over random subsets of that size."""
     extractor, val = run.extractor("scorer"), run.images("val")

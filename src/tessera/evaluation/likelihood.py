@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from tessera.core.contracts import Grids, Report
+from tessera.core.contracts import Report
 from tessera.core.images import batches, evenly
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
@@ -41,7 +41,7 @@ def measure(config: Config, run: Run) -> Report:
         some = evenly(len(codes), config.count)
         codes, labels = codes[some], run.labels(split)[some] if prior.classes else None
         image = bits(prior, codes, labels, config.batch_size, run.runtime.device if run.runtime else "cpu").mean()
-        entropy = order_zero_bits(codes, run.grids, run.codebook_sizes)
+        entropy = scores.order_zero_bits(codes, run.grids, run.codebook_sizes).sum()
         rows.append(
             {
                 "split": split,
@@ -76,9 +76,3 @@ def bits(
         nats = prior.log_prob(torch.from_numpy(np.array(codes[where], np.int64)).to(device), given)
         found.append(nats.double().cpu().numpy() / -math.log(2))
     return np.concatenate(found)
-
-
-def order_zero_bits(codes: Int[np.ndarray, "n t"], grids: Grids, codebook_sizes: tuple[int, ...]) -> float:
-    """Entropy of an image's codes in bits, if each were drawn by its frequency in its grid."""
-    folded = zip(scores.split_grids(codes, grids), codebook_sizes, strict=True)
-    return sum(scores.entropy_bits(scores.frequencies(grid, k)) * grid[0].size for grid, k in folded)

@@ -1,0 +1,134 @@
+"""Whether codes move with the image: the code of a thing should not depend on where it stands.
+
+A prior has to learn every thing once for each way in which its codes may look, so codes that follow shifts and flips are
+easier to learn. EQ-VAE (Kouzelis et al. 2025, arXiv 2502.09509) trains latents to follow scaling and turning, and the loss
+`equivariance` does so here; this one asks of finished tokenizers how far they follow changes that are exact on pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int, Shaped
+from pydantic import Field
+from torch import Tensor
+
+from tessera.core import images, pictures
+from tessera.core.contracts import Report
+from tessera.core.params import Strict
+from tessera.core.run import Run
+from tessera.core.seeding import generator
+from tessera.nn import scores
+
+SHOWN = 12
+Level = tuple[Int[Tensor, "n r h w"], Float[Tensor, "n d h w"]]  # codes and z_q
+
+
+class Config(Strict):
+    batch_size: int = Field(ge=1, description="images per forward pass", examples=[4])
+    count: int = Field(ge=2, description="validation images, at most", examples=[6])
+
+
+def measure(config: Config, run: Run) -> Report:
+    """Of each level and change: `equal`, the share of codes that are what the change makes of the old ones (`chance`: of two
+    codes drawn by their frequency), and `distance`, that of z_q to what it should be, over the mean distance of two z_q
+    drawn at random; 0 is exact, 1 unrelated.
+
+    `cell`: shifted by one code's pixels to the right and down, codes should be shifted by one. `pixel`: shifted by one
+    pixel, most should stay as they are. `flip`: mirrored, codes should be too. After shifts the outermost codes do not
+    count, which see what comes in (white) and the border; a grid of less than 4 codes a side has no others.
+    """
+    tokenizer, pixels = run.tokenizer(), run.images("val")
+    device = run.runtime.device if run.runtime else "cpu"
+    x = images.to_model(np.asarray(pixels[images.evenly(len(pixels), config.count)]))
+    before, flipped = (_levels(tokenizer, part, config.batch_size, device) for part in (x, x.flip(3)))
+    nudged = _levels(tokenizer, shifted(x, 1, 1), config.batch_size, device)
+    rows = []
+    for index, level in enumerate(before):
+        cell = [side // cells for side, cells in zip(x.shape[2:], level[1].shape[2:], strict=True)]
+        moved = _levels(tokenizer, shifted(x, *cell), config.batch_size, device)[index]
+        pairs = {
+            "cell": (_inner(moved, 1, 0), _inner(level, 0, 1)),
+            "pixel": (_inner(nudged[index], 0, 0), _inner(level, 0, 0)),
+            "flip": (flipped[index], tuple(part.flip(3) for part in level)),
+        }
+        apart = _apart(level[1], generator(run.params.seed, "equivariance", index))
+        chance = np.mean([float((scores.frequencies(part, int(part.max()) + 1) ** 2).sum())
+                          for part in level[0].transpose(0, 1).numpy()])  # fmt: skip
+        rows += [
+            {"level": index, "change": change, **compared(found, wanted, apart), "chance": chance}
+            for change, (found, wanted) in pairs.items()
+            if found[0].numel()  # a level of one code has nowhere to move
+        ]
+    table = pd.DataFrame(rows)
+    metrics: dict[str, Any] = {
+        f"level_{index}": {f"{row.change}_{name}": getattr(row, name) for name in ("equal", "distance")
+                           for row in part.itertuples()}
+        for index, part in table.groupby("level")
+    }  # fmt: skip
+    sheet = _flips(tokenizer, x, device)
+    return Report(metrics, {"changes": table}, {"changes": _picture(table), "flips": sheet})
+
+
+def shifted(x: Float[Tensor, "b c h w"], dy: int, dx: int) -> Float[Tensor, "b c h w"]:
+    """Down by `dy` and to the right by `dx` pixels; white (1) comes in."""
+    return torch.nn.functional.pad(x, (dx, 0, dy, 0), value=1.0)[:, :, : x.shape[2], : x.shape[3]]
+
+
+@torch.no_grad()
+def _levels(tokenizer: Any, x: Float[Tensor, "n c h w"], batch_size: int, device: Any) -> list[Level]:
+    parts = [x[where].to(device) for where in images.batches(len(x), batch_size)]
+    found = [tokenizer.quantize(tokenizer.latents(part)) for part in parts]
+    return [
+        (torch.cat([q.codes.cpu() for q in level]), torch.cat([q.z_q.float().cpu() for q in level]))
+        for level in zip(*found, strict=True)
+    ]
+
+
+def _inner(level: Level, after: int, before: int) -> tuple[Tensor, Tensor]:
+    """Codes and z_q without the border, without the first `after` rows and columns inside it, and the last `before`."""
+
+    def cut(part: Shaped[Tensor, "n a h w"]) -> Shaped[Tensor, "n a i j"]:
+        h, w = part.shape[2:]
+        border = int(min(h, w) >= 4)
+        return part[:, :, border + after : h - border - before, border + after : w - border - before]
+
+    return cut(level[0]), cut(level[1])
+
+
+def compared(found: Level, wanted: Level, apart: float) -> dict[str, float]:
+    far = torch.linalg.vector_norm(found[1] - wanted[1], dim=1).mean().item()
+    equal = (found[0] == wanted[0]).double().mean().item()
+    return {"equal": equal, "distance": far / apart if apart else 0.0}
+
+
+def _apart(z_q: Float[Tensor, "n d h w"], draws: torch.Generator) -> float:
+    """Mean distance of z_q at two random places of all images."""
+    rows = z_q.movedim(1, 3).flatten(0, 2)
+    return torch.linalg.vector_norm(rows - rows[torch.randperm(len(rows), generator=draws)], dim=1).mean().item()
+
+
+@torch.no_grad()
+def _flips(tokenizer: Any, x: Float[Tensor, "n c h w"], device: Any) -> np.ndarray:
+    """Row by row: mirrored images, decoded from their own codes, and from the mirrored codes of the images as they were."""
+    x = x[images.evenly(len(x), SHOWN)].to(device)
+    own = tokenizer.decode(tokenizer.encode(x.flip(3)))
+    mirrored = tokenizer.decode_vectors(tuple(q.z_q.flip(3) for q in tokenizer.quantize(tokenizer.latents(x))))
+    return pictures.sheet(images.to_pixels(torch.cat([x.flip(3), own, mirrored])), len(x))
+
+
+def _picture(table: pd.DataFrame) -> Any:
+    from matplotlib.figure import Figure
+
+    levels = list(table.groupby("level"))
+    figure = Figure(figsize=(7.6, 2.6 * len(levels)), layout="constrained")
+    labels = {"equal": "share of equal codes", "distance": "distance of z_q (random: 1)"}
+    for row, (level, part) in zip(figure.subplots(len(levels), 2, squeeze=False), levels, strict=True):
+        for axis, (column, label) in zip(row, labels.items(), strict=True):
+            axis.bar(part["change"], part[column], width=0.6)
+            axis.set(title=f"level {level}", ylabel=label, ylim=(0, max(1.0, 1.05 * part[column].max())))
+        row[0].axhline(part["chance"].iloc[0], color="grey", linestyle="--", linewidth=1)
+    return figure

@@ -1,0 +1,66 @@
+"""How far copying a neighbour gets: what a prior must beat to have learned anything but smoothness. Imports no torch.
+
+A published report has a copy-left oracle of 34 % at K = 256, 87 times chance, against 42 % of the prior it trained.
+`either` is no predictor: it knows which neighbour to copy. The table has a second floor too, `constant`: always the
+code most frequent in the train split, which is what a prior reaches that knows the histogram alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tessera.core.contracts import Report
+from tessera.core.params import Strict
+from tessera.core.run import SPLITS, Run
+from tessera.nn import scores
+
+BARS = ("left", "above", "better", "either", "constant", "random")
+
+
+class Config(Strict):
+    """Nothing to set."""
+
+
+def measure(config: Config, run: Run) -> Report:
+    """Accuracies of `scores.copying` on `val` beside `random`, 1 / K, and the better's in multiples of it; every split in
+    the table. A grid of one code has no neighbours, and reports that it does not apply."""
+    constants = [
+        int(scores.frequencies(codes, k).argmax())
+        for codes, k in zip(scores.split_grids(run.codes("train"), run.grids), run.codebook_sizes, strict=True)
+    ]
+    rows, metrics = [], {}
+    for split in SPLITS:
+        folded = scores.split_grids(run.codes(split), run.grids)
+        for grid, (codes, k, constant) in enumerate(zip(folded, run.codebook_sizes, constants, strict=True)):
+            copied = scores.copying(codes)
+            found = {**copied, "constant": float((codes == constant).mean()), "random": 1 / k}
+            rows += [
+                {"split": split, "grid": grid, "predictor": name, "accuracy": value, "times_random": value * k}
+                for name, value in found.items()
+            ]
+            if split == "val" and copied:
+                metrics[f"grid_{grid}"] = {**copied, "random": 1 / k, "times_random": copied["better"] * k}
+            elif split == "val":
+                metrics[f"grid_{grid}"] = {"applies": 0}
+    table = pd.DataFrame(rows)
+    return Report(metrics, {"accuracy": table}, {"accuracy": _picture(table[table["split"] == "val"])})
+
+
+def _picture(val: pd.DataFrame) -> Any:
+    from matplotlib.figure import Figure
+
+    grids = sorted(val["grid"].unique())
+    figure = Figure(figsize=(5.2 * len(grids), 3.0), layout="constrained")
+    for axis, grid in zip(np.atleast_1d(figure.subplots(1, len(grids))), grids, strict=True):
+        part = val[val["grid"] == grid].set_index("predictor").reindex(BARS).dropna()
+        colours = ["tab:blue" if name in BARS[:3] else "tab:grey" for name in part.index]
+        bars = axis.barh(part.index, part["accuracy"], color=colours)
+        labels = [f"{row.accuracy:.1%}, {row.times_random:.1f} x random" for row in part.itertuples()]
+        axis.bar_label(bars, labels, padding=3, fontsize=8)
+        axis.invert_yaxis()
+        axis.set(title=f"grid {grid}: a code guessed by copying, val", xlabel="share of codes that are right")
+        axis.set_xlim(0, max(1.5 * part["accuracy"].max(), 0.01))
+    return figure

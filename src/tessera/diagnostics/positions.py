@@ -1,0 +1,150 @@
+"""Where in the sequence there is something to learn, and where only an image to be recognised. Imports no torch.
+
+Three entropies of each position, in bits. `entropy_bits`: of its code, over the training images. `given_prefix_bits`:
+H(c_t | c_<t) over the training images, the exact prefix known, so that all of them add up to log2 N at most: it falls to
+0 where the prefix names the image, however hard the codes are. That is the floor of memorising, which a prior of enough
+capacity reaches on its training images; it says nothing of unseen ones. The fall is the entropy cliff of Zheng et al.
+2026 (arXiv 2605.06207), at t* = ceil(log2 N / log2 K) codes: `cliff`, and with the perplexity of the codes for K,
+`cliff_effective`. Measured is `named_after`: the codes after which a `share` of the training images are the only ones
+with their prefix; later than the cliff where first codes are background in most images.
+
+`given_neighbours_bits` cannot be memorised: the cross-entropy, on the validation split, of counts over the training split
+given left and upper code, in expectation never less than the entropy of the codes given these two. Unseen contexts back
+off (Witten & Bell 1991, method C), with d the number of different codes seen in a context:
+
+    p(c | l, u) = (n(l,u,c) + d(l,u) p(c | l)) / (n(l,u) + d(l,u)),  p(c | l) and p(c) likewise, from 1 / K
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from pydantic import Field
+
+from tessera.core.contracts import Report
+from tessera.core.params import Strict
+from tessera.core.run import Run
+from tessera.nn import scores
+
+MAPS = {
+    "entropy_bits": "of the code",
+    "given_neighbours_bits": "given left and upper, val",
+    "given_prefix_bits": "given the exact prefix",
+}
+
+
+class Config(Strict):
+    share: float = Field(gt=0, le=1, description="of the training images that a prefix is to tell from all others",
+                         examples=[0.5])  # fmt: skip
+
+
+def measure(config: Config, run: Run) -> Report:
+    """Means of the three entropies over the positions of each grid; of the whole sequence, grid after grid, where it
+    names an image. `named_after` and the cliffs are missing where no number of its codes does."""
+    train, val = (scores.split_grids(run.codes(split), run.grids) for split in ("train", "val"))
+    grids = zip(range(len(run.grids)), train, val, run.codebook_sizes, strict=True)
+    table = pd.concat([_places(*of_grid) for of_grid in grids], ignore_index=True)
+    table["given_prefix_bits"], table["distinct"], table["named"] = prefixes(np.asarray(run.codes("train")))
+    identity = math.log2(len(train[0]))
+    named = np.flatnonzero(table["named"] >= config.share)
+    after = {
+        "cliff": enough(table.pop("most_bits").to_numpy(), identity),
+        "cliff_effective": enough(table.pop("used_bits").to_numpy(), identity),
+        "named_after": int(named[0]) + 1 if len(named) else None,
+    }
+    found = {name: value for name, value in after.items() if value is not None}
+    means = table.groupby("grid")[list(MAPS)].mean()
+    metrics: dict[str, Any] = {f"grid_{grid}": of_grid.to_dict() for grid, of_grid in means.iterrows()}
+    metrics["sequence"] = {"identity_bits": identity, **found, "named": float(table["named"].iloc[-1])}
+    return Report(metrics, {"positions": table}, {"maps": _maps(table), "prefix": _curves(table, found, config.share)})
+
+
+def _places(grid: int, train: Int[np.ndarray, "n h w"], val: Int[np.ndarray, "m h w"], k: int) -> pd.DataFrame:
+    """One row for each position of a grid."""
+    y, x = np.indices(train.shape[1:]).reshape(2, -1)
+    bits = [scores.entropy_bits(scores.frequencies(column, k)) for column in train.reshape(len(train), -1).T]
+    unseen = -np.log2(backed_off(train, val, k)).mean(axis=0).reshape(-1)
+    rows = pd.DataFrame({"grid": grid, "y": y, "x": x, "entropy_bits": bits, "given_neighbours_bits": unseen})
+    return rows.assign(most_bits=math.log2(k), used_bits=scores.entropy_bits(scores.frequencies(train, k)))
+
+
+def prefixes(codes: Int[np.ndarray, "n t"]) -> tuple[Float[np.ndarray, " t"], ...]:
+    """Of the prefix up to and with each position: H(c_t | c_<t) in bits, the number of distinct ones over N, and the share
+    of the images that have theirs alone."""
+    n, ids, before, found = len(codes), np.zeros(len(codes), np.int64), 0.0, []
+    for column in codes.astype(np.int64).T:
+        keys = ids * (column.max() + 1) + column
+        _, ids, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        bits = scores.entropy_bits(counts / n)
+        found.append((max(0.0, bits - before), len(counts) / n, (counts == 1).sum() / n))
+        before = bits
+    return tuple(np.array(found).T)
+
+
+def enough(bits: Float[np.ndarray, " t"], wanted: float) -> int | None:
+    """The least number of codes with so many bits together, ceil(log2 N / log2 K) for codebooks of one size; None where all
+    of them have less."""
+    reached = np.cumsum(bits) >= wanted - 1e-9  # log2 27 and 3 log2 3 differ in the last bit
+    return int(reached.argmax()) + 1 if reached.any() else None
+
+
+def backed_off(train: Int[np.ndarray, "n h w"], val: Int[np.ndarray, "m h w"], k: int) -> Float[np.ndarray, "m h w"]:
+    """p(c | left, upper) of each code of `val`, by counts in `train`."""
+    p = np.full(val.shape, 1 / k)
+    for seen, here in zip(_contexts(train, k), _contexts(val, k), strict=True):
+        pairs = seen * k + train
+        kinds = np.maximum(
+            _count(np.unique(pairs) // k, here), 1
+        )  # 1: an unseen context says what the shorter one says
+        p = (_count(pairs, here * k + val) + kinds * p) / (_count(seen, here) + kinds)
+    return p
+
+
+def _contexts(codes: Int[np.ndarray, "n h w"], k: int) -> tuple[Int[np.ndarray, "n h w"], ...]:
+    """A number for what is known: nothing, the left code, left and upper; beyond the border stands the symbol K."""
+    framed = np.pad(codes.astype(np.int64), ((0, 0), (1, 0), (1, 0)), constant_values=k)
+    left, upper = framed[:, 1:, :-1], framed[:, :-1, 1:]
+    return np.zeros_like(left), left, left * (k + 1) + upper
+
+
+def _count(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """How often each of `wanted` is among `keys`."""
+    found, counts = np.unique(keys, return_counts=True)
+    place = np.searchsorted(found, wanted).clip(max=len(found) - 1)
+    return np.where(found[place] == wanted, counts[place], 0)
+
+
+def _maps(table: pd.DataFrame) -> Any:
+    """The grid from above, one scale for all three."""
+    from matplotlib.figure import Figure
+
+    grids = sorted(table["grid"].unique())
+    figure = Figure(figsize=(10.4, 3.6 * len(grids)), layout="constrained")
+    for grid, axes in zip(grids, figure.subplots(len(grids), 3, squeeze=False), strict=True):
+        part = table[table["grid"] == grid]
+        top = max(float(part[list(MAPS)].max().max()), 1e-9)
+        for axis, (name, title) in zip(axes, MAPS.items(), strict=True):
+            drawn = axis.imshow(part.pivot(index="y", columns="x", values=name), vmin=0, vmax=top, cmap="magma")
+            axis.set(title=f"grid {grid}: {title}\nmean {part[name].mean():.2f} bits", xticks=[], yticks=[])
+        figure.colorbar(drawn, ax=axes, label="bits", shrink=0.9)
+    return figure
+
+
+def _curves(table: pd.DataFrame, found: dict[str, int], share: float) -> Any:
+    """How many training images each prefix tells from the others."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for name, label in {"named": "named by it alone", "distinct": "distinct prefixes / N"}.items():
+        axis.plot(np.arange(1, len(table) + 1), table[name], label=label)
+    axis.axhline(share, color="grey", linestyle=":")
+    for (name, value), style in zip(found.items(), ("--", "-.", "-"), strict=False):
+        axis.axvline(value, color="grey", linewidth=1, linestyle=style, label=f"{name.replace('_', ' ')}: {value}")
+    axis.set(title="training images told apart by a prefix", xlabel="codes", ylabel="share", ylim=(0, 1.02))
+    axis.legend(fontsize=8)
+    return figure

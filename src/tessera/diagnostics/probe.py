@@ -1,0 +1,144 @@
+"""A small prior of a fixed budget, trained on the spot: its held-out bits say what codes cost to whoever learns them.
+
+The figure of merit of FSQ's "compression cost" (Mentzer et al. 2023, arXiv 2309.15505, sec. 4.1, with a masked transformer):
+among tokenizers that reconstruct equally well, the one whose images take fewer bits is easier to sample. The probe, a gated
+PixelCNN, is not the prior of params.yaml and does not follow it: its numbers compare tokenizers, also while priors change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from tessera.core.contracts import Grids, Report
+from tessera.core.images import batches, evenly
+from tessera.core.params import Strict
+from tessera.core.run import Run
+from tessera.core.seeding import numpy_generator, seed_globally
+from tessera.nn import scores, sequences
+from tessera.nn.autoregressive import Autoregressive
+from tessera.nn.condition import Condition
+from tessera.nn.gated import GatedPixelCNN
+
+LOOKED_AT = 1000  # images of a split behind one point of the curve, at most
+KERNEL_SIZE, CONDITION_BLOCKS, CLIP_NORM = 3, 1, 1.0
+
+
+class Config(Strict):
+    channels: int = Field(ge=1, description="of each stack", examples=[8])
+    layers: int = Field(ge=1, description="gated layers, of each grid's network", examples=[2])
+    dropout: float = Field(ge=0, lt=1, description="probability", examples=[0.1])
+    steps: int = Field(ge=1, description="updates", examples=[8])
+    batch_size: int = Field(ge=1, description="images per update", examples=[4])
+    lr: float = Field(gt=0, description="peak learning rate of AdamW; a cosine leads to 0", examples=[1e-2])
+    weight_decay: float = Field(ge=0, description="of AdamW", examples=[0.0])
+    evaluations: int = Field(ge=1, description="along the way, evenly; the best held-out one counts", examples=[2])
+
+
+class Probe(Autoregressive):
+    """A gated PixelCNN per grid, given all earlier grids, as `priors/pixelcnn` has it; it is never sampled from."""
+
+    def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...]) -> None:
+        super().__init__(grids, codebook_sizes, 0, config.dropout)
+        c = config.channels
+        self.networks = nn.ModuleList(GatedPixelCNN(k, c, config.layers, KERNEL_SIZE) for k in codebook_sizes)
+        self.conditions = nn.ModuleList(
+            Condition(c, grid, codebook_sizes[:index], 0, CONDITION_BLOCKS) for index, grid in enumerate(grids)
+        )
+
+    def predict(
+        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
+    ) -> tuple[Float[Tensor, "b n k"], ...]:
+        parts = sequences.unflatten(codes, self.grids)
+        given = [condition(parts[:index], labels, dropout) for index, condition in enumerate(self.conditions)]
+        return tuple(network(*one, dropout) for network, *one in zip(self.networks, parts, given, strict=True))
+
+
+def measure(config: Config, run: Run) -> Report:
+    """Of `val`, at the best evaluation: bits per code and image, and `share_saved` of the order-0 entropy of that split,
+    the bits of whoever knows how often each code occurs and nothing of its neighbours; 0 says that the probe learnt no
+    structure. `gap_bits_per_code`: val minus train."""
+    grids, sizes = run.grids, run.codebook_sizes
+    device = run.runtime.device if run.runtime else "cpu"
+    codes = {split: torch.from_numpy(run.codes(split).astype(np.int64)).to(device) for split in ("train", "val")}
+    count = min(LOOKED_AT, *(len(part) for part in codes.values()))
+    looked_at = {split: part[evenly(len(part), count)] for split, part in codes.items()}
+    seed_globally(run.params.seed, "probe", "initialisation")
+    probe = Probe(config, grids, sizes).to(device, memory_format=torch.channels_last)
+    found, history = [], []
+    for step in trained(probe, codes["train"], config, run.params.seed):
+        found.append({split: bits(probe, part, config.batch_size) for split, part in looked_at.items()})
+        history.append({"step": step, **{f"{split}_nll_bits_per_code": x.mean() for split, x in found[-1].items()}})
+    best = min(found, key=lambda each: each["val"].mean())
+    entropy = scores.order_zero_bits(run.codes("val"), grids, sizes)
+    metrics = {
+        "nll_bits_per_code": (per_code := best["val"].mean()),
+        "nll_bits_per_image": best["val"].sum(1).mean(),
+        "share_saved": 1 - per_code / entropy.mean() if entropy.any() else 0.0,
+        "gap_bits_per_code": per_code - best["train"].mean(),
+    }
+    tables = {"curve": pd.DataFrame(history), "positions": _positions(best, entropy, grids)}
+    return Report(metrics, tables, {"probe": _picture(**tables, entropy=entropy.mean())})
+
+
+def trained(probe: Probe, codes: Int[Tensor, "n t"], config: Config, seed: int) -> Iterator[int]:
+    """Train in place; stops in eval mode whenever an evaluation is due, and says after how many updates."""
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    draws = numpy_generator(seed, "probe", "order")
+    due = set(np.linspace(0, config.steps, config.evaluations + 1).astype(int))
+    for step in range(1, config.steps + 1):
+        seed_globally(seed, "probe", "step", step)  # dropout
+        chosen = draws.choice(len(codes), min(config.batch_size, len(codes)), replace=False)
+        loss = probe.train().losses(codes[chosen], None)["nll"]
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(probe.parameters(), CLIP_NORM)
+        optimizer.step()
+        schedule.step()
+        if step in due:
+            probe.eval()
+            yield step
+
+
+@torch.no_grad()
+def bits(probe: Probe, codes: Int[Tensor, "n t"], batch_size: int) -> Float[np.ndarray, "n t"]:
+    """-log2 p of each code given those before it."""
+    parts = [codes[where] for where in batches(len(codes), batch_size)]
+    nats = [sequences.code_log_prob(probe.logits(part, None), part).cpu().numpy() for part in parts]
+    return np.concatenate(nats).astype(np.float64) / -math.log(2)
+
+
+def _positions(best: dict[str, np.ndarray], entropy: Float[np.ndarray, " t"], grids: Grids) -> pd.DataFrame:
+    """Bits of each place of each grid: where in the picture the information is."""
+    places = [(grid, *place) for grid, shape in enumerate(grids) for place in np.ndindex(shape)]
+    table = pd.DataFrame(places, columns=["grid", "row", "column"])
+    values = {f"{split}_nll_bits": found.mean(0) for split, found in best.items()}
+    return table.assign(**values, entropy_bits=entropy)
+
+
+def _picture(curve: pd.DataFrame, positions: pd.DataFrame, entropy: float) -> Any:
+    """The training, with the order-0 entropy dashed; then what each place takes, in raster order within a grid."""
+    from matplotlib.figure import Figure
+
+    grids = list(positions.groupby("grid"))
+    figure = Figure(figsize=(4.2 + 3.1 * len(grids), 3.2), layout="constrained")
+    axis, *maps = figure.subplots(1, 1 + len(grids), width_ratios=[1.2] + [1] * len(grids))
+    for split in ("train", "val"):
+        axis.plot(curve["step"], curve[f"{split}_nll_bits_per_code"], marker="o", label=split)
+    axis.axhline(entropy, color="grey", linestyle="--", linewidth=1, label="order 0")
+    axis.set(title="probe", xlabel="updates", ylabel="bits per code", xlim=(0, None))
+    axis.legend(fontsize=8)
+    for axis, (grid, part) in zip(maps, grids, strict=True):
+        shown = axis.imshow(part.pivot(index="row", columns="column", values="val_nll_bits"), vmin=0, cmap="viridis")
+        axis.set(title=f"bits of each code, grid {grid}", xticks=[], yticks=[])
+        figure.colorbar(shown, ax=axis, shrink=0.8)
+    return figure

@@ -1,0 +1,137 @@
+"""What a wrong code costs: codes are replaced by near neighbours in the codebook, as a prior would confuse them.
+
+The perturbed FID of Qiu et al. 2025 (arXiv 2509.12474), by which tokenizers of one K order as by their samples, and not
+by the distance of clean reconstructions: a share of an image's codes ("rate") each become one of the nearest ("strength")
+others, drawn uniformly. Here on the features of our scorer, so that values compare within one data set and scorer only.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int, UInt8
+from pydantic import Field
+
+from tessera.core import images, pictures
+from tessera.core.contracts import Report
+from tessera.core.params import Strict
+from tessera.core.run import Run
+from tessera.core.seeding import numpy_generator
+from tessera.nn import frechet, scores
+
+SHOWN = 12
+BLOCK = 256  # rows of the [K,K] distances held at once
+
+
+class Config(Strict):
+    batch_size: int = Field(ge=1, description="images per forward pass", examples=[4])
+    count: int = Field(ge=4, description="validation images, at most", examples=[6])
+    rates: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        min_length=1, description="shares of an image's codes that are replaced", examples=[[0.5, 1.0]]
+    )
+    neighbours: int = Field(ge=1, description="a code becomes one of so many nearest others", examples=[2])
+
+
+def measure(config: Config, run: Run) -> Report:
+    """Against the images themselves; `clean`, rate 0, are the plain reconstructions, `perturbed` those at the middle rate,
+    `rise` and `drop` their difference."""
+    tokenizer, extractor = run.tokenizer(), run.extractor()
+    device = run.runtime.device if run.runtime else "cpu"
+    pixels = run.images("val")
+    pixels = np.asarray(pixels[images.evenly(len(pixels), config.count)])
+
+    def mapped(function: Any, array: UInt8[np.ndarray, "n h w c"]) -> np.ndarray:
+        found = images.map_batches(function, array, config.batch_size, device)
+        return np.concatenate([part.cpu().numpy() for _, part in found])
+
+    codes, real = mapped(tokenizer.encode, pixels), mapped(extractor, pixels)
+    tables = [neighbours(book.detach().float().cpu().numpy(), config.neighbours) for book in tokenizer.codebooks]
+    draws = numpy_generator(run.params.seed, "robustness")
+    chances, choices = draws.random(codes.shape), draws.random(codes.shape)
+    rows, shown = [], [pixels[images.evenly(len(pixels), SHOWN)]]
+    for rate in (0.0, *sorted(config.rates)):
+        # of the same numbers: what is replaced at one rate is replaced by the same at all higher ones
+        changed = replaced(codes, tokenizer.grids, tables, chances < rate, choices)
+        decoded = _decoded(tokenizer, changed, config.batch_size, device)
+        shown.append(decoded[images.evenly(len(pixels), SHOWN)])
+        rows.append({
+            "rate": rate,
+            "replaced": (changed != codes).mean(),
+            extractor.distance: frechet.distance(real, mapped(extractor, decoded)),
+            "psnr_db": float(scores.psnr_db(scores.mse(decoded, pixels).mean())),
+        })  # fmt: skip
+    table = pd.DataFrame(rows)
+    sheet = pictures.sheet(np.concatenate(shown), len(shown[0]))
+    return Report(_headline(table, extractor.distance), {"rates": table},
+                  {"rates": _picture(table, extractor.distance), "images": sheet})  # fmt: skip
+
+
+def neighbours(book: Float[np.ndarray, "k d"], count: int) -> Int[np.ndarray, "k c"]:
+    """Indices of the nearest other code vectors, nearest first; all others where there are fewer than `count`. A copy of a
+    code vector is another code."""
+    from scipy.spatial.distance import cdist
+
+    found = []
+    for where in images.batches(len(book), BLOCK):
+        distances = cdist(book[where].astype(np.float64), book.astype(np.float64))
+        own = np.arange(len(book))[where]
+        distances[np.arange(len(own)), own] = np.inf
+        found.append(np.argsort(distances, axis=1, kind="stable")[:, : min(count, len(book) - 1)])
+    return np.concatenate(found)
+
+
+def replaced(
+    codes: Int[np.ndarray, "n t"],
+    grids: tuple[tuple[int, int], ...],
+    tables: list[Int[np.ndarray, "k c"]],
+    where: np.ndarray,
+    choices: Float[np.ndarray, "n t"],
+) -> Int[np.ndarray, "n t"]:
+    """The codes, those at `where` [N,T] each by one of its neighbours; `choices`, uniform on [0, 1), say which."""
+    folded = zip(scores.split_grids(codes, grids), scores.split_grids(choices, grids), tables, strict=True)
+    others = [
+        table[own, (choice * table.shape[1]).astype(int)].reshape(len(codes), -1) for own, choice, table in folded
+    ]
+    return np.where(where, np.concatenate(others, axis=1), codes)
+
+
+def _decoded(
+    tokenizer: Any, codes: Int[np.ndarray, "n t"], batch_size: int, device: Any
+) -> UInt8[np.ndarray, "n h w c"]:
+    import torch
+
+    with torch.no_grad():
+        parts = [torch.from_numpy(codes[where]).to(device) for where in images.batches(len(codes), batch_size)]
+        return np.concatenate([images.to_pixels(tokenizer.decode(part)) for part in parts])
+
+
+def _headline(table: pd.DataFrame, distance: str) -> dict[str, Any]:
+    clean, perturbed = table.iloc[0], table.iloc[1 + (len(table) - 1) // 2 if len(table) > 2 else 1]
+    return {
+        "rate": perturbed["rate"],
+        distance: {
+            "clean": clean[distance],
+            "perturbed": perturbed[distance],
+            "rise": perturbed[distance] - clean[distance],
+        },
+        "psnr_db": {
+            "clean": clean["psnr_db"],
+            "perturbed": perturbed["psnr_db"],
+            "drop": clean["psnr_db"] - perturbed["psnr_db"],
+        },
+    }
+
+
+def _picture(table: pd.DataFrame, distance: str) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    labels = {distance: "Fréchet distance to the images", "psnr_db": "PSNR, dB"}
+    for axis, (column, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
+        axis.plot(table["rate"], table[column], marker="o")
+        axis.set(xlabel="share of codes replaced by a neighbour", ylabel=label, xlim=(-0.02, 1.02))
+        axis.set_ylim(bottom=0 if column == distance else None)
+        axis.grid(alpha=0.3)
+    return figure

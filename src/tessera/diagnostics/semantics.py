@@ -1,0 +1,140 @@
+"""Do images of one class share codes? Whether code means something, or only looks like something. Imports no torch.
+
+I(label; code) = H(code) - H(code | label) in bits, of one code drawn from one image of `train`: 0 where all classes use
+the codebook alike. Counted, it is biased upwards, so beside it stands the mean after `permutations` of the labels. They are
+permuted among families, for variants of one image are no independent witnesses of their class.
+
+Nearest neighbours by code overlap: of each image of `val` the images of `train` that share most codes with it, at the
+same place (`same_place`) or anywhere (`anywhere`: the intersection of their histograms, Swain & Ballard 1991), and the
+share of those with the same label. Of several that are equally near each counts as much. `chance` is a training image
+drawn at random. Codes of a plain background count as any others: silhouettes agree first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int, UInt8
+from pydantic import Field
+
+from tessera.core import pictures
+from tessera.core.contracts import Report
+from tessera.core.images import batches, evenly
+from tessera.core.params import Strict
+from tessera.core.run import Run
+from tessera.core.seeding import numpy_generator
+from tessera.nn import scores
+
+BLOCK = 1024  # images compared at once
+
+
+class Config(Strict):
+    permutations: int = Field(ge=1, le=1000, description="of the labels, whose mean is the baseline", examples=[2])
+    shown: int = Field(ge=1, le=64, description="validation images of the picture", examples=[2])
+    nearest: int = Field(ge=1, le=16, description="training images beside each of them", examples=[2])
+
+
+def measure(config: Config, run: Run) -> Report:
+    """Of each grid; the table has the nearest neighbours of each class. Picture: validation images, evenly from the split,
+    each left of its nearest training images by codes at the same place, over all grids. Without labels: does not apply."""
+    if not run.label_names:
+        return Report({"applies": 0})
+    labels = {split: run.labels(split) for split in ("train", "val")}
+    families = run.table("train")["family"].to_numpy()
+    shuffles = list(_shuffles(labels["train"], families, config.permutations, run.params.seed))
+    train, val = (scores.split_grids(run.codes(split), run.grids) for split in ("train", "val"))
+    chance = scores.frequencies(labels["train"], len(run.label_names))[labels["val"]]
+    metrics: dict[str, Any] = {}
+    rows = []
+    for grid, (a, b, k) in enumerate(zip(val, train, run.codebook_sizes, strict=True)):
+        own, others = a.reshape(len(a), -1), b.reshape(len(b), -1)
+        hits = {
+            "same_place": same_label(at_places(own, k), at_places(others, k), labels["val"], labels["train"]),
+            "anywhere": same_label(occurrences(own), occurrences(others), labels["val"], labels["train"]),
+            "chance": chance,
+        }
+        metrics[f"grid_{grid}"] = {
+            "label_bits": label_bits(others, labels["train"], k),
+            "label_bits_shuffled": float(np.mean([label_bits(others, shuffled, k) for shuffled in shuffles])),
+            **{name: float(values.mean()) for name, values in hits.items()},
+        }
+        by_label = pd.DataFrame({"grid": grid, "label": [run.label_names[i] for i in labels["val"]], **hits})
+        groups = by_label.groupby(["grid", "label"], sort=False)
+        rows.append(groups.mean().assign(images=groups.size()).reset_index())
+    return Report(metrics, {"classes": pd.concat(rows)}, {"nearest": _sheet(config, run)})
+
+
+def label_bits(codes: Int[np.ndarray, "n t"], labels: Int[np.ndarray, " n"], k: int) -> float:
+    """I(label; code) = H(label) + H(code) - H(label, code) in bits."""
+    label, code = labels.repeat(codes.shape[1]), codes.reshape(-1)
+    pair = np.unique(label * k + code, return_counts=True)[1] / len(code)
+    alone = scores.entropy_bits(scores.frequencies(labels, 1)) + scores.entropy_bits(scores.frequencies(code, k))
+    return max(0.0, alone - scores.entropy_bits(pair))  # max: sums round
+
+
+def _shuffles(
+    labels: Int[np.ndarray, " n"], families: np.ndarray, count: int, seed: int
+) -> Iterator[Int[np.ndarray, " n"]]:
+    """Labels permuted among families: each takes over the label of another's first image."""
+    _, first, family = np.unique(families, return_index=True, return_inverse=True)
+    for index in range(count):
+        yield labels[numpy_generator(seed, "semantics", index).permutation(first)][family]
+
+
+def at_places(codes: Int[np.ndarray, "n t"], k: int) -> Int[np.ndarray, "n t"]:
+    """Each code with its place as one number: images share one where they have the same code at the same place."""
+    return np.arange(codes.shape[1]) * k + codes
+
+
+def occurrences(codes: Int[np.ndarray, "n t"]) -> Int[np.ndarray, "n t"]:
+    """Each code with how often it came before in its image: images share sum_k min(n_k, m_k) of these numbers."""
+    ordered, place = np.sort(codes, axis=1).astype(np.int64), np.arange(codes.shape[1])
+    begins = np.diff(ordered, axis=1, prepend=-1) != 0
+    return ordered * codes.shape[1] + place - np.maximum.accumulate(np.where(begins, place, 0), axis=1)
+
+
+def shared(a: Int[np.ndarray, "n t"], b: Int[np.ndarray, "m t"]) -> Int[np.ndarray, "n m"]:
+    """How many numbers each row of `a` has in common with each of `b`; no row has one twice. A product of sparse matrices."""
+    from scipy.sparse import csr_array
+
+    names, column = np.unique(np.concatenate([a, b]), return_inverse=True)
+    rows, t = len(a) + len(b), a.shape[1]
+    has = csr_array((np.ones(rows * t, np.int32), column.reshape(-1), np.arange(rows + 1) * t), (rows, len(names)))
+    return (has[: len(a)] @ has[len(a) :].T).toarray()
+
+
+def same_label(
+    own: Int[np.ndarray, "n t"],
+    others: Int[np.ndarray, "m t"],
+    own_labels: Int[np.ndarray, " n"],
+    other_labels: Int[np.ndarray, " m"],
+) -> Float[np.ndarray, " n"]:
+    """For each of `own` the share of its label among those of `others` that share most with it."""
+    found = np.zeros(len(own))
+    for where in batches(len(own), BLOCK):
+        common = shared(own[where], others)
+        nearest = common == common.max(axis=1, keepdims=True)
+        same = own_labels[where][:, None] == other_labels
+        found[where] = (nearest & same).sum(axis=1) / nearest.sum(axis=1)
+    return found
+
+
+def _sheet(config: Config, run: Run) -> UInt8[np.ndarray, "height width c"]:
+    images, train = run.images("val"), run.images("train")
+    chosen = evenly(len(images), config.shown)
+    grids = zip(
+        *(scores.split_grids(run.codes(split), run.grids) for split in ("val", "train")),
+        run.codebook_sizes,
+        strict=True,
+    )
+    common = sum(
+        shared(at_places(a[chosen].reshape(len(chosen), -1), k), at_places(b.reshape(len(b), -1), k))
+        for a, b, k in grids
+    )
+    nearest = np.argsort(-common, axis=1, kind="stable")[:, : config.nearest]
+    blank = np.full_like(images[0], 255)
+    rows = [image for own, found in zip(chosen, nearest, strict=True) for image in (images[own], blank, *train[found])]
+    return pictures.sheet(np.stack(rows), columns=2 + nearest.shape[1])
