@@ -56,7 +56,8 @@ def prior(name: str, **values: Any) -> dict[str, Any]:
     return {"prior.name": name} | {f"{places.get(key, f'prior.{name}')}.{key}": value for key, value in values.items()}
 
 
-SNAIL = {"channels": 128, "blocks": 3, "layers": 2}
+NARROWING = {"augmented": 0.95, "annealing": 0.4}
+SNAIL = {"channels": 96, "blocks": 3, "layers": 2}
 TABLES: dict[str, dict[str, dict[str, Any]]] = {
     "priors": {
         "uniform": prior("uniform"),
@@ -65,15 +66,25 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
         "rnn": prior("rnn"),
         "pixelcnn": prior("pixelcnn"),
         "pixelcnn, blind spot": prior("pixelcnn", architecture="masked"),
-        "pixelsnail": prior("pixelsnail", **SNAIL),
+        "pixelsnail": prior("pixelsnail", channels=128, blocks=3, layers=2),
         "transformer": prior("transformer", lr=1e-3),
         "transformer, random orders": prior("transformer", random_order=0.7, lr=1e-3),
         "masked": prior("masked", lr=1e-3),
     },
     "levers": {
-        "30 epochs, stronger, annealed": STRONG | prior("pixelcnn", epochs=30, augmented=0.95, annealing=0.4),
+        "pixelcnn, 30 epochs, stronger, annealed": STRONG | prior("pixelcnn", epochs=30, **NARROWING),
         "the same, recoloured": STRONG | {"codes.augmentation.recolour": 0.5}
         | prior("pixelcnn", epochs=30, augmented=0.95, annealing=0.5),
+        "pixelsnail, 30 epochs, stronger, annealed": STRONG | prior("pixelsnail", epochs=30, **NARROWING, **SNAIL),
+        "the same, conditional": STRONG | prior("pixelsnail", epochs=30, conditional=True, **NARROWING, **SNAIL),
+    },
+    "capacity": {
+        f"{blocks} x {layers} layers of {channels}": STRONG
+        | prior("pixelsnail", **NARROWING, channels=channels, blocks=blocks, layers=layers)
+        for channels, blocks, layers in ((64, 3, 2), (96, 3, 2), (128, 3, 2), (96, 2, 2), (96, 3, 4))
+    },
+    "longer": {
+        f"{epochs} epochs": STRONG | prior("pixelsnail", epochs=epochs, **NARROWING, **SNAIL) for epochs in (15, 30, 60)
     },
 }  # fmt: skip
 
