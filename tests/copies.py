@@ -40,8 +40,11 @@ TINY = {
     "prior.training.epochs": 2,
     "prior.training.batch_size": 16,
     "prior.training.warmup_steps": 1,
-    "prior.pixelcnn.channels": 8,
-    "prior.pixelcnn.layers": 2,
+    "prior.pixelsnail.channels": 8,
+    "prior.pixelsnail.blocks": 1,
+    "prior.pixelsnail.layers": 1,
+    "prior.pixelsnail.heads": 2,
+    "codes.copies": 2,
     "samples.count": 24,
     "samples.batch_size": 16,
     "evaluation.frechet.count": 16,
@@ -55,6 +58,7 @@ TINY = {
     "runtime.device": "cpu",
     "runtime.checkpoint_seconds": 0.0,
 }
+KEPT = ("usage", "autocorrelation", "robustness")  # diagnostics; each is a process, and all are tested elsewhere
 
 
 def environment() -> dict[str, str]:
@@ -77,10 +81,13 @@ def ran(output: str) -> list[str]:
     return re.findall(r"Running stage '([^']+)'", output)
 
 
-def edit(repo: Path, values: dict[str, object]) -> None:
+def edit(repo: Path, values: dict[str, object], diagnostics: tuple[str, ...] = ()) -> None:
+    """Set dotted names; of the diagnostics keep those named, if any are."""
     yaml = YAML()
     yaml.preserve_quotes = True
     params = yaml.load((repo / "params.yaml").read_text())
+    for name in set(params["diagnostics"]) - set(diagnostics or params["diagnostics"]):
+        del params["diagnostics"][name]
     for name, value in values.items():
         *place, last = name.split(".")
         section = params
@@ -102,7 +109,7 @@ def copied(folder: Path) -> Path:
             shutil.copy2(ROOT / name, copy / name)
     (copy / "dvc.lock").unlink(missing_ok=True)
     _tiny_parquet(copy / "data" / "tiny.parquet")
-    edit(copy, TINY)
+    edit(copy, TINY, KEPT)
     run("git", "init", "-q", "-b", "main", cwd=copy)
     commit(copy, "start")
     return copy
