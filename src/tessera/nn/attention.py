@@ -83,7 +83,8 @@ class Cache:
     ) -> Float[Tensor, "n heads 1 d"]:
         """Keeps the next key and value, and attends to all so far, these included (Vaswani et al. 2017, eq. 1)."""
         if self.filled == self.kept.shape[3]:
-            self.kept = F.pad(self.kept, (0, 0, 0, ROOM))
+            room = self.kept.new_empty(*self.kept.shape[:3], ROOM, self.kept.shape[4])
+            self.kept = torch.cat([self.kept, room], dim=3)  # padding would fill the whole with zeros first
         self.filled += 1
         keys, values = self.kept[:, :, :, : self.filled]
         keys[:, :, -1:], values[:, :, -1:] = k, v
