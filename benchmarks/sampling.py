@@ -123,8 +123,10 @@ def plot(names: list[str], options: argparse.Namespace, path: Path) -> None:
         axis.plot(cost_by_position(name, options), linewidth=1, label=name)
     axis.set(title=f"cost of a code, {options.batch} images at once", xlabel="position in the sequence",
              ylabel="milliseconds", yscale="log")  # fmt: skip
-    axis.legend(frameon=False)
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("")
     axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=len(names))
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
