@@ -69,7 +69,17 @@ def test_models_load_from_python_with_their_cards(repo):
 
 # What runs again when a value changes, by the longest matching prefix; downstream stages follow from the arrows. Values of
 # an alternative that is not chosen run nothing, unless it stands here.
-ALL_SEEDED = {"dataset", "extractor", "tokenizer", "codes", "diagnostics", "prior", "samples", "evaluation", "extensions"}
+ALL_SEEDED = {
+    "dataset",
+    "extractor",
+    "tokenizer",
+    "codes",
+    "diagnostics",
+    "prior",
+    "samples",
+    "evaluation",
+    "extensions",
+}
 TABLE = {
     "seed": ALL_SEEDED,
     "dataset": {"dataset"},
