@@ -67,7 +67,8 @@ def test_models_load_from_python_with_their_cards(repo):
     assert "val.perplexity" in card
 
 
-# What runs again when a value changes, by the longest matching prefix; downstream stages follow from the arrows. Values of
+# What runs again when a value changes, by the longest matching prefix; downstream stages follow from the arrows. The report
+# shows every value that is in use. Values of
 # an alternative that is not chosen run nothing, unless it stands here.
 ALL_SEEDED = {
     "dataset",
@@ -79,23 +80,26 @@ ALL_SEEDED = {
     "samples",
     "evaluation",
     "extensions",
+    "report",
 }
 TABLE = {
     "seed": ALL_SEEDED,
-    "dataset": {"dataset"},
-    "extractor": {"extractor"},
-    "tokenizer": {"tokenizer"},
-    "quantizer": {"tokenizer"},
-    "losses": {"tokenizer"},
-    "codes": {"codes"},
-    "reconstruction": {"reconstruction"},
-    "diagnostics": {"diagnostics"},
-    "prior": {"prior"},
+    "dataset": {"dataset", "report"},
+    "extractor": {"extractor", "report"},
+    "tokenizer": {"tokenizer", "report"},
+    "quantizer": {"tokenizer", "report"},
+    "losses": {"tokenizer", "report"},
+    "codes": {"codes", "report"},
+    "reconstruction": {"reconstruction", "report"},
+    "diagnostics": {"diagnostics", "gate", "report"},
+    "gate": {"gate", "report"},
+    "prior": {"prior", "report"},
     "prior.histogram": {"samples"},
-    "samples": {"samples"},
-    "features": {"features"},
-    "evaluation": {"evaluation"},
-    "extensions": {"extensions"},
+    "samples": {"samples", "report"},
+    "features": {"features", "report"},
+    "evaluation": {"evaluation", "criteria", "report"},
+    "criteria": {"criteria", "report"},
+    "extensions": {"extensions", "report"},
     "runtime": set(),
 }
 
@@ -176,6 +180,19 @@ def test_experiment_changes_only_its_stages_and_metrics_diff_shows_it(repo):
     diff = json.loads(run("dvc", "metrics", "diff", "main", "variant", "--json", cwd=repo))
     assert "metrics/reconstruction.json" in diff
     assert "metrics/dataset.json" not in diff
+
+
+def test_codes_that_fail_the_gate_train_no_prior_and_a_new_threshold_alone_trains_none_again(repo):
+    try:
+        stop = ("-S", "gate.on_failure=stop", "-S", "gate.thresholds.usage.at_least=1.5")
+        output = run("dvc", "exp", "run", *stop, "prior", cwd=repo, ok=False)
+        assert "usage: not met" in output
+        assert "prior" not in ran(output)
+        restore(repo)
+        output = run("dvc", "exp", "run", "-S", "gate.thresholds.usage.at_least=0.01", "prior", cwd=repo)
+        assert ran(output) == ["gate"]
+    finally:
+        restore(repo)
 
 
 def test_mistyped_override_is_refused(repo):

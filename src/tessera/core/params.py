@@ -150,6 +150,32 @@ class Features(Strict):
     batch_size: int = Field(ge=1, description="images per forward pass")
 
 
+class Threshold(Strict):
+    """One bound on a metric; the worst of several where `*` makes more than one match."""
+
+    metric: str = Field(pattern=r"^[a-z0-9_/]+:[A-Za-z0-9_.*]+$", description="file of metrics/ and name in it, such as "
+                        "diagnostics/usage:grid_*.usage")  # fmt: skip
+    at_least: float | None = Field(default=None, description="smallest value that passes")
+    at_most: float | None = Field(default=None, description="largest value that passes")
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Threshold:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"{self.metric} must have at_least or at_most, and not both")
+        return self
+
+    @property
+    def file(self) -> str:
+        return self.metric.partition(":")[0]
+
+
+class Verdict(Strict):
+    """Metrics against thresholds: the sections `gate` and `criteria`."""
+
+    on_failure: Literal["warn", "stop"] = Field(description="warn: say so and go on; stop: fail the stage")
+    thresholds: dict[str, Threshold]
+
+
 class Runtime(Strict):
     """The machine. No stage declares this section: it must not change results."""
 
@@ -173,6 +199,8 @@ SECTIONS: dict[str, type[Strict]] = {
     "prior": Prior,
     "samples": Samples,
     "features": Features,
+    "gate": Verdict,
+    "criteria": Verdict,
     "runtime": Runtime,
 }
 CHOOSES = {
@@ -183,6 +211,7 @@ CHOOSES = {
     "prior": "priors",
 }  # singular section -> its seam
 PLURAL = ("losses", "diagnostics", "evaluation", "extensions")  # each key is a file of the seam of that name
+JUDGES = {"gate": ("reconstruction", "diagnostics"), "criteria": ("prior", "evaluation")}  # whose metrics each may read
 ORDER = ("seed", *SECTIONS, *PLURAL)
 
 
@@ -252,6 +281,14 @@ class Params:
     @cached_property
     def features(self) -> Features:
         return self._own("features")
+
+    @cached_property
+    def gate(self) -> Verdict:
+        return self._own("gate")
+
+    @cached_property
+    def criteria(self) -> Verdict:
+        return self._own("criteria")
 
     @cached_property
     def runtime(self) -> Runtime:
@@ -430,6 +467,7 @@ def _rules(params: Params) -> Iterator[str]:
     elif not _closed_form(params, baseline):
         fitted = ", ".join(name for name in seams.names("priors") if name in raw and _closed_form(params, name))
         yield f"samples.baseline: must be a prior in closed form ({fitted}), got {baseline!r}, which is trained"
+    yield from _unknown_metrics(params)
     configs = [params.config(section) for section in CHOOSES]
     configs += [params.config(section, key) for section in PLURAL for key in params.keys(section)]
     found: list[str] = []
@@ -439,6 +477,22 @@ def _rules(params: Params) -> Iterator[str]:
         except InputError as error:  # a rule asked what cannot be built: the same is found by the rule of its owner
             found.append(str(error))
     yield from dict.fromkeys(found)
+
+
+def _unknown_metrics(params: Params) -> Iterator[str]:
+    """A threshold on a file that no stage writes would never be judged. One on a plug-in that is not run is not judged
+    either, and the stage says so: its threshold waits for it."""
+    for section, stages in JUDGES.items():
+        files = [name for stage in stages for name in _metric_files(stage)]
+        for name, threshold in getattr(params, section).thresholds.items():
+            if threshold.file not in files:
+                near = difflib.get_close_matches(threshold.file, files, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(files)}"
+                yield f"{section}.thresholds.{name}.metric: no stage before writes metrics/{threshold.file}.json; {hint}"
+
+
+def _metric_files(stage: str) -> list[str]:
+    return [f"{stage}/{name}" for name in seams.names(stage)] if stage in PLURAL else [stage]
 
 
 def _closed_form(params: Params, prior: str) -> bool:
