@@ -1,4 +1,4 @@
-"""codes: dataset, tokenizer -> artifacts/codes/, of every split, and of augmented copies of the training images"""
+"""codes: dataset, tokenizer -> artifacts/codes/, of every split, and of augmented copies of the training images; their rate"""
 
 from tessera.core import files
 from tessera.core.run import Run
@@ -12,6 +12,7 @@ def main(run: Run) -> None:
     if run.runtime.main:
         facts = {"grids": tokenizer.grids, "codebook_sizes": tokenizer.codebook_sizes}
         files.write_json(folder / "facts.json", facts)
+        files.write_metrics("codes", step.metrics(run))
 
 
 if __name__ == "__main__":

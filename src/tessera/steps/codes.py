@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -16,6 +17,7 @@ from torch import Tensor
 from tessera.core import files, images
 from tessera.core.run import SPLITS, Run
 from tessera.core.seeding import generator
+from tessera.nn import scores
 
 
 def encode(tokenizer: Any, run: Run, folder: Path) -> None:
@@ -33,6 +35,14 @@ def encode(tokenizer: Any, run: Run, folder: Path) -> None:
             yield from (((copy, where), codes) for where, codes in _encoded(tokenizer, run, "train", change))
 
     _write(folder / "augmented.npy", (own.copies, len(run.images("train")), length), copies(), run)
+
+
+def metrics(run: Run) -> dict[str, float]:
+    """The rate: codes of an image, bits if all of a codebook are equally likely, and by the frequencies of `val`."""
+    entropy = scores.order_zero_bits(run.codes("val"), run.grids, run.codebook_sizes)
+    sizes = zip(run.grids, run.codebook_sizes, strict=True)
+    bits = sum(height * width * math.log2(k) for (height, width), k in sizes)
+    return {"codes_per_image": len(entropy), "bits_per_image": bits, "entropy_bits_per_image": float(entropy.sum())}
 
 
 def strengths(copies: int) -> tuple[float, ...]:
