@@ -9,6 +9,9 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
+from tessera.studies.pages import markdown, short
+
+__all__ = ["markdown", "short", "show", "write"]
 FOLDER = Path("docs/results")
 
 
@@ -44,12 +47,3 @@ def _cell(values: pd.Series) -> str:
         return "-"
     spread = values.std()  # of one seed: NaN
     return short(values.mean()) + (f" ± {spread:.2g}" if spread > 0 else "")
-
-
-def short(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def markdown(table: pd.DataFrame) -> str:
-    rows = [table.columns, ["---"] * len(table.columns), *table.astype(str).values.tolist()]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

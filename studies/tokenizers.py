@@ -20,9 +20,10 @@ from torch import nn
 
 from studies import tables
 from tessera import presets
-from tessera.core import images, models
+from tessera.core import files, images, models, pictures
 from tessera.core.params import Params, read
 from tessera.core.run import Run
+from tessera.core.training import Fitted
 from tessera.evaluation.frechet import distance
 from tessera.nn import scores
 from tessera.runtime.devices import Runtime
@@ -39,6 +40,18 @@ def quantizer(name: str, **values: Any) -> dict[str, Any]:
     }
 
 
+CIFAR = {
+    **quantizer("ema", estimator="rotation", codebook_size=1024, code_dim=256, restart="none"),
+    "tokenizer.vqvae.output": "tanh",
+    "tokenizer.augmentation.flip": 0.0,
+    "tokenizer.augmentation.shift": 0,
+    "tokenizer.training.batch_size": 128,
+    "tokenizer.training.lr": 2e-4,
+    "tokenizer.training.schedule": "constant",
+    "tokenizer.training.epochs": 99,
+    "tokenizer.training.evaluate_every": 11,
+    "tokenizer.snapshot_epochs": [0, 25, 50, 75, 99],
+}
 TABLES: dict[str, dict[str, dict[str, Any]]] = {
     "quantizers": {
         "ema": quantizer("ema"),
@@ -62,27 +75,17 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
         "mse + ssim + perceptual": {"losses.ssim.weight": 0.1, "losses.perceptual.weight": 0.1},
     },
     "sizes": {size: presets.overrides(f"vqvae-{size}") for size in ("small", "medium", "large", "xlarge")},
-    "cifar10": {
-        f"beta {beta}": {
-            **quantizer("ema", estimator="rotation", beta=beta, codebook_size=1024, code_dim=256, restart="none"),
-            "tokenizer.vqvae.output": "tanh",
-            "tokenizer.augmentation.flip": 0.0,
-            "tokenizer.augmentation.shift": 0,
-            "tokenizer.training.batch_size": 128,
-            "tokenizer.training.lr": 2e-4,
-            "tokenizer.training.schedule": "constant",
-            "tokenizer.training.epochs": 6,
-            "tokenizer.training.evaluate_every": 1,
-            "tokenizer.snapshot_epochs": [0],
-        }
-        for beta in (0.1, 0.25, 0.5, 1.0, 2.0)
+    "cifar10": {f"beta {beta}": {**CIFAR, "quantizer.beta": beta} for beta in (0.1, 0.25, 0.5, 1.0, 2.0)},
+    "cifar10-sizes": {
+        size: {**CIFAR, **presets.overrides(f"vqvae-{size}"), "quantizer.beta": 0.25, "tokenizer.training.epochs": 33}
+        for size in ("small", "medium", "large", "xlarge")
     },
 }  # fmt: skip
 
 
 def run_row(table: str, name: str, seed: int, threads: int) -> dict[str, Any]:
     raw = read()
-    short = {} if table == "cifar10" else SHORT
+    short = {} if table.startswith("cifar10") else SHORT
     raw = presets.applied(raw, {**short, **TABLES[table][name], "seed": seed, "runtime.threads": threads})
     params = Params(raw)
     run = Run(params, runtime=Runtime(params.runtime))
@@ -93,7 +96,9 @@ def run_row(table: str, name: str, seed: int, threads: int) -> dict[str, Any]:
     tokenizer = step.with_codebook(objective.tokenizer, recipe, data, run)
     row = {"row": name, "seed": seed, "epochs": params.tokenizer.training.epochs, "kept_epoch": fitted.epoch,
            "parameters": sum(p.numel() for p in tokenizer.parameters())}  # fmt: skip
-    if table == "cifar10":
+    if table.startswith("cifar10"):
+        path = tables.FOLDER / f"{table}-{name.replace(' ', '-')}.png"
+        files.write_picture(path, by_epoch(fitted, data))
         for split in ("train", "test"):
             row |= {f"{split}_{key}": value for key, value in published(tokenizer, run.images(split), params).items()}
         return row
@@ -120,6 +125,13 @@ def judged(tokenizer: nn.Module, run: Run) -> dict[str, float]:
         "ssim": scores.ssim(pictures, pixels).mean(),
         "fd": distance(*features),
     }
+
+
+def by_epoch(fitted: Fitted, data: step.Data) -> np.ndarray:
+    """Originals, and under them their reconstructions at the snapshot epochs, one row each."""
+    epochs = sorted(int(name.partition("/")[0]) for name in fitted.snapshots if name.endswith("/reconstruction"))
+    rows = [data.shown, *(fitted.snapshots[f"{epoch}/reconstruction"].numpy() for epoch in epochs)]
+    return pictures.sheet(np.concatenate(rows), len(data.shown))
 
 
 @torch.no_grad()

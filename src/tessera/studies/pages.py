@@ -1,0 +1,133 @@
+"""docs/studies/NAME.md, its CSV and its figures, from what `results` keeps."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tessera.core import files
+from tessera.studies import ranks, results, sweep
+from tessera.studies.results import PAGES, Result
+
+FIGURES = PAGES / "figures"
+
+
+def write(name: str, study: sweep.Study) -> Path:
+    """The page of a study; figures beside it."""
+    pool, owner = sweep.pool_of(name, study)
+    chosen = sweep.shown(name, study)
+    found = {result.run: result for result in results.load(pool) if result.run in chosen}
+    rows = [found.get(run, Result(run, "missing", {}, {})) for run in chosen]
+    for figure in study.figures:
+        files.write_picture(FIGURES / f"{name}-{_file(figure)}.png", draw(figure, study, rows, owner))
+    if study.columns and (study.pool or study.ranks):
+        files.write_table(PAGES / f"{name}.csv", table(study, rows, owner))
+    drawn = ranks.write(name, rows) if study.ranks else []
+    path = PAGES / f"{name}.md"
+    with files.writing(path) as stream:
+        stream.write(text(name, study, rows, owner, drawn))
+    return path
+
+
+def text(name: str, study: sweep.Study, rows: list[Result], owner: sweep.Study, ranked: list[str]) -> str:
+    parts = [
+        f"# {study.title}",
+        study.text,
+        f"`python -m tessera.studies {name}`. {study.budget or owner.budget}".strip(),
+    ]
+    if study.findings:
+        parts += ["## What the runs say", study.findings]
+    if study.columns:
+        parts += ["## Runs", markdown(table(study, rows, owner).map(short))]
+    lost = [f"`{row.run}` ({row.state})" for row in rows if row.state != "done"]
+    if lost:
+        parts.append(
+            f"Without result: {', '.join(lost)}. `python -m tessera.studies {name}` runs these again, and no others."
+        )
+    parts += ranked
+    parts += [f"![{figure.title}](figures/{name}-{_file(figure)}.png)" for figure in study.figures]
+    for published in study.published:
+        shown = pd.DataFrame(published.rows, columns=published.columns)
+        parts += [
+            "## Published",
+            published.source,
+            markdown(shown.map(lambda v: v if isinstance(v, str) else f"{v:g}")),
+        ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def table(study: sweep.Study, rows: list[Result], owner: sweep.Study) -> pd.DataFrame:
+    columns: dict[str, list[Any]] = {"run": [row.run for row in rows]}
+    for title, source in study.columns.items():
+        columns[title] = [value(source, row, owner) for row in rows]
+    return pd.DataFrame(columns)
+
+
+def value(source: str, row: Result, owner: sweep.Study) -> Any:
+    """A metric (`file:name`) of a run, or its value of params.yaml."""
+    if ":" in source:
+        return results.metric(row, source)
+    found = sweep.value(sweep.params(owner, row.run), source)
+    return found if isinstance(found, int | float | str) and not isinstance(found, bool) else str(found)
+
+
+# figures
+
+
+def draw(figure: sweep.Figure, study: sweep.Study, rows: list[Result], owner: sweep.Study) -> Figure:
+    drawn = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axis = drawn.subplots()
+    groups = study.groups or {"": [row.run for row in rows]}
+    if figure.kind == "curves":
+        _curves(axis, figure, rows)
+    else:
+        for group, runs in groups.items():
+            points = [(value(figure.x, row, owner), value(figure.y, row, owner)) for row in rows if row.run in runs]
+            points = sorted(point for point in points if not any(math.isnan(float(v)) for v in point))
+            axis.plot(*zip(*points, strict=True), marker="o", label=group or None) if points else None
+        axis.set(xlabel=figure.x.rpartition(":")[2], ylabel=figure.y.rpartition(":")[2])
+    if figure.log:
+        axis.set_xscale("log")
+    axis.set_title(figure.title)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return drawn
+
+
+def _curves(axis: Axes, figure: sweep.Figure, rows: list[Result]) -> None:
+    import seaborn as sns
+
+    drawn = [row for row in rows if figure.y in row.curves.get(figure.file, ())]
+    for row, colour in zip(drawn, sns.color_palette("viridis", len(drawn)), strict=True):
+        curve = row.curves[figure.file]
+        axis.plot(curve[figure.x], curve[figure.y], label=row.run, color=colour)
+    axis.set(xlabel=figure.x, ylabel=figure.y)
+
+
+def _file(figure: sweep.Figure) -> str:
+    return "".join(c if c.isalnum() else "-" for c in f"{figure.y}-against-{figure.x.rpartition(':')[2]}").replace(
+        "--", "-"
+    )
+
+
+# tables
+
+
+def short(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and math.isnan(value):
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    rows = [table.columns, ["---"] * len(table.columns), *table.astype(str).values.tolist()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

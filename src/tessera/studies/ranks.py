@@ -1,0 +1,150 @@
+"""Which diagnostic predicts what a prior makes of the codes? Rank correlations over the runs of a pool.
+
+What is predicted, each worse where it is larger:
+
+- `excess`: held-out bits per image of the trained prior above what the rate alone explains: the residual of log2 bits
+  on log2 rate (least squares over the runs), the rate being codes times log2 K. More codes cost more bits whatever they
+  are; this asks which codes cost more than their number.
+- `fd`, `kid`: distance of samples to the test images, less that of the tokenizer's own reconstructions, so that what the
+  tokenizer loses is not held against the prior.
+
+Spearman's rho with bootstrap intervals (percentiles of 2,000 draws of runs). A diagnostic of several grids counts by the
+mean over them. `probe` is listed apart: it is a small prior itself, so nearly the same quantity as `excess`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from tessera.core import files
+from tessera.studies import results
+from tessera.studies.results import PAGES, Result
+
+DRAWS = 2000
+LEAST = 6  # runs below which a rank correlation says nothing
+BITS, CODES, RATE = "evaluation/likelihood:test.nll_bits_per_code", "codes:codes_per_image", "codes:bits_per_image"
+FD, FD_FLOOR = "evaluation/frechet:fd_*.samples_test", "evaluation/frechet:fd_*.reconstruction_test"
+KID, KID_FLOOR = "evaluation/frechet:kid_*.samples_test", "evaluation/frechet:kid_*.reconstruction_test"
+OUTCOMES = ("excess", "fd", "kid")
+APART = ("diagnostics/probe",)
+
+
+def outcomes(rows: list[Result]) -> pd.DataFrame:
+    """One row a run: rate and held-out bits per image, and the three outcomes."""
+    of = {name: np.array([results.metric(row, pattern) for row in rows]) for name, pattern in
+          {"per_code": BITS, "codes": CODES, "rate": RATE, "fd": FD, "fd_floor": FD_FLOOR,
+           "kid": KID, "kid_floor": KID_FLOOR}.items()}  # fmt: skip
+    bits = of["per_code"] * of["codes"]
+    columns = {"run": [row.run for row in rows], "rate": of["rate"], "bits": bits,
+               "excess": excess(of["rate"], bits), "fd": of["fd"] - of["fd_floor"], "kid": of["kid"] - of["kid_floor"]}  # fmt: skip
+    return pd.DataFrame(columns)
+
+
+def excess(rate: Float[np.ndarray, " n"], bits: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Residual of log2 bits on log2 rate; on its mean where all rates are equal."""
+    x, y = np.log2(rate), np.log2(bits)
+    if np.ptp(x) == 0:
+        return y - y.mean()
+    slope, offset = np.polyfit(x, y, 1)
+    return y - (slope * x + offset)
+
+
+def diagnostics(rows: list[Result]) -> pd.DataFrame:
+    """Every metric of every diagnostic, `file:name`, mean over grids; those that all runs have and that differ."""
+    names: dict[str, None] = {}
+    for row in rows:
+        names |= {_over_grids(name): None for name in row.metrics if name.startswith("diagnostics/")}
+    table = pd.DataFrame({name: [results.metric(row, name) for row in rows] for name in names})
+    return table.loc[:, table.notna().all() & (table.nunique() > 1)]
+
+
+def _over_grids(name: str) -> str:
+    file, _, rest = name.partition(":")
+    head, _, tail = rest.partition(".")
+    kind, _, index = head.rpartition("_")
+    return f"{file}:{kind}_*.{tail}" if index.isdigit() else name
+
+
+def spearman(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
+    """Correlation of ranks, ties sharing their mean rank; NaN where one of them is constant."""
+    a, b = pd.Series(x).rank().to_numpy(), pd.Series(y).rank().to_numpy()
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def interval(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], share: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap over runs; draws in which a variable is constant count as none."""
+    draws = np.random.default_rng(0)
+    found = [spearman(x[rows], y[rows]) for rows in draws.integers(0, len(x), (DRAWS, len(x)))]
+    low, high = np.nanquantile(found, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
+def correlations(rows: list[Result]) -> pd.DataFrame:
+    """One row a diagnostic: rho and its interval for each outcome; strongest with `excess` first."""
+    outcome, table, found = outcomes(rows), diagnostics(rows), []
+    for name in table:
+        entry: dict[str, object] = {"diagnostic": name, "apart": int(str(name).startswith(APART))}
+        for of in OUTCOMES:
+            x, y = table[name].to_numpy(float), outcome[of].to_numpy(float)
+            entry[of] = spearman(x, y)
+            entry[f"{of}_low"], entry[f"{of}_high"] = interval(x, y)
+        found.append(entry)
+    result = pd.DataFrame(found)
+    return result.sort_values(["apart", "excess"], key=lambda part: -part.abs(), ignore_index=True)
+
+
+def write(name: str, rows: list[Result]) -> list[str]:
+    """CSV and figures of all runs, and of the grid that most of them have; the Markdown that shows them."""
+    from tessera.studies.pages import markdown, short
+
+    done = [row for row in rows if row.state == "done" and np.isfinite(results.metric(row, BITS))]
+    parts = ["## Outcomes", markdown(outcomes(done).map(short))]
+    for title, chosen in {"all runs": done, "one grid": one_grid(done)}.items():
+        if len(chosen) < LEAST:
+            continue
+        file = f"{name}-{title.replace(' ', '-')}"
+        table = correlations(chosen)
+        files.write_table(PAGES / f"{file}.csv", table)
+        files.write_picture(PAGES / "figures" / f"{file}.png", picture(table, f"{title} (n = {len(chosen)})"))
+        shown = pd.DataFrame({"diagnostic": table["diagnostic"].str.removeprefix("diagnostics/")})
+        for of in OUTCOMES:
+            shown[of] = [f"{r:+.2f} [{low:+.2f}, {high:+.2f}]" for r, low, high in
+                         table[[of, f"{of}_low", f"{of}_high"]].itertuples(index=False)]  # fmt: skip
+        parts += [
+            f"## {title.capitalize()}: {len(chosen)}",
+            f"![rank correlations](figures/{file}.png)",
+            markdown(shown),
+        ]
+    return parts
+
+
+def one_grid(rows: list[Result]) -> list[Result]:
+    """Runs with the number of codes that is most frequent."""
+    codes = [results.metric(row, CODES) for row in rows]
+    common = max(set(codes), key=codes.count) if codes else None
+    return [row for row, count in zip(rows, codes, strict=True) if count == common]
+
+
+def picture(table: pd.DataFrame, title: str) -> Figure:
+    """A row a diagnostic: rho with its interval, a colour an outcome. Those apart stand below the line."""
+    figure = Figure(figsize=(8.2, 1.2 + 0.24 * len(table)), layout="constrained")
+    axis = figure.subplots()
+    places = np.arange(len(table))[::-1]
+    for shift, of, colour in zip((0.22, 0, -0.22), OUTCOMES, ("#1f5a92", "#d9772e", "#4c9a6a"), strict=True):
+        values = table[of].to_numpy(float)
+        ends = np.abs(table[[f"{of}_low", f"{of}_high"]].to_numpy(float).T - values)
+        axis.errorbar(values, places + shift, xerr=ends, fmt="o", markersize=3.5, linewidth=1, color=colour, label=of)
+    axis.axvline(0, color="black", linewidth=0.8)
+    apart = int(table["apart"].sum())
+    if apart:
+        axis.axhline(places[len(table) - apart] + 0.5, color="grey", linestyle="--", linewidth=0.8)
+    axis.set_yticks(places, table["diagnostic"].str.removeprefix("diagnostics/"), fontsize=7)
+    axis.set(xlim=(-1.02, 1.02), xlabel="Spearman's rho, 95 % bootstrap interval", title=title)
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    axis.grid(alpha=0.25, axis="x")
+    return figure

@@ -1,0 +1,116 @@
+"""`studies/NAME.yaml`: which runs, how they differ from params.yaml, and what of them is shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from tessera import presets
+from tessera.core.errors import InputError
+from tessera.core.params import Strict, read
+
+FOLDER = Path("studies")
+Changes = dict[str, Any]  # dotted name of params.yaml -> value; `preset` names one whose values come first
+
+
+class Figure(Strict):
+    """`lines`: one point a run, x against y. `curves`: a column of plots/<file>.csv over epochs, one line a run."""
+
+    kind: Literal["lines", "curves"]
+    x: str = Field(description="a name of params.yaml, or a metric as file:name")
+    y: str = Field(description="a metric as file:name, or a column of the curves")
+    title: str
+    file: str = Field(default="tokenizer", description="of plots/, whose curves these are")
+    log: bool = Field(default=False, description="x is drawn on a logarithmic scale")
+
+
+class Published(Strict):
+    """Figures of another system, and where they stand."""
+
+    source: str
+    columns: list[str]
+    rows: list[list[str | float]]
+
+
+class Study(Strict):
+    """One file. It has runs of its own, or shows some of another study's (`pool`)."""
+
+    title: str
+    text: str = Field(description="what is asked, and what the runs have in common")
+    budget: str = Field(default="", description="of each run, and where it was made")
+    pool: str = Field(default="", description="the study whose runs these are; empty: its own")
+    targets: list[str] = Field(default_factory=lambda: ["criteria"], description="stages of dvc.yaml that are run")
+    base: Changes = Field(default_factory=dict, description="what all runs change")
+    runs: dict[str, Changes] = Field(default_factory=dict)
+    shown: list[str] = Field(default_factory=list, description="names of the pool's runs, in this order")
+    groups: dict[str, list[str]] = Field(default_factory=dict, description="series of the figures: names of runs")
+    columns: dict[str, str] = Field(default_factory=dict, description="column of the table -> params name or metric")
+    figures: list[Figure] = Field(default_factory=list)
+    published: list[Published] = Field(default_factory=list)
+    ranks: bool = Field(default=False, description="which diagnostic predicts the prior, over the pool")
+    findings: str = Field(default="", description="what the runs say, written after looking at them")
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name: str) -> Study:
+    """
+    Raises:
+        InputError: there is no such study, or its file breaks a rule; all problems at once.
+    """
+    if name not in names():
+        raise InputError(f"studies/{name}.yaml: there is no such study; there are {', '.join(names())}")
+    try:
+        study = Study.model_validate(read(FOLDER / f"{name}.yaml"))
+    except ValidationError as errors:
+        found = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors.errors()]
+        raise InputError(f"studies/{name}.yaml has problems:\n" + "\n".join(found)) from None
+    wrong = [run for run in study.runs if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run)]
+    if wrong:
+        raise InputError(f"studies/{name}.yaml: runs become names of experiments: letters, digits, '.', '_' and '-' only, "
+                         f"got {wrong}")  # fmt: skip
+    _require_runs(name, study)
+    return study
+
+
+def _require_runs(name: str, study: Study) -> None:
+    there = pool_of(name, study)[1].runs
+    unknown = [
+        run for run in [*study.shown, *(run for group in study.groups.values() for run in group)] if run not in there
+    ]
+    if unknown:
+        raise InputError(f"studies/{name}.yaml: no runs {', '.join(unknown)}; there are {', '.join(there)}")
+
+
+def pool_of(name: str, study: Study) -> tuple[str, Study]:
+    """The study that has the runs: this one, or its pool."""
+    return (study.pool, load(study.pool)) if study.pool else (name, study)
+
+
+def shown(name: str, study: Study) -> list[str]:
+    """Names of the runs of a study, those of its pool that it shows."""
+    return study.shown or list(pool_of(name, study)[1].runs)
+
+
+def changes(study: Study, run: str) -> Changes:
+    """All that a run changes in params.yaml: its preset, then the study's base, then its own values."""
+    own = {**study.base, **study.runs[run]}
+    preset = own.pop("preset", None)
+    return {**(presets.overrides(preset) if preset else {}), **own}
+
+
+def params(study: Study, run: str) -> dict[str, Any]:
+    """params.yaml as this run has it, validated."""
+    return presets.applied(read(), changes(study, run))
+
+
+def value(raw: dict[str, Any], name: str) -> Any:
+    """A value of params.yaml by its dotted name."""
+    for part in name.split("."):
+        raw = raw[part]
+    return raw
