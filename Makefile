@@ -1,4 +1,5 @@
 # `make repro`: set-up and the whole pipeline.   `make test`: set-up and the tests.   Both work on a bare machine.
+# `make repro PRESET=quick`: the pipeline with the values of presets/quick.yaml, as an experiment.
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
@@ -7,7 +8,11 @@ export PATH := $(BIN):$(PATH)
 .PHONY: repro test setup check lint lock clean
 
 repro: check
+ifdef PRESET
+	arguments=$$(python -m tessera.presets $(PRESET)) && dvc exp run $$arguments
+else
 	dvc repro
+endif
 
 check: setup
 	@python -m tessera.core.params

@@ -1,16 +1,26 @@
-"""Presets: overrides that are valid, printed as dvc takes them."""
+"""Presets: overrides that are valid, printed as dvc takes them; each whole system runs, at tiny size, in one process."""
 
 from __future__ import annotations
 
+import importlib
+import io
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tessera import presets
 from tessera.core import models
 from tessera.core.errors import InputError
-from tessera.core.params import Params, read
+from tessera.core.params import Params, problems, read
+from tessera.core.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,10 +33,15 @@ def _root(monkeypatch):
 NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 
 
+@pytest.fixture(scope="module")
+def whole() -> dict[str, Any]:
+    """params.yaml; read once, since that takes longer than all that is done with it."""
+    return read(ROOT / "params.yaml")
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_preset_is_valid_and_changes_something(name):
-    raw = read()
-    assert presets.applied(raw, presets.overrides(name)) != raw or name == "vqvae-medium"
+def test_preset_is_valid_and_changes_something(name, whole):
+    assert presets.applied(whole, presets.overrides(name)) != whole or name == "vqvae-medium"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -52,6 +67,66 @@ def test_lists_and_text_are_printed_as_dvc_reads_them():
     assert presets.arguments(values) == expected
 
 
+def test_a_removed_name_is_not_run(whole):
+    values = {"~diagnostics.usage": None, "seed": 1}
+    assert presets.arguments(values) == "-S ~diagnostics.usage -S seed=1"
+    assert "usage" not in presets.applied(whole, values)["diagnostics"]
+    with pytest.raises(InputError, match=r"~diagnostics\.usages: params\.yaml has no such value"):
+        presets.applied(whole, {"~diagnostics.usages": None})
+
+
+def test_a_preset_can_be_run_again_on_the_params_that_it_left(whole):
+    values = presets.overrides("quick")
+    assert presets.remaining(whole, values) == values
+    left = presets.applied(whole, values)
+    again = presets.remaining(left, values)
+    assert [name for name in values if name not in again] == [name for name in values if name.startswith("~")]
+    assert presets.applied(left, again) == left
+
+
+@pytest.mark.parametrize("name", ["quick", "rotation-cifar10"])  # removed names, and lists
+def test_dvc_makes_of_the_arguments_what_is_validated(name, whole, tmp_path):
+    """As `-S` does it, in front of one more override: that one wins, and every other value is that of the preset."""
+    from dvc.utils.hydra import apply_overrides
+
+    shutil.copy("params.yaml", tmp_path)
+    values = presets.overrides(name)
+    apply_overrides(tmp_path / "params.yaml", [*presets.arguments(values).split()[1::2], "quantizer.beta=0.75"])
+    assert read(tmp_path / "params.yaml") == presets.applied(whole, {**values, "quantizer.beta": 0.75})
+
+
+def test_make_runs_a_preset_as_an_experiment_and_stops_at_an_unknown_one(tmp_path):
+    if shutil.which("make") is None:
+        pytest.skip("there is no make here")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "PRESET"))}
+
+    def line(*arguments: str) -> str:
+        """The last one that `make repro` would run."""
+        command = ["make", "--dry-run", "repro", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=plain, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()[-1]
+
+    assert line() == "dvc repro"
+    assert line("PRESET=quick") == "arguments=$(python -m tessera.presets quick) && dvc exp run $arguments"
+    (tmp_path / "dvc").write_text("#!/bin/sh\necho dvc was run\n")
+    (tmp_path / "dvc").chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(["sh", "-c", line("PRESET=quikc")], cwd=ROOT, env=plain | {"PATH": path}, capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    assert done.returncode != 0
+    assert "presets/quikc.yaml: there is no such preset; there are emoji-64" in done.stderr
+    assert "dvc was run" not in done.stdout
+
+
+def test_main_prints_the_arguments_and_of_an_unknown_preset_what_dvc_refuses(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["presets", "vqvae-small"])
+    assert presets.main() == 0
+    assert capsys.readouterr().out.strip() == presets.arguments(presets.overrides("vqvae-small"))
+    monkeypatch.setattr(sys, "argv", ["presets", "vqvae-tiny"])
+    assert presets.main() == 1
+    assert capsys.readouterr().out.strip() == "--no-such-preset"
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(InputError, match=r"there are .*vqvae-"):
         presets.overrides("vqvae-tiny")
@@ -65,3 +140,107 @@ def test_applying_leaves_the_original():
     raw = read()
     presets.applied(raw, {"seed": 5})
     assert raw == read()
+
+
+@pytest.mark.parametrize("size", ["small", "large", "xlarge"])
+def test_sizes_of_rotation_differ_in_their_size_alone(size):
+    values = presets.overrides("rotation-cifar10") | presets.overrides(f"vqvae-{size}")
+    assert presets.overrides(f"rotation-cifar10-{size}") == values
+
+
+# whole systems
+
+SYSTEMS = {  # preset: pixels of a tiny image, its channels, grids of its codes
+    "emoji-64": (16, 3, ((2, 2),)),
+    "geodesic-mnist": (8, 1, ((2, 2),)),
+    "pixels-mnist": (8, 1, ((8, 8),)),
+    "pixels-mnist-rnn": (8, 1, ((8, 8),)),
+    "quick": (8, 3, ((2, 2),)),
+    "rotation-cifar10": (8, 3, ((2, 2),)),
+    "vae-mnist": (8, 1, ((2, 2),)),
+    "vq-mnist": (8, 1, ((2, 2),)),
+    "vqvae-emoji": (8, 3, ((2, 2),)),
+    "vqvae-emoji-32": (8, 3, ((2, 2),)),
+    "vqvae2-emoji": (8, 3, ((1, 1), (2, 2))),
+}
+SIZES = {  # last parts of the names whose values stay tiny; all other values are the preset's
+    "image_size", "target_size", "snapshot_epochs", "epochs", "batch_size", "warmup_steps", "restart_epochs", "evaluate_every",
+    "keep_every", "channels", "outer_channels", "blocks", "block_channels", "levels", "codebook_size", "code_dim", "latent_dim",
+    "latents", "neighbours", "iterations", "layers", "kernel_size", "first_kernel_size", "heads", "embedding", "hidden",
+    "copies", "count", "kid_subsets", "pairs", "shift",
+}  # fmt: skip
+
+
+def test_every_preset_is_run_or_is_a_size():
+    assert set(NAMES) == {*SYSTEMS, *(name for name in NAMES if re.search(r"-(small|medium|large|xlarge)$", name))}
+
+
+def encoded(images: np.ndarray, size: int) -> list[dict[str, Any]]:
+    """As the hub's parquet files hold them."""
+    found = []
+    for image in images:
+        stream = io.BytesIO()
+        Image.fromarray(image.squeeze()).resize((size, size)).save(stream, "PNG")
+        found.append({"bytes": stream.getvalue(), "path": None})
+    return found
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory, make_images) -> Path:
+    """A folder `data` with a few rows of all that presets name as `dataset.source`, in the same form."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = tmp_path_factory.mktemp("sources") / "data"
+    table = pq.read_table(ROOT / "data" / "noto-emoji.parquet")
+    (data / "mnist").mkdir(parents=True)
+    (data / "cifar10").mkdir()
+    pq.write_table(table.take(list(range(0, table.num_rows, 100))), data / "noto-emoji.parquet")
+    for name, column, channels, size in (("mnist", "image", 1, 28), ("cifar10", "img", 3, 32)):
+        stored = encoded(make_images(36, channels=channels), size)
+        for split, where in {"train": slice(0, 30), "test": slice(30, 36)}.items():
+            labels = [index % 3 for index in range(36)][where]
+            pq.write_table(pa.table({column: stored[where], "label": labels}), data / name / f"{split}.parquet")
+    return data
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_system_runs_from_images_to_samples(name, raw, sources, workspace, runtime, monkeypatch):
+    """Structure is the preset's, sizes are tiny: what it names exists together, whatever the figures."""
+    size, channels, grids = SYSTEMS[name]
+    values = read(ROOT / "presets" / f"{name}.yaml")
+    structure = {key: value for key, value in values.items() if key.rpartition(".")[2] not in SIZES}
+    put(raw, {key: value for key, value in structure.items() if not key.startswith("~")})
+    copies = min(2, values["codes.copies"])
+    raw["dataset"] |= {"image_size": size, "target_size": size}
+    raw["codes"]["copies"] = copies
+    raw["samples"]["count"], raw["tokenizer"]["snapshot_epochs"] = 2, []
+    for section in ("extractor", "tokenizer", "prior"):
+        raw[section]["training"] |= {"epochs": 1, "batch_size": 24}
+    assert problems(raw) == []
+    params = Params(raw)
+    (workspace / "data").symlink_to(sources)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # which the stage sets for itself
+    monkeypatch.syspath_prepend(str(ROOT))
+    bar = runtime.progress
+    monkeypatch.setattr(
+        runtime, "progress", lambda iterable=None, **options: bar(**options) if iterable is None else iterable
+    )
+    run = Run(params, runtime=runtime)
+    for stage in ("dataset", "extractor", "tokenizer", "codes", "reconstruction", "prior", "samples"):
+        importlib.import_module(f"stages.{stage}").main(run)
+    assert run.image_shape == (channels, size, size)
+    assert run.grids == grids
+    assert len(run.augmented_codes()) == copies
+    assert run.samples().shape == (2, size, size, channels)
+    assert Path("artifacts/samples/samples/labels.npy").exists() == params.prior.conditional
+
+
+def put(raw: dict[str, Any], values: dict[str, Any]) -> None:
+    """As `presets.applied`, but judged later: together with tiny sizes."""
+    for name, value in values.items():
+        *place, last = name.split(".")
+        section = raw
+        for part in place:
+            section = section[part]
+        section[last] = value

@@ -2,6 +2,8 @@
 
 python -m tessera.presets               lists them
 python -m tessera.presets NAME          prints one as arguments: dvc exp run $(python -m tessera.presets NAME)
+
+A name with ~ in front has no value: the key is removed, so that `~diagnostics.probe` is not run.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from tessera.core.errors import InputError
 from tessera.core.params import problems, read
 
 FOLDER = Path("presets")
+REMOVED = "~"
+REFUSED = "--no-such-preset"  # no option of dvc's: `dvc exp run $(...)` stops, instead of running the default
 
 
 def names() -> list[str]:
@@ -33,31 +37,54 @@ def overrides(name: str) -> dict[str, Any]:
 
 
 def applied(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """`raw` with other values at the dotted names.
+    """`raw` with other values at the dotted names, and without those that have ~ in front.
 
     Raises:
         InputError: a name is not in `raw`, or the result is not valid: all problems at once.
     """
     raw = copy.deepcopy(raw)
     for name, value in values.items():
-        *place, last = name.split(".")
-        section = raw
-        for part in place:
-            section = section.get(part, {})
+        section, last = _place(raw, name)
         if last not in section:
             raise InputError(f"{name}: params.yaml has no such value")
-        section[last] = value
+        if name.startswith(REMOVED):
+            del section[last]
+        else:
+            section[last] = value
     found = problems(raw)
     if found:
         raise InputError("\n".join(found))
     return raw
 
 
+def remaining(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`values` without the keys that are removed from `raw` already: `dvc exp run` leaves params.yaml as it ran, and refuses
+    to remove a key twice."""
+    found = {}
+    for name, value in values.items():
+        section, last = _place(raw, name)
+        if last in section or not name.startswith(REMOVED):
+            found[name] = value
+    return found
+
+
+def _place(raw: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    """The section that a dotted name stands in (an empty one, if there is none), and its key there."""
+    *place, last = name.removeprefix(REMOVED).split(".")
+    for part in place:
+        raw = raw.get(part, {})
+    return raw, last
+
+
 def arguments(values: dict[str, Any]) -> str:
     """As `dvc exp run` takes them: lists as in YAML's flow style, no spaces."""
-    return " ".join(
-        f"-S {name}={json.dumps(value, separators=(',', ':')).strip(chr(34))}" for name, value in values.items()
-    )
+    return " ".join(f"-S {_argument(name, value)}" for name, value in values.items())
+
+
+def _argument(name: str, value: Any) -> str:
+    if name.startswith(REMOVED):
+        return name
+    return f"{name}={json.dumps(value, separators=(',', ':')).strip(chr(34))}"
 
 
 def main() -> int:
@@ -65,10 +92,12 @@ def main() -> int:
         print("\n".join(names()))
         return 0
     try:
-        values = overrides(sys.argv[1])
-        applied(read(), values)
+        raw = read()
+        values = remaining(raw, overrides(sys.argv[1]))
+        applied(raw, values)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        print(REFUSED)
         return 1
     print(arguments(values))
     return 0
