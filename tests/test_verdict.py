@@ -79,7 +79,9 @@ def test_a_metric_that_no_stage_before_writes_is_a_mistake(section, metric):
     raw = read(ROOT / "params.yaml")
     raw[section]["thresholds"]["mine"] = {"metric": metric, "at_least": 0.0}
     (problem,) = problems(raw)
-    assert problem.startswith(f"{section}.thresholds.mine.metric: no stage before writes metrics/{metric.split(':')[0]}")
+    assert problem.startswith(
+        f"{section}.thresholds.mine.metric: no stage before writes metrics/{metric.split(':')[0]}"
+    )
 
 
 def test_every_default_threshold_is_of_a_metric_of_the_committed_run():

@@ -79,7 +79,7 @@ def one(name: str, run: str, overrides: dict[str, Any]) -> int:
         source = Path(raw["dataset"]["source"])
         if not source.is_absolute() and not source.parts[0].startswith("."):
             link = Path(source.parts[0])
-            if not link.exists():
+            if not link.is_symlink():
                 link.symlink_to(root / link)
         files.write_json(Path("params.json"), raw)
         try:

@@ -68,19 +68,19 @@ def _over_grids(name: str) -> str:
     return f"{file}:{kind}_*.{tail}" if index.isdigit() else name
 
 
-def spearman(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
-    """Correlation of ranks, ties sharing their mean rank; NaN where one of them is constant."""
-    a, b = pd.Series(x).rank().to_numpy(), pd.Series(y).rank().to_numpy()
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
+def spearman(x: Float[np.ndarray, "... n"], y: Float[np.ndarray, "... n"]) -> Float[np.ndarray, " ..."]:
+    """Correlation of ranks along the last axis, ties sharing their mean rank; NaN where one of them is constant."""
+    from scipy.stats import rankdata
+
+    a, b = (rankdata(values, axis=-1) - (values.shape[-1] + 1) / 2 for values in (x, y))
+    size = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    return (a * b).sum(-1) / np.where(size > 0, size, np.nan)
 
 
 def interval(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], share: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap over runs; draws in which a variable is constant count as none."""
-    draws = np.random.default_rng(0)
-    found = [spearman(x[rows], y[rows]) for rows in draws.integers(0, len(x), (DRAWS, len(x)))]
-    low, high = np.nanquantile(found, [(1 - share) / 2, (1 + share) / 2])
+    rows = np.random.default_rng(0).integers(0, len(x), (DRAWS, len(x)))
+    low, high = np.nanquantile(spearman(x[rows], y[rows]), [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
 
 
@@ -91,11 +91,13 @@ def correlations(rows: list[Result]) -> pd.DataFrame:
         entry: dict[str, object] = {"diagnostic": name, "apart": int(str(name).startswith(APART))}
         for of in OUTCOMES:
             x, y = table[name].to_numpy(float), outcome[of].to_numpy(float)
-            entry[of] = spearman(x, y)
+            entry[of] = float(spearman(x, y))
             entry[f"{of}_low"], entry[f"{of}_high"] = interval(x, y)
         found.append(entry)
     result = pd.DataFrame(found)
-    return result.sort_values(["apart", "excess"], key=lambda part: -part.abs(), ignore_index=True)
+    return result.sort_values(
+        ["apart", "excess"], key=lambda part: part if part.name == "apart" else -part.abs(), ignore_index=True
+    )
 
 
 def write(name: str, rows: list[Result]) -> list[str]:
