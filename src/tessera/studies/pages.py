@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tessera.core import files
+from tessera.core.params import read
 from tessera.studies import ranks, results, sweep
 from tessera.studies.results import PAGES, Result
 
@@ -72,7 +73,7 @@ def value(source: str, row: Result, owner: sweep.Study) -> Any:
     """A metric (`file:name`) of a run, or its value of params.yaml."""
     if ":" in source:
         return results.metric(row, source)
-    found = sweep.value(sweep.params(owner, row.run), source)
+    found = sweep.changes(owner, row.run).get(source, sweep.value(read(), source))
     return found if isinstance(found, int | float | str) and not isinstance(found, bool) else str(found)
 
 
