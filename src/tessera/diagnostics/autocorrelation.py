@@ -56,4 +56,6 @@ def _picture(table: pd.DataFrame) -> Any:
     part = table[table["split"] == "val"]
     sns.lineplot(part, x="distance", y="equal", hue="direction", style="grid", markers=True, ax=axis)
     axis.set(title="equal codes at a distance", xlabel="distance in codes", ylabel="probability", ylim=(0, None))
+    axis.set_xticks(sorted(part["distance"].unique()))
+    sns.move_legend(axis, "upper left", bbox_to_anchor=(1.02, 1), frameon=False)
     return figure
