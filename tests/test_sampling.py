@@ -9,7 +9,8 @@ import torch
 from tessera.core.contracts import Sampling
 from tessera.core.errors import InputError
 from tessera.nn import sequences
-from tessera.nn.sampling import draw, truncate
+from tessera.nn.graphs import Replay
+from tessera.nn.sampling import Steps, draw, sample, truncate
 
 ALMOST_ONE = 1 - 2**-53  # the largest uniform there is
 
@@ -111,6 +112,47 @@ def test_draw_reaches_the_last_code_where_the_sum_falls_short_of_one() -> None:
 def test_draw_refuses_what_is_no_distribution(row: list[float]) -> None:
     with pytest.raises(ValueError, match="finite"):
         draw(torch.tensor([[0.0, 0.0], row]), torch.tensor([0.5, 0.5], dtype=torch.float64))
+
+
+class Scripted(torch.nn.Module):
+    """A prior of 2x2 codes of which only the logits of its walk matter."""
+
+    grids, codebook_sizes, classes, order = ((2, 2),), (3,), 0, range(4)
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("rows", logits)
+
+    def steps(self, n: int, labels: None) -> Steps:
+        for row in self.rows:
+            yield row.expand(n, -1)
+
+
+@pytest.mark.parametrize("at", [0, 2, 3])
+def test_a_walk_is_refused_wherever_its_logits_are_no_distribution(at: int) -> None:
+    logits = torch.zeros(4, 3)
+    prior = Scripted(logits)
+    assert sample(prior, prior.steps, 2, torch.Generator(), Sampling()).shape == (2, 4)
+    logits[at, 1] = math.nan
+    with pytest.raises(ValueError, match="finite"):
+        sample(prior, prior.steps, 2, torch.Generator(), Sampling())
+
+
+def test_only_walks_on_a_gpu_are_captured() -> None:
+    with pytest.raises(InputError, match="on a CUDA device are captured, and this prior is on cpu"):
+        Replay(Scripted(torch.zeros(4, 3)), 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="captures a CUDA graph")
+def test_a_captured_walk_draws_what_sample_draws() -> None:
+    prior = Scripted(torch.randn(4, 3, generator=torch.Generator().manual_seed(0))).cuda()
+    replay = Replay(prior, 50)
+    for seed in (0, 1):
+        plain = sample(prior, prior.steps, 50, torch.Generator().manual_seed(seed), Sampling())
+        assert torch.equal(replay.sample(torch.Generator().manual_seed(seed)), plain)
+    prior.rows[2] = math.nan
+    with pytest.raises(ValueError, match="finite"):
+        replay.sample(torch.Generator())
 
 
 def test_codes_fold_level_by_level_then_depth_by_depth_in_raster_order() -> None:

@@ -60,13 +60,26 @@ def draw(logits: Float[Tensor, "n k"], uniforms: Float[Tensor, " n"]) -> Int[Ten
     Raises:
         ValueError: a row holds NaN, or nothing but minus infinity.
     """
+    codes, sound = draw_unchecked(logits, uniforms)
+    require_sound(sound)
+    return codes
+
+
+def draw_unchecked(
+    logits: Float[Tensor, "n k"], uniforms: Float[Tensor, " n"]
+) -> tuple[Int[Tensor, " n"], Bool[Tensor, ""]]:
+    """`draw`, and whether all rows were distributions (if not, code 0 is drawn there). A GPU works ahead of the program,
+    which waits for it wherever it asks for a value: a walk asks once, at its end."""
     probabilities = logits.double().softmax(-1)
     # 0 instead of the running sum where the probability is 0: no u lies below it, in whatever order a device adds
     cumulative = probabilities.cumsum(-1).mul_(probabilities > 0)
     total = cumulative.amax(-1, keepdim=True)
-    if not bool((total > 0).all()):
+    return (cumulative > uniforms[:, None] * total).byte().argmax(-1), (total > 0).all()  # argmax: the first of equals
+
+
+def require_sound(sound: Bool[Tensor, ""]) -> None:
+    if not bool(sound):
         raise ValueError("logits must be numbers, at least one of each row finite")
-    return (cumulative > uniforms[:, None] * total).byte().argmax(-1)  # argmax: the first of equals
 
 
 def sample(
@@ -91,19 +104,37 @@ def sample(
     require_range(sampling)
     require_known(prior, n, known, known_mask)
     uniforms = torch.rand(n, length(prior.grids), generator=generator, dtype=torch.float64, device=generator.device)
-    walk, order = guided(steps, n, labels, prior.classes, sampling.guidance), list(prior.order)
+    codes, sound = walked(prior, steps, uniforms, sampling, labels, known, known_mask)
+    require_sound(sound)
+    return codes
+
+
+def walked(
+    prior: Prior,
+    steps: Walk,
+    uniforms: Float[Tensor, "n t"],
+    sampling: Sampling,
+    labels: Int[Tensor, " n"] | None,
+    known: Int[Tensor, "n t"] | None,
+    known_mask: Bool[Tensor, "n t"] | None,
+) -> tuple[Int[Tensor, "n t"], Bool[Tensor, ""]]:
+    """The codes of these `uniforms`, and whether all logits on the way were sound. It asks the device for no value, so
+    that a GPU need not wait between positions, and so that the whole can be captured (`nn/graphs.py`)."""
+    walk = guided(steps, len(uniforms), labels, prior.classes, sampling.guidance)
+    order, sounds = list(prior.order), []
     logits = next(walk)
     uniforms = uniforms.to(logits.device).t().contiguous()
     codes = torch.empty(uniforms.shape, dtype=torch.int64, device=logits.device)
     if known is not None:
         known, known_mask = known.to(logits.device), known_mask.to(logits.device)
     for step, t in enumerate(order):
-        drawn = draw(truncate(logits.double(), sampling), uniforms[t])
+        drawn, sound = draw_unchecked(truncate(logits.double(), sampling), uniforms[t])
         codes[t] = drawn if known is None else torch.where(known_mask[:, t], known[:, t], drawn)
+        sounds.append(sound)
         if step + 1 < len(order):
             logits = walk.send(codes[t])
     walk.close()
-    return codes.t().contiguous()
+    return codes.t().contiguous(), torch.stack(sounds).all()
 
 
 def guided(steps: Walk, n: int, labels: Int[Tensor, " n"] | None, classes: int, guidance: float) -> Steps:
