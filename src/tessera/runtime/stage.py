@@ -98,7 +98,8 @@ def _validated() -> dict[str, Any]:
         digest.update(file.relative_to(seams.PACKAGE).as_posix().encode() + file.read_bytes())
     good = root() / "valid" / digest.hexdigest()[:24]
     if not good.exists():
-        environment = {**os.environ, "PYTHONPATH": str(seams.PACKAGE.parent)}
+        paths = [str(seams.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         check = subprocess.run(
             [sys.executable, "-m", "tessera.core.params"], stdout=subprocess.DEVNULL, env=environment, check=False
         )
