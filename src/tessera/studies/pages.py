@@ -91,7 +91,7 @@ def draw(figure: sweep.Figure, study: sweep.Study, rows: list[Result], owner: sw
             points = [(value(figure.x, row, owner), value(figure.y, row, owner)) for row in rows if row.run in runs]
             points = sorted(point for point in points if not any(math.isnan(float(v)) for v in point))
             axis.plot(*zip(*points, strict=True), marker="o", label=group or None) if points else None
-        axis.set(xlabel=figure.x.rpartition(":")[2], ylabel=figure.y.rpartition(":")[2])
+        axis.set(xlabel=_name(figure.x), ylabel=_name(figure.y))
     if figure.log:
         axis.set_xscale("log")
     axis.set_title(figure.title)
@@ -112,10 +112,13 @@ def _curves(axis: Axes, figure: sweep.Figure, rows: list[Result]) -> None:
     axis.set(xlabel=figure.x, ylabel=figure.y)
 
 
+def _name(source: str) -> str:
+    """`diagnostics/usage:grid_*.usage` is `usage` on an axis and in a file's name."""
+    return source.rpartition(":")[2].rpartition("*.")[2] if ":" in source else source.rpartition(".")[2]
+
+
 def _file(figure: sweep.Figure) -> str:
-    return "".join(c if c.isalnum() else "-" for c in f"{figure.y}-against-{figure.x.rpartition(':')[2]}").replace(
-        "--", "-"
-    )
+    return f"{_name(figure.y)}-{_name(figure.x)}".replace(".", "-")
 
 
 # tables

@@ -113,7 +113,7 @@ def write(name: str, rows: list[Result]) -> list[str]:
         table = correlations(chosen)
         files.write_table(PAGES / f"{file}.csv", table)
         files.write_picture(PAGES / "figures" / f"{file}.png", picture(table, f"{title} (n = {len(chosen)})"))
-        shown = pd.DataFrame({"diagnostic": table["diagnostic"].str.removeprefix("diagnostics/")})
+        shown = pd.DataFrame({"diagnostic": "`" + table["diagnostic"].str.removeprefix("diagnostics/") + "`"})
         for of in OUTCOMES:
             shown[of] = [f"{r:+.2f} [{low:+.2f}, {high:+.2f}]" for r, low, high in
                          table[[of, f"{of}_low", f"{of}_high"]].itertuples(index=False)]  # fmt: skip
@@ -146,7 +146,9 @@ def picture(table: pd.DataFrame, title: str) -> Figure:
     if apart:
         axis.axhline(places[len(table) - apart] + 0.5, color="grey", linestyle="--", linewidth=0.8)
     axis.set_yticks(places, table["diagnostic"].str.removeprefix("diagnostics/"), fontsize=7)
-    axis.set(xlim=(-1.02, 1.02), xlabel="Spearman's rho, 95 % bootstrap interval", title=title)
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    axis.set(
+        xlim=(-1.02, 1.02), ylim=(-0.8, len(table) - 0.2), xlabel="Spearman's rho, 95 % bootstrap interval", title=title
+    )
+    figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=len(OUTCOMES))
     axis.grid(alpha=0.25, axis="x")
     return figure
