@@ -3,9 +3,13 @@
 One process, the same batch for every clock: one full forward pass over the finished batch, which is the arithmetic that
 any exact sampler must do; `prior.sample`, which remembers what it computed; *naive* sampling, a full pass per code, timed
 at 8 positions spread evenly over the grid and scaled; *rows so far*, a pass per code over a canvas that ends at its row,
-timed at 4 heights and scaled. The table gives seconds and multiples of the full pass, and the most memory that torch held. The
-fastest of `--repeats` counts, since whatever else a machine does only adds. `--plot FILE` draws the cost of a code
-against its position. A time is no artefact: the pipeline writes none.
+timed at 4 heights and scaled. The table gives seconds and multiples of the full pass, and the most memory that torch held.
+The full pass and `sample` take turns, and the fastest of `--repeats` counts, since whatever else a machine does only
+adds. `--plot FILE` draws the cost of a code against its position. A time is no artefact: the pipeline writes none.
+
+With `--device cuda` there is a way more: the walk of `sample` captured as one CUDA graph and replayed (`nn/graphs.py`),
+and what capturing costs, once. `--device cuda --check` times nothing: it compares the codes of both, of small priors,
+with labels and without, truncated, guided, and with known codes, and fails where they differ.
 """
 
 from __future__ import annotations
@@ -17,12 +21,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from tessera.runtime import process
 
-from benchmarks.memory import peak_mib
-from tessera.core import seams
-from tessera.core.contracts import Sampling
-from tessera.nn.sampling import draw, truncate
+process.prepare()  # threads and memory as in a stage, said before torch is loaded
+
+import torch  # noqa: E402
+
+from benchmarks.memory import peak_mib  # noqa: E402
+from tessera.core import seams  # noqa: E402
+from tessera.core.contracts import Grids, Sampling  # noqa: E402
+from tessera.nn.graphs import Replay  # noqa: E402
+from tessera.nn.sampling import draw, truncate  # noqa: E402
+from tessera.nn.sequences import length  # noqa: E402
 
 POSITIONS, HEIGHTS = 8, 4
 SIZE = {"batch": 64, "grid": 16, "codebook_size": 256, "channels": 128, "layers": 12}
@@ -43,22 +53,40 @@ def values(name: str, channels: int, layers: int) -> dict[str, Any]:
 PRIORS = ("pixelcnn", "pixelsnail", "transformer", "rnn")
 
 
-def build(name: str, height: int, options: argparse.Namespace) -> Any:
+def build(name: str, grids: Grids, options: argparse.Namespace, classes: int = 0) -> Any:
     torch.manual_seed(0)
     module = seams.plugin("priors", name)
     config = module.Config.model_validate(values(name, options.channels, options.layers))
-    return module.build(config, ((height, options.grid),), (options.codebook_size,), 0).eval()
+    sizes = (options.codebook_size,) * len(grids)
+    return module.build(config, grids, sizes, classes).eval().to(options.device)
 
 
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """The fastest of `repeats` runs, after one to warm up."""
+def clock(work: Callable[[], object]) -> float:
+    """Seconds, until a GPU has done what it was told as well."""
+    start = time.perf_counter()
     work()
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def seconds(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """The fastest of `repeats` runs of each, which take turns, after one to warm up."""
+    rounds = [{way: clock(work) for way, work in works.items()} for _ in range(repeats + 1)]
+    return {way: min(taken[way] for taken in rounds[1:]) for way in works}
+
+
+def held_mib(work: Callable[[], object], device: str) -> float:
+    if device == "cpu":
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the count is of this thread, and those of a walk are others
+        held = peak_mib(work)
+        torch.set_num_threads(threads)
+        return held
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def naive(prior: Any, codes: torch.Tensor, uniforms: torch.Tensor) -> None:
@@ -69,37 +97,86 @@ def naive(prior: Any, codes: torch.Tensor, uniforms: torch.Tensor) -> None:
 
 def rows_so_far(name: str, codes: torch.Tensor, uniforms: torch.Tensor, options: argparse.Namespace) -> float:
     """Seconds of all codes, if each took a pass over the rows up to its own: the mean over heights, times the codes."""
-    side, taken = options.grid, []
+    side, works = options.grid, {}
     for height in torch.linspace(1, side, HEIGHTS).round().long().tolist():
-        prior, so_far = build(name, height, options), codes[:, : height * side]
-        work = partial(lambda prior, so_far: draw(truncate(prior.logits(so_far, None)[0][:, -1], Sampling()), uniforms),
-                       prior, so_far)  # fmt: skip
-        taken.append(seconds(work, 1))
-    return side * side * sum(taken) / len(taken)
+        prior, so_far = build(name, ((height, side),), options), codes[:, : height * side]
+        works[height] = partial(lambda prior, so_far: draw(truncate(prior.logits(so_far, None)[0][:, -1], Sampling()),
+                                                           uniforms), prior, so_far)  # fmt: skip
+    return side * side * sum(seconds(works, 1).values()) / len(works)
 
 
 @torch.no_grad()
 def measure(name: str, options: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """Seconds and MiB of each way."""
-    prior, codes = build(name, options.grid, options), options.grid**2
-    uniforms = torch.rand(options.batch, dtype=torch.float64)
+    prior, codes = build(name, ((options.grid, options.grid),), options), options.grid**2
+    uniforms = torch.rand(options.batch, dtype=torch.float64).to(options.device)
     sample = lambda: prior.sample(options.batch, torch.Generator().manual_seed(0))  # noqa: E731
     finished = sample()
-    full = lambda: prior.logits(finished, None)  # noqa: E731
+    ways = {"one full forward pass": lambda: prior.logits(finished, None), "sample": sample}
+    once = {}
+    if options.device == "cuda":
+        replays: list[Replay] = []
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info()
+        once["capturing, once"] = (
+            clock(lambda: replays.append(Replay(prior, options.batch))),
+            (free - torch.cuda.mem_get_info()[0]) / 2**20,  # with what the driver keeps
+        )
+        ways["sample, captured"] = lambda: replays[0].sample(torch.Generator().manual_seed(0))
+    fastest = seconds(ways, options.repeats)
+    taken = {way: (fastest[way], held_mib(work, options.device)) for way, work in ways.items()} | once
     slow = partial(naive, prior, finished, uniforms)
-    return {
-        "one full forward pass": (seconds(full, options.repeats), peak_mib(full)),
-        "sample": (seconds(sample, options.repeats), peak_mib(sample)),
-        "naive sampling": (seconds(slow, 1) * codes / POSITIONS, peak_mib(slow)),
+    slowly = seconds({"": slow}, 1)[""] * codes / POSITIONS
+    return taken | {
+        "naive sampling": (slowly, held_mib(slow, options.device)),
         "rows so far": (rows_so_far(name, finished, uniforms, options), float("nan")),
     }
+
+
+CASES: dict[str, tuple[int, Sampling, bool]] = {  # classes, how codes are drawn, whether some are known
+    "plain": (0, Sampling(), False),
+    "truncated": (0, Sampling(temperature=0.9, top_k=50, top_p=0.9), False),
+    "known": (0, Sampling(), True),
+    "guided": (3, Sampling(guidance=2.0), False),
+}
+
+
+def check(name: str, case: str, dtype: torch.dtype, options: argparse.Namespace) -> bool:
+    """Whether a replayed walk draws the codes of `sample`, for two batches in turn, of two grids."""
+    classes, sampling, known = CASES[case]
+    grids, n, draws = ((3, 5), (6, 6)), 16, torch.Generator().manual_seed(1)
+    prior = build(name, grids, options, classes).to(dtype)
+    replay, equal = Replay(prior, n, sampling, known), []
+    for seed in (0, 1):
+        given: dict[str, torch.Tensor] = {}
+        if classes:
+            given["labels"] = torch.randint(classes + 1, (n,), generator=draws).to(options.device)
+        if known:
+            shape = (n, length(grids))
+            given["known"] = torch.randint(options.codebook_size, shape, generator=draws).to(options.device)
+            given["known_mask"] = (torch.rand(shape, generator=draws) < 0.3).to(options.device)
+        ways = (prior.sample(n, torch.Generator().manual_seed(seed), sampling, **given),
+                replay.sample(torch.Generator().manual_seed(seed), **given))  # fmt: skip
+        equal.append(torch.equal(*ways))
+    return all(equal)
+
+
+def check_all(options: argparse.Namespace) -> bool:
+    sound = True
+    for name in options.priors:
+        for case in CASES:
+            for dtype in (torch.float32, torch.float64):
+                equal = check(name, case, dtype, options)
+                print(f"{name:14}{case:12}{dtype!s:16}{'equal codes' if equal else 'OTHER CODES'}", flush=True)
+                sound &= equal
+    return sound
 
 
 @torch.no_grad()
 def cost_by_position(name: str, options: argparse.Namespace) -> list[float]:
     """Milliseconds of each code of one `sample`, the fastest of `--repeats`."""
-    prior = build(name, options.grid, options)
-    uniforms = torch.rand(options.grid**2, options.batch, dtype=torch.float64)
+    prior = build(name, ((options.grid, options.grid),), options)
+    uniforms = torch.rand(options.grid**2, options.batch, dtype=torch.float64).to(options.device)
     best: list[float] = []
     for _ in range(options.repeats + 1):
         walk, codes, taken = prior.steps(options.batch, None), None, []
@@ -135,14 +212,23 @@ def main() -> None:
     parser.add_argument("priors", nargs="*", default=list(PRIORS), help=f"of {', '.join(PRIORS)}; default all")
     for name, size in {**SIZE, "repeats": 3, "threads": torch.get_num_threads()}.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=size, help=f"default {size}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
+    parser.add_argument("--check", action="store_true", help="compare the codes of both ways on a GPU instead")
     parser.add_argument("--plot", type=Path, help="write the cost by position to this PNG instead")
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device on this machine")
+    if options.check and options.device != "cuda":
+        parser.error("--check compares with a captured CUDA graph: add --device cuda, on a machine with a CUDA device")
     torch.set_num_threads(options.threads)
+    if options.check:
+        raise SystemExit(0 if check_all(options) else 1)
     if options.plot:
         return plot(options.priors, options, options.plot)
+    where = f"{options.threads} threads" if options.device == "cpu" else torch.cuda.get_device_name()
     print(
         f"{options.batch} images of {options.grid}x{options.grid} codes from {options.codebook_size}; {options.layers} "
-        f"layers of {options.channels} channels; float32, {options.threads} threads"
+        f"layers of {options.channels} channels; float32, {where}"
     )
     print(f"{'':14}{'':24}{'seconds':>10}{'of a pass':>12}{'of sample':>12}{'codes/s':>12}{'MiB':>8}")
     for name in options.priors:
