@@ -5,8 +5,10 @@ from tessera.runtime.stage import enter
 
 
 def main(run: Run) -> None:
-    run.write("extensions", run.measure("extensions"))
+    report = run.measure("extensions")
+    if run.runtime.main:
+        run.write("extensions", report)
 
 
 if __name__ == "__main__":
-    enter(main)
+    enter(main, trains=True)  # some train a network of their own, which resumes as those of the other stages do

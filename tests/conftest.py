@@ -205,8 +205,10 @@ def _artifacts(_raw: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
 def _write_dataset(run: Run) -> None:
     sizes = {"train": 12, "val": 6, "test": 5}
     everything, start, tables = pictures(sum(sizes.values())), 0, []
+    larger = pictures(sum(sizes.values()), 16, 16)
     for split, n in sizes.items():
         files.save_array(run.folder("dataset") / f"{split}.npy", everything[start : start + n])
+        files.save_array(run.folder("targets") / f"{split}.npy", larger[start : start + n])
         rows = np.arange(start, start + n)
         columns = {"name": [f"picture {i}" for i in rows], "family": [f"family {i // 2}" for i in rows]}
         labels = rows % len(LABELS)

@@ -54,11 +54,16 @@ TINY = {
     "evaluation.memorisation.pairs": 4,
     "extensions.interpolation.pairs": 2,
     "extensions.interpolation.frames": 3,
+    "extensions.interpolation.points": 32,
+    "extensions.interpolation.neighbours": 2,
     "runtime.threads": 1,
     "runtime.device": "cpu",
     "runtime.checkpoint_seconds": 0.0,
 }
-KEPT = ("usage", "autocorrelation", "robustness")  # diagnostics; each is a process, and all are tested elsewhere
+KEPT = {  # each is a process, and all are tested elsewhere
+    "diagnostics": ("usage", "autocorrelation", "robustness"),
+    "extensions": ("interpolation",),
+}
 
 
 def environment() -> dict[str, str]:
@@ -81,13 +86,14 @@ def ran(output: str) -> list[str]:
     return re.findall(r"Running stage '([^']+)'", output)
 
 
-def edit(repo: Path, values: dict[str, object], diagnostics: tuple[str, ...] = ()) -> None:
-    """Set dotted names; of the diagnostics keep those named, if any are."""
+def edit(repo: Path, values: dict[str, object], kept: dict[str, tuple[str, ...]] | None = None) -> None:
+    """Set dotted names; of the plural sections in `kept`, keep the keys that it names."""
     yaml = YAML()
     yaml.preserve_quotes = True
     params = yaml.load((repo / "params.yaml").read_text())
-    for name in set(params["diagnostics"]) - set(diagnostics or params["diagnostics"]):
-        del params["diagnostics"][name]
+    for section, names in (kept or {}).items():
+        for name in set(params[section]) - set(names):
+            del params[section][name]
     for name, value in values.items():
         *place, last = name.split(".")
         section = params

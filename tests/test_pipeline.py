@@ -85,8 +85,11 @@ ALL_SEEDED = {
 TABLE = {
     "seed": ALL_SEEDED,
     "dataset": {"dataset", "report"},
+    "dataset.image_size": {"dataset", "extensions", "report"},
+    "dataset.target_size": {"dataset", "extensions", "report"},
     "extractor": {"extractor", "report"},
     "tokenizer": {"tokenizer", "report"},
+    "tokenizer.vqvae": {"tokenizer", "extensions", "report"},
     "quantizer": {"tokenizer", "report"},
     "losses": {"tokenizer", "report"},
     "codes": {"codes", "report"},

@@ -78,7 +78,8 @@ CAPTIONS = {
     "diagnostics/robustness/images": "Validation images; decoded from their own codes; then from ever more replaced ones.",
     "diagnostics/semantics/nearest": "Validation images, and beside each the training images that share most codes with it.",
     "evaluation/memorisation/pairs": "Closest training images: the samples nearest to one, over that image.",
-    "extensions/interpolation/frames": "From one test image to another, a pair in each row.",
+    "extensions/interpolation/frames": "From one image to another: a block for each pair, a row for each way.",
+    "extensions/super_resolution/test": "Test images at twice the size, and their reconstructions enlarged in other ways.",
 }
 PREDICTORS = {
     "left": "copy left",

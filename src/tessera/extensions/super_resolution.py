@@ -1,0 +1,250 @@
+"""Images of twice the size from the same codes: a decoder of its own on the frozen code vectors of the tokenizer.
+
+As in VQ-VAE-2 (Razavi et al. 2019, arXiv 1906.00446, algorithm 1), all levels are decoded at once, the coarse ones upsampled
+to the finest grid. What the decoder draws is a residual on the bicubic enlargement of the tokenizer's own reconstruction, which
+is a function of the same vectors (VDSR, Kim et al. 2016, arXiv 1511.04587, sec. 3.2): untrained, it is that enlargement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from tessera.core import images, pictures
+from tessera.core.contracts import ImageShape, Report
+from tessera.core.params import Strict, Training
+from tessera.core.run import Run
+from tessera.core.seeding import seed_globally
+from tessera.core.training import Fitted, Row, Task, fit
+from tessera.nn import conv, scores, sequences
+
+if TYPE_CHECKING:
+    from tessera.core.params import Params
+
+NAME = "extensions.super_resolution"  # of random streams and the checkpoint; messages say that `training` stands there
+FACTOR = 2
+LOOKED_AT = 1000  # validation images behind one point of the curve, at most
+
+
+class Config(Strict):
+    channels: int = Field(ge=1, description="at the finest grid of codes", examples=[8])
+    outer_channels: int = Field(ge=1, description="at finer resolutions", examples=[4])
+    blocks: int = Field(ge=0, description="residual blocks at the finest grid of codes", examples=[1])
+    outer_blocks: int = Field(ge=0, description="residual blocks at the size of the originals", examples=[1])
+    normalisation: Literal["batch", "group", "none"] = Field(description="of activations", examples=["batch"])
+    flip: float = Field(ge=0, le=1, description="probability of a horizontal flip of a training image", examples=[0.5])
+    shift: int = Field(ge=0, description="largest shift of the training images of a step in pixels of the originals, in both "
+                       "directions; white comes in", examples=[1])  # fmt: skip
+    shown: int = Field(ge=1, description="test images of the picture", examples=[3])
+    training: Training
+
+
+class Seen(NamedTuple):
+    """What the decoder sees of images: their code vectors, level by level, and what the tokenizer makes of them, in [-1, 1]."""
+
+    vectors: tuple[Float[Tensor, "b d h w"], ...]
+    reconstruction: Float[Tensor, "b c h w"]
+
+
+def requires(params: Params) -> str | None:
+    small, large = params.dataset.image_size, params.dataset.target_size
+    if large != FACTOR * small:
+        return f"dataset.target_size must be {FACTOR} times dataset.image_size, {FACTOR * small}, got {large}"
+    if getattr(params.config("tokenizer"), "latent", "spatial") != "spatial":
+        return (
+            f"tokenizer.{params.tokenizer.name}.latent must be spatial: one vector an image has no grid to start from"
+        )
+    return None
+
+
+def measure(config: Config, run: Run) -> Report:
+    """Of the test images at twice their size, as 8-bit pixels: `mse` in units of [-1, 1]^2, `psnr_db` of the mean MSE, `ssim`.
+    `gain_db` is the decoder's PSNR minus that of each other method; `bicubic_of_original` has seen the original, of which the
+    others have no more than its codes."""
+    tokenizer = run.tokenizer()
+    decoder, fitted = trained(config, tokenizer, run)
+    draw = partial(drawn, decoder, tokenizer, run, "test")
+    targets = run.images("test", "targets")
+    methods = judged(draw, targets, np.arange(len(targets)), config.training.batch_size)
+    ours = methods["decoder"]["psnr_db"]
+    gains = {name: ours - row["psnr_db"] for name, row in methods.items() if name != "decoder"}
+    table = pd.DataFrame([{"method": name, **row} for name, row in methods.items()])
+    metrics = {"epoch": fitted.epoch, **methods, "gain_db": gains}
+    tables = {"methods": table, "curve": pd.DataFrame(fitted.history)}
+    return Report(metrics, tables, {"test": picture(draw, targets, run.table("test")["family"], config.shown)})
+
+
+# the decoder
+
+
+def enlarged(x: Float[Tensor, "b c h w"], mode: str = "bicubic") -> Float[Tensor, "b c 2*h 2*w"]:
+    """Twice the size. `nearest` repeats pixels; `bicubic` is cubic convolution (Keys 1981) with a = -0.75 over 4x4 pixels, whose
+    centres lie at half-integers (`align_corners=False`), edges repeated, without antialiasing, which is for shrinking."""
+    return F.interpolate(x, scale_factor=FACTOR, mode=mode, **({"align_corners": False} if mode == "bicubic" else {}))
+
+
+class Decoder(nn.Module):
+    """Code vectors [B,D,h,w] of each level and the reconstruction [B,C,H,W] to images [B,C,2H,2W]: 8x8 vectors of 32x32 images
+    are decoded at 8x8, go through 16x16 to 32x32, meet the reconstruction there, and end at 64x64."""
+
+    def __init__(self, config: Config, dims: tuple[int, ...], grid: int, image_shape: ImageShape) -> None:
+        super().__init__()
+        image_channels, size, _ = image_shape
+        c, kind = config.channels, config.normalisation
+        layers: list[nn.Module] = [nn.Conv2d(sum(dims), c, 3, padding=1), *_blocks(config.blocks, c, kind)]
+        for _ in range(conv.halvings(size // grid)):
+            layers += [conv.normalisation(kind, c), nn.SiLU()]
+            layers.append(nn.ConvTranspose2d(c, config.outer_channels, 4, stride=2, padding=1))
+            c = config.outer_channels
+        self.inner = nn.Sequential(*layers)
+        self.look = nn.Conv2d(image_channels, c, 3, padding=1)
+        layers = [*_blocks(config.outer_blocks, c, kind), conv.normalisation(kind, c), nn.SiLU()]
+        last = nn.Conv2d(c, FACTOR**2 * image_channels, 3, padding=1)
+        self.outer = nn.Sequential(*layers, last, nn.PixelShuffle(FACTOR))
+        for parameter in last.parameters():  # no residual yet
+            nn.init.zeros_(parameter)
+
+    def forward(self, seen: Seen) -> Float[Tensor, "b c 2*h 2*w"]:
+        finest = seen.vectors[-1].shape[2:]
+        vectors = torch.cat([F.interpolate(level, size=finest) for level in seen.vectors], dim=1)
+        features = self.inner(vectors) + self.look(seen.reconstruction)
+        return enlarged(seen.reconstruction) + self.outer(features)
+
+
+def _blocks(count: int, channels: int, kind: str) -> list[nn.Module]:
+    return [conv.ResidualBlock(channels, max(1, channels // 2), kind, dropout=0.0) for _ in range(count)]
+
+
+@torch.no_grad()
+def see(tokenizer: Any, codes: Int[Tensor, "b t"]) -> Seen:
+    vectors = tokenizer.vectors(codes)
+    return Seen(vectors, tokenizer.decode_vectors(vectors).clamp(-1, 1))
+
+
+# its training
+
+
+class Objective(nn.Module):
+    """What `fit` calls."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, seen: Seen, target: Float[Tensor, "b c 2*h 2*w"]) -> dict[str, Tensor]:
+        return {"mse": F.mse_loss(self.decoder(seen), target)}
+
+
+def trained(config: Config, tokenizer: Any, run: Run) -> tuple[Decoder, Fitted]:
+    """The decoder of the epoch of least validation error, in eval mode. The tokenizer encodes the training images as they are
+    flipped and shifted; it is no part of what is trained."""
+    device, training = run.runtime.device, config.training
+    small, large, targets = run.images("train"), run.images("train", "targets"), run.images("val", "targets")
+    looked_at = images.evenly(len(targets), LOOKED_AT)
+
+    def batch(indices: np.ndarray, draws: Generator, done: float) -> tuple[Seen, Tensor]:
+        rows = np.sort(indices)  # a memory map reads forward
+        pair = images.to_model(small[rows], device), images.to_model(large[rows], device)
+        x, target = augmented(*pair, config.flip, config.shift, draws)
+        with torch.no_grad():
+            codes = tokenizer.encode(x)
+        return see(tokenizer, codes), target
+
+    def evaluate(objective: Objective) -> Row:
+        draw = partial(drawn, objective.decoder, tokenizer, run, "val", methods=["decoder"])
+        row = judged(draw, targets, looked_at, training.batch_size)["decoder"]
+        return {f"val_{name}": value for name, value in row.items()}
+
+    seed_globally(run.params.seed, NAME, "initialisation")
+    objective = Objective(made_for(tokenizer, config, device))
+    task = Task(NAME, objective, len(small), batch, evaluate, score=lambda row: -row["val_mse"])
+    fitted = fit(task, training, run.params.seed, run.runtime)
+    return objective.decoder.to(device), fitted
+
+
+def made_for(tokenizer: Any, config: Config, device: Any = "cpu") -> Decoder:
+    """Freshly initialised from torch's global generator. The tokenizer is asked what its code vectors look like."""
+    codes = torch.zeros(1, sequences.length(tokenizer.grids), dtype=torch.int64, device=device)
+    vectors = see(tokenizer, codes).vectors
+    dims, grid = tuple(level.shape[1] for level in vectors), vectors[-1].shape[2]
+    # channels-last weights: images arrive channels-last, and convolutions on CPU are faster on them
+    return Decoder(config, dims, grid, tokenizer.image_shape).to(memory_format=torch.channels_last)
+
+
+def augmented(
+    x: Float[Tensor, "b c h w"], target: Float[Tensor, "b c 2*h 2*w"], flip: float, shift: int, generator: Generator
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c 2*h 2*w"]]:
+    """Each pair flipped with probability `flip`, and all images shifted alike by up to `shift` pixels, targets by twice as
+    many; white (1) comes in."""
+    mirrored = (torch.rand(len(x), generator=generator) < flip).to(x.device)[:, None, None, None]
+    dy, dx = torch.randint(0, 2 * shift + 1, (2,), generator=generator).tolist()
+
+    def moved(pixels: Tensor, factor: int) -> Tensor:
+        height, width = pixels.shape[2:]
+        top, left = factor * dy, factor * dx
+        padded = F.pad(torch.where(mirrored, pixels.flip(3), pixels), (factor * shift,) * 4, value=1.0)
+        cut = padded[:, :, top : top + height, left : left + width]
+        return cut.contiguous(memory_format=torch.channels_last)
+
+    return moved(x, 1), moved(target, FACTOR)
+
+
+# what it is worth
+
+METHODS: dict[str, Callable[[Decoder, Seen, Tensor], Tensor]] = {
+    "decoder": lambda decoder, seen, original: decoder(seen),
+    "bicubic": lambda decoder, seen, original: enlarged(seen.reconstruction),
+    "nearest": lambda decoder, seen, original: enlarged(seen.reconstruction, "nearest"),
+    "bicubic_of_original": lambda decoder, seen, original: enlarged(original),
+}
+Draw = Callable[[np.ndarray], dict[str, np.ndarray]]  # rows of a split -> uint8 [B,2H,2W,C] by each method
+
+
+@torch.no_grad()
+def drawn(
+    decoder: Decoder,
+    tokenizer: Any,
+    run: Run,
+    split: str,
+    rows: Int[np.ndarray, " b"],
+    methods: Iterable[str] = METHODS,
+) -> dict[str, UInt8[np.ndarray, "b h w c"]]:
+    """Images of a split at twice their size."""
+    device = run.runtime.device
+    seen = see(tokenizer, torch.from_numpy(run.codes(split)[rows].astype(np.int64)).to(device))
+    original = images.to_model(run.images(split)[rows], device)
+    return {name: images.to_pixels(METHODS[name](decoder, seen, original)) for name in methods}
+
+
+def judged(
+    draw: Draw, targets: UInt8[np.ndarray, "n h w c"], rows: Int[np.ndarray, " m"], batch_size: int
+) -> dict[str, dict[str, float]]:
+    """Means over the rows, by method."""
+    found: dict[str, list[pd.DataFrame]] = {}
+    for where in images.batches(len(rows), batch_size):
+        target = targets[rows[where]]
+        for name, pixels in draw(rows[where]).items():
+            columns = {"mse": 4 * scores.mse(pixels, target), "ssim": scores.ssim(pixels, target)}
+            found.setdefault(name, []).append(pd.DataFrame(columns))
+    means = {name: pd.concat(parts).mean() for name, parts in found.items()}
+    return {name: {"mse": m["mse"], "psnr_db": float(scores.psnr_db(m["mse"] / 4)), "ssim": m["ssim"]}
+            for name, m in means.items()}  # fmt: skip
+
+
+def picture(
+    draw: Draw, targets: UInt8[np.ndarray, "n h w c"], families: pd.Series, shown: int
+) -> UInt8[np.ndarray, "height width c"]:
+    """The targets, over the bicubic enlargement of their reconstructions, over what the decoder draws; one image a family."""
+    first = np.sort(np.unique(families.to_numpy(str), return_index=True)[1])
+    rows = first[images.evenly(len(first), shown)]
+    by_method = draw(rows)
+    return pictures.sheet(np.concatenate([targets[rows], by_method["bicubic"], by_method["decoder"]]), len(rows))

@@ -1,0 +1,81 @@
+"""Tokenizers of every kind of grids, tiny and hardly trained, with their codes and a prior: what extensions run on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from conftest import trained
+
+from tessera.core import files, models
+from tessera.core.images import to_model
+from tessera.core.params import Params
+from tessera.core.run import SPLITS, Run
+from tessera.core.seeding import generator, seed_globally
+
+KINDS = {  # tokenizer, quantizer, values of the tokenizer
+    "vqvae": ("vqvae", "ema", {"downsampling": 2}),
+    "residual": ("vqvae", "residual", {"downsampling": 2}),
+    "fsq": ("vqvae", "fsq", {"downsampling": 2}),
+    "vqvae2": ("vqvae2", "gradient", {"downsampling": 2, "top_downsampling": 2}),
+    "vqvae2, residual": ("vqvae2", "residual", {"downsampling": 2, "top_downsampling": 4}),
+    "vae, kmeans": ("vae", "kmeans", {"latent": "spatial", "downsampling": 2}),
+    "vae of vectors, kmeans": ("vae", "kmeans", {"latent": "vector"}),
+    "pixels": ("pixels", "ema", {"levels": 4}),
+}
+LEVELS = {"vqvae2", "vqvae2, residual"}  # kinds with several
+
+_made: dict[str, Any] = {}
+
+
+def run_of(kind: str, raw: dict[str, Any], runtime: Any, key: str) -> Run:
+    """A run of the extension `key`; the artefacts of `tiny_run` are there, and those of this tokenizer take their place."""
+    name, quantizer, values = KINDS[kind]
+    raw["tokenizer"]["name"], raw["quantizer"]["name"], raw["prior"]["name"] = name, quantizer, "histogram"
+    raw["tokenizer"][name] |= values
+    run = Run(Params(raw), key, runtime)
+    recipe = models.tokenizer_recipe(run.params, run.image_shape)
+    if kind not in _made:
+        _made[kind] = _tokenizer(recipe, to_model(run.images("train")))
+    tokenizer = _made[kind]
+    models.save(run.folder("tokenizer"), tokenizer, recipe, "")
+    for split in SPLITS:
+        with torch.no_grad():
+            codes = tokenizer.encode(to_model(run.images(split)))
+        files.save_array(run.folder("codes") / f"{split}.npy", codes.numpy().astype(np.int32))
+    facts = {"grids": tokenizer.grids, "codebook_sizes": tokenizer.codebook_sizes}
+    files.write_json(run.folder("codes") / "facts.json", facts)
+    classes = len(run.label_names) if run.params.prior.conditional else 0
+    recipe = models.prior_recipe(run.params, run.grids, run.codebook_sizes, classes)
+    prior = models.build(recipe)
+    labels = torch.tensor(run.labels("train")) if classes else None
+    prior.fit(torch.tensor(run.codes("train")).long(), labels)
+    models.save(run.folder("prior"), prior, recipe, "")
+    return run
+
+
+@torch.enable_grad()  # whatever the caller does
+def _tokenizer(recipe: models.Recipe, x: torch.Tensor) -> Any:
+    seed_globally(0, "kinds")
+    tokenizer = models.build(recipe)
+    if not list(tokenizer.parameters()):
+        return tokenizer.eval()
+    quantizer = getattr(tokenizer, "quantizer", None)
+    if not hasattr(quantizer, "fit"):
+        return trained(tokenizer, x, 15)
+    tokenizer.quantizer = None  # trained as an autoencoder; the quantizer is fitted afterwards
+    trained(tokenizer, x, 15)
+    tokenizer.quantizer = quantizer
+    with torch.no_grad():
+        (z,) = tokenizer.latents(x)
+    quantizer.fit(z.movedim(1, 3).flatten(0, 2), generator(0, "kinds"))
+    return tokenizer.eval()
+
+
+def apart(run: Run) -> list[int]:
+    """The two test images that have the fewest codes in common."""
+    codes = run.codes("test")
+    differences = (codes[:, None] != codes).sum(2)
+    assert differences.max() > 0
+    return [int(row) for row in np.unravel_index(differences.argmax(), differences.shape)]

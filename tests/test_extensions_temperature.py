@@ -1,0 +1,167 @@
+"""Temperature: what is drawn at each, and by what it is judged."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tessera.core import files, images, models
+from tessera.core.contracts import Sampling
+from tessera.core.params import Params
+from tessera.core.run import Run
+from tessera.core.seeding import derive, generator, seed_globally
+from tessera.extensions import temperature
+from tessera.nn import frechet, neighbours, sampling
+
+KINDS = {  # tokenizer, quantizer, values of the tokenizer
+    "one grid": ("vqvae", "ema", {"downsampling": 4}),
+    "residual": ("vqvae", "residual", {"downsampling": 4}),
+    "two levels": ("vqvae2", "gradient", {"downsampling": 2, "top_downsampling": 2}),
+}
+
+
+@pytest.fixture
+def temperature_run(raw, tiny, tiny_run):
+    def make(kind: str = "one grid", prior: str = "pixelsnail", conditional: bool = False, **values: Any) -> Run:
+        raw["extensions"]["temperature"] = tiny(temperature.Config, **values).model_dump()
+        tokenizer, quantizer, own = KINDS[kind]
+        raw["tokenizer"]["name"], raw["quantizer"]["name"] = tokenizer, quantizer
+        raw["tokenizer"][tokenizer] |= own
+        raw["prior"] |= {"name": prior, "conditional": conditional}
+        run = Run(Params(raw), "temperature", tiny_run().runtime)
+        _write_models(run, conditional)
+        return run
+
+    return make
+
+
+def _write_models(run: Run, conditional: bool) -> None:
+    """Not trained; but the tokenizer of one grid, whose pictures differ, stays the one that is there."""
+    seed_globally(0, "tests")
+    recipe = models.tokenizer_recipe(run.params, run.image_shape)
+    if models.read_recipe(run.folder("tokenizer")) != recipe:
+        tokenizer = models.build(recipe)
+        models.save(run.folder("tokenizer"), tokenizer, recipe, "")
+        facts = {"grids": tokenizer.grids, "codebook_sizes": tokenizer.codebook_sizes}
+        files.write_json(run.folder("codes") / "facts.json", facts)
+    classes = len(run.label_names) if conditional else 0
+    recipe = models.prior_recipe(run.params, run.grids, run.codebook_sizes, classes)
+    models.save(run.folder("prior"), models.build(recipe), recipe, "")
+
+
+@pytest.mark.parametrize("degrees", [0.3, 1.0, 2.0])
+def test_codes_are_drawn_at_the_given_temperature(temperature_run, degrees):
+    prior = temperature_run().prior()
+    found = temperature.drawn(prior, 5, Sampling(temperature=degrees), None, 5, 0, "cpu")
+    expected = sampling.naive_sample(prior, 5, generator(0, "temperature", 0), Sampling(temperature=degrees))
+    assert torch.equal(found, expected)
+
+
+def test_the_prior_is_given_each_temperature_and_nothing_else(temperature_run, monkeypatch):
+    run = temperature_run(temperatures=[1.2, 0.5], count=5, batch_size=3)
+    prior, seen = run.prior(), []
+    original = prior.sample
+
+    def watched(n: int, draws: torch.Generator, how: Sampling, labels: Any = None) -> torch.Tensor:
+        seen.append((n, draws.initial_seed(), how, labels))
+        return original(n, draws, how, labels)
+
+    prior.sample = watched
+    monkeypatch.setattr(run, "prior", lambda: prior)
+    temperature.measure(run.params.config("extensions", "temperature"), run)
+    seeds = [derive(0, "temperature", index) for index in (0, 1)]
+    assert seen == [
+        (n, seed, Sampling(temperature=degrees), None)
+        for degrees, (n, seed) in itertools.product((0.5, 1.2), zip((3, 2), seeds, strict=True))
+    ]
+
+
+def test_cold_samples_are_alike_and_hot_ones_differ(temperature_run):
+    prior = temperature_run().prior()
+    cold, hot = (temperature.drawn(prior, 12, Sampling(temperature=t), None, 12, 0, "cpu") for t in (1e-3, 10.0))
+    assert temperature.distinct(cold) == 1 / 12
+    assert temperature.distinct(hot) == 1
+
+
+def test_distinct_counts_different_rows():
+    assert temperature.distinct(torch.tensor([[0, 1], [1, 0], [0, 1], [0, 1]])) == 0.5
+
+
+def test_measures_are_those_of_evaluation(temperature_run):
+    """By hand from the same codes: Fréchet distance, KID, precision and recall against as many test images."""
+    run = temperature_run(temperatures=[1.0], count=5, batch_size=5, neighbours=2)
+    report = run.measure("extensions")
+    row, real = report.tables["temperatures"].iloc
+    tokenizer, extractor = run.tokenizer(), run.extractor()
+    with torch.no_grad():
+        codes = run.prior().sample(5, generator(0, "temperature", 0))
+        fake = extractor(images.to_model(images.to_pixels(tokenizer.decode(codes)))).numpy()
+        test = extractor(images.to_model(run.images("test"))).numpy()
+    assert extractor.distance == "fd_classifier"
+    assert row["fd_classifier"] == pytest.approx(frechet.distance(fake, test), rel=1e-6)
+    kernel = frechet.kid(fake, test, subsets=3, size=2, seed=derive(0, "temperature", "kid"))
+    assert row["kid_classifier"] == pytest.approx(kernel.mean, rel=1e-6)
+    found = neighbours.overlap(test, fake, 2)
+    assert (row["precision"], row["recall"]) == (found.precision, found.recall)
+    assert real["of"] == "train"
+    assert report.metrics["fd_classifier"] == {"at_1": row["fd_classifier"], "train": real["fd_classifier"]}
+    assert set(report.metrics["distinct"]) == {"at_1"}
+
+
+def test_best_has_the_smallest_distance_among_the_temperatures(temperature_run):
+    report = temperature_run(temperatures=[0.2, 1.0, 3.0]).measure("extensions")
+    table = report.tables["temperatures"]
+    drawn = table[table["of"] != "train"]
+    assert report.metrics["best"] == drawn.sort_values("fd_classifier")["temperature"].iloc[0]
+
+
+def test_kid_is_named_after_the_features():
+    assert [temperature._kid(name) for name in ("fid", "fd_classifier")] == ["kid", "kid_classifier"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "prior", "conditional"),
+    [("two levels", "pixelsnail", True), ("residual", "masked", False), ("one grid", "uniform", False)],
+)
+def test_report(temperature_run, kind, prior, conditional):
+    run = temperature_run(kind, prior, conditional)
+    report = run.measure("extensions")
+    assert list(report.tables["temperatures"]["of"]) == ["at_0_5", "at_1", "train"]
+    assert report.metrics["images"] == 5  # as many as there are test images
+    assert set(report.pictures) == {"samples", "curves"}
+
+
+def test_labels_have_the_frequencies_of_the_training_images(temperature_run, monkeypatch):
+    run = temperature_run(conditional=True, count=5, temperatures=[1.0])
+    monkeypatch.setattr(run, "labels", lambda split: np.ones(12, np.int64))
+    seen = []
+    original = temperature.drawn
+
+    def watched(prior: Any, count: int, how: Sampling, labels: np.ndarray, *rest: Any) -> torch.Tensor:
+        seen.append(labels)
+        return original(prior, count, how, labels, *rest)
+
+    monkeypatch.setattr(temperature, "drawn", watched)
+    temperature.measure(run.params.config("extensions", "temperature"), run)
+    np.testing.assert_array_equal(seen, [[1] * 5])
+
+
+def test_report_is_the_same_whatever_the_global_generators_hold(temperature_run):
+    run, found = temperature_run(), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        found.append(run.measure("extensions"))
+    assert found[0].metrics == found[1].metrics
+    assert found[0].tables["temperatures"].equals(found[1].tables["temperatures"])
+
+
+@pytest.mark.parametrize("values", [{"temperatures": []}, {"temperatures": [0.0]}, {"count": 3}, {"neighbours": 0}])
+def test_impossible_params_are_refused(tiny, values):
+    with pytest.raises(ValidationError):
+        tiny(temperature.Config, **values)
