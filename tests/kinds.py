@@ -25,6 +25,11 @@ KINDS = {  # tokenizer, quantizer, values of the tokenizer
     "pixels": ("pixels", "ema", {"levels": 4}),
 }
 LEVELS = {"vqvae2", "vqvae2, residual"}  # kinds with several
+GRIDS = {  # the same, for what asks of grids alone
+    "one grid": ("vqvae", "ema", {"downsampling": 4}),
+    "residual": ("vqvae", "residual", {"downsampling": 4}),
+    "two levels": ("vqvae2", "gradient", {"downsampling": 2, "top_downsampling": 2}),
+}
 
 _made: dict[str, Any] = {}
 
@@ -38,14 +43,7 @@ def run_of(kind: str, raw: dict[str, Any], runtime: Any, key: str) -> Run:
     recipe = models.tokenizer_recipe(run.params, run.image_shape)
     if kind not in _made:
         _made[kind] = _tokenizer(recipe, to_model(run.images("train")))
-    tokenizer = _made[kind]
-    models.save(run.folder("tokenizer"), tokenizer, recipe, "")
-    for split in SPLITS:
-        with torch.no_grad():
-            codes = tokenizer.encode(to_model(run.images(split)))
-        files.save_array(run.folder("codes") / f"{split}.npy", codes.numpy().astype(np.int32))
-    facts = {"grids": tokenizer.grids, "codebook_sizes": tokenizer.codebook_sizes}
-    files.write_json(run.folder("codes") / "facts.json", facts)
+    _write(_made[kind], recipe, run)
     classes = len(run.label_names) if run.params.prior.conditional else 0
     recipe = models.prior_recipe(run.params, run.grids, run.codebook_sizes, classes)
     prior = models.build(recipe)
@@ -53,6 +51,42 @@ def run_of(kind: str, raw: dict[str, Any], runtime: Any, key: str) -> Run:
     prior.fit(torch.tensor(run.codes("train")).long(), labels)
     models.save(run.folder("prior"), prior, recipe, "")
     return run
+
+
+def untrained(
+    values: tuple[str, str, dict[str, Any]], raw: dict[str, Any], runtime: Any, key: str, prior: str, conditional: bool
+) -> Run:
+    """A run of the extension `key` whose models are not trained; but the tokenizer of one grid, whose codes differ from image to
+    image, stays the one that is there."""
+    name, quantizer, own = values
+    raw["tokenizer"]["name"], raw["quantizer"]["name"] = name, quantizer
+    raw["tokenizer"][name] |= own
+    raw["prior"] |= {"name": prior, "conditional": conditional}
+    run = Run(Params(raw), key, runtime)
+    seed_globally(0, "tests")
+    recipe = models.tokenizer_recipe(run.params, run.image_shape)
+    if models.read_recipe(run.folder("tokenizer")) != recipe:
+        tokenizer = models.build(recipe)
+        if run.params.post_hoc:
+            with torch.no_grad():
+                latents = tokenizer(to_model(run.images("train"))).latents[0]
+            tokenizer.quantizer.fit(latents.permute(0, 2, 3, 1).flatten(0, 2), generator(0))
+        _write(tokenizer.eval(), recipe, run)
+    classes = len(run.label_names) if conditional else 0
+    recipe = models.prior_recipe(run.params, run.grids, run.codebook_sizes, classes)
+    models.save(run.folder("prior"), models.build(recipe), recipe, "")
+    return run
+
+
+def _write(tokenizer: Any, recipe: models.Recipe, run: Run) -> None:
+    """A tokenizer and its codes of every split."""
+    models.save(run.folder("tokenizer"), tokenizer, recipe, "")
+    for split in SPLITS:
+        with torch.no_grad():
+            codes = tokenizer.encode(to_model(run.images(split)))
+        files.save_array(run.folder("codes") / f"{split}.npy", codes.numpy().astype(np.int32))
+    facts = {"grids": tokenizer.grids, "codebook_sizes": tokenizer.codebook_sizes}
+    files.write_json(run.folder("codes") / "facts.json", facts)
 
 
 @torch.enable_grad()  # whatever the caller does

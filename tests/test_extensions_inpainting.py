@@ -7,26 +7,24 @@ import math
 from pathlib import Path
 from typing import Any
 
+import kinds
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from tessera.core import files, images, models
+from tessera.core import files, images
 from tessera.core.contracts import Sampling
 from tessera.core.errors import InputError
-from tessera.core.params import Params
 from tessera.core.run import Run
-from tessera.core.seeding import generator, seed_globally
+from tessera.core.seeding import generator
 from tessera.extensions import inpainting
 from tessera.nn import sampling, scores, sequences
 from tessera.nn.autoregressive import Autoregressive
 
-KINDS = {  # tokenizer, quantizer, values of the tokenizer
-    "one grid": ("vqvae", "ema", {"downsampling": 4}),
-    "residual": ("vqvae", "residual", {"downsampling": 4}),
-    "two levels": ("vqvae2", "gradient", {"downsampling": 2, "top_downsampling": 2}),
+KINDS = {
+    **kinds.GRIDS,
     "one code": ("vae", "kmeans", {"latent": "vector"}),
     "pixels": ("pixels", "ema", {"levels": 4}),
 }
@@ -43,42 +41,9 @@ def inpainting_run(raw, tiny, tiny_run):
 
     def make(kind: str = "one grid", prior: str = "pixelsnail", conditional: bool = False, **values: Any) -> Run:
         raw["extensions"]["inpainting"] = tiny(inpainting.Config, **values).model_dump()
-        tokenizer, quantizer, own = KINDS[kind]
-        raw["tokenizer"]["name"], raw["quantizer"]["name"] = tokenizer, quantizer
-        raw["tokenizer"][tokenizer] |= own
-        raw["prior"] |= {"name": prior, "conditional": conditional}
-        run = Run(Params(raw), "inpainting", tiny_run().runtime)
-        _write_models(run, conditional)
-        return run
+        return kinds.untrained(KINDS[kind], raw, tiny_run().runtime, "inpainting", prior, conditional)
 
     return make
-
-
-def _write_models(run: Run, conditional: bool) -> None:
-    """Not trained; but the tokenizer of one grid, whose codes differ from image to image, stays the one that is there."""
-    seed_globally(0, "tests")
-    recipe = models.tokenizer_recipe(run.params, run.image_shape)
-    if models.read_recipe(run.folder("tokenizer")) != recipe:
-        _write_tokenizer(run, recipe)
-    classes = len(run.label_names) if conditional else 0
-    recipe = models.prior_recipe(run.params, run.grids, run.codebook_sizes, classes)
-    models.save(run.folder("prior"), models.build(recipe), recipe, "")
-
-
-def _write_tokenizer(run: Run, recipe: models.Recipe) -> None:
-    tokenizer = models.build(recipe)
-    if run.params.post_hoc:
-        with torch.no_grad():
-            latents = tokenizer(images.to_model(run.images("train"))).latents[0]
-        tokenizer.quantizer.fit(latents.permute(0, 2, 3, 1).flatten(0, 2), generator(0))
-    tokenizer.eval()
-    models.save(run.folder("tokenizer"), tokenizer, recipe, "")
-    for split in ("train", "val", "test"):
-        with torch.no_grad():
-            codes = tokenizer.encode(images.to_model(run.images(split))).numpy().astype(np.int32)
-        files.save_array(run.folder("codes") / f"{split}.npy", codes)
-    facts = {"grids": tokenizer.grids, "codebook_sizes": tokenizer.codebook_sizes}
-    files.write_json(run.folder("codes") / "facts.json", facts)
 
 
 class Table(Autoregressive):

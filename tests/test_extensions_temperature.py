@@ -5,53 +5,29 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import kinds
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-from tessera.core import files, images, models
+from tessera.core import images
 from tessera.core.contracts import Sampling
-from tessera.core.params import Params
 from tessera.core.run import Run
-from tessera.core.seeding import derive, generator, seed_globally
+from tessera.core.seeding import derive, generator
 from tessera.extensions import temperature
 from tessera.nn import frechet, neighbours, sampling
 
-KINDS = {  # tokenizer, quantizer, values of the tokenizer
-    "one grid": ("vqvae", "ema", {"downsampling": 4}),
-    "residual": ("vqvae", "residual", {"downsampling": 4}),
-    "two levels": ("vqvae2", "gradient", {"downsampling": 2, "top_downsampling": 2}),
-}
+KINDS = kinds.GRIDS
 
 
 @pytest.fixture
 def temperature_run(raw, tiny, tiny_run):
     def make(kind: str = "one grid", prior: str = "pixelsnail", conditional: bool = False, **values: Any) -> Run:
         raw["extensions"]["temperature"] = tiny(temperature.Config, **values).model_dump()
-        tokenizer, quantizer, own = KINDS[kind]
-        raw["tokenizer"]["name"], raw["quantizer"]["name"] = tokenizer, quantizer
-        raw["tokenizer"][tokenizer] |= own
-        raw["prior"] |= {"name": prior, "conditional": conditional}
-        run = Run(Params(raw), "temperature", tiny_run().runtime)
-        _write_models(run, conditional)
-        return run
+        return kinds.untrained(KINDS[kind], raw, tiny_run().runtime, "temperature", prior, conditional)
 
     return make
-
-
-def _write_models(run: Run, conditional: bool) -> None:
-    """Not trained; but the tokenizer of one grid, whose pictures differ, stays the one that is there."""
-    seed_globally(0, "tests")
-    recipe = models.tokenizer_recipe(run.params, run.image_shape)
-    if models.read_recipe(run.folder("tokenizer")) != recipe:
-        tokenizer = models.build(recipe)
-        models.save(run.folder("tokenizer"), tokenizer, recipe, "")
-        facts = {"grids": tokenizer.grids, "codebook_sizes": tokenizer.codebook_sizes}
-        files.write_json(run.folder("codes") / "facts.json", facts)
-    classes = len(run.label_names) if conditional else 0
-    recipe = models.prior_recipe(run.params, run.grids, run.codebook_sizes, classes)
-    models.save(run.folder("prior"), models.build(recipe), recipe, "")
 
 
 @pytest.mark.parametrize("degrees", [0.3, 1.0, 2.0])
