@@ -1021,10 +1021,12 @@ def test_reconstruction_metrics_in_closed_form():
             "family": ["a", "a", "b"],
         }
     )
-    splits = reconstruction.summary({"train": table, "test": table})
-    assert list(splits["split"]) == ["train", "test"]
+    val = table.assign(mse=[0.004] * 3, ssim=[0.3] * 3)
+    splits = reconstruction.summary({"val": val, "test": table})
+    assert list(splits["split"]) == ["val", "test"]
     assert list(splits["psnr_db_per_image"]) == pytest.approx([50 / 3] * 2)
     found = reconstruction.metrics(splits)
+    assert found["val"] == pytest.approx({"mse": 0.004, "psnr_db": 30, "ssim": 0.3})
     assert found["mse"] == pytest.approx(0.16)
     assert found["psnr_db"] == pytest.approx(10 * np.log10(4 / 0.16))
     assert found["ssim"] == pytest.approx(0.8)
