@@ -140,8 +140,9 @@ def declared_params(raw: dict) -> set[str]:
 
 
 def test_each_leaf_of_params_runs_exactly_its_stages(repo):
-    """Judged by dvc's own status. One leaf of each value or section that dvc compares as a whole, in turn; those that must
-    run nothing all at once. A `name` changes deps too; it has a test of its own."""
+    """Judged by dvc's own status. One leaf of each value or section that dvc compares as a whole; those that must run the same
+    stages, or nothing, at once (that each is declared where it is read, test_mirror.py says). A `name` changes deps too; it
+    has a test of its own."""
     from dvc.repo import Repo
 
     kept = (repo / "params.yaml").read_text()
@@ -152,14 +153,14 @@ def test_each_leaf_of_params_runs_exactly_its_stages(repo):
     nothing = [name for name in names if not expected(name, raw)]
     assert {"tokenizer.vae.latent_dim", "quantizer.residual.depth", "runtime.threads"} <= set(nothing)
     compared = declared_params(raw)
-    groups: dict[str, list[str]] = {}
+    groups: dict[frozenset[str], dict[str, str]] = {}  # stages that must run -> what dvc compares -> a leaf of it
     for name in [name for name in names if name not in nothing]:
         whole = [param for param in compared if name == param or name.startswith(f"{param}.")]
         assert whole, f"no stage declares {name}"
-        groups.setdefault(" ".join(sorted(whole)), [name])
+        groups.setdefault(frozenset(expected(name, raw)), {}).setdefault(" ".join(sorted(whole)), name)
     wrong = {}
     try:
-        for group in [nothing, *groups.values()]:
+        for group in [nothing, *(list(leaves_of.values()) for leaves_of in groups.values())]:
             edit(repo, {name: other(values[name]) for name in group})
             with Repo(str(repo)) as dvc:
                 changed = {

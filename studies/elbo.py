@@ -1,0 +1,107 @@
+"""What a codebook costs a VAE: `python -m studies.elbo`, after `dvc exp run $(python -m tessera.presets geodesic-mnist) prior`.
+
+Bounds on the log-likelihood of test images, nats an image, on one and the same VAE: its own evidence lower bound, and those
+of its codes, log p(x) >= log p(x | codes) + log p(codes), which holds for the codes that any encoder picks. p(x | z) is
+Bernoulli with the decoded intensities, as in training; codes are rated by their frequencies in the train split (order 0)
+and, for the codebook that artifacts/ has, by the trained prior. Draws docs/results/elbo.png and prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from studies import tables
+from tessera.core import files, images, pictures, seams
+from tessera.core.params import Params, read
+from tessera.core.run import Run
+from tessera.core.seeding import generator
+from tessera.nn import scores
+from tessera.tokenizers.vae import divergence
+
+PATH, COUNT, BATCH, SHOWN = Path("docs/results/elbo.png"), 2000, 250, 12
+FITTED_ON = 5000  # training images, whose latents each codebook is fitted to
+
+
+def bernoulli(x: Float[Tensor, "b c h w"], decoded: Float[Tensor, "b c h w"]) -> float:
+    """log p(x | z), nats an image, mean over the batch."""
+    probability = ((decoded + 1) / 2).clamp(0, 1)
+    return -float(F.binary_cross_entropy(probability, (x + 1) / 2, reduction="sum")) / len(x)
+
+
+def evidence(vae: Any, x: Tensor, draws: torch.Generator) -> tuple[float, float]:
+    """log p(x | z) of one z ~ q(z | x), and the KL to N(0, I)."""
+    mean, log_variance = vae.posterior(x)
+    noise = torch.randn(mean.shape, generator=draws)
+    return bernoulli(x, vae.decode_vectors((mean + (log_variance / 2).exp() * noise,))), float(
+        divergence(mean, log_variance)
+    )
+
+
+def codebooks(vae: Any, run: Run) -> dict[str, Any]:
+    """Both post-hoc quantizers, fitted to the latents of the same training images."""
+    x = images.to_model(run.images("train")[:FITTED_ON])
+    latents = vae.latents(x)[0].movedim(1, 3).flatten(0, 2)
+    found = {}
+    for name in ("kmeans", "geodesic"):
+        quantizer = seams.plugin("quantizers", name).build(run.params.config("quantizer", name), latents.shape[1])
+        quantizer.fit(latents, generator(run.params.seed, "elbo", name))
+        found[name] = quantizer.eval()
+    return found
+
+
+def order_zero(train: Int[np.ndarray, "n t"], test: Int[np.ndarray, "m t"], k: int) -> float:
+    """-log p(codes), nats an image, by frequencies of the training codes; each code counts once more than it occurs."""
+    share = (np.bincount(train.ravel(), minlength=k) + 1) / (train.size + k)
+    return -float(np.log(share)[test].sum(1).mean())
+
+
+@torch.no_grad()
+def measured(run: Run) -> tuple[pd.DataFrame, np.ndarray]:
+    vae, draws = run.tokenizer(), generator(run.params.seed, "elbo")
+    test = run.images("test")[:COUNT]
+    batches = [images.to_model(test[where]) for where in images.batches(len(test), BATCH)]
+    pairs = [evidence(vae, x, draws) for x in batches]
+    likelihood, kl = np.mean(pairs, axis=0)
+    rows = [{"codes": "none: N(0, I)", "log p(x|z)": likelihood, "rate": kl, "bound": likelihood - kl}]
+    sheet = [test[:SHOWN], images.to_pixels(vae.decode_vectors(vae.latents(batches[0][:SHOWN])))]
+    for name, quantizer in codebooks(vae, run).items():
+        quantized = [quantizer(vae.latents(x)[0]) for x in batches]
+        decoded = [vae.decode_vectors((level.z_q,)) for level in quantized]
+        likelihood = float(np.mean([bernoulli(x, y) for x, y in zip(batches, decoded, strict=True)]))
+        seen = [quantizer(vae.latents(images.to_model(run.images("train")[where]))[0]).codes.flatten(1).numpy()
+                for where in images.batches(FITTED_ON, BATCH)]  # fmt: skip
+        codes = np.concatenate([level.codes.flatten(1).numpy() for level in quantized])
+        rate = order_zero(np.concatenate(seen), codes, quantizer.codebook_sizes[0])
+        share = scores.frequencies(codes, quantizer.codebook_sizes[0])
+        rows.append({"codes": f"{name}, order 0", "log p(x|z)": likelihood, "rate": rate, "bound": likelihood - rate,
+                     "usage": scores.usage(share), "perplexity": scores.perplexity(share)})  # fmt: skip
+        if name == run.params.quantizer.name:
+            bits = files.read_json(files.METRICS / "prior.json")["val"]["nll_bits_per_code"]
+            rate = bits * math.log(2) * codes.shape[1]
+            rows.append(
+                {"codes": f"{name}, trained prior", "log p(x|z)": likelihood, "rate": rate, "bound": likelihood - rate}
+            )
+        sheet.append(images.to_pixels(decoded[0][:SHOWN]))
+    return pd.DataFrame(rows), pictures.sheet(np.concatenate(sheet), SHOWN)
+
+
+def main() -> int:
+    params = Params(read())
+    table, sheet = measured(Run(params))
+    files.write_picture(PATH, sheet)
+    print(tables.markdown(table.map(tables.short)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
