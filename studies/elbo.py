@@ -3,7 +3,8 @@
 Bounds on the log-likelihood of test images, nats an image, on one and the same VAE: its own evidence lower bound, and those
 of its codes, log p(x) >= log p(x | codes) + log p(codes), which holds for the codes that any encoder picks. p(x | z) is
 Bernoulli with the decoded intensities, as in training; codes are rated by their frequencies in the train split (order 0)
-and, for the codebook that artifacts/ has, by the trained prior. Draws docs/results/elbo.png and prints a Markdown table.
+and, for the codebook that artifacts/ has, by the trained prior, if it is trained. Draws docs/results/elbo.png and prints a
+Markdown table.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def measured(run: Run) -> tuple[pd.DataFrame, np.ndarray]:
         share = scores.frequencies(codes, quantizer.codebook_sizes[0])
         rows.append({"codes": f"{name}, order 0", "log p(x|z)": likelihood, "rate": rate, "bound": likelihood - rate,
                      "usage": scores.usage(share), "perplexity": scores.perplexity(share)})  # fmt: skip
-        if name == run.params.quantizer.name:
+        if name == run.params.quantizer.name and (files.METRICS / "prior.json").exists():
             bits = files.read_json(files.METRICS / "prior.json")["val"]["nll_bits_per_code"]
             rate = bits * math.log(2) * codes.shape[1]
             rows.append(
