@@ -469,7 +469,7 @@ def test_report_is_the_same_whatever_the_global_generators_hold(inpainting_run):
     assert found[0].tables["methods"].equals(found[1].tables["methods"])
 
 
-def test_grey_images_have_a_picture(make_images):
+def test_grey_images_have_a_picture(workspace, make_images):
     pixels = make_images(2, channels=1)
     mask = np.zeros((2, 8, 8), bool)
     mask[:, 2:4] = True
