@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from tessera.core import seams
 from tessera.core.contracts import Grids, Sampling
 from tessera.core.errors import InputError
+from tessera.nn import sampling as draws
 from tessera.nn import sequences
 from tessera.nn.condition import resized
 from tessera.nn.gated import GatedLayer, GatedPixelCNN
@@ -224,6 +227,36 @@ def test_cached_and_naive_sampling_draw_the_codes_drawn_by_hand(
     assert torch.equal(prior.sample(5, generator(3), sampling, **given), expected)
     if mask is not None:
         assert torch.equal(expected[mask], known[mask])
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """As many threads as this for a test, each worth taking for one image."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(draws, "SHARE", 1)
+    torch.set_num_threads(3)
+    yield 3
+    torch.set_num_threads(before)
+
+
+@EXACT
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_threads_that_share_the_images_draw_the_same_codes(
+    name: str, n: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image by its own uniforms, label and known codes, whichever thread walks it."""
+    (grids, sizes), labels = TWO, torch.arange(n) % 3
+    prior, known, sampling = tiny(name, grids, sizes, 2), random_codes(n, grids, sizes, seed=9), Sampling(guidance=1.5)
+    mask = torch.rand(known.shape, generator=generator(8)) < 0.4
+    shares, walked = [], draws.walked
+    monkeypatch.setattr(draws, "walked", lambda *given: shares.append(len(given[2])) or walked(*given))
+    shared = prior.sample(n, generator(3), sampling, labels, known, mask)
+    assert (len(shares), sum(shares)) == (min(n, threads), n)
+    assert torch.get_num_threads() == threads, "of the caller: only those of the walk work alone"
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == threads, "of threads to come"
+    torch.set_num_threads(1)
+    assert torch.equal(shared, prior.sample(n, generator(3), sampling, labels, known, mask))
 
 
 @EXACT

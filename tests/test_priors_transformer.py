@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tessera.core.contracts import Grids, Sampling
+from tessera.core.contracts import Grids
 from tessera.nn.attention import ROOM, Block, Walk
-from tessera.nn.sampling import naive_sample
-from tessera.priors import transformer
 from tessera.priors.transformer import Config, Transformer, build
 
 GRIDS: Grids = ((2, 2), (3, 4), (3, 4))
@@ -93,38 +89,6 @@ def test_logits_of_cached_steps_are_those_of_one_forward_pass(make: Callable[...
     full = [grid[:, t] for grid in prior.logits(codes, LABELS) for t in range(grid.shape[1])]
     for one, other in zip(seen, full, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
-
-
-@pytest.fixture
-def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """As many threads as this for a test, each worth taking for one sequence."""
-    before = torch.get_num_threads()
-    monkeypatch.setattr(transformer, "SHARE", 1)
-    torch.set_num_threads(3)
-    yield 3
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_threads_that_share_the_sequences_draw_what_naive_sampling_draws(
-    make: Callable[..., Transformer], threads: int, n: int
-) -> None:
-    prior, labels = make(layers=2), torch.arange(n) % 3
-    sampling, generator = Sampling(guidance=1.5), torch.Generator()
-    ours = prior.sample(n, generator.manual_seed(0), sampling, labels)
-    assert torch.equal(ours, naive_sample(prior, n, generator.manual_seed(0), sampling, labels=labels))
-
-
-def test_a_walk_that_is_closed_leaves_the_threads_as_they_were(make: Callable[..., Transformer], threads: int) -> None:
-    before = threading.active_count()
-    walk = make().steps(6, torch.arange(6) % 3)
-    next(walk)
-    assert threading.active_count() > before
-    assert torch.get_num_threads() == threads, "of the caller: only those of the walk work alone"
-    walk.close()
-    assert threading.active_count() == before
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(torch.get_num_threads).result() == threads, "of threads to come"
 
 
 def test_two_walks_at_once_do_not_disturb_each_other(make: Callable[..., Transformer]) -> None:

@@ -27,6 +27,7 @@ from tessera.core.errors import InputError
 from tessera.core.params import Params, Training
 from tessera.core.training import Fitted, fit
 from tessera.nn import conv, scores
+from tessera.nn.doubling import Doubling
 from tessera.nn.sequences import flatten_levels
 from tessera.steps import reconstruction, samples
 from tessera.steps import tokenizer as training
@@ -289,6 +290,37 @@ def convolutions(module: nn.Module) -> list[tuple[str, int, int, int, int]]:
         for layer in module.modules()
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (1, 3, 1, 5)])
+def test_doubling_is_the_transposed_convolution_forward_and_back(shape, layout):
+    """Values and all three gradients against torch's own layer; the slopes against finite differences as well."""
+    ours = Doubling(3, 5).double().to(memory_format=layout)
+    plain = nn.ConvTranspose2d(3, 5, 4, stride=2, padding=1).double()
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(*shape, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    y, expected = ours(x), plain(x)
+    assert y.shape == (shape[0], 5, 2 * shape[2], 2 * shape[3])
+    torch.testing.assert_close(y, expected)
+    slope = torch.randn_like(y)
+    gradients = torch.autograd.grad(y, (x, *ours.parameters()), slope)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (x, *plain.parameters()), slope))
+    assert torch.autograd.gradcheck(ours, (x,))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), expected)
+
+
+def test_doubling_under_autocast_and_with_frozen_weights():
+    layer, x = Doubling(3, 5), torch.randn(2, 3, 4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+    layer.requires_grad_(False)
+    layer(x.requires_grad_()).sum().backward()
+    assert x.grad.shape == x.shape
 
 
 PUBLISHED = {"downsampling": 4, "channels": 128, "outer_channels": 64, "convolutions": 1, "blocks": 2,

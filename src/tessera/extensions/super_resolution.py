@@ -26,6 +26,7 @@ from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
 from tessera.core.training import Fitted, Row, Task, fit
 from tessera.nn import conv, scores, sequences
+from tessera.nn.doubling import Doubling
 
 if TYPE_CHECKING:
     from tessera.core.params import Params
@@ -103,7 +104,7 @@ class Decoder(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(sum(dims), c, 3, padding=1), *_blocks(config.blocks, c, kind)]
         for _ in range(conv.halvings(size // grid)):
             layers += [conv.normalisation(kind, c), nn.SiLU()]
-            layers.append(nn.ConvTranspose2d(c, config.outer_channels, 4, stride=2, padding=1))
+            layers.append(Doubling(c, config.outer_channels))
             c = config.outer_channels
         self.inner = nn.Sequential(*layers)
         self.look = nn.Conv2d(image_channels, c, 3, padding=1)

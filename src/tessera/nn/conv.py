@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tessera.core.params import Strict
+from tessera.nn.doubling import Doubling
 
 if TYPE_CHECKING:
     from tessera.core.params import Params
@@ -136,5 +137,5 @@ def decoder(config: Autoencoder, image_channels: int, dim: int) -> nn.Sequential
     layers: list[nn.Module] = [nn.Conv2d(dim, config.channels, 3, padding=1), *residual_blocks(config)]
     outward = [*widths(config.downsampling, config.channels, config.outer_channels)[::-1], image_channels]
     for before, after in itertools.pairwise(outward):
-        layers += [*activated(config, before), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
+        layers += [*activated(config, before), Doubling(before, after)]
     return nn.Sequential(*layers, *([nn.Tanh()] if config.output == "tanh" else []))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from collections.abc import Generator as Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -21,6 +22,8 @@ from torch import Generator, Tensor
 from tessera.core.contracts import Prior, Sampling
 from tessera.core.errors import InputError
 from tessera.nn.sequences import length, require_labels, unflatten, whereabouts
+
+SHARE = 16  # images, at least, for which a walk takes another thread
 
 Steps = Coroutine[Tensor, Tensor, Any]  # yields logits [n,K] of a position, is sent its codes [n]
 Walk = Callable[[int, Tensor | None], Steps]  # of n images with these labels
@@ -104,9 +107,40 @@ def sample(
     require_range(sampling)
     require_known(prior, n, known, known_mask)
     uniforms = torch.rand(n, length(prior.grids), generator=generator, dtype=torch.float64, device=generator.device)
-    codes, sound = walked(prior, steps, uniforms, sampling, labels, known, known_mask)
+    codes, sound = shared(prior, steps, uniforms, sampling, labels, known, known_mask)
     require_sound(sound)
     return codes
+
+
+def shared(
+    prior: Prior,
+    steps: Walk,
+    uniforms: Float[Tensor, "n t"],
+    sampling: Sampling,
+    *given: Tensor | None,  # labels [n], known [n,t], known_mask [n,t]
+) -> tuple[Int[Tensor, "n t"], Bool[Tensor, ""]]:
+    """`walked`; on a CPU each thread takes its share of the images through the whole walk.
+
+    If instead all threads share each operation, as is torch's way, they meet some hundred times a position, and what they
+    share is too small: a second thread then gains next to nothing.
+    """
+    on_cpu = next(chain(prior.parameters(), prior.buffers())).device.type == "cpu"
+    threads, n = torch.get_num_threads(), len(uniforms)
+    count = max(1, min(threads, n // SHARE)) if on_cpu else 1
+    if count == 1:
+        return walked(prior, steps, uniforms, sampling, *given)
+
+    @torch.no_grad()  # each thread has to be told
+    def walk(rows: slice) -> tuple[Tensor, Tensor]:
+        return walked(prior, steps, uniforms[rows], sampling, *(None if one is None else one[rows] for one in given))
+
+    bounds = [n * share // count for share in range(count + 1)]
+    try:
+        with ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, threads // count)) as pool:
+            codes, sounds = zip(*pool.map(walk, map(slice, bounds, bounds[1:])), strict=True)
+    finally:
+        torch.set_num_threads(threads)  # of threads to come; this one's number was its own all along
+    return torch.cat(codes), torch.stack(sounds).all()
 
 
 def walked(

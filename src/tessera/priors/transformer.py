@@ -7,11 +7,6 @@ one code costs one position per layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -25,8 +20,6 @@ from tessera.nn.autoregressive import Autoregressive
 from tessera.nn.causal import Size
 from tessera.nn.condition import dropped
 from tessera.nn.sampling import Steps
-
-SHARE = 16  # sequences, at least, for which a walk takes another thread
 
 
 class Config(Size):
@@ -101,40 +94,14 @@ class Transformer(Autoregressive):
             targets = targets + self.labels(labels)[:, None]
         targets = targets.expand(n, -1, -1)
         before = self.start.expand(n, -1)
-        with walking(self.blocks, n) as advance:
-            for t in range(sequences.length(self.grids)):
-                x = advance(before + targets[:, t])
-                grid, _ = sequences.whereabouts(t, self.grids)
-                codes = yield self.heads[grid](x)
-                before = self.embeddings[grid](codes) + places[t]
-
-
-@contextmanager
-def walking(blocks: nn.ModuleList, n: int) -> Iterator[Callable[[Tensor], Tensor]]:
-    """What takes `n` sequences through all blocks, one position [n,C] at a time.
-
-    On CPU each thread takes its share of the sequences through all blocks. If instead all threads share each operation, as
-    is torch's way, they meet some hundred times a position, and what they share is too small: a second thread then gains
-    next to nothing.
-    """
-    threads = torch.get_num_threads()
-    count = max(1, min(threads, n // SHARE)) if blocks[0].out.weight.device.type == "cpu" else 1
-    walks = [[Walk(block, len(share)) for block in blocks] for share in torch.arange(n).tensor_split(count)]
-    if count == 1:
-        yield partial(through, walks[0])
-        return
-    try:
-        with ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, threads // count)) as pool:
-            yield lambda x: torch.cat(list(pool.map(through, walks, x.tensor_split(count))))
-    finally:
-        torch.set_num_threads(threads)  # of threads to come; this one's number was its own all along
-
-
-@torch.no_grad()  # each thread has to be told
-def through(walks: Iterable[Walk], x: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-    for walk in walks:
-        x = walk.advance(x)
-    return x
+        walks = [Walk(block, n) for block in self.blocks]
+        for t in range(sequences.length(self.grids)):
+            x = before + targets[:, t]
+            for walk in walks:
+                x = walk.advance(x)
+            grid, _ = sequences.whereabouts(t, self.grids)
+            codes = yield self.heads[grid](x)
+            before = self.embeddings[grid](codes) + places[t]
 
 
 def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Transformer:

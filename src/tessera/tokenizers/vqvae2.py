@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized
 from tessera.nn import conv
+from tessera.nn.doubling import Doubling
 from tessera.nn.sequences import flatten_levels, unflatten
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _top_decoder(config: Config, dim: int) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Conv2d(dim, config.channels, 3, padding=1), *conv.residual_blocks(config)]
     for _ in range(conv.halvings(config.top_downsampling)):
         layers += conv.activated(config, config.channels)
-        layers.append(nn.ConvTranspose2d(config.channels, config.channels, 4, stride=2, padding=1))
+        layers.append(Doubling(config.channels, config.channels))
     return nn.Sequential(*layers)
 
 
@@ -125,7 +126,7 @@ def _upsampling(config: Config, dim: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for index in range(conv.halvings(config.top_downsampling)):
         layers += conv.activated(config, dim) if index else []
-        layers.append(nn.ConvTranspose2d(dim, dim, 4, stride=2, padding=1))
+        layers.append(Doubling(dim, dim))
     return nn.Sequential(*layers)
 
 
