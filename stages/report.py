@@ -5,14 +5,14 @@ from pathlib import Path
 from tessera.core import files
 from tessera.core.run import Run
 from tessera.runtime.stage import enter
-from tessera.steps import report as step
+from tessera.steps.report import page as step
 
 REPORT = Path("report.html")
 
 
 def main(run: Run) -> None:
     with files.writing(REPORT) as stream:
-        stream.write(step.page(run))
+        stream.write(step.render(run))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from tessera.core.errors import InputError
 from tessera.core.run import Run
 from tessera.core.seeding import generator
 from tessera.extensions import inpainting
-from tessera.nn import sampling, scores, sequences
+from tessera.nn import figures, inpainting_masks, mask_scores, metropolis, sampling, scores, sequences
 from tessera.nn.autoregressive import Autoregressive
 
 KINDS = {
@@ -80,7 +80,7 @@ def test_masks_cover_what_their_names_say(config):
         centre=[0.2, 0.25], bottom=[0.3], random=[0.3], patches=[0.3], tiles=8, square=[0.25],
         structured={"eyes": [0.25, 0.125, 0.5, 0.875]},
     )  # fmt: skip
-    found = inpainting.masks(own, 5, 32, 32, seed=0)
+    found = inpainting_masks.masks(own, 5, 32, 32, seed=0)
     assert list(found) == ["centre_20", "centre_25", "bottom_30", "random_30", "patches_30", "square_25", "eyes"]
     counts = {name: set(mask.sum(axis=(1, 2)).tolist()) for name, mask in found.items()}
     assert counts == {
@@ -99,7 +99,7 @@ def test_masks_cover_what_their_names_say(config):
 
 def test_masks_at_random_differ_between_images_and_follow_the_seed(config):
     own = config(random=[0.3], patches=[0.3], square=[0.25])
-    first, again, other = (inpainting.masks(own, 6, 16, 16, seed) for seed in (0, 0, 1))
+    first, again, other = (inpainting_masks.masks(own, 6, 16, 16, seed) for seed in (0, 0, 1))
     for name in ("random_30", "patches_30", "square_25"):
         assert len(np.unique(first[name], axis=0)) > 1
         np.testing.assert_array_equal(first[name], again[name])
@@ -108,7 +108,7 @@ def test_masks_at_random_differ_between_images_and_follow_the_seed(config):
 
 def test_a_mask_that_leaves_nothing_is_named(config):
     with pytest.raises(InputError, match="mask centre_99 leaves nothing of images of 8x8"):
-        inpainting.masks(config(centre=[0.99]), 2, 8, 8, seed=0)
+        inpainting_masks.masks(config(centre=[0.99]), 2, 8, 8, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_mask_that_leaves_nothing_is_named(config):
     [
         ({"structured": {"eyes": [0.5, 0.1, 0.4, 0.9]}}, "structured.eyes must have top < bottom"),
         ({"centre": [0.2, 0.201]}, "centre must have shares that differ in whole percent"),
-        ({kind: [] for kind in inpainting.KINDS} | {"structured": {}}, "at least one mask"),
+        ({kind: [] for kind in inpainting_masks.KINDS} | {"structured": {}}, "at least one mask"),
         ({"exploration": 0.0}, "greater than 0"),
     ],
 )
@@ -131,7 +131,7 @@ def test_a_code_is_hidden_where_its_cell_has_a_masked_pixel():
     mask[0, 2, 4] = True
     mask[1, 5, :2] = True
     grids = ((1, 1), (2, 3), (4, 4), (6, 6))
-    found = inpainting.cells(mask, grids)
+    found = inpainting_masks.cells(mask, grids)
     for image, row in zip(mask, found, strict=True):
         expected = []
         for h, w in grids:
@@ -149,7 +149,7 @@ def _chains(config: Any, start: list[int], hidden: list[bool], n: int = 10000) -
     """Shares of all hidden values, in the order of `itertools.product`, after the sweeps, over n chains."""
     prior = Table()
     codes = torch.tensor(start).expand(n, -1)
-    found = inpainting.gibbs(prior, codes, torch.tensor(hidden).expand(n, -1), None, config, generator(0)).codes
+    found = metropolis.gibbs(prior, codes, torch.tensor(hidden).expand(n, -1), None, config, generator(0)).codes
     assert (found[:, ~torch.tensor(hidden)] == torch.tensor(start)[~torch.tensor(hidden)]).all()
     counts = np.zeros((3, 4, 4))
     np.add.at(counts, tuple(found.T.numpy()), 1 / n)
@@ -191,7 +191,7 @@ def test_without_the_correction_gibbs_would_draw_something_else(config, monkeypa
     """What is left is the raster fill-in, deaf to the known last code."""
     start, hidden = [0, 0, 2], [True, True, False]
     exact = _conditional(start, hidden)
-    monkeypatch.setattr(inpainting, "acceptance", lambda ratio, uniforms: torch.ones_like(ratio, dtype=torch.bool))
+    monkeypatch.setattr(metropolis, "acceptance", lambda ratio, uniforms: torch.ones_like(ratio, dtype=torch.bool))
     assert _apart(_chains(config(proposals=4, exploration=0.3, sweeps=15, updates=1000), start, hidden), exact) > 0.1
 
 
@@ -201,8 +201,8 @@ def test_a_stationary_start_stays_stationary_after_each_single_update(config):
     states = torch.tensor(list(itertools.product(*map(range, k))))
     log_p = torch.cat([prior.log_prob(states, None)]).double()
     for t, size in enumerate(k):
-        rows = inpainting._conditionals(prior, states, None)
-        q = inpainting.proposal(rows[:, t], 2, 0.25).exp()
+        rows = metropolis.conditionals(prior, states, None)
+        q = metropolis.proposal(rows[:, t], 2, 0.25).exp()
         assert q.sum(1).allclose(torch.ones(len(states), dtype=torch.float64))
         assert (q[:, :size] > 0).all()
         assert (q[:, size:] == 0).all()
@@ -218,14 +218,14 @@ def test_a_stationary_start_stays_stationary_after_each_single_update(config):
 def test_acceptance_is_as_likely_as_the_ratio():
     uniforms = torch.rand(100000, generator=generator(0), dtype=torch.float64)
     for ratio in (0.2, 0.7, 1.0, 3.0):
-        found = inpainting.acceptance(torch.full_like(uniforms, math.log(ratio)), uniforms).double().mean()
+        found = metropolis.acceptance(torch.full_like(uniforms, math.log(ratio)), uniforms).double().mean()
         assert float(found) == pytest.approx(min(1, ratio), abs=0.005)
-    assert not inpainting.acceptance(torch.tensor([math.nan, -math.inf]), torch.zeros(2)).any()
+    assert not metropolis.acceptance(torch.tensor([math.nan, -math.inf]), torch.zeros(2)).any()
 
 
 def test_a_proposal_is_one_of_the_likeliest_or_any(config):
     p = torch.tensor([[0.5, 0.2, 0.3, 0.0]], dtype=torch.float64)
-    q = inpainting.proposal(p.log(), 2, 0.1).exp()
+    q = metropolis.proposal(p.log(), 2, 0.1).exp()
     expected = 0.9 * torch.tensor([[5 / 8, 0, 3 / 8, 0]], dtype=torch.float64) + 0.1 * p
     torch.testing.assert_close(q, expected)
 
@@ -235,19 +235,19 @@ def test_gibbs_visits_each_images_own_hidden_codes_as_often_as_asked(config, mon
     hidden = torch.tensor([[True, False, True], [False, True, False], [False, False, False]])
     codes = torch.tensor([[0, 1, 2], [2, 0, 1], [1, 1, 1]])
     visited: list[int] = []
-    original = inpainting.proposal
+    original = metropolis.proposal
 
     def watched(log_p: Tensor, m: int, exploration: float) -> Tensor:
         visited.append(len(log_p))
         return original(log_p, m, exploration)
 
-    monkeypatch.setattr(inpainting, "proposal", watched)
-    found = inpainting.gibbs(Table(), codes, hidden, None, config(sweeps=3, updates=100), generator(0))
+    monkeypatch.setattr(metropolis, "proposal", watched)
+    found = metropolis.gibbs(Table(), codes, hidden, None, config(sweeps=3, updates=100), generator(0))
     assert visited == [2, 1] * 3
     assert torch.equal(found.codes[~hidden], codes[~hidden])
     assert found.accepted <= found.proposed <= 9
     visited.clear()
-    inpainting.gibbs(Table(), codes, hidden, None, config(sweeps=3, updates=4), generator(0))
+    metropolis.gibbs(Table(), codes, hidden, None, config(sweeps=3, updates=4), generator(0))
     assert visited == [2, 1] * 2
 
 
@@ -257,7 +257,7 @@ def test_gibbs_depends_on_its_generator_alone(config):
     for seed in (0, 0, 1):
         torch.rand(3)
         found.append(
-            inpainting.gibbs(Table(), torch.zeros(50, 3).long(), hidden, None, config(), generator(seed)).codes
+            metropolis.gibbs(Table(), torch.zeros(50, 3).long(), hidden, None, config(), generator(seed)).codes
         )
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
@@ -277,9 +277,9 @@ def test_what_is_known_stays(inpainting_run, config, kind, prior, conditional):
     pixels = np.asarray(run.images("test")[:3])
     labels = torch.tensor([0, 1, 0]) if conditional else None
     bidirectional = inpainting._trained(own, run, model) if model.exact else model
-    for name, mask in inpainting.masks(config(structured={}), 3, 8, 8, seed=0).items():
-        scene = inpainting.seen(tokenizer, pixels, mask, None, labels, "cpu")
-        np.testing.assert_array_equal(scene.hidden, inpainting.cells(mask, tokenizer.grids))
+    for name, mask in inpainting_masks.masks(config(structured={}), 3, 8, 8, seed=0).items():
+        scene = inpainting_masks.seen(tokenizer, pixels, mask, None, labels, "cpu")
+        np.testing.assert_array_equal(scene.hidden, inpainting_masks.cells(mask, tokenizer.grids))
         found = inpainting.fill_ins(own, scene, model, bidirectional, 0, name)
         assert list(found) == (["raster", "gibbs", "masked"] if model.exact else ["masked"])
         for codes, facts in found.values():
@@ -290,7 +290,7 @@ def test_what_is_known_stays(inpainting_run, config, kind, prior, conditional):
             ):
                 assert 0 <= int(part.min()) <= int(part.max()) < size
             assert ("bits" in facts) == model.exact
-            filled = inpainting.decoded(tokenizer, scene, codes[0])
+            filled = inpainting_masks.decoded(tokenizer, scene, codes[0])
             np.testing.assert_array_equal(filled[~mask], pixels[~mask])
         if scene.hidden.sum() > 3:
             assert (found["masked"][0][0] != found["masked"][0][1]).any()
@@ -299,14 +299,14 @@ def test_what_is_known_stays(inpainting_run, config, kind, prior, conditional):
 def test_raster_is_the_prior_given_the_known_codes_and_gibbs_starts_there(inpainting_run, config):
     run = inpainting_run()
     prior, own = run.prior(), config(samples=1, batch_size=3, sweeps=4, updates=100)
-    mask = inpainting.masks(own, 3, 8, 8, seed=0)["centre_25"]
-    scene = inpainting.seen(run.tokenizer(), np.asarray(run.images("test")[:3]), mask, None, None, "cpu")
+    mask = inpainting_masks.masks(own, 3, 8, 8, seed=0)["centre_25"]
+    scene = inpainting_masks.seen(run.tokenizer(), np.asarray(run.images("test")[:3]), mask, None, None, "cpu")
     scene = scene._replace(hidden=torch.tensor([[False, True, False, True]]).expand(3, -1))
     found = inpainting.fill_ins(own, scene, prior, prior, 0, "centre_25")
     given = {"known": scene.known, "known_mask": ~scene.hidden}
     raster = sampling.naive_sample(prior, 3, generator(0, "inpainting", "centre_25", "raster", 0), Sampling(), **given)
     draws = generator(0, "inpainting", "centre_25", "gibbs", 0)
-    gibbs, proposed, accepted = inpainting.gibbs(prior, raster, scene.hidden, None, own, draws)
+    gibbs, proposed, accepted = metropolis.gibbs(prior, raster, scene.hidden, None, own, draws)
     assert torch.equal(found["raster"][0][0], raster)
     assert torch.equal(found["gibbs"][0][0], gibbs)
     assert found["gibbs"][1]["accepted"] == accepted / proposed
@@ -320,17 +320,21 @@ def test_nothing_of_a_masked_pixel_is_seen(inpainting_run, config):
     run = inpainting_run()
     own, tokenizer = config(samples=1), run.tokenizer()
     pixels = np.asarray(run.images("test")[:3])
-    mask = inpainting.masks(own, 3, 8, 8, seed=0)["square_25"]
+    mask = inpainting_masks.masks(own, 3, 8, 8, seed=0)["square_25"]
     other = np.where(mask[..., None], 255 - pixels, pixels)
     with torch.no_grad():
         assert not torch.equal(*(tokenizer.encode(images.to_model(each)) for each in (pixels, other)))
     for smooth in (False, True):
         first, second = (
-            inpainting.seen(tokenizer, each, mask, inpainting.biharmonic(each, mask) if smooth else None, None, "cpu")
+            inpainting_masks.seen(
+                tokenizer, each, mask, inpainting_masks.biharmonic(each, mask) if smooth else None, None, "cpu"
+            )
             for each in (pixels, other)
         )
         assert torch.equal(first.known, second.known)
-    np.testing.assert_array_equal(inpainting.biharmonic(pixels, mask)[mask], inpainting.biharmonic(other, mask)[mask])
+    np.testing.assert_array_equal(
+        inpainting_masks.biharmonic(pixels, mask)[mask], inpainting_masks.biharmonic(other, mask)[mask]
+    )
 
 
 def test_autoencoder_replaces_masked_pixels_by_the_reconstruction_of_the_masked_image(inpainting_run, config):
@@ -338,13 +342,13 @@ def test_autoencoder_replaces_masked_pixels_by_the_reconstruction_of_the_masked_
     tokenizer, pixels = run.tokenizer(), np.asarray(run.images("test")[:2])
     mask = np.zeros((2, 8, 8), bool)
     mask[:, 2:5, 1:4] = True
-    scene = inpainting.seen(tokenizer, pixels, mask, None, None, "cpu")
+    scene = inpainting_masks.seen(tokenizer, pixels, mask, None, None, "cpu")
     covered = pixels.copy()
     for index in range(2):
         covered[index][mask[index]] = pixels[index][~mask[index]].mean(0).round()
     with torch.no_grad():
         rebuilt = images.to_pixels(tokenizer(images.to_model(covered)).reconstruction)
-    found = inpainting.decoded(tokenizer, scene, scene.known).astype(int)
+    found = inpainting_masks.decoded(tokenizer, scene, scene.known).astype(int)
     assert abs(found - np.where(mask[..., None], rebuilt, pixels)).max() <= 1
 
 
@@ -355,7 +359,7 @@ def test_biharmonic_is_that_of_each_image_alone(make_images):
     mask = np.zeros((4, 12, 12), bool)
     mask[:2, 4:8, 4:8] = True
     mask[2:, 1:4, 5:11] = True
-    found = inpainting.biharmonic(pixels, mask)
+    found = inpainting_masks.biharmonic(pixels, mask)
     np.testing.assert_array_equal(found[~mask], pixels[~mask])
     for image, where, filled in zip(pixels, mask, found, strict=True):
         alone = inpaint_biharmonic(image / 255, where, channel_axis=-1)
@@ -399,7 +403,7 @@ def test_scores_by_hand():
     results = np.stack([pixels, pixels])
     results[0][mask] = 110
     results[1][mask] = 130
-    found = inpainting.judged(results, pixels, mask)
+    found = mask_scores.judged(results, pixels, mask)
     assert found["psnr_db"] == pytest.approx(-10 * math.log10((10**2 + 30**2) / 2 / 255**2))
     assert found["psnr_db_of_mean"] == pytest.approx(-20 * math.log10(20 / 255))
     overall = (4 / 64 + 32 / 64) / 2 * (10**2 + 30**2) / 2
@@ -407,7 +411,7 @@ def test_scores_by_hand():
     assert found["seam"] == pytest.approx(20)
     assert found["seam_original"] == 0
     assert found["spread"] == pytest.approx(10)
-    perfect = inpainting.judged(pixels[None], pixels, mask)
+    perfect = mask_scores.judged(pixels[None], pixels, mask)
     assert perfect["ssim"] == perfect["ssim_overall"] == pytest.approx(1)
     assert perfect["psnr_db"] == 100
     assert perfect["spread"] == 0
@@ -419,16 +423,16 @@ def test_seam_of_every_edge_pixel():
     mask = np.zeros((1, 4, 4), bool)
     mask[0, 1, 1] = mask[0, 0, 1] = True
     # (1,1) to its left, right and lower neighbour, and (0,1) to its left and right one; not between the two
-    assert inpainting.seam(pixels, mask) == pytest.approx(3 * 40 / 5)
+    assert mask_scores.seam(pixels, mask) == pytest.approx(3 * 40 / 5)
 
 
 def test_ssim_of_the_whole_image_is_that_of_the_other_measures(make_images):
     a, b = make_images(3, 20, 20), make_images(6, 20, 20)[3:]
     mask = np.ones((3, 20, 20), bool)
     mask[:, 0] = False
-    found = inpainting.judged(a[None], b, mask)
+    found = mask_scores.judged(a[None], b, mask)
     assert found["ssim_overall"] == pytest.approx(scores.ssim(a, b).mean(), rel=1e-6)
-    assert found["ssim"] == pytest.approx(inpainting.similarity(a, b)[:, 1:].mean())
+    assert found["ssim"] == pytest.approx(mask_scores.similarity(a, b)[:, 1:].mean())
 
 
 # the report
@@ -476,4 +480,4 @@ def test_grey_images_have_a_picture(workspace, make_images):
     strip = inpainting._strip(pixels, mask, {"biharmonic": pixels[None]}, 2)
     assert strip.shape == (6, 8, 8, 1)
     assert (strip[1][2:4] == inpainting.GREY).all()
-    files.write_picture(Path("grey.png"), inpainting._picture([("rows", strip)], ["biharmonic"]))
+    files.write_picture(Path("grey.png"), figures.rows([("rows", strip)], ["original", "given", "biharmonic"]))

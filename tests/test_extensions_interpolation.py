@@ -14,7 +14,8 @@ from kinds import KINDS, LEVELS, apart, run_of
 
 from tessera.core import images
 from tessera.extensions import interpolation
-from tessera.nn import scores
+from tessera.nn import paths, scores
+from tessera.nn.roads import learned, shortest
 
 MODES = ["index", "embedding", "latent", "slerp", "hierarchical", "prior", "learned"]
 CONFIG = example(interpolation.Config)
@@ -71,7 +72,7 @@ def test_an_image_to_itself_stays(run):
 def test_index_rounds_indices(run):
     tokenizer, ends, _ = ways(run())
     ends = ends._replace(codes=torch.stack([torch.zeros(16, dtype=int), torch.full((16,), 7)]))
-    frames = interpolation.index(tokenizer, ends, spread(0, 0.2, 0.8, 1))
+    frames = paths.index(tokenizer, ends, spread(0, 0.2, 0.8, 1))
     for frame, code in zip(frames, (0, 1, 6, 7), strict=True):
         torch.testing.assert_close(frame, tokenizer.decode(torch.full((1, 16), code))[0])
 
@@ -82,8 +83,8 @@ def test_embedding_and_latent_are_blends_the_one_before_and_the_other_after_the_
     (z,), (vectors,) = ends.z, tokenizer.vectors(ends.codes)
     shares = (0, 0.25, 0.5, 1)
     blends = (
-        interpolation.embedding(tokenizer, ends, spread(*shares)),
-        interpolation.latent(tokenizer, ends, spread(*shares)),
+        paths.embedding(tokenizer, ends, spread(*shares)),
+        paths.latent(tokenizer, ends, spread(*shares)),
     )
     for row, share in enumerate(shares):
         plain = (1 - share) * vectors[:1] + share * vectors[1:]
@@ -96,7 +97,7 @@ def test_embedding_and_latent_are_blends_the_one_before_and_the_other_after_the_
 def test_spherical_turns_at_constant_speed_while_the_length_changes_linearly():
     a, b = torch.randn(2, 1, 5, 3, 4).double()
     share = torch.linspace(0, 1, 7)
-    path = interpolation.spherical(a, 4 * b, share[:, None, None, None])
+    path = paths.spherical(a, 4 * b, share[:, None, None, None])
     torch.testing.assert_close(path[[0, -1]], torch.cat([a, 4 * b]))
     whole = torch.cosine_similarity(a, b).acos()
     for earlier, later in itertools.pairwise(path):
@@ -117,7 +118,7 @@ def test_spherical_by_hand():
         ([1.0, 0.0], [-3.0, 0.0], [-1.0, 0.0]),
         ([0.0, 0.0], [2.0, 4.0], [1.0, 2.0]),
     ]:
-        found = interpolation.spherical(*(torch.tensor(v).view(1, 2, 1, 1) for v in (first, last)), halfway)
+        found = paths.spherical(*(torch.tensor(v).view(1, 2, 1, 1) for v in (first, last)), halfway)
         torch.testing.assert_close(found.flatten(), torch.tensor(expected))
 
 
@@ -125,10 +126,10 @@ def test_spherical_by_hand():
 def test_hierarchical_moves_coarse_codes_first(run):
     """Of two levels: at a quarter of the way half of the top, at the middle all of it, then the bottom."""
     tokenizer, ends, _ = ways(run("vqvae2"))
-    frames = interpolation.hierarchical(tokenizer, ends, spread(0.25, 0.5, 0.75))
+    frames = paths.hierarchical(tokenizer, ends, spread(0.25, 0.5, 0.75))
     for frame, parts in zip(frames, ((0.5, 0), (1, 0), (1, 0.5)), strict=True):
         z = tuple(torch.lerp(level[:1], level[1:], part) for level, part in zip(ends.z, parts, strict=True))
-        torch.testing.assert_close(frame, interpolation.decoded(tokenizer, z)[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(frame, paths.decoded(tokenizer, z)[0], rtol=1e-4, atol=1e-4)
 
 
 class Told:
@@ -151,7 +152,7 @@ class Told:
 
 def walked(tokenizer, ends, frames: int, prior: Told, freedom: float = 0.5) -> torch.Tensor:
     share = torch.linspace(0, 1, frames)
-    return interpolation.refined(tokenizer, ends, share, prior=prior, draws=None, freedom=freedom)
+    return paths.refined(tokenizer, ends, share, prior=prior, draws=None, freedom=freedom)
 
 
 @torch.no_grad()
@@ -193,7 +194,7 @@ def test_a_prior_without_an_order_draws_what_neither_image_has(run):
     tokenizer, ends, _ = ways(run())
     z, share = 10 * torch.randn(2, 4, 4, 4), torch.linspace(0, 1, 5)
     ends = ends._replace(z=(z,), codes=tokenizer.quantize((z,))[0].codes.flatten(1))  # far apart: others lie between
-    blends = tokenizer.quantize(interpolation.blended(ends.z, share))[0].codes.flatten(1)
+    blends = tokenizer.quantize(paths.blended(ends.z, share))[0].codes.flatten(1)
     kept = (blends == ends.codes[0]) | (blends == ends.codes[1])
     assert kept[[0, -1]].all()
     assert not kept.all()
@@ -229,17 +230,17 @@ def test_learned_visits_edges_only_and_there_is_no_shorter_way(run):
     roads = interpolation.training_roads(CONFIG.model_copy(update={"neighbours": 2}), current, current.tokenizer())
     edges = roads.edges.toarray()
     assert 5 < len(edges) <= 12
-    shortest = np.where(edges > 0, edges, np.inf)
-    np.fill_diagonal(shortest, 0)
+    least = np.where(edges > 0, edges, np.inf)
+    np.fill_diagonal(least, 0)
     for over in range(len(edges)):  # Floyd & Warshall
-        shortest = np.minimum(shortest, shortest[:, [over]] + shortest[[over]])
+        least = np.minimum(least, least[:, [over]] + least[[over]])
     longest = 0
     for first, last in itertools.product(range(len(edges)), repeat=2):
-        path = interpolation.shortest(roads.edges, first, last)
+        path = shortest(roads.edges, first, last)
         assert (path[0], path[-1]) == (first, last)
         steps = [edges[a, b] for a, b in itertools.pairwise(path)]
         assert all(step > 0 for step in steps)
-        assert sum(steps) == pytest.approx(shortest[first, last])
+        assert sum(steps) == pytest.approx(least[first, last])
         longest = max(longest, len(path))
     assert longest > 2
 
@@ -272,10 +273,10 @@ def test_learned_frames_lie_on_the_path_at_equal_steps(run):
             seen.append(z[0])
             return tokenizer.quantize(z)
 
-    interpolation.learned(Spy(), ends, torch.linspace(0, 1, 9), roads=roads)
+    learned(Spy(), ends, torch.linspace(0, 1, 9), roads=roads)
     (frames,) = seen
     starts = [int(np.linalg.norm(roads.points - place, axis=1).argmin()) for place in roads.place(ends.codes.numpy())]
-    visited = roads.rows[interpolation.shortest(roads.edges, *starts)]
+    visited = roads.rows[shortest(roads.edges, *starts)]
     (between,) = tokenizer.latents(images.to_model(roads.pixels[visited]))
     stops = torch.cat([ends.z[0][:1], between, ends.z[0][1:]]).flatten(1).double()
     lengths = stops.diff(dim=0).norm(dim=1)
@@ -320,7 +321,7 @@ def test_report_by_hand(run):
         tokenizer = current.tokenizer()
         with torch.no_grad():
             ends = interpolation.loaded(current, tokenizer, places)
-            frames = images.to_pixels(interpolation.latent(tokenizer, ends, torch.linspace(0, 1, 3)))
+            frames = images.to_pixels(paths.latent(tokenizer, ends, torch.linspace(0, 1, 3)))
         steps = [scores.ssim(a[None], b[None])[0] for a, b in itertools.pairwise(frames)]
         assert pair.smoothness == pytest.approx(np.mean(steps))
         if pair.origin == "drawn":
@@ -361,6 +362,10 @@ def test_picture_has_a_block_for_each_pair_and_names_its_rows():
     strips = [np.full((4, 8, 8, 1), shade, np.uint8) for shade in (0, 50, 100, 150, 200, 250)]
     figure = interpolation.picture(table, strips)
     assert [axis.get_title() for axis in figure.axes] == ["a to z", "b to z", "c to z"]
+    first, second, third = (axis.get_position() for axis in figure.axes)
+    assert (first.y0, first.x0) == (second.y0, third.x0)
+    assert 0 <= third.y1 < first.y0 < first.y1 <= 1
+    assert 0 < first.x1 < second.x0 < second.x1 <= 1
     for axis, (upper, lower) in zip(figure.axes, ((0, 50), (100, 150), (200, 250)), strict=True):
         assert [label.get_text() for label in axis.get_yticklabels()] == ["index", "latent"]
         sheet = axis.images[0].get_array()

@@ -17,7 +17,7 @@ from tessera.core.contracts import SPLITS
 from tessera.core.params import Params
 from tessera.core.run import Run
 from tessera.extensions import super_resolution as extension
-from tessera.nn import scores
+from tessera.nn import scores, upscaling
 
 KINDS = {  # tokenizer, quantizer, values of the tokenizer
     "vqvae": ("vqvae", "ema", {"downsampling": 4}),
@@ -68,8 +68,8 @@ def config_of(run: Run) -> extension.Config:
     return run.params.config("extensions", "super_resolution")
 
 
-def seen_by(run: Run, split: str = "test") -> extension.Seen:
-    return extension.see(run.tokenizer(), torch.from_numpy(run.codes(split).astype(np.int64)))
+def seen_by(run: Run, split: str = "test") -> upscaling.Seen:
+    return upscaling.see(run.tokenizer(), torch.from_numpy(run.codes(split).astype(np.int64)))
 
 
 # the decoder
@@ -80,7 +80,7 @@ def test_every_kind_of_code_vectors_is_decoded_at_twice_the_size(larger_run, kin
     run = larger_run(kind)
     seen = seen_by(run)
     assert len(seen.vectors) == (2 if kind.startswith("vqvae2") else 1)
-    decoder = extension.made_for(run.tokenizer(), config_of(run)).eval()
+    decoder = upscaling.made_for(run.tokenizer(), config_of(run)).eval()
     assert decoder(seen).shape == (5, 3, 16, 16)
     report = run.measure("extensions")
     assert np.isfinite(report.metrics["decoder"]["psnr_db"])
@@ -91,11 +91,11 @@ def test_every_kind_of_code_vectors_is_decoded_at_twice_the_size(larger_run, kin
 def test_every_level_tells(larger_run, kind):
     """Each level's vectors change what is drawn, once there is a residual."""
     run = larger_run(kind)
-    decoder = extension.made_for(run.tokenizer(), config_of(run)).eval()
+    decoder = upscaling.made_for(run.tokenizer(), config_of(run)).eval()
     seen = seen_by(run)
     with torch.no_grad():
         before = decoder(seen)
-        torch.testing.assert_close(before, extension.enlarged(seen.reconstruction))  # untrained
+        torch.testing.assert_close(before, upscaling.enlarged(seen.reconstruction))  # untrained
         for parameter in decoder.parameters():
             parameter.add_(0.1)
         before = decoder(seen)
@@ -107,7 +107,7 @@ def test_every_level_tells(larger_run, kind):
 def test_coarse_vectors_lie_over_the_fine_ones_of_their_place(tiny):
     """One coarse vector reaches, through a decoder without surroundings, its own quarter of the image alone."""
     config = tiny(extension.Config, blocks=0, outer_blocks=0, normalisation="none")
-    decoder = extension.Decoder(config, (2, 3), 4, (3, 4, 4)).eval()
+    decoder = upscaling.Decoder(config, (2, 3), 4, (3, 4, 4)).eval()
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             parameter.fill_(0.1)
@@ -115,9 +115,9 @@ def test_coarse_vectors_lie_over_the_fine_ones_of_their_place(tiny):
                 parameter.copy_(F.pad(parameter[:, :, 1:2, 1:2], (1, 1, 1, 1)))
             assert parameter.abs().sum() > 0, name
         coarse, fine, blank = torch.zeros(1, 2, 2, 2), torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
-        before = decoder(extension.Seen((coarse, fine), blank))
+        before = decoder(upscaling.Seen((coarse, fine), blank))
         coarse[0, :, 0, 1] = 1.0
-        changed = (decoder(extension.Seen((coarse, fine), blank)) != before).any(1)[0]
+        changed = (decoder(upscaling.Seen((coarse, fine), blank)) != before).any(1)[0]
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[:4, 4:] = True
     assert torch.equal(changed, expected)
@@ -132,10 +132,10 @@ def test_bicubic_enlargement_by_hand():
         near, far = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
         return near if x <= 1 else far if x < 2 else 0.0
 
-    got = extension.enlarged(row.expand(1, 1, 6, 6))[0, 0, 6]
+    got = upscaling.enlarged(row.expand(1, 1, 6, 6))[0, 0, 6]
     expected = [kernel((place + 0.5) / 2 - 0.5 - 2) for place in range(12)]
     np.testing.assert_allclose(got, expected, atol=1e-6)
-    nearest = extension.enlarged(row.expand(1, 1, 6, 6), "nearest")[0, 0]
+    nearest = upscaling.enlarged(row.expand(1, 1, 6, 6), "nearest")[0, 0]
     assert torch.equal(nearest, row.repeat_interleave(2).expand(12, 12))
 
 
@@ -148,7 +148,7 @@ def test_a_little_training_adds_detail_and_keeps_the_picture(larger_run):
     decoder, fitted = extension.trained(config_of(run), run.tokenizer(), run)
     seen, target = seen_by(run), images.to_model(run.images("test", "targets"))
     with torch.no_grad():
-        made, plain = decoder(seen), extension.enlarged(seen.reconstruction)
+        made, plain = decoder(seen), upscaling.enlarged(seen.reconstruction)
     assert F.mse_loss(made, target) < 0.9 * F.mse_loss(plain, target)
     shrunk, others = F.avg_pool2d(made, 2), seen.reconstruction.roll(1, 0)
     assert F.mse_loss(shrunk, seen.reconstruction) < 0.5 * F.mse_loss(others, seen.reconstruction)
@@ -169,17 +169,17 @@ def test_the_tokenizer_is_frozen(larger_run):
 def test_pairs_are_augmented_alike():
     """Enlarging and augmenting commute, also where both images of a batch are flipped or not."""
     x = torch.rand(8, 3, 6, 6) * 2 - 1
-    large = extension.enlarged(x, "nearest")
+    large = upscaling.enlarged(x, "nearest")
     moved = []
     for step in range(6):
-        small, target = extension.augmented(x, large, 0.5, 2, torch.Generator().manual_seed(step))
-        assert torch.equal(extension.enlarged(small, "nearest"), target)
+        small, target = upscaling.augmented(x, large, 0.5, 2, torch.Generator().manual_seed(step))
+        assert torch.equal(upscaling.enlarged(small, "nearest"), target)
         moved.append(small)
     assert len({tuple(small.flatten().tolist()) for small in moved}) == len(moved)
-    small, target = extension.augmented(x, large, 0.0, 0, torch.Generator())
+    small, target = upscaling.augmented(x, large, 0.0, 0, torch.Generator())
     assert torch.equal(small, x)
     assert torch.equal(target, large)
-    flipped, _ = extension.augmented(x, large, 1.0, 0, torch.Generator())
+    flipped, _ = upscaling.augmented(x, large, 1.0, 0, torch.Generator())
     assert torch.equal(flipped, x.flip(3))
 
 
@@ -204,10 +204,10 @@ def test_report_by_hand(larger_run):
     metrics = run.measure("extensions").metrics
     target, seen = run.images("test", "targets"), seen_by(run)
     made = {
-        "decoder": extension.enlarged(seen.reconstruction),
-        "bicubic": extension.enlarged(seen.reconstruction),
+        "decoder": upscaling.enlarged(seen.reconstruction),
+        "bicubic": upscaling.enlarged(seen.reconstruction),
         "nearest": seen.reconstruction.repeat_interleave(2, 2).repeat_interleave(2, 3),
-        "bicubic_of_original": extension.enlarged(images.to_model(run.images("test"))),
+        "bicubic_of_original": upscaling.enlarged(images.to_model(run.images("test"))),
     }
     for name, x in made.items():
         pixels = images.to_pixels(x)
@@ -226,7 +226,7 @@ def test_picture_shows_target_bicubic_and_decoder(larger_run):
     sheet, target = report.pictures["test"], run.images("test", "targets")
     first = np.unique(run.table("test")["family"], return_index=True)[1]
     np.testing.assert_array_equal(sheet[4:68:4, 4:68:4], target[min(first)])
-    bicubic = images.to_pixels(extension.enlarged(seen_by(run).reconstruction))
+    bicubic = images.to_pixels(upscaling.enlarged(seen_by(run).reconstruction))
     np.testing.assert_array_equal(sheet[72:136:4, 4:68:4], bicubic[min(first)])
     run.write("extensions", report)
     assert {path.name for path in Path("plots/extensions/super_resolution").iterdir()} == {

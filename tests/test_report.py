@@ -25,7 +25,8 @@ from tessera.core import files, seams
 from tessera.core.errors import InputError
 from tessera.core.params import PLURAL, Params
 from tessera.core.run import Run
-from tessera.steps import report
+from tessera.steps.report import chart, elements, prior, summary
+from tessera.steps.report.page import render
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium")
@@ -120,7 +121,7 @@ def part(page: str, anchor: str) -> str:
 
 
 def test_every_picture_is_inside(run):
-    page = report.page(run)
+    page = render(run)
     for name in PICTURES:
         data = base64.b64encode((files.PLOTS / f"{name}.png").read_bytes()).decode()
         assert page.count(f"data:image/png;base64,{data}") == 1, name
@@ -128,7 +129,7 @@ def test_every_picture_is_inside(run):
 
 
 def test_nothing_is_outside(run):
-    page = report.page(run)
+    page = render(run)
     found = Reader(page)
     anchors = found.all("id")
     assert len(anchors) == len(set(anchors))
@@ -146,14 +147,14 @@ def test_text_is_escaped(run):
     files.write_metrics("extensions/interpolation", {mean: 1.0})
     files.write_table(files.PLOTS / "extensions/interpolation/pairs.csv", pd.DataFrame({mean: [mean]}))
     files.write_table(files.PLOTS / "tokenizer.csv", pd.DataFrame({"epoch": [1, 2], mean: [1, 2]}))
-    found = Reader(report.page(run))
+    found = Reader(render(run))
     assert not {"script", "i", "u"} & {tag for tag, _ in found.tags}
     assert found.text.count(mean) == 5
 
 
 def test_the_same_run_gives_the_same_page(run, workspace):
-    page = report.page(run)
-    assert page == report.page(run)
+    page = render(run)
+    assert page == render(run)
     assert str(workspace) not in page
 
 
@@ -161,12 +162,12 @@ def test_what_params_do_not_name_is_not_shown(run):
     """A file of an older run is no result."""
     files.write_metrics("diagnostics/positions", {"old": 1.0})
     files.write_picture(files.PLOTS / "diagnostics/positions/maps.png", np.zeros((4, 4, 3), np.uint8))
-    assert "positions" not in Reader(report.page(run)).text
+    assert "positions" not in Reader(render(run)).text
 
 
 def test_what_does_not_apply_says_so(run):
     files.write_picture(files.PLOTS / "diagnostics/semantics/nearest.png", np.zeros((4, 4, 3), np.uint8))
-    page = report.page(run)
+    page = render(run)
     assert "Does not apply to this run" in part(page, "diagnostics-semantics")
     assert "<img" not in part(page, "diagnostics-semantics")
     assert "<h4>grid_1</h4><dl><div><dt>does not apply</dt></div></dl>" in part(page, "diagnostics-usage")
@@ -176,11 +177,11 @@ def test_what_does_not_apply_says_so(run):
 def test_a_missing_metric_is_an_error_that_names_the_file(run):
     (files.METRICS / "evaluation/frechet.json").unlink()
     with pytest.raises(InputError, match=r"metrics/evaluation/frechet\.json: there is no such file"):
-        report.page(run)
+        render(run)
 
 
 def test_headline_shows_each_number_beside_another(run):
-    summary = Reader(part(report.page(run), "summary")).text
+    found = Reader(part(render(run), "summary")).text
     for shown in (
         "22.52 dB",
         "23.91 dB without quantization",
@@ -189,12 +190,12 @@ def test_headline_shows_each_number_beside_another(run):
         "30.0%",
         "10.0% by copying a neighbour",
     ):
-        assert shown in summary
-    assert "recall" not in summary  # `coverage` is not run
+        assert shown in found
+    assert "recall" not in found  # `coverage` is not run
 
 
 def test_verdicts_show_every_threshold(run):
-    page = report.page(run)
+    page = render(run)
     rows = [re.sub(r"<[^>]+>", "|", row) for row in re.findall(r"<tr>(.*?)</tr>", part(page, "verdicts"))]
     assert [row.strip("|").split("|")[0] for row in rows] == ["check", "usage", "mse", "check", "fid"]
     assert "✓ pass" in rows[1]
@@ -206,7 +207,7 @@ def test_verdicts_show_every_threshold(run):
 
 
 def test_the_prior_stands_beside_the_oracle(run):
-    found = Reader(part(report.page(run), "prior")).text
+    found = Reader(part(render(run), "prior")).text
     assert "names 30.0%, 3.0 times the better of copying left and copying above, and 75 times chance" in found
     order = [
         "prior, validation",
@@ -224,7 +225,7 @@ def test_the_prior_stands_beside_the_oracle(run):
 
 def test_several_grids_are_told_apart_from_the_prior_over_all(run):
     files.write_table(files.PLOTS / "diagnostics/oracle/accuracy.csv", pd.concat([predictors(0), predictors(1)]))
-    found = Reader(part(report.page(run), "prior")).text
+    found = Reader(part(render(run), "prior")).text
     assert "copy left, grid 1" in found
     assert "over all grids" in found
     assert "times" not in found
@@ -232,11 +233,11 @@ def test_several_grids_are_told_apart_from_the_prior_over_all(run):
 
 def test_without_an_oracle_the_page_says_what_is_missing(run):
     del run.params.raw["diagnostics"]["oracle"]
-    assert "The diagnostic oracle, to read the accuracy against, is not run" in Reader(report.page(run)).text
+    assert "The diagnostic oracle, to read the accuracy against, is not run" in Reader(render(run)).text
 
 
 def test_every_term_has_a_curve(run):
-    training = part(report.page(run), "training")
+    training = part(render(run), "training")
     assert re.findall(r"<figcaption><b>(\w+)</b>", training) == ["mse", "lr", "commitment", "ssim", "nll_bits_per_code"]
     assert re.findall(r'<polyline class="(\w+)"', training) == ["train", "val", "value", "train", "val"]
     assert '<span class="val">val 0.03</span>' in training
@@ -246,16 +247,16 @@ def test_every_term_has_a_curve(run):
 
 
 def test_a_curve_runs_through_its_points():
-    svg = report._chart({"val": [(0.0, 1.0), (5.0, 3.0), (10.0, 2.0)]}, 5, "x")
+    svg = chart.svg({"val": [(0.0, 1.0), (5.0, 3.0), (10.0, 2.0)]}, 5, "x")
     points = [tuple(map(float, point.split(","))) for point in re.search(r'points="([^"]+)"', svg).group(1).split()]
-    left, right = report.LEFT, report.WIDTH - report.RIGHT
-    top, bottom = report.TOP, report.HEIGHT - report.BOTTOM
+    left, right = chart.LEFT, chart.WIDTH - chart.RIGHT
+    top, bottom = chart.TOP, chart.HEIGHT - chart.BOTTOM
     assert points == [(left, bottom), ((left + right) / 2, top), (right, (top + bottom) / 2)]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (2, 30), (-3e-5, 4e-5), (0.037, 0.111), (995.0, 1005.0)])
 def test_ticks_are_round_and_inside(low, high):
-    ticks = report._ticks(low, high)
+    ticks = chart.ticks(low, high)
     assert 3 <= len(ticks) <= 7
     assert all(low <= tick <= high for tick in ticks)
     assert all(float(f"{tick:.6g}") == tick for tick in ticks)
@@ -263,49 +264,49 @@ def test_ticks_are_round_and_inside(low, high):
 
 def test_long_tables_are_folded_or_named(run):
     folder = files.PLOTS / "diagnostics/usage"
-    for rows in (report.SHORT, report.FOLDED, report.FOLDED + 1):
+    for rows in (elements.SHORT, elements.FOLDED, elements.FOLDED + 1):
         files.write_table(folder / f"of_{rows}.csv", pd.DataFrame({"row": range(rows)}))
-    usage = part(report.page(run), "diagnostics-usage")
-    assert f"<caption>of_{report.SHORT}</caption>" in usage
-    assert f"<summary>of_{report.FOLDED}, {report.FOLDED} rows</summary>" in usage
-    assert f"{folder.as_posix()}/of_{report.FOLDED + 1}.csv" in usage
-    assert usage.count("<tr>") == 2 + report.SHORT + report.FOLDED
+    usage = part(render(run), "diagnostics-usage")
+    assert f"<caption>of_{elements.SHORT}</caption>" in usage
+    assert f"<summary>of_{elements.FOLDED}, {elements.FOLDED} rows</summary>" in usage
+    assert f"{folder.as_posix()}/of_{elements.FOLDED + 1}.csv" in usage
+    assert usage.count("<tr>") == 2 + elements.SHORT + elements.FOLDED
 
 
 @pytest.mark.parametrize(
     ("value", "shown"), [(2920, "2,920"), (0.0264, "0.0264"), (1.0, "1"), (177.073, "177.1"), (-0.01141, "-0.01141")]
 )
 def test_numbers_have_four_digits(value, shown):
-    assert report._number(value) == shown
+    assert elements.number(value) == shown
 
 
 def test_plug_ins_are_introduced_in_their_own_words(run):
-    oracle = part(report.page(run), "diagnostics-oracle")
+    oracle = part(render(run), "diagnostics-oracle")
     assert "How far copying a neighbour gets" in oracle
     assert "Imports no torch" not in oracle
 
 
 def test_names_that_the_page_knows_exist():
-    known = [line.figure.file for line in report.HEADLINE] + [
-        line.beside.file for line in report.HEADLINE if line.beside
+    known = [line.figure.file for line in summary.HEADLINE] + [
+        line.beside.file for line in summary.HEADLINE if line.beside
     ]
-    known += [name.rpartition("/")[0] for name in report.CAPTIONS if name.count("/") == 2] + [
-        f"diagnostics/{report.ORACLE}"
+    known += [name.rpartition("/")[0] for name in elements.CAPTIONS if name.count("/") == 2] + [
+        f"diagnostics/{prior.ORACLE}"
     ]
     for seam, _, name in [file.partition("/") for file in known if "/" in file]:
         assert name in seams.names(seam)
-    for name in report.CAPTIONS:
+    for name in elements.CAPTIONS:
         assert (ROOT / "plots" / f"{name}.png").exists(), name
 
 
 def test_the_stage_writes_the_page(run, workspace, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     importlib.import_module("stages.report").main(run)
-    assert (workspace / "report.html").read_text(encoding="utf-8") == report.page(run)
+    assert (workspace / "report.html").read_text(encoding="utf-8") == render(run)
 
 
 def test_the_page_costs_no_torch():
-    code = "import sys; import tessera.steps.report, tessera.core.run; sys.exit('torch' in sys.modules)"
+    code = "import sys; import tessera.steps.report.page, tessera.core.run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -346,7 +347,7 @@ def test_the_page_fits_a_phone(run, browse):
     """With every fold open and half of the pictures, which are 900 pixels wide here, at full size; and a table that is wider."""
     wide = pd.DataFrame({f"a_long_name_of_column_{i}": [0.123456] for i in range(12)})
     files.write_table(files.PLOTS / "diagnostics/usage/wide.csv", wide)
-    page = report.page(run).replace("<details>", "<details open>")
+    page = render(run).replace("<details>", "<details open>")
     page = page.replace('type="checkbox"', 'type="checkbox" checked', len(PICTURES) // 2)
     found = browse(page)
     assert found["width"] == 390
