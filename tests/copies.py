@@ -50,8 +50,6 @@ TINY = {
     "evaluation.frechet.count": 16,
     "evaluation.frechet.kid_subsets": 3,
     "evaluation.frechet.kid_subset_size": 8,
-    "evaluation.coverage.count": 16,
-    "evaluation.memorisation.pairs": 4,
     "extensions.interpolation.pairs": 2,
     "extensions.interpolation.frames": 3,
     "extensions.interpolation.points": 32,
@@ -61,7 +59,8 @@ TINY = {
     "runtime.checkpoint_seconds": 0.0,
 }
 KEPT = {  # each is a process, and all are tested elsewhere
-    "diagnostics": ("usage", "autocorrelation", "robustness"),
+    "diagnostics": ("usage", "robustness"),
+    "evaluation": ("frechet", "likelihood"),
     "extensions": ("interpolation",),
 }
 

@@ -14,7 +14,7 @@ import torch
 from conftest import FakeRuntime, example, pictures
 from torch import nn
 from torch.nn import functional as F
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 import stages.extractor
 import stages.features
@@ -281,6 +281,7 @@ def built(path: Path | str, digest: str) -> inception.Inception:
 
 
 def test_inception_agrees_with_torch_fidelity(weights):
+    assert inception.URL == URL_INCEPTION_V3
     pixels = torch.from_numpy(pictures(2)).permute(0, 3, 1, 2)
     theirs = FeatureExtractorInceptionV3("witness", ["2048"], feature_extractor_weights_path=weights[0])(pixels)[0]
     network = built(weights[0], weights[1][:12])

@@ -25,7 +25,7 @@ def repo(tmp_path_factory) -> Path:
     return copy
 
 
-LONGER = {"tokenizer.training.epochs": 30}
+LONGER = {"tokenizer.training.epochs": 12}
 
 
 def test_killed_training_resumes_with_the_same_bits(repo):
@@ -67,7 +67,7 @@ def test_another_codebook_size_is_fitted_without_training_again(repo):
 
 def test_an_input_edited_during_the_run_fails_the_stage_by_name(repo):
     try:
-        edit(repo, {"tokenizer.training.epochs": 20})
+        edit(repo, {"tokenizer.training.epochs": 13})  # not those of a finished run, which dvc would take
         process = start(repo, "dvc", "repro", "tokenizer")
         process.began = time.time()
         wait_for_step(repo, process, 4)

@@ -17,8 +17,6 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
-from torch_fidelity import feature_extractor_inceptionv3 as fidelity
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from tessera.core.contracts import ImageShape
 from tessera.core.errors import InputError
@@ -27,7 +25,8 @@ from tessera.core.params import Strict
 if TYPE_CHECKING:
     from tessera.core.params import Params
 
-FILE = fidelity.URL_INCEPTION_V3.rpartition("/")[2]
+URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+FILE = URL.rpartition("/")[2]
 
 
 class Config(Strict):
@@ -48,32 +47,38 @@ class Config(Strict):
             )
 
 
-class Architecture(fidelity.FeatureExtractorInceptionV3):
-    """torch-fidelity's network without its constructor, which wants the weights and unpickles them."""
+def architecture() -> nn.Module:
+    """torch-fidelity's network without its constructor, which wants the weights and unpickles them. The library is loaded
+    here: it takes as long as torch, and every check of params.yaml reads this file."""
+    from torch_fidelity import feature_extractor_inceptionv3 as fidelity
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-    def __init__(self) -> None:
-        FeatureExtractorBase.__init__(self, "inception-v3-compat", ["2048"])
-        self.feature_extractor_internal_dtype = torch.float32
-        self.Conv2d_1a_3x3 = fidelity.BasicConv2d(3, 32, kernel_size=3, stride=2)
-        self.Conv2d_2a_3x3 = fidelity.BasicConv2d(32, 32, kernel_size=3)
-        self.Conv2d_2b_3x3 = fidelity.BasicConv2d(32, 64, kernel_size=3, padding=1)
-        self.MaxPool_1 = nn.MaxPool2d(kernel_size=3, stride=2)
-        self.Conv2d_3b_1x1 = fidelity.BasicConv2d(64, 80, kernel_size=1)
-        self.Conv2d_4a_3x3 = fidelity.BasicConv2d(80, 192, kernel_size=3)
-        self.MaxPool_2 = nn.MaxPool2d(kernel_size=3, stride=2)
-        self.Mixed_5b = fidelity.InceptionA(192, pool_features=32)
-        self.Mixed_5c = fidelity.InceptionA(256, pool_features=64)
-        self.Mixed_5d = fidelity.InceptionA(288, pool_features=64)
-        self.Mixed_6a = fidelity.InceptionB(288)
-        self.Mixed_6b = fidelity.InceptionC(768, channels_7x7=128)
-        self.Mixed_6c = fidelity.InceptionC(768, channels_7x7=160)
-        self.Mixed_6d = fidelity.InceptionC(768, channels_7x7=160)
-        self.Mixed_6e = fidelity.InceptionC(768, channels_7x7=192)
-        self.Mixed_7a = fidelity.InceptionD(768)
-        self.Mixed_7b = fidelity.InceptionE_1(1280)
-        self.Mixed_7c = fidelity.InceptionE_2(2048)
-        self.AvgPool = nn.AdaptiveAvgPool2d(output_size=(1, 1))
-        self.fc = nn.Linear(2048, 1008)  # not used for features; part of the weights file
+    class Architecture(fidelity.FeatureExtractorInceptionV3):
+        def __init__(self) -> None:
+            FeatureExtractorBase.__init__(self, "inception-v3-compat", ["2048"])
+            self.feature_extractor_internal_dtype = torch.float32
+            self.Conv2d_1a_3x3 = fidelity.BasicConv2d(3, 32, kernel_size=3, stride=2)
+            self.Conv2d_2a_3x3 = fidelity.BasicConv2d(32, 32, kernel_size=3)
+            self.Conv2d_2b_3x3 = fidelity.BasicConv2d(32, 64, kernel_size=3, padding=1)
+            self.MaxPool_1 = nn.MaxPool2d(kernel_size=3, stride=2)
+            self.Conv2d_3b_1x1 = fidelity.BasicConv2d(64, 80, kernel_size=1)
+            self.Conv2d_4a_3x3 = fidelity.BasicConv2d(80, 192, kernel_size=3)
+            self.MaxPool_2 = nn.MaxPool2d(kernel_size=3, stride=2)
+            self.Mixed_5b = fidelity.InceptionA(192, pool_features=32)
+            self.Mixed_5c = fidelity.InceptionA(256, pool_features=64)
+            self.Mixed_5d = fidelity.InceptionA(288, pool_features=64)
+            self.Mixed_6a = fidelity.InceptionB(288)
+            self.Mixed_6b = fidelity.InceptionC(768, channels_7x7=128)
+            self.Mixed_6c = fidelity.InceptionC(768, channels_7x7=160)
+            self.Mixed_6d = fidelity.InceptionC(768, channels_7x7=160)
+            self.Mixed_6e = fidelity.InceptionC(768, channels_7x7=192)
+            self.Mixed_7a = fidelity.InceptionD(768)
+            self.Mixed_7b = fidelity.InceptionE_1(1280)
+            self.Mixed_7c = fidelity.InceptionE_2(2048)
+            self.AvgPool = nn.AdaptiveAvgPool2d(output_size=(1, 1))
+            self.fc = nn.Linear(2048, 1008)  # not used for features; part of the weights file
+
+    return Architecture()
 
 
 class Inception(nn.Module):
@@ -84,7 +89,7 @@ class Inception(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self._config = config
-        self.network = Architecture()
+        self.network = architecture()
         self.requires_grad_(False).eval()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2048"]:
@@ -119,7 +124,7 @@ def _downloaded() -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(fidelity.URL_INCEPTION_V3, str(path), progress=False)
+            torch.hub.download_url_to_file(URL, str(path), progress=False)
         except OSError as error:
             raise InputError(_remedy(f"is empty, and {FILE} cannot be downloaded ({error})")) from None
     return path
@@ -127,7 +132,7 @@ def _downloaded() -> Path:
 
 def _remedy(problem: str) -> str:
     return (
-        f"extractor.inception.weights: {problem}. Get {fidelity.URL_INCEPTION_V3}, put {FILE} beside params.yaml and "
+        f"extractor.inception.weights: {problem}. Get {URL}, put {FILE} beside params.yaml and "
         f"set extractor.inception.weights to {FILE}; or choose extractor.name classifier, which needs no download"
     )
 
