@@ -493,6 +493,22 @@ def test_nearest_are_shown_beside_their_image(labelled):
     assert (last[:64, 2 * 68 + 4 : 3 * 68][::8, ::8] == run.images("train")[twin]).all()
 
 
+def test_of_large_sets_images_evenly_spread_are_compared(labelled, monkeypatch):
+    """Neighbours of the first and the last of `val` among five of `train`; what is counted is counted over all."""
+    run, codes, _ = labelled
+    config = semantics.Config(permutations=1, shown=2, nearest=5)
+    whole = semantics.measure(config, run)
+    monkeypatch.setattr(semantics, "COMPARED", {"val": 2, "train": 5})
+    some = semantics.measure(config, run)
+    assert some.tables["classes"]["images"].sum() == 2
+    assert some.metrics["grid_0"]["label_bits"] == whole.metrics["grid_0"]["label_bits"]
+    known = np.linspace(0, len(codes["train"]) - 1, 5).astype(int)
+    shown = [some.pictures["nearest"][4:68, 68 * place + 4 : 68 * (place + 1)][::8, ::8] for place in range(2, 7)]
+    same = (codes["train"][known] == codes["val"][0]).sum(axis=1)
+    wanted = run.images("train")[known[np.argsort(-same, kind="stable")]]
+    assert all((one == other).all() for one, other in zip(shown, wanted, strict=True))
+
+
 def test_without_labels_there_is_nothing_to_say():
     report = semantics.measure(semantics.Config(permutations=1, shown=1, nearest=1), SimpleNamespace(label_names=()))
     assert report.metrics == {"applies": 0}

@@ -112,6 +112,9 @@ def test_labels_reach_the_prior(variations_run, monkeypatch):
     assert seen == plain + sheets
     assert report.metrics["conditional"] == 1
     assert set(report.pictures) == {"variations", "distances", "labels"}
+    axes = report.pictures["labels"].axes  # row by row, the weaker guidance first
+    assert [axis.get_ylabel() for axis in axes] == [run.label_names[0], "", run.label_names[1], ""]
+    assert [axis.get_title() for axis in axes] == ["guidance 0.5", "guidance 2", "", ""]
 
 
 def test_guidance_changes_what_is_drawn_and_one_is_the_plain_label(variations_run):

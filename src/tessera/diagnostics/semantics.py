@@ -7,7 +7,8 @@ permuted among families, for variants of one image are no independent witnesses 
 Nearest neighbours by code overlap: of each image of `val` the images of `train` that share most codes with it, at the
 same place (`same_place`) or anywhere (`anywhere`: the intersection of their histograms, Swain & Ballard 1991), and the
 share of those with the same label. Of several that are equally near each counts as much. `chance` is a training image
-drawn at random. Codes of a plain background count as any others: silhouettes agree first.
+drawn at random. Codes of a plain background count as any others: silhouettes agree first. Of large data sets `COMPARED` images
+are compared, evenly spread over each split: every pair costs as many steps as an image has codes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
 from tessera.nn import scores
 
+COMPARED = {"val": 1_000, "train": 10_000}  # images of a split that neighbours are sought of and among, at most
 BLOCK = 1024  # images compared at once
 
 
@@ -46,22 +48,25 @@ def measure(config: Config, run: Run) -> Report:
     families = run.table("train")["family"].to_numpy()
     shuffles = list(_shuffles(labels["train"], families, config.permutations, run.params.seed))
     train, val = (scores.split_grids(run.codes(split), run.grids) for split in ("train", "val"))
-    chance = scores.frequencies(labels["train"], len(run.label_names))[labels["val"]]
+    seen = {split: evenly(len(own), COMPARED[split]) for split, own in labels.items()}
+    val_labels, train_labels = (labels[split][seen[split]] for split in ("val", "train"))
+    chance = scores.frequencies(labels["train"], len(run.label_names))[val_labels]
     metrics: dict[str, Any] = {}
     rows = []
     for grid, (a, b, k) in enumerate(zip(val, train, run.codebook_sizes, strict=True)):
-        own, others = a.reshape(len(a), -1), b.reshape(len(b), -1)
+        codes = b.reshape(len(b), -1)
+        own, others = a.reshape(len(a), -1)[seen["val"]], codes[seen["train"]]
         hits = {
-            "same_place": same_label(at_places(own, k), at_places(others, k), labels["val"], labels["train"]),
-            "anywhere": same_label(occurrences(own), occurrences(others), labels["val"], labels["train"]),
+            "same_place": same_label(at_places(own, k), at_places(others, k), val_labels, train_labels),
+            "anywhere": same_label(occurrences(own), occurrences(others), val_labels, train_labels),
             "chance": chance,
         }
         metrics[f"grid_{grid}"] = {
-            "label_bits": label_bits(others, labels["train"], k),
-            "label_bits_shuffled": float(np.mean([label_bits(others, shuffled, k) for shuffled in shuffles])),
+            "label_bits": label_bits(codes, labels["train"], k),
+            "label_bits_shuffled": float(np.mean([label_bits(codes, shuffled, k) for shuffled in shuffles])),
             **{name: float(values.mean()) for name, values in hits.items()},
         }
-        by_label = pd.DataFrame({"grid": grid, "label": [run.label_names[i] for i in labels["val"]], **hits})
+        by_label = pd.DataFrame({"grid": grid, "label": [run.label_names[i] for i in val_labels], **hits})
         groups = by_label.groupby(["grid", "label"], sort=False)
         rows.append(groups.mean().assign(images=groups.size()).reset_index())
     return Report(metrics, {"classes": pd.concat(rows)}, {"nearest": _sheet(config, run)})
@@ -124,17 +129,21 @@ def same_label(
 
 def _sheet(config: Config, run: Run) -> UInt8[np.ndarray, "height width c"]:
     images, train = run.images("val"), run.images("train")
-    chosen = evenly(len(images), config.shown)
+    chosen, known = evenly(len(images), config.shown), evenly(len(train), COMPARED["train"])
     grids = zip(
         *(scores.split_grids(run.codes(split), run.grids) for split in ("val", "train")),
         run.codebook_sizes,
         strict=True,
     )
     common = sum(
-        shared(at_places(a[chosen].reshape(len(chosen), -1), k), at_places(b.reshape(len(b), -1), k))
+        shared(at_places(a[chosen].reshape(len(chosen), -1), k), at_places(b[known].reshape(len(known), -1), k))
         for a, b, k in grids
     )
     nearest = np.argsort(-common, axis=1, kind="stable")[:, : config.nearest]
     blank = np.full_like(images[0], 255)
-    rows = [image for own, found in zip(chosen, nearest, strict=True) for image in (images[own], blank, *train[found])]
+    rows = [
+        image
+        for own, found in zip(chosen, nearest, strict=True)
+        for image in (images[own], blank, *train[known[found]])
+    ]
     return pictures.sheet(np.stack(rows), columns=2 + nearest.shape[1])

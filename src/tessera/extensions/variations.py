@@ -188,7 +188,7 @@ def _labels(config: Config, run: Run, prior: Prior, tokenizer: Any) -> Any:
             axis.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-            if column is axes.T[0]:
+            if guidance == blocks[0]:
                 axis.set_ylabel(run.label_names[label], rotation=0, ha="right", va="center", fontsize=8)
         column[0].set_title(f"guidance {guidance:g}", fontsize=9)
     return figure
