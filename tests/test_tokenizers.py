@@ -293,15 +293,16 @@ def convolutions(module: nn.Module) -> list[tuple[str, int, int, int, int]]:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [5, 3, 1])  # features, and images, which are put together another way
 @pytest.mark.parametrize("shape", [(2, 3, 4, 4), (1, 3, 1, 5)])
-def test_doubling_is_the_transposed_convolution_forward_and_back(shape, layout):
+def test_doubling_is_the_transposed_convolution_forward_and_back(shape, channels, layout):
     """Values and all three gradients against torch's own layer; the slopes against finite differences as well."""
-    ours = Doubling(3, 5).double().to(memory_format=layout)
-    plain = nn.ConvTranspose2d(3, 5, 4, stride=2, padding=1).double()
+    ours = Doubling(3, channels).double().to(memory_format=layout)
+    plain = nn.ConvTranspose2d(3, channels, 4, stride=2, padding=1).double()
     plain.load_state_dict(ours.state_dict())
     x = torch.randn(*shape, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
     y, expected = ours(x), plain(x)
-    assert y.shape == (shape[0], 5, 2 * shape[2], 2 * shape[3])
+    assert y.shape == (shape[0], channels, 2 * shape[2], 2 * shape[3])
     torch.testing.assert_close(y, expected)
     slope = torch.randn_like(y)
     gradients = torch.autograd.grad(y, (x, *ours.parameters()), slope)
