@@ -45,7 +45,7 @@ def values(name: str, channels: int, layers: int) -> dict[str, Any]:
                      "first_kernel_size": 7, "condition_blocks": 0},
         "pixelsnail": {"channels": channels, "blocks": 3, "layers": layers // 3, "kernel_size": 3, "heads": 4,
                        "condition_blocks": 0},
-        "transformer": {"channels": channels, "layers": layers, "heads": 4, "random_order": 0.0},
+        "transformer": {"channels": channels, "layers": layers, "heads": 4, "kv_heads": 1, "random_order": 0.0},
         "rnn": {"cell": "gru", "embedding": channels, "hidden": channels, "layers": layers, "context": 0},
     }[name] | {"dropout": 0.0}  # fmt: skip
 

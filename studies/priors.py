@@ -71,6 +71,10 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
         "transformer, random orders": prior("transformer", random_order=0.7, lr=1e-3),
         "masked": prior("masked", lr=1e-3),
     },
+    "kv-heads": {
+        f"4 heads of queries, {heads} of keys and values": prior("transformer", kv_heads=heads, lr=1e-3)
+        for heads in (4, 1, 2)
+    },
     "levers": {
         "pixelcnn, 30 epochs, stronger, annealed": STRONG | prior("pixelcnn", epochs=30, **NARROWING),
         "the same, recoloured": STRONG | {"codes.augmentation.recolour": 0.5}

@@ -40,14 +40,23 @@ LABELS = torch.tensor([0, 1, 2])  # 2: no label
 
 
 def torchs_own(blocks: list[Block]) -> nn.TransformerEncoder:
-    """The same weights in torch's encoder."""
+    """The same weights in torch's encoder, which knows no shared keys and values: there each query head has a copy."""
+
+    def apart(whole: Tensor, block: Block) -> Tensor:
+        query, *shared = whole.split(block.parts)
+        copies = block.heads // block.kv_heads
+        return torch.cat([
+            query, *(part.unflatten(0, (block.kv_heads, -1)).repeat_interleave(copies, 0).flatten(0, 1) for part in shared)
+        ])  # fmt: skip
+
     channels, heads = blocks[0].out.in_features, blocks[0].heads
     layer = nn.TransformerEncoderLayer(
         channels, heads, 4 * channels, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
     )
     encoder = nn.TransformerEncoder(layer, len(blocks), enable_nested_tensor=False).double().eval()
     for block, theirs in zip(blocks, encoder.layers, strict=True):
-        theirs.self_attn.in_proj_weight.data, theirs.self_attn.in_proj_bias.data = block.qkv.weight, block.qkv.bias
+        theirs.self_attn.in_proj_weight.data = apart(block.qkv.weight, block)
+        theirs.self_attn.in_proj_bias.data = apart(block.qkv.bias, block)
         pairs = [
             (theirs.self_attn.out_proj, block.out),
             (theirs.norm1, block.norm_attention),
@@ -58,9 +67,10 @@ def torchs_own(blocks: list[Block]) -> nn.TransformerEncoder:
     return encoder
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "both_directions"])
-def test_blocks_are_torchs_own_encoder(causal: bool) -> None:
-    blocks = [Block(12, 3).double() for _ in range(3)]
+def test_blocks_are_torchs_own_encoder(causal: bool, kv_heads: int) -> None:
+    blocks = [Block(12, 4, kv_heads).double() for _ in range(3)]
     for parameter in itertools.chain.from_iterable(block.parameters() for block in blocks):
         nn.init.normal_(parameter, std=0.5)  # biases and norms too
     x = own = torch.randn(2, 7, 12, dtype=torch.float64)
@@ -70,11 +80,12 @@ def test_blocks_are_torchs_own_encoder(causal: bool) -> None:
     torch.testing.assert_close(own, torchs_own(blocks)(x, mask=mask), rtol=0, atol=1e-10)
 
 
-def test_a_walk_through_a_block_is_its_forward_pass_while_the_room_grows() -> None:
-    block, length = Block(12, 3).double(), 2 * ROOM + 1
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_a_walk_through_a_block_is_its_forward_pass_while_the_room_grows(kv_heads: int) -> None:
+    block, length = Block(12, 4, kv_heads).double(), 2 * ROOM + 1
     walk, x = Walk(block, 2), torch.randn(2, length, 12, dtype=torch.float64)
     with torch.no_grad():
-        walked = torch.stack([walk.advance(x[:, t]) for t in range(length)], dim=1)
+        walked = torch.stack([walk.advance(x[:, t].clone()) for t in range(length)], dim=1)
     torch.testing.assert_close(walked, block(x), rtol=0, atol=1e-10)
 
 
@@ -219,6 +230,8 @@ def test_it_learns_a_rule_that_no_histogram_can(tiny: Callable[..., Any], random
     assert floor - 0.01 < float(loss.detach()) < floor + 0.03  # nats; a histogram's would be log 3 = 1.10
 
 
-def test_heads_that_do_not_divide_the_channels_are_refused(tiny: Callable[..., Any]) -> None:
+def test_heads_that_do_not_divide_channels_or_heads_are_refused(tiny: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="divide channels 8, got 3"):
         tiny(Config, heads=3)
+    with pytest.raises(ValueError, match="kv_heads must divide heads 2, got 3"):
+        tiny(Config, kv_heads=3)

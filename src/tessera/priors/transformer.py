@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tessera.core.contracts import Grids
@@ -23,10 +23,18 @@ from tessera.nn.sampling import Steps
 
 
 class Config(Size):
+    kv_heads: int = Field(ge=1, description="heads of keys and values, each for heads / kv_heads of queries; divides heads. "
+                          "1: multi-query attention, of which sampling has least to read", examples=[1])  # fmt: skip
     dropout: float = Field(ge=0, lt=1, description="probability, of embedded inputs and of what each block adds",
                            examples=[0.1])  # fmt: skip
     random_order: float = Field(ge=0, le=1, description="share of training, at its start, over which the probability of a "
                                 "random order falls from 1 to 0; 0: always raster order", examples=[0.5])  # fmt: skip
+
+    @model_validator(mode="after")
+    def _shared(self) -> Config:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads must divide heads {self.heads}, got {self.kv_heads}")
+        return self
 
 
 class Transformer(Autoregressive):
@@ -40,7 +48,7 @@ class Transformer(Autoregressive):
         self.places, self.targets = Places(grids, channels), Places(grids, channels)
         self.labels = nn.Embedding(classes + 1, channels) if classes else None
         self.embeddings = nn.ModuleList(nn.Embedding(size, channels) for size in codebook_sizes)
-        self.blocks = nn.ModuleList(Block(channels, config.heads) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(channels, config.heads, config.kv_heads) for _ in range(config.layers))
         self.heads = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, size)) for size in codebook_sizes
         )
