@@ -35,17 +35,17 @@ from tessera.nn.sampling import draw, truncate  # noqa: E402
 from tessera.nn.sequences import length  # noqa: E402
 
 POSITIONS, HEIGHTS = 8, 4
-SIZE = {"batch": 64, "grid": 16, "codebook_size": 256, "channels": 128, "layers": 12}
+SIZE = {"batch": 64, "grid": 16, "codebook_size": 256, "channels": 128, "layers": 12, "kv_heads": 1}
 
 
-def values(name: str, channels: int, layers: int) -> dict[str, Any]:
+def values(name: str, channels: int, layers: int, kv_heads: int) -> dict[str, Any]:
     """A `Config` of this many layers of this many channels."""
     return {
         "pixelcnn": {"architecture": "gated", "channels": channels, "layers": layers, "kernel_size": 3,
                      "first_kernel_size": 7, "condition_blocks": 0},
         "pixelsnail": {"channels": channels, "blocks": 3, "layers": layers // 3, "kernel_size": 3, "heads": 4,
                        "condition_blocks": 0},
-        "transformer": {"channels": channels, "layers": layers, "heads": 4, "kv_heads": 1, "random_order": 0.0},
+        "transformer": {"channels": channels, "layers": layers, "heads": 4, "kv_heads": kv_heads, "random_order": 0.0},
         "rnn": {"cell": "gru", "embedding": channels, "hidden": channels, "layers": layers, "context": 0},
     }[name] | {"dropout": 0.0}  # fmt: skip
 
@@ -56,7 +56,7 @@ PRIORS = ("pixelcnn", "pixelsnail", "transformer", "rnn")
 def build(name: str, grids: Grids, options: argparse.Namespace, classes: int = 0) -> Any:
     torch.manual_seed(0)
     module = seams.plugin("priors", name)
-    config = module.Config.model_validate(values(name, options.channels, options.layers))
+    config = module.Config.model_validate(values(name, options.channels, options.layers, options.kv_heads))
     sizes = (options.codebook_size,) * len(grids)
     return module.build(config, grids, sizes, classes).eval().to(options.device)
 
@@ -228,7 +228,7 @@ def main() -> None:
     where = f"{options.threads} threads" if options.device == "cpu" else torch.cuda.get_device_name()
     print(
         f"{options.batch} images of {options.grid}x{options.grid} codes from {options.codebook_size}; {options.layers} "
-        f"layers of {options.channels} channels; float32, {where}"
+        f"layers of {options.channels} channels; transformer of 4 heads, {options.kv_heads} of keys and values; float32, {where}"
     )
     print(f"{'':14}{'':24}{'seconds':>10}{'of a pass':>12}{'of sample':>12}{'codes/s':>12}{'MiB':>8}")
     for name in options.priors:

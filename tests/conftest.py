@@ -228,7 +228,16 @@ def _write_dataset(run: Run) -> None:
 def _write_models(run: Run) -> None:
     seed_globally(0, "tests")
     recipe = models.tokenizer_recipe(run.params, run.image_shape)
-    tokenizer = trained(models.build(recipe), to_model(run.images("train")))
+    write_tokenizer(trained(models.build(recipe), to_model(run.images("train"))), recipe, run)
+    recipe = models.prior_recipe(run.params, run.grids, run.codebook_sizes, 0)
+    models.save(run.folder("prior"), models.build(recipe), recipe, "")
+    recipe = models.extractor_recipe(run.params, run.image_shape, len(LABELS))
+    for role in ("perceptual", "scorer"):
+        models.save(run.folder("extractor") / role, models.build(recipe), recipe, "")
+
+
+def write_tokenizer(tokenizer: Any, recipe: models.Recipe, run: Run) -> None:
+    """A tokenizer and its codes of every split."""
     models.save(run.folder("tokenizer"), tokenizer, recipe, "")
     for split in SPLITS:
         with torch.no_grad():
@@ -236,11 +245,6 @@ def _write_models(run: Run) -> None:
         files.save_array(run.folder("codes") / f"{split}.npy", codes.numpy().astype(np.int32))
     facts = {"grids": tokenizer.grids, "codebook_sizes": tokenizer.codebook_sizes}
     files.write_json(run.folder("codes") / "facts.json", facts)
-    recipe = models.prior_recipe(run.params, run.grids, run.codebook_sizes, 0)
-    models.save(run.folder("prior"), models.build(recipe), recipe, "")
-    recipe = models.extractor_recipe(run.params, run.image_shape, len(LABELS))
-    for role in ("perceptual", "scorer"):
-        models.save(run.folder("extractor") / role, models.build(recipe), recipe, "")
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import trained
+from conftest import trained, write_tokenizer
 
-from tessera.core import files, models
+from tessera.core import models
 from tessera.core.images import to_model
 from tessera.core.params import Params
-from tessera.core.run import SPLITS, Run
+from tessera.core.run import Run
 from tessera.core.seeding import generator, seed_globally
 
 KINDS = {  # tokenizer, quantizer, values of the tokenizer
@@ -43,7 +43,7 @@ def run_of(kind: str, raw: dict[str, Any], runtime: Any, key: str) -> Run:
     recipe = models.tokenizer_recipe(run.params, run.image_shape)
     if kind not in _made:
         _made[kind] = _tokenizer(recipe, to_model(run.images("train")))
-    _write(_made[kind], recipe, run)
+    write_tokenizer(_made[kind], recipe, run)
     classes = len(run.label_names) if run.params.prior.conditional else 0
     recipe = models.prior_recipe(run.params, run.grids, run.codebook_sizes, classes)
     prior = models.build(recipe)
@@ -71,22 +71,11 @@ def untrained(
             with torch.no_grad():
                 latents = tokenizer(to_model(run.images("train"))).latents[0]
             tokenizer.quantizer.fit(latents.permute(0, 2, 3, 1).flatten(0, 2), generator(0))
-        _write(tokenizer.eval(), recipe, run)
+        write_tokenizer(tokenizer.eval(), recipe, run)
     classes = len(run.label_names) if conditional else 0
     recipe = models.prior_recipe(run.params, run.grids, run.codebook_sizes, classes)
     models.save(run.folder("prior"), models.build(recipe), recipe, "")
     return run
-
-
-def _write(tokenizer: Any, recipe: models.Recipe, run: Run) -> None:
-    """A tokenizer and its codes of every split."""
-    models.save(run.folder("tokenizer"), tokenizer, recipe, "")
-    for split in SPLITS:
-        with torch.no_grad():
-            codes = tokenizer.encode(to_model(run.images(split)))
-        files.save_array(run.folder("codes") / f"{split}.npy", codes.numpy().astype(np.int32))
-    facts = {"grids": tokenizer.grids, "codebook_sizes": tokenizer.codebook_sizes}
-    files.write_json(run.folder("codes") / "facts.json", facts)
 
 
 @torch.enable_grad()  # whatever the caller does
