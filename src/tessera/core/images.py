@@ -9,9 +9,10 @@ import numpy as np
 
 if TYPE_CHECKING:
     import torch
-    from jaxtyping import Float, UInt8
+    from jaxtyping import Float, Int, UInt8
     from torch import Tensor
 
+    from tessera.core.contracts import Tokenizer
     from tessera.core.params import Augmentation
 
 
@@ -54,6 +55,20 @@ def map_batches(
         with torch.no_grad():
             result = function(to_model(pixels[where], device))
         yield where, result
+
+
+def decoded(
+    tokenizer: Tokenizer,
+    codes: Int[Tensor | np.ndarray, "n t"],
+    batch_size: int,
+    device: str | torch.device | None = None,
+) -> UInt8[np.ndarray, "n h w c"]:
+    """Pixels of codes, `batch_size` images at a time, without gradients. `device`: None, where the codes are."""
+    import torch
+
+    with torch.no_grad():
+        parts = (torch.as_tensor(codes[where], device=device) for where in batches(len(codes), batch_size))
+        return np.concatenate([to_pixels(tokenizer.decode(part)) for part in parts])
 
 
 def augment(

@@ -54,7 +54,7 @@ def measure(config: Config, run: Run) -> Report:
     for rate in (0.0, *sorted(config.rates)):
         # of the same numbers: what is replaced at one rate is replaced by the same at all higher ones
         changed = replaced(codes, tokenizer.grids, tables, chances < rate, choices)
-        decoded = _decoded(tokenizer, changed, config.batch_size, device)
+        decoded = images.decoded(tokenizer, changed, config.batch_size, device)
         shown.append(decoded[images.evenly(len(pixels), SHOWN)])
         rows.append({
             "rate": rate,
@@ -95,16 +95,6 @@ def replaced(
         table[own, (choice * table.shape[1]).astype(int)].reshape(len(codes), -1) for own, choice, table in folded
     ]
     return np.where(where, np.concatenate(others, axis=1), codes)
-
-
-def _decoded(
-    tokenizer: Any, codes: Int[np.ndarray, "n t"], batch_size: int, device: Any
-) -> UInt8[np.ndarray, "n h w c"]:
-    import torch
-
-    with torch.no_grad():
-        parts = [torch.from_numpy(codes[where]).to(device) for where in images.batches(len(codes), batch_size)]
-        return np.concatenate([images.to_pixels(tokenizer.decode(part)) for part in parts])
 
 
 def _headline(table: pd.DataFrame, distance: str) -> dict[str, Any]:

@@ -163,10 +163,7 @@ def mean_decoded(page: Page, levels: tuple[Float[Tensor, "n d h w"], ...], count
 
 
 def decoded(page: Page, codes: Int[np.ndarray, "n t"]) -> UInt8[np.ndarray, "n h w 3"]:
-    parts = (
-        torch.from_numpy(codes[where]).to(page.context.device) for where in images.batches(len(codes), page.batch_size)
-    )
-    return np.concatenate([images.to_pixels(page.tokenizer.decode(part)) for part in parts])
+    return images.decoded(page.tokenizer, codes, page.batch_size, page.context.device)
 
 
 def cut(

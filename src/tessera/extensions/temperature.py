@@ -64,7 +64,7 @@ def measure(config: Config, run: Run) -> Report:
     bar = run.runtime.progress(total=len(config.temperatures), desc="temperature")
     for temperature in sorted(set(config.temperatures)):
         codes = drawn(prior, count, Sampling(temperature=temperature), labels, config.batch_size, seed, device)
-        pixels = _decoded(tokenizer, codes, config.batch_size)
+        pixels = images.decoded(tokenizer, codes, config.batch_size)
         sheets[temperature] = pictures.sheet(pixels[: config.shown], config.shown)
         rows.append({"of": f"at_{temperature:g}".replace(".", "_"), "temperature": temperature,
                      **compared(real, features(pixels), config, seed), "distinct": distinct(codes)})  # fmt: skip
@@ -122,12 +122,6 @@ def compared(
 def _kid(name: str) -> str:
     """KID is called so on Inception's features, and after the features elsewhere."""
     return "kid" if name == "fid" else f"kid_{name.removeprefix('fd_')}"
-
-
-@torch.no_grad()
-def _decoded(tokenizer: Any, codes: Int[Tensor, "n t"], batch_size: int) -> Pixels:
-    parts = [codes[where] for where in images.batches(len(codes), batch_size)]
-    return np.concatenate([images.to_pixels(tokenizer.decode(part)) for part in parts])
 
 
 # pictures

@@ -63,7 +63,7 @@ def measure(config: Config, run: Run) -> Report:
     tokenizer, prior, extractor, device = run.tokenizer(), run.prior(), run.extractor(), run.runtime.device
 
     def seen(codes: Int[Tensor, "n t"], pixels: Pixels | None = None) -> Seen:
-        pixels = _decoded(tokenizer, codes, config.batch_size) if pixels is None else pixels
+        pixels = images.decoded(tokenizer, codes, config.batch_size) if pixels is None else pixels
         parts = images.map_batches(extractor, pixels, config.batch_size, device)
         return Seen(pixels, codes.cpu().numpy(), np.concatenate([part.cpu().numpy() for _, part in parts]))
 
@@ -77,7 +77,7 @@ def measure(config: Config, run: Run) -> Report:
     rows = {name: compared(original, other) for name, other in [*found.items(), (OTHER, original.rolled())]}
     table = pd.DataFrame([{"variation": name, **row} for name, row in rows.items()])
     table.insert(1, "share", [*shares, 1.0])
-    rebuilt = _decoded(tokenizer, codes, config.batch_size)
+    rebuilt = images.decoded(tokenizer, codes, config.batch_size)
     drawings = {
         "variations": _sheet([original.pixels, rebuilt, *(each.pixels for each in found.values())], config.shown),
         "distances": _curve(table),
@@ -132,12 +132,6 @@ def of_labels(
     return torch.cat(parts)
 
 
-@torch.no_grad()
-def _decoded(tokenizer: Any, codes: Int[Tensor, "n t"], batch_size: int) -> Pixels:
-    parts = [codes[where] for where in images.batches(len(codes), batch_size)]
-    return np.concatenate([images.to_pixels(tokenizer.decode(part)) for part in parts])
-
-
 # pictures
 
 
@@ -182,7 +176,7 @@ def _labels(config: Config, run: Run, prior: Prior, tokenizer: Any) -> Any:
         drawn = of_labels(
             prior, chosen, config.per_label, guidance, config.batch_size, run.params.seed, run.runtime.device
         )
-        pixels = _decoded(tokenizer, drawn, config.batch_size)
+        pixels = images.decoded(tokenizer, drawn, config.batch_size)
         for axis, label, row in zip(column, chosen, np.split(pixels, len(chosen)), strict=True):
             sheet = pictures.sheet(row, config.per_label)
             axis.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")

@@ -63,9 +63,10 @@ def _in_processes(work: Work, shares: list[slice]) -> list[tuple[Tensor, ...]]:
         torch.set_num_threads(1)
         for rows in shares[1:]:
             ours, theirs = context.Pipe(duplex=False)
-            forks.append((context.Process(target=_report, args=(work, rows, theirs), daemon=True), ours))
-            forks[-1][0].start()
-            theirs.close()  # the fork has its own: here, its end is now seen
+            fork = context.Process(target=_report, args=(work, rows, theirs), daemon=True)
+            fork.start()
+            forks.append((fork, ours))
+            theirs.close()  # the fork has its own; when that one ends, so does the pipe
         return [work(shares[0]), *(_received(ours) for _, ours in forks)]
     finally:
         for fork, ours in forks:
