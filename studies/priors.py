@@ -67,8 +67,8 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
         "pixelcnn": prior("pixelcnn"),
         "pixelcnn, blind spot": prior("pixelcnn", architecture="masked"),
         "pixelsnail": prior("pixelsnail", channels=128, blocks=3, layers=2),
-        "transformer": prior("transformer", lr=1e-3),
-        "transformer, random orders": prior("transformer", random_order=0.7, lr=1e-3),
+        "transformer": prior("transformer", kv_heads=4, lr=1e-3),
+        "transformer, random orders": prior("transformer", kv_heads=4, random_order=0.7, lr=1e-3),
         "masked": prior("masked", lr=1e-3),
     },
     "kv-heads": {
