@@ -47,9 +47,6 @@ TINY = {
     "codes.copies": 2,
     "samples.count": 24,
     "samples.batch_size": 16,
-    "evaluation.frechet.count": 16,
-    "evaluation.frechet.kid_subsets": 3,
-    "evaluation.frechet.kid_subset_size": 8,
     "extensions.interpolation.pairs": 2,
     "extensions.interpolation.frames": 3,
     "extensions.interpolation.points": 32,
@@ -60,7 +57,7 @@ TINY = {
 }
 KEPT = {  # each is a process, and all are tested elsewhere
     "diagnostics": ("usage", "robustness"),
-    "evaluation": ("frechet", "likelihood"),
+    "evaluation": ("likelihood",),
     "extensions": ("interpolation",),
 }
 

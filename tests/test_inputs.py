@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 
@@ -310,11 +311,11 @@ def test_a_file_found_good_is_not_validated_again(repository, monkeypatch):
     monkeypatch.setattr(stage.seams, "PACKAGE", repository)
     calls = []
 
-    def run(command, **_):
-        calls.append(command)
-        return SimpleNamespace(returncode=1 if "beta: -1" in Path("params.yaml").read_text() else 0)
+    def check():
+        calls.append(1)
+        return int("beta: -1" in Path("params.yaml").read_text())
 
-    monkeypatch.setattr(stage.subprocess, "run", run)
+    monkeypatch.setattr(stage, "_check", check)
     assert stage._validated() == stage._validated()
     assert len(calls) == 1
     (repository / "code.py").write_text("a = 2")  # new code, new rules
@@ -326,6 +327,22 @@ def test_a_file_found_good_is_not_validated_again(repository, monkeypatch):
         with pytest.raises(SystemExit) as caught:
             stage._validated()
         assert (caught.value.code, len(calls)) == (1, again)
+
+
+@pytest.mark.parametrize("platform", [sys.platform, "any other"])
+def test_validation_names_all_problems_and_imports_nothing_here(workspace, raw, monkeypatch, capfd, platform):
+    monkeypatch.setattr(stage.sys, "platform", platform)
+    before = set(sys.modules)
+    Path("params.yaml").write_text(json.dumps(raw))
+    assert stage._check() == 0
+    raw["codes"]["batch_size"], raw["features"]["batch_size"] = 0, 0
+    Path("params.yaml").write_text(json.dumps(raw))
+    assert stage._check() == 1
+    printed = capfd.readouterr()
+    assert printed.err.startswith("error: params.yaml has 2 problems")
+    assert "Traceback" not in printed.err
+    assert not printed.out
+    assert not {name for name in set(sys.modules) - before if name.startswith("tessera")}
 
 
 def test_report_of_a_plug_in_that_does_not_apply(raw, monkeypatch, capsys):

@@ -25,7 +25,7 @@ def repo(tmp_path_factory) -> Path:
     return copy
 
 
-LONGER = {"tokenizer.training.epochs": 12}
+LONGER = {"tokenizer.training.epochs": 8}
 
 
 def test_killed_training_resumes_with_the_same_bits(repo):

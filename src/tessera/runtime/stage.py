@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 
 from tessera.core import seams
 from tessera.core.errors import InputError, NonFiniteError
-from tessera.core.params import CHOOSES, Params, read
+from tessera.core.params import CHOOSES, Params, load, read
 from tessera.core.run import Run
 from tessera.runtime import process, ranks
 from tessera.runtime.devices import Runtime
@@ -91,23 +92,38 @@ def _require_own_code() -> None:
 
 
 def _validated() -> dict[str, Any]:
-    """params.yaml, validated whole. That imports every plug-in (seconds), so it is done in a process of its own, and once
-    for each version of file and code: a file found good is remembered in the scratch."""
+    """params.yaml, validated whole, once for each version of file and code: one found good is remembered in the scratch."""
     digest = hashlib.sha256(Path("params.yaml").read_bytes() if Path("params.yaml").exists() else b"")
     for file in sorted(seams.PACKAGE.rglob("*.py")):
         digest.update(file.relative_to(seams.PACKAGE).as_posix().encode() + file.read_bytes())
     good = root() / "valid" / digest.hexdigest()[:24]
     if not good.exists():
-        paths = [str(seams.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-        check = subprocess.run(
-            [sys.executable, "-m", "tessera.core.params"], stdout=subprocess.DEVNULL, env=environment, check=False
-        )
-        if check.returncode:
-            sys.exit(check.returncode)
+        if code := _check():
+            sys.exit(code)
         good.parent.mkdir(parents=True, exist_ok=True)
         good.touch()
     return read()
+
+
+def _check() -> int:
+    """Exit status of the validation of params.yaml. It imports every plug-in, which this process must not have done (see
+    `_require_declared_imports`), so another does it: a fork, where forks are safe, which need not import torch again."""
+    if sys.platform == "linux":
+        fork = multiprocessing.get_context("fork").Process(target=_load)
+        fork.start()
+        fork.join()
+        return fork.exitcode
+    paths = [str(seams.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "tessera.core.params"]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=False).returncode
+
+
+def _load() -> None:
+    try:
+        load("params.yaml")
+    except InputError as error:
+        sys.exit(f"error: {error}")
 
 
 @contextlib.contextmanager
