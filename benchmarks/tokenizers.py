@@ -1,12 +1,15 @@
 """How fast tokenizers train: `python -m benchmarks.tokenizers`.
 
 One process, float32, forward, loss, backward and Adam. First, images a second of `vqvae2` beside a VQ-VAE-2 of the same
-layers as one composes it from vector-quantize-pytorch and plain convolutions, both taking turns. tessera's stages have
-freed memory kept (`runtime/process.py`); a process of one's own has glibc's thresholds: each as it is run, and both ways
-alike. Second, what share of the
-machine's convolution throughput a `vqvae` step reaches: its floating-point operations (torch's own counter) per second,
-over those of the fastest of a few plain 3x3 convolutions, forward and backward. The fastest of `--repeats` steps counts,
-after two to warm up. Needs the test extra.
+layers as one composes it from vector-quantize-pytorch and plain convolutions. tessera's stages have freed memory kept
+(`runtime/process.py`); a process of one's own has glibc's thresholds: each as it is run, and both ways alike. Second, what
+share of the machine's convolution throughput a `vqvae` step reaches: its floating-point operations (torch's own counter)
+per second, over those of the fastest of a few plain 3x3 convolutions, forward and backward.
+
+Those that are compared take `--repeats` turns after one to warm up. A turn is several steps, as in training, where a step
+finds the memory that one of its own kind left; the first of them does not count, and the median of the others does. A ratio
+is that of the medians of one turn: of all turns, its median and quartiles are printed, since the speed of a shared machine
+changes from one second to the next. Needs the test extra.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -106,27 +110,35 @@ def ours(size: int, values: dict) -> Loss:
     return Loss(models.build(models.tokenizer_recipe(Params(raw), (3, size, size))))
 
 
-def training_step(model: nn.Module, x: Tensor) -> Callable[[], None]:
+def training_step(model: nn.Module, x: Tensor, precision: str = "no") -> Callable[[], None]:
     optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        model(x).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(x)
+        loss.backward()
         optimizer.step()
 
     return step
 
 
-def fastest(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    taken: dict[str, float] = {}
-    for repeat in range(repeats + 2):
+def turns(steps: dict[str, Callable[[], None]], repeats: int, count: int = 4) -> dict[str, np.ndarray]:
+    """Seconds of one step, the median of each turn."""
+    taken = {name: np.empty((repeats + 1, count)) for name in steps}
+    for repeat in range(repeats + 1):
         for name, step in steps.items():
             process.keep_freed_memory()
-            start = time.perf_counter()
-            step()
-            if repeat >= 2:
-                taken[name] = min(taken.get(name, 1e9), time.perf_counter() - start)
-    return taken
+            for turn in range(count):
+                start = time.perf_counter()
+                step()
+                taken[name][repeat, turn] = time.perf_counter() - start
+    return {name: np.median(seconds[1:, 1:], axis=1) for name, seconds in taken.items()}
+
+
+def spread(ratios: np.ndarray, form: str) -> str:
+    low, middle, high = (format(value, form) for value in np.quantile(ratios, (0.25, 0.5, 0.75)))
+    return f"{middle} ({low} to {high})"
 
 
 def images(batch: int, size: int, layout: torch.memory_format = torch.channels_last) -> Tensor:
@@ -161,37 +173,45 @@ def compare(batch: int, size: int, repeats: int) -> None:
         "memory given back by both": (mine_alike, peer_as_people_run_it),
     }
     for title, pair in modes.items():
-        mine_s, peer_s = fastest(dict(zip(("tessera", PEER), pair, strict=True)), repeats).values()
-        ratio = f"{peer_s / mine_s:.2f} times as fast"
-        print(f"  {title}: {batch / mine_s:.0f} images/s, {PEER} {batch / peer_s:.0f}; {ratio}")
+        mine_s, peer_s = turns(dict(zip(("tessera", PEER), pair, strict=True)), repeats).values()
+        speeds = f"{batch / np.median(mine_s):.0f} images/s, {PEER} {batch / np.median(peer_s):.0f}"
+        print(f"  {title}: {speeds}; {spread(peer_s / mine_s, '.2f')} times as fast")
 
 
 def share_of_peak(batch: int, size: int, repeats: int) -> None:
     """Of each size of `vqvae` (presets)."""
-    peak = max(convolution(*shape, repeats) for shape in ((32, 128, 16), (32, 256, 16), (32, 128, 32), (16, 256, 32)))
-    print(f"vqvae, {batch} images of {size}x{size}; the fastest 3x3 convolution: {peak / 1e9:.0f} GFLOP/s")
+    steps: dict[str, Callable[[], None]] = {}
+    operations: dict[str, int] = {}
+    for shape in ((32, 128, 16), (32, 256, 16), (32, 128, 32), (16, 256, 32)):
+        steps[f"{shape}"], operations[f"{shape}"] = convolution(*shape)
     for name in ("small", "medium", "large", "xlarge"):
-        step = training_step(ours(size, presets.overrides(f"vqvae-{name}")), images(batch, size))
+        steps[name] = training_step(ours(size, presets.overrides(f"vqvae-{name}")), images(batch, size))
         with FlopCounterMode(display=False) as counter:
-            step()
-        (seconds,) = fastest({name: step}, repeats).values()
-        reached = counter.get_total_flops() / seconds
-        print(f"  {name:10}{batch / seconds:8.0f} images/s{reached / 1e9:8.0f} GFLOP/s, {reached / peak:.0%} of it")
+            steps[name]()
+        operations[name] = counter.get_total_flops()
+    rates = {name: operations[name] / seconds for name, seconds in turns(steps, repeats).items()}
+    peak = np.max([rate for name, rate in rates.items() if name.startswith("(")], axis=0)
+    fastest = f"the fastest 3x3 convolution: {np.median(peak) / 1e9:.0f} GFLOP/s"
+    print(f"vqvae, {batch} images of {size}x{size}; {fastest}")
+    for name in ("small", "medium", "large", "xlarge"):
+        rate = np.median(rates[name])
+        speeds = f"{batch * rate / operations[name]:8.0f} images/s{rate / 1e9:8.0f} GFLOP/s"
+        print(f"  {name:10}{speeds}, {spread(rates[name] / peak, '.0%')} of it")
 
 
-def convolution(batch: int, channels: int, side: int, repeats: int) -> float:
-    """Floating-point operations a second, forward and both gradients."""
+def convolution(batch: int, channels: int, side: int, calls: int = 4) -> tuple[Callable[[], None], int]:
+    """Several calls, forward and both gradients, and their floating-point operations."""
     layer = nn.Conv2d(channels, channels, 3, padding=1).to(memory_format=torch.channels_last)
     x = torch.randn(batch, channels, side, side).contiguous(memory_format=torch.channels_last).requires_grad_()
     gradient = torch.randn_like(x)
 
     def step() -> None:
-        x.grad = None
-        layer.zero_grad(set_to_none=True)
-        layer(x).backward(gradient)
+        for _ in range(calls):
+            x.grad = None
+            layer.zero_grad(set_to_none=True)
+            layer(x).backward(gradient)
 
-    (seconds,) = fastest({"convolution": step}, repeats).values()
-    return 3 * 2 * 9 * channels * channels * batch * side * side / seconds
+    return step, calls * 3 * 2 * 9 * channels * channels * batch * side * side
 
 
 def main() -> None:
