@@ -1,10 +1,11 @@
 """How fast tokenizers train: `python -m benchmarks.tokenizers`.
 
-One process, float32, forward, loss, backward and Adam. First, images a second of `vqvae2` beside a VQ-VAE-2 of the same
-layers as one composes it from vector-quantize-pytorch and plain convolutions. tessera's stages have freed memory kept
-(`runtime/process.py`); a process of one's own has glibc's thresholds: each as it is run, and both ways alike. Second, what
-share of the machine's convolution throughput a `vqvae` step reaches: its floating-point operations (torch's own counter)
-per second, over those of the fastest of a few plain 3x3 convolutions, forward and backward.
+One process, forward, loss, backward and Adam. First, images a second of `vqvae2` beside a VQ-VAE-2 of the same layers as
+one composes it from vector-quantize-pytorch and plain convolutions, in float32 and, by autocast, in bfloat16. tessera's
+stages have freed memory kept (`runtime/process.py`); a process of one's own has glibc's thresholds: each as it is run, and
+both ways alike. Second, what share of the machine's convolution throughput a `vqvae` step reaches in float32: its
+floating-point operations (torch's own counter) per second, over those of the fastest of a few plain 3x3 convolutions,
+forward and backward.
 
 Those that are compared take `--repeats` turns after one to warm up. A turn is several steps, as in training, where a step
 finds the memory that one of its own kind left; the first of them does not count, and the median of the others does. A ratio
@@ -17,7 +18,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -151,31 +151,29 @@ def compare(batch: int, size: int, repeats: int) -> None:
     mine = ours(size, {"tokenizer.name": "vqvae2", **values, **QUANTIZER})
     peer = PlainVQVAE2(QUANTIZER["quantizer.codebook_size"], QUANTIZER["quantizer.code_dim"])
     sizes = [sum(p.numel() for p in model.parameters()) for model in (mine, peer)]
-    steps = {
-        "tessera": training_step(mine, images(batch, size)),
-        PEER: training_step(peer, images(batch, size, torch.contiguous_format)),
-    }
     k, d = QUANTIZER.values()
     print(f"vqvae2, {batch} images of {size}x{size}, K = {k}, D = {d}; {sizes[0]} and {sizes[1]} parameters")
-    peer_step, its_own = steps[PEER], partial(process.keep_freed_memory, *process.GLIBC)
+    for precision in ("no", "bf16"):
+        print(f"  {'float32' if precision == 'no' else 'bfloat16, by autocast'}")
+        my_step = training_step(mine, images(batch, size), precision)
+        peer_step = training_step(peer, images(batch, size, torch.contiguous_format), precision)
+        modes = {
+            "each as it is run": (my_step, with_glibcs_thresholds(peer_step)),
+            "memory kept for both": (my_step, peer_step),
+            "memory given back by both": (with_glibcs_thresholds(my_step), with_glibcs_thresholds(peer_step)),
+        }
+        for title, pair in modes.items():
+            mine_s, peer_s = turns(dict(zip(("tessera", PEER), pair, strict=True)), repeats).values()
+            speeds = f"{batch / np.median(mine_s):.0f} images/s, {PEER} {batch / np.median(peer_s):.0f}"
+            print(f"    {title}: {speeds}; {spread(peer_s / mine_s, '.2f')} times as fast")
 
-    def peer_as_people_run_it() -> None:
-        its_own()
-        peer_step()
 
-    def mine_alike() -> None:
-        its_own()
-        steps["tessera"]()
+def with_glibcs_thresholds(step: Callable[[], None]) -> Callable[[], None]:
+    def stepped() -> None:
+        process.keep_freed_memory(*process.GLIBC)
+        step()
 
-    modes = {
-        "each as it is run": (steps["tessera"], peer_as_people_run_it),
-        "memory kept for both": (steps["tessera"], peer_step),
-        "memory given back by both": (mine_alike, peer_as_people_run_it),
-    }
-    for title, pair in modes.items():
-        mine_s, peer_s = turns(dict(zip(("tessera", PEER), pair, strict=True)), repeats).values()
-        speeds = f"{batch / np.median(mine_s):.0f} images/s, {PEER} {batch / np.median(peer_s):.0f}"
-        print(f"  {title}: {speeds}; {spread(peer_s / mine_s, '.2f')} times as fast")
+    return stepped
 
 
 def share_of_peak(batch: int, size: int, repeats: int) -> None:
