@@ -5,7 +5,7 @@ one composes it from vector-quantize-pytorch and plain convolutions, in float32 
 stages have freed memory kept (`runtime/process.py`); a process of one's own has glibc's thresholds: each as it is run, and
 both ways alike. Second, what share of the machine's convolution throughput a `vqvae` step reaches in float32: its
 floating-point operations (torch's own counter) per second, over those of the fastest of a few plain 3x3 convolutions,
-forward and backward.
+forward and backward; and how much faster it is in bfloat16.
 
 Those that are compared take `--repeats` turns after one to warm up. A turn is several steps, as in training, where a step
 finds the memory that one of its own kind left; the first of them does not count, and the median of the others does. A ratio
@@ -186,7 +186,9 @@ def share_of_peak(batch: int, size: int, repeats: int) -> None:
         steps[name] = training_step(ours(size, presets.overrides(f"vqvae-{name}")), images(batch, size))
         with FlopCounterMode(display=False) as counter:
             steps[name]()
-        operations[name] = counter.get_total_flops()
+        half = f"{name}, bfloat16"
+        steps[half] = training_step(ours(size, presets.overrides(f"vqvae-{name}")), images(batch, size), "bf16")
+        operations[name] = operations[half] = counter.get_total_flops()
     rates = {name: operations[name] / seconds for name, seconds in turns(steps, repeats).items()}
     peak = np.max([rate for name, rate in rates.items() if name.startswith("(")], axis=0)
     fastest = f"the fastest 3x3 convolution: {np.median(peak) / 1e9:.0f} GFLOP/s"
@@ -194,7 +196,8 @@ def share_of_peak(batch: int, size: int, repeats: int) -> None:
     for name in ("small", "medium", "large", "xlarge"):
         rate = np.median(rates[name])
         speeds = f"{batch * rate / operations[name]:8.0f} images/s{rate / 1e9:8.0f} GFLOP/s"
-        print(f"  {name:10}{speeds}, {spread(rates[name] / peak, '.0%')} of it")
+        faster = spread(rates[f"{name}, bfloat16"] / rates[name], ".2f")
+        print(f"  {name:10}{speeds}, {spread(rates[name] / peak, '.0%')} of it; in bfloat16 {faster} times as fast")
 
 
 def convolution(batch: int, channels: int, side: int, calls: int = 4) -> tuple[Callable[[], None], int]:
