@@ -217,7 +217,7 @@ def convolution(batch: int, channels: int, side: int, calls: int = 4) -> tuple[C
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"batch": 32, "size": 64, "repeats": 10, "threads": torch.get_num_threads()}.items():
+    for name, default in {"batch": 32, "size": 64, "repeats": 6, "threads": torch.get_num_threads()}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
