@@ -178,10 +178,10 @@ def with_glibcs_thresholds(step: Callable[[], None]) -> Callable[[], None]:
 
 def share_of_peak(batch: int, size: int, repeats: int) -> None:
     """Of each size of `vqvae` (presets)."""
-    steps: dict[str, Callable[[], None]] = {}
-    operations: dict[str, int] = {}
-    for shape in ((32, 128, 16), (32, 256, 16), (32, 128, 32), (16, 256, 32)):
-        steps[f"{shape}"], operations[f"{shape}"] = convolution(*shape)
+    shapes = ((32, 128, 16), (32, 256, 16), (32, 128, 32), (16, 256, 32))
+    plain = {f"{shape}": convolution(*shape) for shape in shapes}
+    steps = {name: step for name, (step, _) in plain.items()}
+    operations = {name: count for name, (_, count) in plain.items()}
     for name in ("small", "medium", "large", "xlarge"):
         steps[name] = training_step(ours(size, presets.overrides(f"vqvae-{name}")), images(batch, size))
         with FlopCounterMode(display=False) as counter:
@@ -190,7 +190,7 @@ def share_of_peak(batch: int, size: int, repeats: int) -> None:
         steps[half] = training_step(ours(size, presets.overrides(f"vqvae-{name}")), images(batch, size), "bf16")
         operations[name] = operations[half] = counter.get_total_flops()
     rates = {name: operations[name] / seconds for name, seconds in turns(steps, repeats).items()}
-    peak = np.max([rate for name, rate in rates.items() if name.startswith("(")], axis=0)
+    peak = np.max([rates[name] for name in plain], axis=0)
     fastest = f"the fastest 3x3 convolution: {np.median(peak) / 1e9:.0f} GFLOP/s"
     print(f"vqvae, {batch} images of {size}x{size}; {fastest}")
     for name in ("small", "medium", "large", "xlarge"):

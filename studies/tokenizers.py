@@ -40,7 +40,7 @@ def quantizer(name: str, **values: Any) -> dict[str, Any]:
     }
 
 
-EIGHTH = {  # of the presets' 100 epochs, as a CPU bears them; in bfloat16, two to three times as fast where it has AMX
+EIGHTH = {  # of the presets' 100 epochs, as a CPU bears them; in bfloat16, about twice as fast where it has AMX
     "tokenizer.training.epochs": 12,
     "tokenizer.training.precision": "bf16",
     "tokenizer.snapshot_epochs": [0, 3, 6, 9, 12],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -327,6 +328,15 @@ def test_a_file_found_good_is_not_validated_again(repository, monkeypatch):
         with pytest.raises(SystemExit) as caught:
             stage._validated()
         assert (caught.value.code, len(calls)) == (1, again)
+
+
+def test_a_validation_that_is_killed_is_named_and_finds_nothing_good(repository, monkeypatch):
+    monkeypatch.setattr(stage.seams, "PACKAGE", repository)
+    monkeypatch.setattr(stage, "_load", lambda: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(stage.sys, "platform", "linux")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"params\.yaml was killed by signal 9"):
+            stage._validated()
 
 
 @pytest.mark.parametrize("platform", [sys.platform, "any other"])

@@ -51,8 +51,8 @@ FORCED = ("extractor", "tokenizer", "codes", "prior", "samples")
 
 
 def test_a_forced_run_gives_the_same_bytes(repo):
-    """Of all that trains or draws at random, training included: a finished scratch checkpoint is not used again in the
-    workspace that made it."""
+    """Of what trains, and of what is drawn from it; the rest has a test of that in-process. A finished scratch checkpoint is
+    not used again in the workspace that made it."""
     before = (repo / "dvc.lock").read_bytes()
     output = run("dvc", "repro", "-f", "-s", *FORCED, cwd=repo)
     assert set(ran(output)) >= set(FORCED)

@@ -98,16 +98,23 @@ def _validated() -> dict[str, Any]:
         digest.update(file.relative_to(seams.PACKAGE).as_posix().encode() + file.read_bytes())
     good = root() / "valid" / digest.hexdigest()[:24]
     if not good.exists():
-        if code := _check():
-            sys.exit(code)
+        code = _check()
+        if code < 0:
+            raise InputError(
+                f"the process that validates params.yaml was killed by signal {-code}, for want of memory perhaps; "
+                "free some, or see what `python -m tessera.core.params` says"
+            )
+        if code:
+            sys.exit(code)  # it has said what is wrong
         good.parent.mkdir(parents=True, exist_ok=True)
         good.touch()
     return read()
 
 
 def _check() -> int:
-    """Exit status of the validation of params.yaml. It imports every plug-in, which this process must not have done (see
-    `_require_declared_imports`), so another does it: a fork, where forks are safe, which need not import torch again."""
+    """Exit status of the validation of params.yaml, negative for a signal. It imports every plug-in, which this process must
+    not have done (see `_require_declared_imports`), so another does it: a fork, where forks are safe, which need not import
+    torch again."""
     if sys.platform == "linux":
         fork = multiprocessing.get_context("fork").Process(target=_load)
         fork.start()
