@@ -312,15 +312,28 @@ def test_doubling_is_the_transposed_convolution_forward_and_back(shape, channels
         torch.testing.assert_close(ours(x), expected)
 
 
-def test_doubling_under_autocast_and_with_frozen_weights():
-    layer, x = Doubling(3, 5), torch.randn(2, 3, 4, 4)
+@pytest.mark.parametrize("channels", [5, 3])
+def test_doubling_under_autocast(channels):
+    """bfloat16 throughout, and float32 gradients, as torch's layer gives them."""
+    ours, x = Doubling(3, channels), torch.randn(2, 3, 4, 4, requires_grad=True)
+    plain = nn.ConvTranspose2d(3, channels, 4, stride=2, padding=1)
+    plain.load_state_dict(ours.state_dict())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = layer(x)
+        y, expected = ours(x), plain(x)
     assert y.dtype == torch.bfloat16
-    y.float().sum().backward()
-    assert layer.weight.grad.dtype == torch.float32
-    layer.requires_grad_(False)
-    layer(x.requires_grad_()).sum().backward()
+    torch.testing.assert_close(y, expected, rtol=2**-6, atol=2**-7)
+    slope = torch.randn_like(y)
+    gradients = torch.autograd.grad(y, (x, *ours.parameters()), slope)
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
+    theirs = torch.autograd.grad(expected, (x, *plain.parameters()), slope)
+    torch.testing.assert_close(gradients, theirs, rtol=2**-6, atol=2**-5)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(ours(x), y)
+
+
+def test_doubling_with_frozen_weights():
+    layer, x = Doubling(3, 5).requires_grad_(False), torch.randn(2, 3, 4, 4, requires_grad=True)
+    layer(x).sum().backward()
     assert x.grad.shape == x.shape
 
 

@@ -27,13 +27,12 @@ class Doubling(nn.ConvTranspose2d):
         super().__init__(in_channels, out_channels, KERNEL, stride=STRIDE, padding=PADDING)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d 2*h 2*w"]:
-        if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        if x.device.type != "cpu":
             return super().forward(x)
-        return (
-            _Doubled.apply(x, self.weight, self.bias)
-            if torch.is_grad_enabled()
-            else _doubled(x, self.weight, self.bias)
-        )
+        inputs = x, self.weight, self.bias
+        if torch.is_autocast_enabled("cpu"):  # which has no effect on the way back
+            inputs = [value.to(torch.get_autocast_dtype("cpu")) for value in inputs]
+        return _Doubled.apply(*inputs) if torch.is_grad_enabled() else _doubled(*inputs)
 
 
 def _doubled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
