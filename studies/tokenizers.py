@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -68,6 +70,7 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
         "mse + ssim + perceptual": {"losses.ssim.weight": 0.1, "losses.perceptual.weight": 0.1},
     },
     "sizes": {size: presets.overrides(f"vqvae-{size}") for size in ("small", "medium", "large", "xlarge")},
+    "precision": {"float32": {}, "bfloat16": {"tokenizer.training.precision": "bf16"}},
     "cifar10": {
         f"beta {beta}": presets.overrides("rotation-cifar10") | EIGHTH | {"quantizer.beta": beta}
         for beta in (0.1, 0.25, 0.5, 1.0, 2.0)
@@ -191,7 +194,9 @@ def main() -> int:
     else:
         for name in options.rows or TABLES[options.table]:
             for seed in options.seeds:
-                row = run_row(options.table, name, seed, options.threads)
+                # a process each: Accelerate takes one precision for the life of a process
+                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+                    row = fresh.submit(run_row, options.table, name, seed, options.threads).result()
                 tables.write(options.table, row, TABLES[options.table])
                 print(row, flush=True)
     return 0
