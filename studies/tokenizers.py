@@ -47,6 +47,9 @@ EIGHTH = {  # of the presets' 100 epochs, as a CPU bears them; in bfloat16, abou
     "tokenizer.training.precision": "bf16",
     "tokenizer.snapshot_epochs": [0, 3, 6, 9, 12],
 }
+HALF = EIGHTH | {"tokenizer.training.epochs": 50, "tokenizer.snapshot_epochs": [0, 12, 25, 37, 50]}
+UNIFORM = {"quantizer.initialisation": "uniform"}
+BETAS = (0.1, 0.25, 0.5, 1.0, 2.0)
 TABLES: dict[str, dict[str, dict[str, Any]]] = {
     "quantizers": {
         "ema": quantizer("ema"),
@@ -73,8 +76,13 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
     "precision": {"float32": {}, "bfloat16": {"tokenizer.training.precision": "bf16"}},
     "cifar10": {
         f"beta {beta}": presets.overrides("rotation-cifar10") | EIGHTH | {"quantizer.beta": beta}
-        for beta in (0.1, 0.25, 0.5, 1.0, 2.0)
+        for beta in BETAS
     },
+    "cifar10-uniform": {
+        f"beta {beta}": presets.overrides("rotation-cifar10") | EIGHTH | UNIFORM | {"quantizer.beta": beta}
+        for beta in BETAS
+    },
+    "cifar10-long": {"50 epochs": presets.overrides("rotation-cifar10") | HALF},
     "cifar10-sizes": {
         size: presets.overrides("rotation-cifar10" + suffix) | EIGHTH
         for size, suffix in {"small": "-small", "medium": "", "large": "-large", "xlarge": "-xlarge"}.items()

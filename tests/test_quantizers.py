@@ -261,16 +261,18 @@ def test_fewer_latents_than_codes_give_codes_that_differ(how, n):
         assert len(codes.unique(dim=0)) == 8
 
 
-def test_initial_codes_by_kmeans_lie_nearer_than_latents():
+def test_initial_codes_by_kmeans_lie_nearer_than_latents_and_those_nearer_than_random_ones():
     z = torch.randn(200, 4)
 
-    def error(how: str) -> float:
-        torch.manual_seed(3)
-        codes = codebook.initial_codes(z, 16, how)
+    def error(codes: torch.Tensor) -> float:
         return float((z - codes[codebook.nearest(z, codes)]).square().sum(1).mean())
 
-    assert error("kmeans") < 0.95 * error("latents")
-    assert error("latents") < error("normal")
+    found = {}
+    for how in ("latents", "kmeans"):
+        torch.manual_seed(3)
+        found[how] = error(codebook.initial_codes(z, 16, how))
+    assert found["kmeans"] < 0.95 * found["latents"]
+    assert found["latents"] < error(codebook.random_codes(16, 4, "normal"))
 
 
 def test_dead_codes_are_those_below_a_share_of_the_mean_use():
@@ -377,10 +379,21 @@ def test_first_codes_come_from_the_first_training_batch(tiny, how):
     assert (quantizer.codes - 30).abs().max() < 6
 
 
-def test_normal_codes_do_not_wait_for_a_batch(tiny):
-    quantizer = built(tiny, initialisation="normal", decay=0.999, codebook_size=8)
+@pytest.mark.parametrize("how", ["normal", "uniform"])
+def test_random_codes_do_not_wait_for_a_batch(tiny, how):
+    quantizer = built(tiny, initialisation=how, decay=0.999, codebook_size=8)
     quantizer.train()(latents(4) + 30)
     assert quantizer.codes.norm(dim=1).median() < 5
+
+
+@pytest.mark.parametrize("module", [ema, gradient])
+def test_uniform_codes_fill_the_cube_of_side_two_over_k(tiny, module):
+    config = tiny(module.Config, initialisation="uniform", codebook_size=50, code_dim=40, distance="euclidean")
+    codes = module.build(config, None).codes
+    assert codes.shape == (50, 40)
+    assert 0.98 / 50 < codes.abs().max() <= 1 / 50
+    assert codes.std().item() == pytest.approx(1 / 50 / 3**0.5, rel=0.05)
+    assert codes.mean().abs() < 0.02 / 50
 
 
 def test_initialisation_is_part_of_the_state(tiny):

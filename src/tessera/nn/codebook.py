@@ -22,6 +22,7 @@ from tessera.core.params import Strict
 
 CHUNK = 1 << 22  # entries of the [N,K] score matrix held at once: bounds the memory, not the result
 CACHED = 1 << 19  # of them on a CPU: what its cores' caches hold
+RANDOM = ("normal", "uniform")  # initialisations that see no latent
 
 
 # latents
@@ -131,12 +132,16 @@ ESTIMATORS = {"straight_through": straight_through, "rotation": rotation}
 # where code vectors come from
 
 
+def random_codes(k: int, dim: int, how: str) -> Float[Tensor, "k d"]:
+    """Code vectors before any latent is seen, drawn from torch's global generator: each number from U(-1/K, 1/K) for
+    `uniform`, else from N(0, 1)."""
+    return torch.empty(k, dim).uniform_(-1 / k, 1 / k) if how == "uniform" else torch.randn(k, dim)
+
+
 def initial_codes(z: Float[Tensor, "n d"], k: int, how: str) -> Float[Tensor, "k d"]:
-    """K code vectors to start from, drawn from torch's global generator: `normal` N(0, 1), `latents` distinct rows of z
-    (with repetition only where there are fewer than K), or `kmeans` on z started from those. z is the joined batch of all
-    ranks, and rank 0 draws."""
-    if how == "normal":
-        return _from_rank_0(torch.randn(k, z.shape[1], dtype=z.dtype, device=z.device))
+    """K code vectors to start from, drawn by torch's global generator: `latents` distinct rows of z (with repetition only
+    where there are fewer than K), or `kmeans` on z started from those. z is the joined batch of all ranks, and rank 0
+    draws."""
     total = len(z) * ranks()
     codes = _joined_rows(z, torch.randperm(total, device="cpu").repeat(-(-k // total))[:k])
     if total < k:  # copies of one latent would never part again
@@ -221,8 +226,8 @@ class Settings(Strict):
     code_dim: int = Field(ge=1, description="D, dimension of a code vector", examples=[4])
     decay: float = Field(ge=0, lt=1, description="EMA rate per step (gamma of eq. 6); under `gradient` of the counts "
                          "that tell which codes are dead", examples=[0.9])  # fmt: skip
-    initialisation: Literal["normal", "latents", "kmeans"] = Field(
-        description="first code vectors: N(0, 1), or latents of the first batch, or k-means on them",
+    initialisation: Literal["normal", "uniform", "latents", "kmeans"] = Field(
+        description="first code vectors: N(0, 1), or U(-1/K, 1/K), or latents of the first batch, or k-means on them",
         examples=["latents"],
     )
     restart: Literal["none", "dead"] = Field(
@@ -246,7 +251,7 @@ class Codebook(nn.Module):
         super().__init__()
         self.settings = settings
         self.register_buffer("counts", torch.ones(settings.codebook_size))
-        self.register_buffer("initialised", torch.tensor(settings.initialisation == "normal"))
+        self.register_buffer("initialised", torch.tensor(settings.initialisation in RANDOM))
         self._ready = False  # the buffer's value, once it is True: reading it again would wait for the device
 
     def prepare(self, rows: Float[Tensor, "n d"]) -> None:
@@ -300,7 +305,7 @@ class EMACodebook(Codebook):
     def __init__(self, settings: Settings, dim: int, unit: bool = False) -> None:
         super().__init__(settings)
         self.unit = unit
-        codes = torch.randn(settings.codebook_size, dim)
+        codes = random_codes(settings.codebook_size, dim, settings.initialisation)
         self.register_buffer("codes", F.normalize(codes) if unit else codes)
         self.register_buffer("sums", self.codes.clone())
 
@@ -321,4 +326,4 @@ class GradientCodebook(Codebook):
 
     def __init__(self, settings: Settings, dim: int) -> None:
         super().__init__(settings)
-        self.codes = nn.Parameter(torch.randn(settings.codebook_size, dim))
+        self.codes = nn.Parameter(random_codes(settings.codebook_size, dim, settings.initialisation))
