@@ -344,7 +344,7 @@ def read(path: str | Path = "params.yaml") -> dict[str, Any]:
     from ruamel.yaml.error import YAMLError
 
     try:
-        raw = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
+        raw = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; run from the folder that holds params.yaml") from None
     except (YAMLError, UnicodeDecodeError) as error:
