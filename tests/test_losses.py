@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from types import SimpleNamespace
 
@@ -339,7 +340,8 @@ def test_vgg_weights_are_read_from_a_file(suffix, vgg_state, tiny, tmp_path):
         torch.save(vgg_state, file)
     else:
         models.save_weights(file, vgg_state)
-    loss = perceptual.build(tiny(perceptual.Config, weights=str(file)), None, SimpleNamespace(image_shape=(1, 16, 16)))
+    own = {"weights": str(file), "weights_sha256": hashlib.sha256(file.read_bytes()).hexdigest()[:10]}
+    loss = perceptual.build(tiny(perceptual.Config, **own), None, SimpleNamespace(image_shape=(1, 16, 16)))
     (network,) = loss._frozen
     x = torch.rand(2, 1, 16, 16) * 2 - 1
     maps = network.maps(x)
@@ -369,8 +371,18 @@ def test_vgg_weights_that_are_none_are_refused(kind, tmp_path):
     elif kind != "missing":
         first = {"features.0.weight": torch.zeros(64, 3, 3, 5)}
         torch.save({"list": [1], "keys": {"conv.weight": torch.zeros(1)}, "shape": first}[kind], file)
+    digest = hashlib.sha256(file.read_bytes() if file.exists() else b"").hexdigest()
     with pytest.raises(InputError, match=r"losses\.perceptual\.weights: must be .*got .*Get https://"):
-        perceptual.VGG16(str(file))
+        perceptual.VGG16(str(file), digest)
+
+
+def test_vgg_weights_are_pinned_by_content(vgg_state, tmp_path):
+    """They are no dependency of the stage: another file at the same path must not pass for the first."""
+    models.save_weights(tmp_path / "vgg16.safetensors", vgg_state)
+    with pytest.raises(
+        InputError, match=r"must have a SHA-256 that begins with weights_sha256 397923af, got .*Get https://"
+    ):
+        perceptual.VGG16(str(tmp_path / "vgg16.safetensors"), "397923af")
 
 
 def test_vgg_refuses_images_that_it_would_halve_away(tiny):
@@ -715,7 +727,37 @@ def test_joint_prior_refuses_training_without_codes(tiny):
 @pytest.mark.parametrize("name", ["joint_prior", "code_entropy"])
 @pytest.mark.parametrize(("weight", "post_hoc", "lines"), [(0.5, True, 1), (0.5, False, 0), (0.0, True, 0)])
 def test_terms_on_codes_exclude_quantizers_that_are_fitted_afterwards(tiny, name, weight, post_hoc, lines):
-    params = SimpleNamespace(post_hoc=post_hoc, quantizer=SimpleNamespace(name="kmeans"))
+    params = SimpleNamespace(post_hoc=post_hoc, quantizer=SimpleNamespace(name="kmeans"), config=lambda _: None)
     found = list(tiny(seams.plugin("losses", name).Config, weight=weight).rule(params))
     assert len(found) == lines
     assert all(line.startswith(f"losses.{name}.weight: must be 0") and "got 0.5" in line for line in found)
+
+
+@pytest.mark.parametrize("name", ["code_entropy", "smoothness", "predictability"])
+def test_terms_in_units_of_the_latents_exclude_codes_that_are_blind_to_their_length(tiny, name, _raw):
+    raw = copy.deepcopy(_raw)
+    raw["losses"][name]["weight"] = 0.5
+    config = Params(raw).config("losses", name)
+    assert list(config.rule(Params(raw))) == []
+    raw["quantizer"]["distance"] = "cosine"
+    (line,) = config.rule(Params(raw))
+    assert line.startswith(f"losses.{name}.weight: must be 0 with quantizer.distance cosine")
+    assert "got 0.5; set quantizer.distance to euclidean" in line
+    raw["quantizer"]["name"] = "lfq"  # which reads no distance
+    assert list(config.rule(Params(raw))) == []
+
+
+def test_code_entropy_excludes_fsq_whose_codes_lie_elsewhere(_raw):
+    raw = copy.deepcopy(_raw)
+    raw["losses"]["code_entropy"]["weight"] = 0.5
+    raw["quantizer"]["name"] = "fsq"
+    (line,) = Params(raw).config("losses", "code_entropy").rule(Params(raw))
+    assert "must be 0 with quantizer.name fsq" in line
+
+
+def test_smoothness_excludes_latents_without_neighbours(_raw):
+    raw = copy.deepcopy(_raw)
+    raw["losses"]["smoothness"]["weight"] = 0.5
+    raw["tokenizer"]["name"], raw["quantizer"]["name"], raw["tokenizer"]["vae"]["latent"] = "vae", "kmeans", "vector"
+    (line,) = Params(raw).config("losses", "smoothness").rule(Params(raw))
+    assert "where a latent has no neighbours (tokenizer.vae.latent vector), got 0.5" in line

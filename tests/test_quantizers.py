@@ -228,7 +228,7 @@ def test_code_vectors_from_statistics_by_hand():
 
 
 def test_a_code_that_nobody_chooses_stays_finite():
-    assert torch.isfinite(codebook.ema_codes(torch.tensor([0.0, 5.0]), torch.zeros(2, 3))).all()
+    assert torch.isfinite(codebook.ema_codes(torch.tensor([0.0, 5.0]), torch.zeros(2, 3), 1e-5)).all()
 
 
 def test_kmeans_by_lloyds_algorithm():
@@ -251,11 +251,13 @@ def test_initial_codes_from_latents_are_distinct_rows_of_them():
 
 
 @pytest.mark.parametrize("how", ["latents", "kmeans"])
-@pytest.mark.parametrize("n", [1, 3])
-def test_fewer_latents_than_codes_give_codes_that_differ(how, n):
+@pytest.mark.parametrize(
+    "z", [torch.randn(1, 4), torch.randn(3, 4), torch.randn(1, 1), torch.ones(3, 2), torch.zeros(1, 1)]
+)
+def test_fewer_latents_than_codes_give_codes_that_differ(how, z):
     """Copies of one latent would never part again."""
-    codes = codebook.initial_codes(torch.randn(n, 4), 8, how)
-    assert codes.shape == (8, 4)
+    codes = codebook.initial_codes(z, 8, how)
+    assert codes.shape == (8, z.shape[1])
     assert torch.isfinite(codes).all()
     if how == "latents":
         assert len(codes.unique(dim=0)) == 8
@@ -330,9 +332,10 @@ def test_commitment_in_closed_form(tiny, beta):
     assert not list(quantizer.parameters())
 
 
-def far_code(tiny: Any, restart: str) -> tuple[ema.EMA, torch.Tensor]:
+def far_code(tiny: Any, restart: str, **values: float) -> tuple[ema.EMA, torch.Tensor]:
     """Three codes among the latents, and one at 100 that none of them chooses."""
-    quantizer = built(tiny, restart=restart, restart_below=0.2, decay=0.5, codebook_size=4, code_dim=2)
+    given = {"restart": restart, "restart_below": 0.2, "decay": 0.5, "codebook_size": 4, "code_dim": 2, **values}
+    quantizer = built(tiny, **given)
     quantizer.codes[:] = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [100.0, 100.0]])
     quantizer.sums.copy_(quantizer.codes)
     return quantizer.train(), latents(2, b=10)
@@ -363,6 +366,24 @@ def test_without_restart_a_dead_code_stays(tiny):
         quantizer(z)
     assert quantizer.codes[3].min() > 95
     assert codebook.dead(quantizer.counts, 0.2).tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize(("smoothing", "steps"), [(0.0, 2000), (1e-5, 30)])
+def test_without_restart_and_smoothing_a_dead_code_stays_for_ever(tiny, smoothing, steps):
+    """By eq. 8 its count and its sum shrink alike, until both underflow; smoothing lets it slide to the origin, once its
+    count is under epsilon, and latents take it up again."""
+    quantizer, z = far_code(tiny, "none", smoothing=smoothing, decay=0.7)
+    for _ in range(steps):
+        quantizer(z)
+    assert quantizer.codes.isfinite().all()
+    assert quantizer.counts[3] < 1e-3
+    if smoothing:
+        assert 5 < quantizer.codes[3].max() < 95
+        for _ in range(30):
+            quantizer(z)
+        assert quantizer.counts[3] > 0.1
+    else:
+        assert quantizer.codes[3].min() > 95
 
 
 @pytest.mark.parametrize("how", ["latents", "kmeans"])
@@ -537,7 +558,7 @@ def test_rotation_agrees_with_vector_quantize_pytorch():
 
     peer = VectorQuantize(dim=8, codebook_size=16, accept_image_fmap=True, rotation_trick=True).eval()
     config = ema.Config(
-        beta=0.25, codebook_size=16, code_dim=8, estimator="rotation", distance="euclidean", decay=0.99,
+        beta=0.25, codebook_size=16, code_dim=8, estimator="rotation", distance="euclidean", decay=0.99, smoothing=1e-5,
         initialisation="normal", restart="none", restart_below=0.0,
     )  # fmt: skip
     ours = ema.build(config, None).eval()
@@ -698,7 +719,8 @@ rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 store = dist.FileStore(f"{folder}/store", 2)
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
-values = dict(beta=0.25, codebook_size=6, code_dim=3, decay=0.8, restart_below=0.9, estimator="rotation", distance="euclidean")
+values = dict(beta=0.25, codebook_size=6, code_dim=3, decay=0.8, restart_below=0.9, estimator="rotation", distance="euclidean",
+              smoothing=1e-5)
 found = {}
 for initialisation, restart in (("normal", "none"), ("latents", "dead"), ("kmeans", "dead")):
     torch.manual_seed(0)

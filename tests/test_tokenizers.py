@@ -53,11 +53,12 @@ def takes_post_hoc(name: str) -> bool:
     return any(line.startswith("quantizer.name") for line in rule(asked("ema", post_hoc=False)))
 
 
-def asked(quantizer: str, post_hoc: bool, image_size: int = 16) -> SimpleNamespace:
+def asked(quantizer: str, post_hoc: bool, image_size: int = 16, keep: str = "best") -> SimpleNamespace:
     """What a rule asks of the params."""
     return SimpleNamespace(
-        dataset=SimpleNamespace(image_size=image_size), quantizer=SimpleNamespace(name=quantizer), post_hoc=post_hoc
-    )
+        dataset=SimpleNamespace(image_size=image_size), quantizer=SimpleNamespace(name=quantizer), post_hoc=post_hoc,
+        tokenizer=SimpleNamespace(keep=keep),
+    )  # fmt: skip
 
 
 def ready(
@@ -250,12 +251,14 @@ def test_grid_of_each_downsampling(tiny, downsampling):
 
 @pytest.mark.parametrize("kind", ["batch", "group", "none"])
 def test_normalisations(tiny, kind):
-    """Group norm takes the most groups that divide the channels, 8 at most."""
+    """Group norm takes the most groups that divide the channels, 8 at most, of two channels at least."""
     layer = conv.normalisation(kind, 12)
     expected = {"batch": nn.BatchNorm2d, "group": nn.GroupNorm, "none": nn.Identity}[kind]
     assert type(layer) is expected
     assert kind != "group" or layer.num_groups == 6
-    assert conv.normalisation("group", 7).num_groups == 7
+    assert conv.normalisation("group", 7).num_groups == 1
+    assert conv.normalisation("group", 8).num_groups == 4
+    assert conv.normalisation("group", 1).num_groups == 1
     assert conv.normalisation("group", 16).num_groups == 8
 
 
@@ -352,7 +355,7 @@ def test_published_architecture_by_params_alone(tiny):
     ]  # fmt: skip
     kinds = [type(layer) for layer in tokenizer.modules()]
     assert nn.SiLU not in kinds
-    assert kinds[-1] is nn.Tanh
+    assert kinds[-1] is conv.Tanh
     before = [type(layer) for layer in tokenizer.encoder[:7]]
     assert before == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d]
 
@@ -398,6 +401,23 @@ def test_downsampling_must_divide_the_image(tiny, name):
     assert list(config.rule(asked("kmeans", post_hoc=name == "vae", image_size=10))) == [
         f"tokenizer.{name}.downsampling: must divide dataset.image_size 10, got 4; the nearest sizes are 8 and 12"
     ]
+
+
+def test_an_image_smaller_than_a_code_has_one_nearest_size(tiny):
+    (line,) = tiny(vqvae.Config, downsampling=32).rule(asked("ema", post_hoc=False, image_size=20))
+    assert line.endswith("got 32; the nearest size is 32")
+
+
+def test_tanh_has_a_gradient_in_half_precision_where_it_has_one_in_float32():
+    """tanh of bfloat16 is exactly 1 from 3.5 on, and binary cross entropy of a wrong pixel then teaches nothing."""
+    x = torch.tensor([4.0, 6.0], dtype=torch.bfloat16).view(1, 1, 1, 2).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv.Tanh()(x)
+    assert y.dtype == torch.float32
+    assert (y < 1).all()
+    y.sum().backward()
+    assert (x.grad > 0).all()
+    assert conv.Tanh()(torch.ones(1, 1, 1, 1, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_channels_from_the_image_inwards():
@@ -715,6 +735,9 @@ def test_vae_refuses_quantizers_trained_with_the_tokenizer(tiny):
     assert list(config.rule(asked("ema", post_hoc=False))) == [
         "quantizer.name: must be fitted to a finished autoencoder (it has fit) under tokenizer.name vae, got 'ema'; "
         "choose kmeans or geodesic"
+    ]
+    assert list(config.rule(asked("kmeans", post_hoc=True, keep="best_usage"))) == [
+        "tokenizer.keep: must be best or last under tokenizer.name vae, whose codes are found after training, got 'best_usage'"
     ]
 
 

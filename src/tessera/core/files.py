@@ -7,6 +7,7 @@ the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -95,6 +96,12 @@ def _reserve(path: Path) -> None:
     if hasattr(os, "posix_fallocate"):
         with open(path, "rb+") as stream:
             os.posix_fallocate(stream.fileno(), 0, os.path.getsize(path))
+
+
+def sha256(path: Path) -> str:
+    """Of the file's content, 64 hexadecimal digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def load_array(path: Path) -> np.ndarray:

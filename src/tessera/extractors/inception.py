@@ -8,7 +8,6 @@ saved with the run like those of any model. Of fewer images than its 2048 featur
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from tessera.core import files
 from tessera.core.contracts import ImageShape
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
@@ -108,8 +108,7 @@ class Inception(nn.Module):
         path = Path(self._config.weights) if self._config.weights else _downloaded()
         if not path.is_file():
             raise InputError(_remedy(f"must be a file, got {self._config.weights!r}"))
-        with open(path, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = files.sha256(path)
         if not digest.startswith(self._config.weights_sha256):
             rule = f"the SHA-256 of {path.name} must begin with weights_sha256 {self._config.weights_sha256}"
             raise InputError(_remedy(f"{rule}, got {digest[:16]}"))

@@ -41,7 +41,9 @@ class BCE(nn.Module):
     """Nats, mean over the values of images. The target is (x + 1) / 2, the probability (r + 1) / 2."""
 
     def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
-        with torch.autocast(x.device.type, enabled=False):  # half precision has no room near 0 and 1
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # half precision has no room near 0 and 1; nor does `conv.Tanh` use it
             probability = (output.reconstruction.float() + 1) / 2
             # a tokenizer that was given to this class past the rule must not end in an assertion on the device
             return F.binary_cross_entropy(probability.clamp(0, 1), (x.float() + 1) / 2)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tessera.core.contracts import Output, Tokenizer
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
-from tessera.nn import probe
+from tessera.nn import codebook, probe
 from tessera.nn.causal import raster
 
 if TYPE_CHECKING:
@@ -35,6 +35,13 @@ class Config(Strict):
                 f"losses.code_entropy.weight: must be 0 where codes are found after training (quantizer.name "
                 f"{params.quantizer.name}), got {self.weight}; choose another quantizer"
             )
+        elif self.weight and params.quantizer.name == "fsq":
+            yield (
+                "losses.code_entropy.weight: must be 0 with quantizer.name fsq, which bounds the latents before it rounds "
+                f"them, so that the nearest code is not theirs, got {self.weight}; choose lfq or a learned codebook"
+            )
+        if self.weight:
+            yield from codebook.blind_to_length("code_entropy", params)
 
 
 class CodeEntropy(nn.Module):

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from tessera.core import files
 from tessera.core.contracts import Output, Tokenizer
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
@@ -30,20 +31,23 @@ class Config(Strict):
     weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
     weights: str = Field(description="local file of torchvision's VGG16, .pth or .safetensors; empty: the extractor's "
                          "second network", examples=[""])  # fmt: skip
+    weights_sha256: str = Field(pattern="^[0-9a-f]{8,64}$", description="first digits of the SHA-256 of that file, whose "
+                                "content is no dependency of the stage; 397923af is torchvision's",
+                                examples=["397923af"])  # fmt: skip
 
 
 class VGG16(nn.Module):
     """torchvision's VGG16 up to relu4_3, with weights from a file; images in [-1, 1], grey ones three times.
 
     Raises:
-        InputError: the file is missing, cannot be read, or holds something else.
+        InputError: the file is missing, is not what `sha256` pins, cannot be read, or holds something else.
     """
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, sha256: str) -> None:
         super().__init__()
         from torchvision.models import vgg16
 
-        state = read(file)
+        state = read(file, sha256)
         with torch.device("meta"):  # without memory: the classifier, which is not used, has half a gigabyte
             self.features = vgg16(weights=None, init_weights=False).features[: TAPS[-1] + 1]
         expected = self.features.state_dict()
@@ -66,9 +70,14 @@ class VGG16(nn.Module):
         return tuple(found)
 
 
-def read(file: str) -> dict[str, Any]:
+def read(file: str, sha256: str) -> dict[str, Any]:
     if not Path(file).is_file():
         raise InputError(_remedy(f"must be a local file, got {file!r}"))
+    digest = files.sha256(Path(file))
+    if not digest.startswith(sha256):
+        raise InputError(
+            _remedy(f"must have a SHA-256 that begins with weights_sha256 {sha256}, got {file!r} of {digest[:16]}")
+        )
     try:
         if file.endswith(".safetensors"):
             from safetensors.torch import load_file
@@ -120,4 +129,4 @@ def build(config: Config, run: Run, tokenizer: Tokenizer) -> Perceptual:
     side = min(tokenizer.image_shape[1:])
     if side < SMALLEST:
         raise InputError(_remedy(f"must be empty where dataset.image_size is under {SMALLEST}, got {side} pixels"))
-    return Perceptual(VGG16(config.weights))
+    return Perceptual(VGG16(config.weights, config.weights_sha256))

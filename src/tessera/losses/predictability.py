@@ -4,6 +4,7 @@ order in which the prior will meet them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,15 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessera.core.contracts import Output, Tokenizer
-from tessera.nn import probe
+from tessera.nn import codebook, probe
 from tessera.nn.causal import CausalTransformer, Size, raster
 
 if TYPE_CHECKING:
+    from tessera.core.params import Params
     from tessera.core.run import Run
 
 
 class Config(Size):
     weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
+
+    def rule(self, params: Params) -> Iterator[str]:
+        if self.weight:
+            yield from codebook.blind_to_length("predictability", params)
 
 
 class Predictability(nn.Module):

@@ -6,6 +6,7 @@ of the same height, so that edges are not blurred away.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float
@@ -14,13 +15,25 @@ from torch import Tensor, nn
 
 from tessera.core.contracts import Output, Tokenizer
 from tessera.core.params import Strict
+from tessera.nn import codebook
 
 if TYPE_CHECKING:
+    from tessera.core.params import Params
     from tessera.core.run import Run
 
 
 class Config(Strict):
     weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
+
+    def rule(self, params: Params) -> Iterator[str]:
+        if not self.weight:
+            return
+        if getattr(params.config("tokenizer"), "latent", "spatial") == "vector":
+            yield (
+                f"losses.smoothness.weight: must be 0 where a latent has no neighbours (tokenizer.{params.tokenizer.name}"
+                f".latent vector), got {self.weight}; set it to spatial"
+            )
+        yield from codebook.blind_to_length("smoothness", params)
 
 
 class Smoothness(nn.Module):

@@ -45,18 +45,23 @@ def checked(name: str, latents: Float[Tensor, "n d"], k: int) -> Float[Tensor, "
 
 
 def distinct(name: str, rows: Float[Tensor, "n d"], k: int) -> Int[Tensor, " u"]:
-    """Indices, in ascending order, of the first of each set of equal rows.
+    """`firsts`.
 
     Raises:
         InputError: fewer than `k` rows differ: some codes would be copies of others.
     """
+    first = firsts(rows)
+    if len(first) < k:
+        raise _too_few(name, len(first), f"distinct latents among {len(rows)}", k)
+    return first
+
+
+def firsts(rows: Float[Tensor, "n d"]) -> Int[Tensor, " u"]:
+    """Indices, in ascending order, of the first of each set of equal rows."""
     values = rows.numpy()
     order = np.lexsort(values.T)  # stable: the first of equal rows stays first
     differs = (values[order[1:]] != values[order[:-1]]).any(1)
-    first = np.sort(order[np.concatenate([[True], differs])])
-    if len(first) < k:
-        raise _too_few(name, len(first), f"distinct latents among {len(rows)}", k)
-    return torch.from_numpy(first)
+    return torch.from_numpy(np.sort(order[np.concatenate([[True], differs])]))
 
 
 def _too_few(name: str, found: int, what: str, k: int) -> InputError:

@@ -8,7 +8,8 @@ process with the whole batch would have.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.distributed as dist
@@ -20,8 +21,12 @@ from torch.nn import functional as F
 from tessera.core.errors import NonFiniteError
 from tessera.core.params import Strict
 
+if TYPE_CHECKING:
+    from tessera.core.params import Params
+
 CHUNK = 1 << 22  # entries of the [N,K] score matrix held at once: bounds the memory, not the result
 CACHED = 1 << 19  # of them on a CPU: what its cores' caches hold
+LEAST = 1e-30  # EMA count, below which the last code vector stands
 RANDOM = ("normal", "uniform")  # initialisations that see no latent
 
 
@@ -62,6 +67,17 @@ def _first_maximum(scores: Float[Tensor, "k n"]) -> Int[Tensor, " n"]:
     image = scores.view(1, k, width, n // width).permute(0, 3, 1, 2)
     _, places = F.max_pool2d(image, (k, 1), return_indices=True)
     return places.permute(0, 2, 3, 1).flatten() // width
+
+
+def blind_to_length(loss: str, params: Params) -> Iterator[str]:
+    """Rule of a loss term in units of the latents, which would be met by their length where the codes do not depend on it."""
+    quantizer = params.config("quantizer")
+    if getattr(quantizer, "distance", "euclidean") == "cosine":
+        yield (
+            f"losses.{loss}.weight: must be 0 with quantizer.distance cosine, to which the length of a latent is nothing: "
+            f"the term would be met by shrinking or stretching latents, got {params.raw['losses'][loss]['weight']}; set "
+            "quantizer.distance to euclidean"
+        )
 
 
 # the gradient of z_q, handed to z
@@ -145,7 +161,9 @@ def initial_codes(z: Float[Tensor, "n d"], k: int, how: str) -> Float[Tensor, "k
     total = len(z) * ranks()
     codes = _joined_rows(z, torch.randperm(total, device="cpu").repeat(-(-k // total))[:k])
     if total < k:  # copies of one latent would never part again
-        codes = codes + 1e-2 * codes[:total].std() * torch.randn_like(codes)
+        spread = codes[:total].std(correction=0)
+        spread = torch.where(spread > 0, spread, codes.abs().mean().clamp(min=1e-3))  # of equal latents, or one number
+        codes = codes + 1e-2 * spread * torch.randn_like(codes)
     codes = _from_rank_0(codes)
     return _from_rank_0(kmeans(z, codes)) if how == "kmeans" else codes
 
@@ -198,9 +216,10 @@ def _joined_rows(z: Float[Tensor, "n d"], where: Int[Tensor, " k"]) -> Float[Ten
     return rows
 
 
-def ema_codes(counts: Float[Tensor, " k"], sums: Float[Tensor, "k d"], epsilon: float = 1e-5) -> Float[Tensor, "k d"]:
+def ema_codes(counts: Float[Tensor, " k"], sums: Float[Tensor, "k d"], epsilon: float) -> Float[Tensor, "k d"]:
     """Code vectors m_i / N_i from their running statistics (van den Oord et al. 2017, eq. 8), with Laplace smoothing of
-    the counts, so that a code that nobody chooses does not divide by zero."""
+    the counts by `epsilon`. Without, a code that nobody chooses stays: m_i and N_i shrink alike. With it, such a code slides
+    to the origin once N_i is below epsilon, after log(epsilon) / log(decay) steps."""
     total = counts.sum()
     smoothed = (counts + epsilon) / (total + len(counts) * epsilon) * total
     return sums / smoothed[:, None]
@@ -236,6 +255,12 @@ class Settings(Strict):
     )
     restart_below: float = Field(ge=0, lt=1, description="share of the mean use under which a code is dead",
                                  examples=[0.1])  # fmt: skip
+
+
+class EMASettings(Settings):
+    smoothing: float = Field(
+        ge=0, le=1, description="epsilon added to the EMA counts; 0: a code that no latent chooses stays where it is, else "
+        "it slides to the origin once its count is below, where latents may choose it again", examples=[1e-5])  # fmt: skip
 
 
 class Codebook(nn.Module):
@@ -302,7 +327,9 @@ class EMACodebook(Codebook):
     Buffers: `codes` [K,D], `counts` N_i [K], `sums` m_i [K,D]. `unit`: kept on the unit sphere.
     """
 
-    def __init__(self, settings: Settings, dim: int, unit: bool = False) -> None:
+    settings: EMASettings
+
+    def __init__(self, settings: EMASettings, dim: int, unit: bool = False) -> None:
         super().__init__(settings)
         self.unit = unit
         codes = random_codes(settings.codebook_size, dim, settings.initialisation)
@@ -311,8 +338,10 @@ class EMACodebook(Codebook):
 
     def move(self, sums: Float[Tensor, "k d"], finite: Bool[Tensor, ""]) -> None:
         self.sums.lerp_(torch.where(finite, sums, self.sums), 1 - self.settings.decay)
-        codes = ema_codes(self.counts, self.sums)
-        self.codes.copy_(torch.where(finite, F.normalize(codes) if self.unit else codes, self.codes))
+        codes = ema_codes(self.counts, self.sums, self.settings.smoothing)
+        # not by a count that has all but underflowed
+        moved = finite & (self.counts > LEAST)[:, None]
+        self.codes.copy_(torch.where(moved, F.normalize(codes) if self.unit else codes, self.codes))
 
     @torch.no_grad()
     def place(self, where: Bool[Tensor, " k"], codes: Float[Tensor, "k d"], count: Tensor | float) -> None:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
@@ -39,11 +40,11 @@ class Autoencoder(Strict):
     def rule(self, params: Params) -> Iterator[str]:
         size = params.dataset.image_size
         if size % self.downsampling:
+            below = size // self.downsampling * self.downsampling
+            sizes = f"sizes are {below} and {below + self.downsampling}" if below else f"size is {self.downsampling}"
             yield (
                 f"tokenizer.{plug_in(self)}.downsampling: must divide dataset.image_size {size}, got "
-                f"{self.downsampling}; the nearest sizes are "
-                f"{size // self.downsampling * self.downsampling or self.downsampling} and "
-                f"{(size // self.downsampling + 1) * self.downsampling}"
+                f"{self.downsampling}; the nearest {sizes}"
             )
 
 
@@ -62,12 +63,22 @@ def trained_along(config: Strict, params: Params) -> Iterator[str]:
 
 
 def normalisation(kind: str, channels: int) -> nn.Module:
-    """`batch`, `group` (in as many groups as divide the channels, at most 8) or `none`."""
+    """`batch`, `group` (in as many groups as divide the channels, at most 8, of two channels at least: one channel of a 1x1
+    grid has no variance) or `none`."""
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     if kind == "group":
-        return nn.GroupNorm(max(g for g in range(1, GROUPS + 1) if channels % g == 0), channels)
+        return nn.GroupNorm(
+            max(g for g in range(1, GROUPS + 1) if channels % g == 0 and (g == 1 or channels >= 2 * g)), channels
+        )
     return nn.Identity()
+
+
+class Tanh(nn.Module):
+    """In float32 under autocast too: in bfloat16 tanh is exactly 1 from 3.5 on, and has no gradient there."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return x.to(torch.promote_types(x.dtype, torch.float32)).tanh()
 
 
 class ResidualBlock(nn.Module):
@@ -138,4 +149,4 @@ def decoder(config: Autoencoder, image_channels: int, dim: int) -> nn.Sequential
     outward = [*widths(config.downsampling, config.channels, config.outer_channels)[::-1], image_channels]
     for before, after in itertools.pairwise(outward):
         layers += [*activated(config, before), Doubling(before, after)]
-    return nn.Sequential(*layers, *([nn.Tanh()] if config.output == "tanh" else []))
+    return nn.Sequential(*layers, *([Tanh()] if config.output == "tanh" else []))

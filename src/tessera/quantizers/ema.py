@@ -14,7 +14,7 @@ from tessera.core.contracts import Quantized
 from tessera.nn import codebook
 
 
-class Config(codebook.Settings):
+class Config(codebook.EMASettings):
     beta: float = Field(ge=0, description="weight of the commitment term |z - sg(e)|^2 (eq. 3)", examples=[0.25])
     estimator: codebook.Estimator = Field(description="of the gradient through the choice", examples=["rotation"])
     distance: Literal["euclidean", "cosine"] = Field(

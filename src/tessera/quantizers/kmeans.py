@@ -53,9 +53,11 @@ class KMeans(nn.Module):
         """
         k = self.config.codebook_size
         rows = clusters.checked("kmeans", latents, k)
-        rows = rows[torch.randperm(len(rows), generator=generator)[: self.config.latents]]
-        clusters.distinct("kmeans", rows, k)
-        self.codes.copy_(clusters.lloyd(rows, clusters.first_codes(rows, k, generator), self.config.iterations))
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        drawn = rows[: self.config.latents]
+        if len(clusters.firsts(drawn)) < k:  # nearly all are equal: then each of them once
+            drawn = rows[clusters.distinct("kmeans", rows, k)[: self.config.latents]]
+        self.codes.copy_(clusters.lloyd(drawn, clusters.first_codes(drawn, k, generator), self.config.iterations))
         self.fitted.fill_(True)
 
     @property

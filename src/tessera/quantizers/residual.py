@@ -12,7 +12,7 @@ from tessera.core.contracts import Quantized
 from tessera.nn import codebook
 
 
-class Config(codebook.Settings):
+class Config(codebook.EMASettings):
     beta: float = Field(ge=0, description="weight of the commitment terms, summed over depths", examples=[0.25])
     estimator: codebook.Estimator = Field(description="of the gradient through the choices", examples=["rotation"])
     depth: int = Field(ge=1, le=32, description="codes per latent, one grid each", examples=[2])

@@ -98,7 +98,7 @@ class Data:
 def train(objective: Objective, data: Data, run: Run) -> Fitted:
     """Train the objective in place. A tokenizer without weights (`pixels`) is only looked at."""
     own = run.params.tokenizer
-    if any(parameter.requires_grad for parameter in objective.parameters()):
+    if any(parameter.requires_grad for parameter in objective.tokenizer.parameters()):
         return fit(task(objective, data, own), own.training, run.params.seed, run.runtime)
     print(f"tokenizer.name = {own.name} has nothing to train: tokenizer.training, quantizer and losses are not read")
     with torch.no_grad():

@@ -36,6 +36,11 @@ class Config(conv.Autoencoder):
                 "quantizer.name: must be fitted to a finished autoencoder (it has fit) under tokenizer.name vae, got "
                 f"{params.quantizer.name!r}; choose kmeans or geodesic"
             )
+        if params.tokenizer.keep == "best_usage":
+            yield (
+                "tokenizer.keep: must be best or last under tokenizer.name vae, whose codes are found after training, got "
+                "'best_usage'"
+            )
 
 
 class VAE(nn.Module):
