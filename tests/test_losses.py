@@ -734,8 +734,7 @@ def test_terms_on_codes_exclude_quantizers_that_are_fitted_afterwards(tiny, name
 
 
 @pytest.mark.parametrize("name", ["code_entropy", "smoothness", "predictability"])
-def test_terms_in_units_of_the_latents_exclude_codes_that_are_blind_to_their_length(tiny, name, _raw):
-    raw = copy.deepcopy(_raw)
+def test_terms_in_units_of_the_latents_exclude_codes_that_are_blind_to_their_length(name, raw):
     raw["losses"][name]["weight"] = 0.5
     config = Params(raw).config("losses", name)
     assert list(config.rule(Params(raw))) == []
@@ -747,16 +746,14 @@ def test_terms_in_units_of_the_latents_exclude_codes_that_are_blind_to_their_len
     assert list(config.rule(Params(raw))) == []
 
 
-def test_code_entropy_excludes_fsq_whose_codes_lie_elsewhere(_raw):
-    raw = copy.deepcopy(_raw)
+def test_code_entropy_excludes_fsq_whose_codes_lie_elsewhere(raw):
     raw["losses"]["code_entropy"]["weight"] = 0.5
     raw["quantizer"]["name"] = "fsq"
     (line,) = Params(raw).config("losses", "code_entropy").rule(Params(raw))
     assert "must be 0 with quantizer.name fsq" in line
 
 
-def test_smoothness_excludes_latents_without_neighbours(_raw):
-    raw = copy.deepcopy(_raw)
+def test_smoothness_excludes_latents_without_neighbours(raw):
     raw["losses"]["smoothness"]["weight"] = 0.5
     raw["tokenizer"]["name"], raw["quantizer"]["name"], raw["tokenizer"]["vae"]["latent"] = "vae", "kmeans", "vector"
     (line,) = Params(raw).config("losses", "smoothness").rule(Params(raw))

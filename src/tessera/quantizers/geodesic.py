@@ -44,7 +44,8 @@ class Geodesic(nn.Module):
     nearest along the graph.
 
     Any other latent z is joined to its `neighbours` nearest nodes x_j by edges |z - x_j|, and gets the code of the x_j that
-    minimises |z - x_j| + (graph distance of x_j to its medoid). A node of the graph may have further edges, from those whose neighbour it is.
+    minimises |z - x_j| + (graph distance of x_j to its medoid). A node may have
+    further edges, from those whose neighbour it is.
 
     Buffers, zeros until `fit`: `codes` [K,D]; `nodes` [latents,D], their `node_codes` and `node_distances` along the graph
     to their medoids [latents]; whether it was `fitted`. With fewer latents than nodes the last rows stay unused, at
