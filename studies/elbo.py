@@ -9,6 +9,7 @@ Markdown table.
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from studies import tables
 from tessera.core import files, images, pictures, seams
+from tessera.core.errors import InputError
 from tessera.core.params import Params, read
 from tessera.core.run import Run
 from tessera.core.seeding import generator
@@ -96,9 +98,29 @@ def measured(run: Run) -> tuple[pd.DataFrame, np.ndarray]:
     return pd.DataFrame(rows), pictures.sheet(np.concatenate(sheet), SHOWN)
 
 
+def require_vae(params: Params) -> None:
+    """
+    Raises:
+        InputError: the tokenizer of params.yaml, which artifacts/ has, is no VAE with a post-hoc codebook.
+    """
+    if params.tokenizer.name != "vae":
+        raise InputError(
+            f"tokenizer.name must be vae, whose model artifacts/tokenizer then is, got {params.tokenizer.name}; run "
+            "`dvc exp run $(python -m tessera.presets geodesic-mnist) prior` before"
+        )
+
+
 def main() -> int:
-    params = Params(read())
-    table, sheet = measured(Run(params))
+    argparse.ArgumentParser(
+        prog="python -m studies.elbo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    try:
+        params = Params(read())
+        require_vae(params)
+        table, sheet = measured(Run(params))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     files.write_picture(PATH, sheet)
     print(tables.markdown(table.map(tables.short)))
     return 0

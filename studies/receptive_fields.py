@@ -7,6 +7,7 @@ through as many layers as it takes to cross the whole grid. A masked network has
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,11 @@ def picture() -> Figure:
 
 
 def main() -> int:
+    argparse.ArgumentParser(
+        prog="python -m studies.receptive_fields",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     torch.manual_seed(0)
     files.write_picture(PATH, picture())
     return 0

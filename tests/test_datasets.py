@@ -257,6 +257,22 @@ def test_noto_names_the_columns_that_lack(tmp_path: Path) -> None:
         noto.load(example(noto), tmp_path / "text.parquet", generator())
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("image", [b"x", b"y"], r"column image must hold images as structs .*, got binary"),
+        ("codepoints", [1, 2], r"column codepoints must hold text, got int64"),
+        ("codepoints", ["1f600", None], r"column codepoints is empty in row 1"),
+        ("group", [None, None], r"column group must hold text, got null"),
+    ],
+)
+def test_noto_names_a_column_of_another_kind(column: str, values: list, said: str, tmp_path: Path) -> None:
+    table = pq.read_table(noto_file(tmp_path)).slice(0, 2)
+    pq.write_table(table.set_column(table.column_names.index(column), column, pa.array(values)), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=said):
+        noto.load(example(noto), tmp_path / "x.parquet", generator())
+
+
 # huggingface
 
 
@@ -398,6 +414,23 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
         load_huggingface(parquet_folder(tmp_path), configuration="nope")
 
 
+def test_rows_without_a_family_are_families_of_their_own(tmp_path: Path) -> None:
+    images = [encoded(noise(4, 4, seed=i)) for i in range(5)]
+    path = write_parquet(tmp_path / "x.parquet", images, family=[None, "a", "a", None, "train-0"])
+    assert load_huggingface(path, family_column="family").families == ["train-0-", "a", "a", "train-3", "train-0"]
+
+
+def test_a_cause_without_text_is_no_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import datasets
+
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("no route to the hub") from TimeoutError()
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(InputError, match=r"ConnectionError: no route to the hub$"):
+        load_huggingface(tmp_path)
+
+
 # folder
 
 
@@ -425,6 +458,28 @@ def test_a_file_outside_of_all_classes_is_named(tmp_path: Path) -> None:
     (path / "stray.png").write_bytes(encoded(noise(4, 4)))
     with pytest.raises(InputError, match=r"stray\.png stands in no sub-folder.*labels to false"):
         folder.load(example(folder, labels=True), path, generator())
+
+
+def test_a_class_without_images_is_named_and_so_is_a_link(tmp_path: Path) -> None:
+    path = image_folder(tmp_path)
+    (path / "c").mkdir()
+    (path / "c" / "1.bmp").touch()
+    with pytest.raises(InputError, match=r"pictures/c holds no file that ends in \.png, \.jpg, at any depth"):
+        folder.load(example(folder, labels=True), path, generator())
+    assert folder.load(example(folder, labels=False), path, generator()).names[0] == "a/1.PNG"
+    (path / "a" / "linked").symlink_to(path / "b")
+    with pytest.raises(InputError, match=r"a/linked is a link to a folder"):
+        folder.load(example(folder, labels=False), path, generator())
+
+
+def test_a_name_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    path = image_folder(tmp_path)
+    try:
+        os.rename(path / "b" / "2.png", os.fsencode(path) + b"/b/caf\xe9.png")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    with pytest.raises(InputError, match=r"caf\\udce9\.png' is not UTF-8"):
+        folder.load(example(folder), path, generator())
 
 
 def test_a_broken_or_vanished_file_is_named(tmp_path: Path) -> None:

@@ -354,6 +354,23 @@ def test_probe_learns_a_rule(tiny_run, tiny):
     assert curve["val_nll_bits_per_code"].min() == report.metrics["nll_bits_per_code"]
 
 
+def test_probe_is_judged_by_the_validation_split(tiny_run, tiny, monkeypatch):
+    """Train improves, val has its best evaluation first: that one counts, whole, against the entropy of val."""
+    codes = {
+        "train": np.tile(np.arange(4), (8, 1)), "val": np.tile([0, 1, 0, 1], (8, 1)), "test": np.zeros((8, 4)),
+    }  # fmt: skip
+    told = iter([3.0, 0.5, 2.0, 0.75, 1.0, 0.9])  # train, val of each evaluation
+
+    monkeypatch.setattr(probe, "bits", lambda network, part, batch_size: np.full(part.shape, next(told)))
+    report = measured_probe(tiny_run, tiny, codes, ((2, 2),), (4,), steps=3, evaluations=3)
+    assert list(report.tables["curve"]["val_nll_bits_per_code"]) == [0.5, 0.75, 0.9]
+    assert report.metrics == {
+        "nll_bits_per_code": 0.5, "nll_bits_per_image": 2.0,
+        "share_saved": pytest.approx(1 - 0.5 / 1),  # two codes, equally often: 1 bit; train has 2
+        "gap_bits_per_code": 0.5 - 3.0,
+    }  # fmt: skip
+
+
 def test_probe_finds_nothing_in_noise(tiny_run, tiny):
     draws = np.random.default_rng(0)
     codes = {split: draws.choice(8, (400, 16), p=np.arange(1, 9) / 36) for split in SPLITS}

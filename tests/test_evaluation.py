@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 import torch
@@ -18,6 +19,8 @@ from conftest import ROOT, example, pictures
 
 import stages.evaluation
 from tessera.core import files, seams
+from tessera.core.errors import InputError
+from tessera.core.params import read
 from tessera.core.run import SPLITS, Run
 from tessera.evaluation import coverage, frechet, likelihood, memorisation
 from tessera.nn import neighbours
@@ -38,9 +41,16 @@ def measured(tiny_run):
     everything = pictures(sum(sizes.values()))
     files.save_array(run.folder("dataset") / "test.npy", everything[12:22])
     files.save_array(run.folder("reconstruction") / "test.npy", everything[12:22] // 2)
+    files.save_array(run.folder("reconstruction") / "train.npy", everything[:12] // 2)
     files.write_json(run.folder("samples") / "facts.json", {"sets": ["samples", "baseline"]})
     files.save_array(run.folder("samples/samples") / "images.npy", everything[22:38])
     files.save_array(run.folder("samples/baseline") / "images.npy", everything[38:52])
+    draws, (n, t) = np.random.default_rng(0), run.codes("train").shape
+    for path, shape in (
+        ("samples/samples/codes", (16, t)), ("samples/baseline/codes", (14, t)), ("codes/augmented", (2, n, t)),
+    ):  # fmt: skip
+        codes = draws.integers(0, run.codebook_sizes[0], shape)
+        files.save_array(files.ARTIFACTS / f"{path}.npy", codes.astype(np.int32))
 
     def measure(name: str, **values: Any) -> Any:
         module = seams.plugin("evaluation", name)
@@ -147,6 +157,14 @@ def test_kid_is_the_unbiased_mmd():
     assert found.low == pytest.approx(found.high)  # every subset is the whole set
 
 
+def test_sets_too_small_for_a_statistic_are_refused():
+    one, few = gaussian(1), gaussian(5)
+    with pytest.raises(InputError, match=r"at least 2 images in each set, got 5 and 1"):
+        frechet.distance(few, one)
+    with pytest.raises(InputError, match=r"subsets of at least 2 images, got 1"):
+        frechet.kid(few, few, subsets=2, size=1, seed=0)
+
+
 def test_kid_is_around_zero_for_equal_distributions_only():
     a = gaussian(400)
     equal = frechet.kid(a, gaussian(400, seed=1), subsets=100, size=100, seed=0)
@@ -163,6 +181,20 @@ def test_kid_depends_on_the_seed_alone():
     np.random.seed(1)
     assert frechet.kid(a, b, subsets=5, size=10, seed=2**40 + 7) == first
     assert frechet.kid(a, b, subsets=5, size=10, seed=8) != first
+
+
+@pytest.mark.parametrize(("asked", "used"), [(4, 4), (100, 5)])  # 10 images of a set
+def test_kid_subsets_are_at_most_half_of_a_set(measured, monkeypatch, asked, used):
+    """Else all subsets were the same images, and the interval nothing."""
+    sizes = []
+
+    def watched(a: np.ndarray, b: np.ndarray, subsets: int, size: int, seed: int) -> tuple[float, float, float]:
+        sizes.append(size)
+        return 0.0, 0.0, 0.0
+
+    monkeypatch.setattr(frechet, "kid", watched)
+    measured("frechet", count=1000, kid_subset_size=asked)
+    assert set(sizes) == {used}
 
 
 @pytest.mark.parametrize(("count", "used"), [(5, 5), (1000, 10)])  # 10: of test, the smallest
@@ -327,18 +359,90 @@ def test_pixel_distance_is_rmse_in_grey_levels(measured, tiny_run):
     files.save_array(run.folder("dataset") / "train.npy", train)
     files.save_array(run.folder("dataset") / "test.npy", train[:10] + np.uint8(10))
     files.save_array(run.folder("reconstruction") / "test.npy", train[:10] + np.uint8(5))
+    files.save_array(run.folder("reconstruction") / "train.npy", train + np.uint8(20))
     files.save_array(run.folder("samples/samples") / "images.npy", np.full((16, 8, 8, 3), 100, np.uint8))
     report = measured("memorisation")
     pixels = report.tables["compared"].set_index(["space", "of"]).loc["pixels"]
     assert pixels.loc["samples", "test_median"] == pytest.approx(10)
     assert pixels.loc["reconstruction", "median_ratio"] == pytest.approx(0.5)
+    assert pixels.loc["copies", ["median_ratio", "near_share"]].tolist() == pytest.approx([2, 0])  # decoded: not found
     assert report.metrics["pixels"] == {"median_ratio": 0, "near_share": 1}
+
+
+@pytest.mark.parametrize("block", [3, 1000])
+def test_nearest_codes_are_the_nearest_by_the_share_that_differs(monkeypatch, block):
+    monkeypatch.setattr(neighbours, "BLOCK", block)
+    draws = np.random.default_rng(0)
+    codes, *references = (draws.integers(0, 3, (n, 7)).astype(np.int32) for n in (8, 11, 0, 5))
+    expected = [min(sum(a != b for a, b in zip(own, other, strict=True)) for part in references for other in part) / 7
+                for own in codes]  # fmt: skip
+    np.testing.assert_allclose(neighbours.nearest_codes(codes, *references), expected)
+
+
+def in_codes(measured: Any, run: Run, samples: np.ndarray, train: np.ndarray, augmented: np.ndarray) -> pd.DataFrame:
+    """Table `compared` of the codes, by row; test images are drawn as training images are."""
+    test = np.random.default_rng(1).integers(0, 4, (200, 12))
+    for path, codes in {
+        "codes/train": train, "codes/augmented": augmented, "codes/test": test, "samples/samples/codes": samples,
+        "samples/baseline/codes": test[::-1],
+    }.items():  # fmt: skip
+        files.save_array(files.ARTIFACTS / f"{path}.npy", codes.astype(np.int32))
+    report = measured("memorisation", quantile=0.05)
+    table = report.tables["compared"].set_index(["space", "of"]).loc["codes"]
+    assert report.metrics["codes"] == dict(table.loc["samples", ["median_ratio", "near_share"]])
+    return table
+
+
+@pytest.mark.parametrize("copied", ["plain", "augmented", "half", "none"])
+def test_copied_codes_are_found_also_of_augmented_images(measured, tiny_run, copied):
+    draws = np.random.default_rng(0)
+    train, augmented, new = (
+        draws.integers(0, 4, (50, 12)),
+        draws.integers(0, 4, (3, 50, 12)),
+        draws.integers(0, 4, (200, 12)),
+    )
+    samples = {"plain": train, "augmented": augmented[2], "half": np.concatenate([new[:50], augmented[0]]), "none": new}
+    table = in_codes(measured, tiny_run("memorisation"), samples[copied], train, augmented)
+    median, near = table.loc["samples", ["median_ratio", "near_share"]]
+    if copied in ("plain", "augmented"):
+        assert (median, near) == (0, 1)
+    else:
+        # distances are few different numbers, so that more than the quantile are as near
+        usual = table.loc["samples", "test_near_share"]
+        assert 0.05 <= usual < 0.2
+        assert near == pytest.approx(0.5 * (1 + usual) if copied == "half" else usual, abs=0.07)
+    assert table.loc["copies", ["median_ratio", "near_share"]].tolist() == [0, 1]
+
+
+def test_without_augmented_codes_only_plain_ones_are_references(measured, tiny_run):
+    draws = np.random.default_rng(0)
+    train, augmented = draws.integers(0, 4, (50, 12)), draws.integers(4, 8, (1, 50, 12))
+    for kept, near in ((augmented, 1), (augmented[:0], 0)):
+        table = in_codes(measured, tiny_run("memorisation"), augmented[0], train, kept)
+        assert table.loc["samples", "near_share"] == near
+        assert table.loc["copies", "near_share"] == 1
+
+
+def test_the_criterion_on_copies_reads_the_codes():
+    """In the other spaces decoded copies pass it."""
+    found = read(ROOT / "params.yaml")["criteria"]["thresholds"]["near_copies"]
+    assert found["metric"] == "evaluation/memorisation:codes.near_share"
 
 
 def test_histograms_are_shares(measured):
     table = measured("memorisation").tables["distances"]
-    for _, part in table.groupby("space"):
-        np.testing.assert_allclose(part[["test", "samples", "baseline", "reconstruction"]].sum(), 1)
+    shown = {"features": ["reconstruction"], "pixels": ["reconstruction", "copies"], "codes": ["copies"]}
+    assert set(table["space"]) == set(shown)
+    for space, part in table.groupby("space"):
+        np.testing.assert_allclose(part[["test", "samples", "baseline", *shown[space]]].sum(), 1)
+
+
+@pytest.mark.parametrize(("length", "each"), [(16, 1), (64, 2), (100, 3)])
+def test_bins_hold_as_many_possible_distances(length, each):
+    far = np.arange(length + 1) / length
+    shares = memorisation._histogram({"all": far}, 1 / length)["all"].to_numpy()
+    assert shares.sum() == pytest.approx(1)
+    assert shares[:-1] == pytest.approx(each / (length + 1))
 
 
 def test_the_closest_pairs_stand_over_one_another():
@@ -417,6 +521,13 @@ def test_codes_without_any_entropy_have_nothing_to_save():
     assert likelihood_of(Fixed([0.25] * 4), codes).metrics["val"]["share_saved"] == 0
 
 
+def test_the_gap_is_test_minus_train():
+    """By hand: 1, 2 and 3 bits a code on train, val and test."""
+    codes = {split: np.full((3, 6), code) for code, split in enumerate(("train", "val", "test"))}
+    metrics = likelihood_of(Fixed([0.5, 0.25, 0.125, 0.125]), codes).metrics
+    assert metrics["gap_bits_per_code"] == pytest.approx(3 - 1)
+
+
 def test_batches_do_not_matter_and_labels_go_along(codes):
     priors = [Fixed([0.4, 0.3, 0.2, 0.1], classes=64) for _ in range(2)]
     whole, parts = (likelihood_of(p, codes, batch_size=n).metrics for p, n in zip(priors, (100, 5), strict=True))
@@ -428,7 +539,11 @@ def test_a_bound_says_so_in_names_and_table(codes):
     prior = Fixed([0.25] * 4)
     prior.exact = False
     report = likelihood_of(prior, codes)
+    assert set(report.metrics) == {"val", "test", "gap_bound_bits_per_code"}
+    assert set(report.metrics["test"]) == {"nll_bound_bits_per_code", "share_saved_bound"}
     assert report.metrics["test"]["nll_bound_bits_per_code"] == pytest.approx(2)
+    exact = likelihood_of(Fixed([0.25] * 4), codes).metrics
+    assert report.metrics["val"]["share_saved_bound"] == exact["val"]["share_saved"]
     assert set(report.tables["splits"]["likelihood"]) == {"bound"}
 
 

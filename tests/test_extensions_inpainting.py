@@ -251,6 +251,38 @@ def test_gibbs_visits_each_images_own_hidden_codes_as_often_as_asked(config, mon
     assert visited == [2, 1] * 2
 
 
+@pytest.mark.parametrize(("updates", "whole"), [(8, 0), (16, 0), (31, 0), (32, 1), (45, 1), (1000, 2)])
+def test_a_sweep_cut_short_is_spread_over_all_hidden_codes(updates, whole):
+    """32, 10, 1 and no hidden codes, two sweeps: never the first ones alone, none twice, and each as often as any other."""
+    count = torch.tensor([32, 10, 1, 0] * 500)
+    found = metropolis.visits(count, 2, updates, generator(0))
+    assert len(found) == min(updates, 2 * 32)
+    for hidden, row in zip(count[:4].tolist(), found.T[:4], strict=True):
+        for sweep in row[: 32 * whole].unflatten(0, (whole, 32)):
+            assert sweep.tolist() == [*range(hidden), *[-1] * (32 - hidden)]
+        last = row[32 * whole :]
+        visited, rest = last[last >= 0], len(last)
+        assert len(visited) == min(rest, hidden)
+        assert (visited.diff() > 0).all()
+        if len(visited):
+            assert visited[0] <= hidden / rest
+            assert visited[-1] >= hidden - 1 - hidden / rest
+            assert visited.diff().tolist() == [] or int(visited.diff().max()) <= math.ceil(hidden / min(rest, hidden))
+    last = found[32 * whole :, ::4].T
+    if 0 < last.shape[1] < 32:
+        often = torch.bincount(last.flatten(), minlength=32) / len(last)
+        assert often == pytest.approx(last.shape[1] / 32, abs=0.1)
+
+
+def test_gibbs_reaches_the_last_hidden_codes_with_few_updates(config):
+    """Over many images each of three hidden codes is changed by a single update."""
+    codes = torch.zeros(600, 3).long()
+    own = config(sweeps=2, updates=1, proposals=4, exploration=1.0)
+    found = metropolis.gibbs(Table(), codes, torch.ones(600, 3, dtype=torch.bool), None, own, generator(0)).codes
+    assert ((found != 0).sum(1) <= 1).all()
+    assert ((found != 0).sum(0) > 30).all()
+
+
 def test_gibbs_depends_on_its_generator_alone(config):
     hidden = torch.ones(50, 3, dtype=torch.bool)
     found = []
@@ -313,6 +345,31 @@ def test_raster_is_the_prior_given_the_known_codes_and_gibbs_starts_there(inpain
     assert not torch.equal(raster, gibbs)
     for codes, facts in (found["raster"], found["gibbs"]):
         assert facts["bits"] == pytest.approx(-prior.log_prob(codes[0], None).mean().item() / math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("prior", ["pixelsnail", "masked"])
+def test_draws_are_at_the_temperature_asked_for(inpainting_run, config, prior):
+    """Of raster and masked. Close to 0 all samples are the likeliest codes; at 1 they differ."""
+    run = inpainting_run(prior=prior)
+    model, method = run.prior(), "masked" if prior == "masked" else "raster"
+    pixels = np.asarray(run.images("test")[:3])
+    mask = inpainting_masks.masks(config(), 3, 8, 8, seed=0)["centre_25"]
+    scene = inpainting_masks.seen(run.tokenizer(), pixels, mask, None, None, "cpu")
+    scene = scene._replace(hidden=torch.ones_like(scene.hidden))
+    for temperature in (1.0, 0.5):
+        own = config(samples=2, batch_size=6, updates=1, temperature=temperature)
+        found = inpainting.fill_ins(own, scene, model, model, 0, "centre_25")[method][0].flatten(0, 1)
+        draws = generator(0, "inpainting", "centre_25", method, 0)
+        known = (scene.known.repeat(2, 1), torch.zeros(6, scene.known.shape[1], dtype=torch.bool))
+        assert torch.equal(found, model.sample(6, draws, Sampling(temperature), None, *known))
+    cold = inpainting.fill_ins(config(samples=2, updates=1, temperature=1e-6), scene, model, model, 0, "cold")[method][
+        0
+    ]
+    warm = inpainting.fill_ins(config(samples=2, updates=1), scene, model, model, 0, "cold")[method][0]
+    assert not torch.equal(warm[0], warm[1])
+    if prior != "masked":  # whose order is random
+        assert torch.equal(cold[0], cold[1])
+    assert not torch.equal(cold, warm)
 
 
 def test_nothing_of_a_masked_pixel_is_seen(inpainting_run, config):

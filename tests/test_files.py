@@ -347,6 +347,21 @@ def test_text_of_a_table_stays_text(tmp_path):
     assert b"\r" not in (tmp_path / "t.csv").read_bytes()
 
 
+@pytest.mark.parametrize("odd", ["a\rb", "\r", "a\nb", "a\r\nb", 'q"r', "a,b", 'all\r"\n,'])
+def test_names_that_look_like_ends_of_lines_come_back(tmp_path, odd):
+    table = pd.DataFrame({"name": ["plain", odd, "NA"], "label": [0, 1, 2], "x": [0.5, 1 / 3, 2.0]})
+    files.write_table(tmp_path / "t.csv", table)
+    again = files.read_table(tmp_path / "t.csv", text=("name",))
+    assert list(again["name"]) == list(table["name"])
+    assert list(again["label"]) == [0, 1, 2]
+    assert list(again["x"]) == [0.5, 0.333333, 2]
+
+
+def test_only_a_carriage_return_quotes_what_need_not_be(tmp_path):
+    files.write_table(tmp_path / "t.csv", pd.DataFrame({"name": ["a b", "c,d", "e\nf"], "n": [1, 2, 3]}))
+    assert (tmp_path / "t.csv").read_text() == 'name,n\na b,1\n"c,d",2\n"e\nf",3\n'
+
+
 def test_columns_that_are_text_stay_so_where_every_value_looks_like_a_number(tmp_path):
     files.write_table(tmp_path / "t.csv", pd.DataFrame({"name": ["007", "1"], "label": [0, 1]}))
     assert list(files.read_table(tmp_path / "t.csv", text=("name",))["name"]) == ["007", "1"]

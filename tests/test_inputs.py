@@ -279,6 +279,54 @@ def test_bad_input_ends_in_one_line(stage_of_the_test):
         stage.enter(main)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["tokenizer", "nonsense"],
+            r"error in tokenizer@nonsense: python -m stages\.tokenizer takes no argument, got nonsense",
+        ),
+        (["diagnostics"], r"takes one key of section diagnostics of params\.yaml \(.*usage.*\), got none"),
+        (["diagnostics", "usages"], r"error in diagnostics@usages: .*got usages$"),
+        (["diagnostics", "usage", "probe"], r"got usage probe$"),
+    ],
+)
+def test_keys_are_those_of_params(stage_of_the_test, monkeypatch, arguments, said):
+    monkeypatch.setattr(sys, "argv", [f"stages/{arguments[0]}.py", *arguments[1:]])
+    with pytest.raises(SystemExit, match=said):
+        stage.enter(lambda run: None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_outside_of_training_stops_at_once(stage_of_the_test, capsys, number):
+    after = []
+
+    def main(run: Run) -> None:
+        os.kill(os.getpid(), number)
+        after.append("went on")
+
+    with pytest.raises(SystemExit) as stopped:
+        stage.enter(main, trains=True)
+    assert (stopped.value.code, after) == (128 + number, [])
+    assert f"tokenizer stopped at once by {number.name}" in capsys.readouterr().err
+    assert not list((stage_of_the_test / ".scratch/tokenizer").glob("*/finished.json"))
+
+
+def test_an_undeclared_import_leaves_the_stage_unfinished(stage_of_the_test, monkeypatch):
+    monkeypatch.setattr(stage, "_require_declared_imports", lambda what: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        stage.enter(lambda run: None, trains=True)
+    assert not list((stage_of_the_test / ".scratch/tokenizer").glob("*/finished.json"))
+
+
+def test_a_file_name_that_is_not_utf_8_is_hashed(repository):
+    try:
+        Path(os.fsdecode(b"caf\xe9")).touch()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    assert Inputs(Declared("dataset", (".",), ())).fingerprint()
+
+
 def test_our_own_mistakes_keep_their_traceback(stage_of_the_test):
     def main(run: Run) -> None:
         raise KeyError("x")

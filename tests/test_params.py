@@ -385,6 +385,60 @@ def test_baseline_needs_its_values(raw):
     assert "samples.baseline" in problem(raw, f"prior.{baseline}")
 
 
+def test_labels_of_a_prior_need_labels_of_the_data_set(raw):
+    raw["prior"] |= {"conditional": True, "label_dropout": 0.1}
+    assert params.problems(raw) == []
+    raw["dataset"]["name"] = "folder"
+    raw["dataset"]["folder"]["labels"] = False
+    assert "while dataset.folder.labels is false" in problem(raw, "prior.conditional")
+    raw["dataset"]["folder"]["labels"] = True
+    assert params.problems(raw) == []
+    raw["dataset"]["name"] = "huggingface"
+    raw["dataset"]["huggingface"]["label_column"] = ""
+    assert "while dataset.huggingface.label_column is empty" in problem(raw, "prior.conditional")
+    raw["dataset"]["huggingface"]["label_column"] = "label"
+    assert params.problems(raw) == []
+    raw["dataset"]["huggingface"]["label_column"], raw["prior"]["conditional"] = "", False
+    assert params.problems(raw) == []
+
+
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_guidance_needs_a_prior_that_knows_codes_without_labels(raw, guidance):
+    raw["samples"]["guidance"] = guidance
+    raw["extensions"]["variations"]["guidance"] = [1.0]
+    for conditional, dropout in ((False, 0.0), (False, 0.1), (True, 0.0)):
+        raw["prior"] |= {"conditional": conditional, "label_dropout": dropout}
+        assert "must be 1 unless prior.conditional is true" in problem(raw, "samples.guidance")
+        raw["prior"]["name"] = "ngram"  # in closed form it is fitted to all images, whatever their label
+        assert (params.problems(raw) == []) == conditional
+        raw["prior"]["name"] = "pixelsnail"
+    raw["prior"] |= {"conditional": True, "label_dropout": 0.1}
+    assert params.problems(raw) == []
+
+
+def test_guidance_of_the_sheet_of_labels_needs_lost_labels(raw):
+    raw["extensions"]["variations"]["guidance"] = [1.0, 3.0]
+    assert params.problems(raw) == []  # there is no sheet of a prior without labels
+    raw["prior"] |= {"conditional": True, "label_dropout": 0.0}
+    assert problem(raw, "extensions.variations.guidance").endswith("got 3; raise prior.label_dropout")
+    raw["prior"]["label_dropout"] = 0.1
+    assert params.problems(raw) == []
+
+
+def test_patience_needs_a_score_that_can_fall(raw):
+    raw["tokenizer"]["training"]["patience"] = 3
+    assert params.problems(raw) == []
+    raw["tokenizer"]["keep"] = "last"
+    assert "training.patience must be 0 while keep is last" in problem(raw, "tokenizer")
+    raw["tokenizer"]["training"]["patience"] = 0
+    assert params.problems(raw) == []
+
+
+def test_samples_are_enough_for_halves_to_be_compared(raw):
+    raw["samples"]["count"] = 3
+    assert problem(raw, "samples.count").endswith("greater than or equal to 4, got 3")
+
+
 # reading
 
 

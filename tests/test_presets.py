@@ -6,6 +6,7 @@ import importlib
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def test_preset_is_valid_and_changes_something(name, whole):
 @pytest.mark.parametrize("name", NAMES)
 def test_arguments_hold_every_override_and_no_space_within(name):
     values = presets.overrides(name)
-    printed = presets.arguments(values).split()
+    printed = presets.arguments(values)
     assert printed[::2] == ["-S"] * len(values)
     assert [part.partition("=")[0] for part in printed[1::2]] == list(values)
 
@@ -64,12 +65,12 @@ def test_size_says_how_many_parameters_it_has(size):
 def test_lists_and_text_are_printed_as_dvc_reads_them():
     values = {"quantizer.fsq.levels": [8, 5, 5], "quantizer.name": "fsq", "prior.conditional": True, "seed": 1}
     expected = "-S quantizer.fsq.levels=[8,5,5] -S quantizer.name=fsq -S prior.conditional=true -S seed=1"
-    assert presets.arguments(values) == expected
+    assert presets.shell(presets.arguments(values)) == expected
 
 
 def test_a_removed_name_is_not_run(whole):
     values = {"~diagnostics.usage": None, "seed": 1}
-    assert presets.arguments(values) == "-S ~diagnostics.usage -S seed=1"
+    assert presets.arguments(values) == ["-S", "~diagnostics.usage", "-S", "seed=1"]
     assert "usage" not in presets.applied(whole, values)["diagnostics"]
     with pytest.raises(InputError, match=r"~diagnostics\.usages: params\.yaml has no such value"):
         presets.applied(whole, {"~diagnostics.usages": None})
@@ -91,8 +92,40 @@ def test_dvc_makes_of_the_arguments_what_is_validated(name, whole, tmp_path):
 
     shutil.copy("params.yaml", tmp_path)
     values = presets.overrides(name)
-    apply_overrides(tmp_path / "params.yaml", [*presets.arguments(values).split()[1::2], "quantizer.beta=0.75"])
+    apply_overrides(tmp_path / "params.yaml", [*presets.arguments(values)[1::2], "quantizer.beta=0.75"])
     assert read(tmp_path / "params.yaml") == presets.applied(whole, {**values, "quantizer.beta": 0.75})
+
+
+AWKWARD = [
+    "",
+    "a b",
+    "Über/日本",
+    "q\"uo'te",
+    "a,b",
+    "[1]",
+    "x=y",
+    "1",
+    "true",
+    "null",
+    "back\\slash",
+    "end\\",
+    "a:b",
+    "~",
+]
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_dvc_reads_any_text_and_so_does_a_shell(text, tmp_path):
+    from dvc.utils.hydra import apply_overrides
+
+    shutil.copy("params.yaml", tmp_path)
+    values = {"dataset.source": text, "extensions.interpolation.modes": ["index", text]}
+    arguments = presets.arguments(values)
+    apply_overrides(tmp_path / "params.yaml", arguments[1::2])
+    raw = read(tmp_path / "params.yaml")
+    assert (raw["dataset"]["source"], raw["extensions"]["interpolation"]["modes"]) == (text, ["index", text])
+    line = presets.shell(arguments)
+    assert (shlex.split(line) if re.search(r"\s", text) else line.split(" ")) == arguments
 
 
 def test_make_runs_a_preset_as_an_experiment_and_stops_at_an_unknown_one(tmp_path):
@@ -121,7 +154,7 @@ def test_make_runs_a_preset_as_an_experiment_and_stops_at_an_unknown_one(tmp_pat
 def test_main_prints_the_arguments_and_of_an_unknown_preset_what_dvc_refuses(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["presets", "vqvae-small"])
     assert presets.main() == 0
-    assert capsys.readouterr().out.strip() == presets.arguments(presets.overrides("vqvae-small"))
+    assert capsys.readouterr().out.strip() == " ".join(presets.arguments(presets.overrides("vqvae-small")))
     monkeypatch.setattr(sys, "argv", ["presets", "vqvae-tiny"])
     assert presets.main() == 1
     assert capsys.readouterr().out.strip() == "--no-such-preset"
@@ -132,6 +165,8 @@ def test_unknown_names_are_refused():
         presets.overrides("vqvae-tiny")
     with pytest.raises(InputError, match=r"quantizer\.betta: params\.yaml has no such value"):
         presets.applied(read(), {"quantizer.betta": 1})
+    with pytest.raises(InputError, match=r"seed\.x: params\.yaml has no such value"):
+        presets.applied(read(), {"seed.x": 1})
     with pytest.raises(InputError, match=r"quantizer\.beta: .*-1"):
         presets.applied(read(), {"quantizer.beta": -1.0})
 
@@ -214,7 +249,8 @@ def test_system_runs_from_images_to_samples(name, raw, sources, workspace, runti
     copies = min(2, values["codes.copies"])
     raw["dataset"] |= {"image_size": size, "target_size": size}
     raw["codes"]["copies"] = copies
-    raw["samples"]["count"], raw["tokenizer"]["snapshot_epochs"] = 2, []
+    raw["samples"]["count"], raw["tokenizer"]["snapshot_epochs"] = 4, []
+    raw["prior"]["label_dropout"] = 0.1  # which guidance needs
     for section in ("extractor", "tokenizer", "prior"):
         raw[section]["training"] |= {"epochs": 1, "batch_size": 24}
     assert problems(raw) == []
@@ -232,7 +268,7 @@ def test_system_runs_from_images_to_samples(name, raw, sources, workspace, runti
     assert run.image_shape == (channels, size, size)
     assert run.grids == grids
     assert len(run.augmented_codes()) == copies
-    assert run.samples().shape == (2, size, size, channels)
+    assert run.samples().shape == (4, size, size, channels)
     assert Path("artifacts/samples/samples/labels.npy").exists() == params.prior.conditional
 
 

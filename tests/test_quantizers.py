@@ -46,11 +46,11 @@ def quantizer(request, tiny) -> nn.Module:
 def test_dim_is_what_the_tokenizer_asks_for_or_fixed_by_the_codebook(name, tiny):
     module = seams.plugin("quantizers", name)
     own = module.build(tiny(module.Config), None)
-    if name in ("fsq", "lfq"):
-        with pytest.raises(InputError, match=name):
-            module.build(tiny(module.Config), own.dim + 1)
+    try:
+        asked = module.build(tiny(module.Config), own.dim + 1)
+    except InputError:  # fixed
+        assert module.build(tiny(module.Config), own.dim).dim == own.dim
         return
-    asked = module.build(tiny(module.Config), own.dim + 1)
     assert asked.dim == own.dim + 1
     assert asked.codebooks[0].shape == (asked.codebook_sizes[0], own.dim + 1)
 
@@ -60,8 +60,19 @@ def test_can_be_asked_without_memory(name, tiny):
     """`Params.post_hoc` builds the chosen quantizer to see whether it is fitted afterwards."""
     module = seams.plugin("quantizers", name)
     with torch.device("meta"):
-        built = module.build(tiny(module.Config), None)
-    assert hasattr(built, "fit") == (name in ("kmeans", "geodesic"))
+        asked = module.build(tiny(module.Config), None)
+    assert hasattr(asked, "fit") == hasattr(module.build(tiny(module.Config), None), "fit")
+
+
+def test_which_are_fixed_and_which_are_fitted_afterwards(tiny):
+    """Of those that come with tessera; others say it themselves."""
+    for name in ("fsq", "lfq"):
+        module = seams.plugin("quantizers", name)
+        with pytest.raises(InputError, match=name):
+            module.build(tiny(module.Config), module.build(tiny(module.Config), None).dim + 1)
+    built = {name: seams.plugin("quantizers", name) for name in ("ema", "gradient", "kmeans", "geodesic")}
+    fitted = [name for name, module in built.items() if hasattr(module.build(tiny(module.Config), None), "fit")]
+    assert fitted == ["kmeans", "geodesic"]
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,20 @@ def test_a_run_is_its_preset_then_the_base_then_its_own_values(written):
         ("title: x\ntext: x\nruns: {'a b': {}}\n", "letters, digits"),
         ("title: x\ntext: x\nruns: {a: {}}\nshown: [z]\n", r"no runs z; there are a"),
         ("text: x\nruns: {a: {}}\n", "title: Field required"),
+        (
+            "title: x\ntext: x\nruns: {a: {quantizer.betta: 1}, b: {~seed.x: null}}\n",
+            r"does not have:\n  runs\.a: quantizer\.betta\n  runs\.b: ~seed\.x",
+        ),
+        (
+            "title: x\ntext: x\nruns: {a: {}}\ncolumns: {beta: quantizer.betta, usage: 'diagnostics/usage:x'}\n",
+            r"columns: quantizer\.betta",
+        ),
+        (
+            "title: x\ntext: x\nruns: {a: {}}\nfigures: [{kind: lines, x: seeed, y: 'a:b', title: x}]\n",
+            "figures: seeed",
+        ),
+        ("title: x\ntext: x\npool: wrong\n", "pool wrong has no runs of its own; it names the pool wrong"),
+        ("title: x\ntext: x\npool: other\nruns: {a: {}}\n", "runs of its own and those of the pool other"),
     ],
 )
 def test_mistakes_are_named(written, text, said):
@@ -139,6 +154,31 @@ def test_a_direct_run_is_collected_and_a_failed_one_said(made, monkeypatch, work
     assert found["a"].metrics["evaluation/frechet:seed"] == 3
     assert list(found["a"].curves["tokenizer"]["val_usage"]) == [0.5]
     assert list(results.missing("pool", ["a", "b", "c"], experiments=False)) == ["b", "c"]
+
+
+@pytest.mark.parametrize(("code", "left", "said"), [(0, "done", "done"), (1, "done", "failed"), (1, "", "failed")])
+def test_a_run_that_fails_is_not_what_an_earlier_one_was(workspace, monkeypatch, capsys, code, left, said):
+    done = direct.folder("pool", "a") / direct.DONE
+    done.parent.mkdir(parents=True)
+    done.write_text('{"state": "done"}')
+    process = f"import sys, pathlib; assert not (p := pathlib.Path({str(done)!r})).exists()\n"
+    process += f'{left!r} and p.write_text(\'{{"state": "{left}"}}\'); sys.exit({code})'
+    started = direct.subprocess.Popen
+    monkeypatch.setattr(direct.subprocess, "Popen", lambda _, **how: started([sys.executable, "-c", process], **how))
+    direct.start("pool", ["a"], 1, [])
+    assert f"a: {said}" in capsys.readouterr().out
+    assert direct.state("pool", "a") == said
+
+
+@pytest.mark.parametrize("source", ["../set", "data/set", "/set"])
+def test_a_source_is_found_from_the_folder_of_a_run(made, workspace, monkeypatch, source):
+    params, given = sweep.params, []
+    monkeypatch.setattr(
+        sweep, "params", lambda *of: (raw := params(*of)) | {"dataset": raw["dataset"] | {"source": source}}
+    )
+    monkeypatch.setattr(direct, "_work", lambda stage, key, raw: given.append(raw["dataset"]["source"]) or 1 / 0)
+    assert direct.one("pool", "a", {}) == 1
+    assert given == [str((workspace / source).resolve())]
 
 
 def test_runtime_options_are_of_that_section():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -577,6 +579,15 @@ def test_second_signal_stops_at_once(runtime):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def test_before_and_after_a_training_a_signal_stops_at_once():
+    runtime = Runtime(SETTINGS)
+    with pytest.raises(KeyboardInterrupt), _signals(runtime):
+        os.kill(os.getpid(), signal.SIGTERM)
+    fit(task(Line()), training(), 0, runtime)
+    with pytest.raises(KeyboardInterrupt), _signals(runtime):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_checkpoints_are_saved_when_they_are_due(workspace):
     with Scratch("prior", "abc", 2) as scratch:
         saved = []
@@ -701,6 +712,35 @@ def test_pruning_keeps_the_newest_and_whatever_is_held(workspace):
         assert {path.name for path in (workspace / ".scratch/prior").iterdir()} == {"held", "new", "mine"}
 
 
+def test_pruning_by_several_at_once_fails_none(workspace, monkeypatch):
+    """Another process removes a folder between the listing and the look at it."""
+    for name in ("a", "b", "c"):
+        with Scratch("prior", name, 100):
+            pass
+    stat = Path.stat
+
+    def vanishing(path: Path, **how: Any) -> os.stat_result:
+        if path.name == "b":
+            shutil.rmtree(path, ignore_errors=True)
+        return stat(path, **how)
+
+    monkeypatch.setattr(Path, "stat", vanishing)
+    with Scratch("prior", "mine", 1) as scratch:
+        pass
+    assert [path.name for path in (workspace / ".scratch/prior").iterdir()] == ["mine"]
+    assert (scratch.folder / scratches.FINISHED).exists()
+
+
+def test_what_fails_at_the_end_is_not_finished(workspace, monkeypatch):
+    """A finished scratch is trained anew; one whose stage failed goes on from its checkpoint."""
+    with monkeypatch.context() as broken:
+        broken.setattr(Scratch, "_prune", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError), Scratch("prior", "abc", 2) as scratch:
+            assert train(scratch).calls == 6
+    with Scratch("prior", "abc", 2) as scratch:
+        assert train(scratch).calls == 0
+
+
 def test_an_interrupted_stage_prunes_nothing_and_is_not_finished(workspace):
     for name in ("a", "b"):
         with pytest.raises(RuntimeError), Scratch("prior", name, 1):
@@ -816,6 +856,12 @@ def test_augmented_codes_stand_in_for_their_own_image(share):
     changed = codes[:, 0] >= 1000
     assert abs(changed.float().mean() - share) < 0.08
     assert share == 0 or {1, 2} == set((codes[changed, 0] // 1000).tolist())
+
+
+def test_a_conditional_prior_is_refused_without_labels():
+    params = SimpleNamespace(prior=SimpleNamespace(conditional=True), dataset=SimpleNamespace(name="folder"))
+    with pytest.raises(InputError, match=r"prior\.conditional: must be false where the data set has no labels"):
+        prior_training.Data.of(SimpleNamespace(params=params, label_names=()))
 
 
 def test_labels_go_with_their_codes():

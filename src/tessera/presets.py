@@ -3,6 +3,8 @@
 python -m tessera.presets               lists them
 python -m tessera.presets NAME          prints one as arguments: dvc exp run $(python -m tessera.presets NAME)
 
+Where a value holds blanks all is printed in the shell's quotes, and it is: eval "dvc exp run $(...)".
+
 A name with ~ in front has no value: the key is removed, so that `~diagnostics.probe` is not run.
 """
 
@@ -10,6 +12,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from tessera.core.params import problems, read
 
 FOLDER = Path("presets")
 REMOVED = "~"
+PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[A-Za-z_/][A-Za-z0-9_./-]*", re.IGNORECASE)  # text without quotes
 REFUSED = "--no-such-preset"  # no option of dvc's: `dvc exp run $(...)` stops, instead of running the default
 
 
@@ -73,18 +78,34 @@ def _place(raw: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
     *place, last = name.removeprefix(REMOVED).split(".")
     for part in place:
         raw = raw.get(part, {})
+        if not isinstance(raw, dict):
+            return {}, last
     return raw, last
 
 
-def arguments(values: dict[str, Any]) -> str:
-    """As `dvc exp run` takes them: lists as in YAML's flow style, no spaces."""
-    return " ".join(f"-S {_argument(name, value)}" for name, value in values.items())
+def arguments(values: dict[str, Any]) -> list[str]:
+    """As `dvc exp run` takes them, in the grammar of Hydra: https://hydra.cc/docs/advanced/override_grammar/basic."""
+    return [part for name, value in values.items() for part in ("-S", _argument(name, value))]
 
 
 def _argument(name: str, value: Any) -> str:
     if name.startswith(REMOVED):
         return name
-    return f"{name}={json.dumps(value, separators=(',', ':')).strip(chr(34))}"
+    plain = isinstance(value, str) and (not value or PLAIN.fullmatch(value))
+    return f"{name}={value if plain else _hydra(value)}"
+
+
+def _hydra(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_hydra, value))}]"
+    if isinstance(value, str):  # of backslashes only those before a quote, and the last ones, are escapes
+        return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value) + '"'
+    return json.dumps(value)
+
+
+def shell(arguments: list[str]) -> str:
+    """One line for $(...), which cuts at blanks and takes quotes literally; or for `eval`, if there are blanks within."""
+    return shlex.join(arguments) if any(re.search(r"\s", part) for part in arguments) else " ".join(arguments)
 
 
 def main() -> int:
@@ -99,7 +120,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         print(REFUSED)
         return 1
-    print(arguments(values))
+    print(shell(arguments(values)))
     return 0
 
 

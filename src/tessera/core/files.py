@@ -7,12 +7,13 @@ the same bytes.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -114,6 +115,50 @@ def load_array(path: Path) -> np.ndarray:
         raise InputError(f"{path} is not a whole .npy file ({error}); delete it and run `dvc repro`") from None
 
 
+def pictures(source: Path, extensions: Iterable[str]) -> tuple[list[Path], list[Path]]:
+    """All that is below the folder `source`, and of it the files whose names end in one of `extensions`, in either case;
+    both relative to it, sorted, without what is hidden.
+
+    Raises:
+        InputError: there is no such folder; a link to another folder is in it; the name of a picture is not UTF-8.
+    """
+    if not source.is_dir():
+        raise InputError(f"dataset.source {str(source)!r}: there is no such folder")
+    found = sorted(path.relative_to(source) for path in source.rglob("*"))
+    found = [path for path in found if not any(part.startswith(".") for part in path.parts)]
+    for path in found:
+        if (source / path).is_symlink() and (source / path).is_dir():  # an edit behind it would go unnoticed
+            raise InputError(f"{source / path} is a link to a folder, which DVC does not look into. Copy the folder")
+    wanted = endings(extensions)
+    shown = [path for path in found if path.suffix.lower() in wanted and (source / path).is_file()]
+    for path in shown:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"the name {str(source / path)!r} is not UTF-8, as tables are. Rename it") from None
+    return found, shown
+
+
+def require_filled(source: Path, extensions: Iterable[str], found: list[Path], shown: list[Path]) -> None:
+    """Of what `pictures` gave: no folder that stands directly in `source` is without a picture.
+
+    Raises:
+        InputError: one is.
+    """
+    filled = {path.parts[0] for path in shown}
+    for path in found:
+        if len(path.parts) == 1 and path.name not in filled and (source / path).is_dir():
+            raise InputError(
+                f"{source / path} holds no file that ends in {', '.join(endings(extensions))}, at any depth. "
+                "Remove it, or add the ending of its files to extensions"
+            )
+
+
+def endings(extensions: Iterable[str]) -> tuple[str, ...]:
+    """`PNG` and `.png` are `.png`."""
+    return tuple("." + extension.lower().lstrip(".") for extension in extensions)
+
+
 def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     with writing(path) as stream:
@@ -152,8 +197,12 @@ def _rounded(value: Any, place: str) -> Any:
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
+    """A CSV; text is quoted where it must be, or everywhere if some holds a carriage return. That ends a line when the table
+    is read, but csv quotes it only where lines are written with it."""
+    text = [*table.columns, *table.select_dtypes(exclude="number").to_numpy().ravel()]
+    quoting = csv.QUOTE_NONNUMERIC if any("\r" in str(value) for value in text) else csv.QUOTE_MINIMAL
     with writing(path) as stream:
-        table.to_csv(stream, index=False, lineterminator="\n", float_format="%.6g")
+        table.to_csv(stream, index=False, lineterminator="\n", float_format="%.6g", quoting=quoting)
 
 
 def read_table(path: Path, text: tuple[str, ...] = ()) -> pd.DataFrame:

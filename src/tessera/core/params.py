@@ -106,6 +106,15 @@ class Tokenizer(Strict):
     augmentation: Augmentation
     training: Training
 
+    @model_validator(mode="after")
+    def _stops(self) -> Tokenizer:
+        if self.keep == "last" and self.training.patience:
+            raise ValueError(
+                f"training.patience must be 0 while keep is last, by which every epoch is better than those before, got "
+                f"{self.training.patience}; set it to 0, or keep to best"
+            )
+        return self
+
 
 class Quantizer(Strict):
     name: str
@@ -136,7 +145,7 @@ class Prior(Strict):
 
 
 class Samples(Strict):
-    count: int = Field(ge=2, description="samples drawn")
+    count: int = Field(ge=4, description="samples drawn")
     batch_size: int = Field(ge=1, description="samples drawn at once")
     temperature: float = Field(gt=0, description="divides the logits")
     top_k: int = Field(ge=0, description="draw among the k likeliest codes; 0: all")
@@ -303,6 +312,12 @@ class Params:
             quantizer = seams.plugin("quantizers", self.quantizer.name).build(self.config("quantizer"), None)
         return hasattr(quantizer, "fit")
 
+    @cached_property
+    def guidable(self) -> bool:
+        """Whether the chosen prior knows codes with and without their label, which guidance other than 1 compares. A trained
+        one has the latter from examples that lost it; one in closed form is fitted to all images in any case."""
+        return self.prior.conditional and (self.prior.label_dropout > 0 or _closed_form(self, self.prior.name))
+
     def keys(self, section: str) -> tuple[str, ...]:
         """The plug-ins that a plural section runs."""
         return tuple(self._section(section))
@@ -468,6 +483,13 @@ def _rules(params: Params) -> Iterator[str]:
         fitted = ", ".join(name for name in seams.names("priors") if name in raw and _closed_form(params, name))
         yield f"samples.baseline: must be a prior in closed form ({fitted}), got {baseline!r}, which is trained"
     yield from _unknown_metrics(params)
+    prior, guidance = params.prior, params.samples.guidance
+    if guidance != 1 and not params.guidable:
+        yield (
+            f"samples.guidance: must be 1 unless prior.conditional is true and prior.label_dropout above 0, got {guidance} "
+            f"with {str(prior.conditional).lower()} and {prior.label_dropout:g}: guidance compares with the prior that is "
+            "told no label, which training without dropout never sees"
+        )
     configs = [params.config(section) for section in CHOOSES]
     configs += [params.config(section, key) for section in PLURAL for key in params.keys(section)]
     found: list[str] = []

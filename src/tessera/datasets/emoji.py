@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
+from tessera.core import files
 from tessera.core.contracts import Source
 from tessera.core.decoding import Encoded
 from tessera.core.errors import InputError
@@ -63,8 +64,9 @@ def load(config: Config, source: Path, generator: np.random.Generator) -> Source
     the name is then made of the code points themselves.
 
     Raises:
-        InputError: there is no such folder, or no parquet in it; a file is not named by code points, is of an emoji that
-            no parquet has, or stands in no folder; two images of one vendor are of the same emoji.
+        InputError: there is no such folder, or no parquet in it; a folder in it is a link, or holds no image; a file is
+            not named by code points, is of an emoji that no parquet has, or stands in no folder; two images of one vendor
+            are of the same emoji.
     """
     parquets, pictures = _files(source, config.extensions)
     drawings: list[Drawing] = []
@@ -95,21 +97,11 @@ def load(config: Config, source: Path, generator: np.random.Generator) -> Source
 
 def _files(source: Path, extensions: list[str]) -> tuple[list[Path], list[Path]]:
     """Parquet files at the top, and images below `source`, relative to it. What is hidden and other files are left out."""
-    if not source.is_dir():
-        raise InputError(f"dataset.source {str(source)!r}: there is no such folder")
-    wanted = tuple("." + extension.lower().lstrip(".") for extension in extensions)
-    found = sorted(path.relative_to(source) for path in source.rglob("*"))
-    found = [path for path in found if not any(part.startswith(".") for part in path.parts)]
-    pictures = [path for path in found if path.suffix.lower() in wanted and (source / path).is_file()]
-    filled = {path.parts[0] for path in pictures}
-    for path in found:
-        title, is_folder, at_top = source / path, (source / path).is_dir(), len(path.parts) == 1
-        if is_folder and title.is_symlink():  # an edit behind it would go unnoticed
-            raise InputError(f"{title} is a link to a folder, which DVC does not look into. Copy the folder")
-        if is_folder and at_top and path.name not in filled:
-            raise InputError(f"{title} holds no file that ends in {', '.join(wanted)}, at any depth. Remove it")
-        if not is_folder and at_top and path.name in filled:
-            raise InputError(f"{title} stands in no folder. Move it into one that is called like its vendor")
+    found, pictures = files.pictures(source, extensions)
+    files.require_filled(source, extensions, found, pictures)
+    for path in pictures:
+        if len(path.parts) == 1:
+            raise InputError(f"{source / path} stands in no folder. Move it into one that is called like its vendor")
     return [source / path for path in found if len(path.parts) == 1 and path.suffix.lower() == ".parquet"], pictures
 
 

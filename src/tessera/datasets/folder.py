@@ -5,15 +5,17 @@ For a folder that is already divided into train/ and test/, take `dataset.name: 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from tessera.core import files
 from tessera.core.contracts import Source
 from tessera.core.decoding import Encoded
 from tessera.core.errors import InputError
-from tessera.core.params import Strict
+from tessera.core.params import Params, Strict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +26,13 @@ class Config(Strict):
     extensions: list[str] = Field(min_length=1, description="file names end in one of these, in either case",
                                   examples=[["png", "jpg"]])  # fmt: skip
 
+    def rule(self, params: Params) -> Iterator[str]:
+        if params.prior.conditional and not self.labels:
+            yield (
+                "prior.conditional: must be false while dataset.folder.labels is false, since the data set has no labels then, "
+                "got true; set dataset.folder.labels to true"
+            )
+
 
 def load(config: Config, source: Path, generator: np.random.Generator) -> Source:
     """All image files under `source`, sorted by path; nothing is random. Hidden files and folders are left out.
@@ -31,18 +40,15 @@ def load(config: Config, source: Path, generator: np.random.Generator) -> Source
     A file's name is its path below `source`, its family that path without the extension, its class the first folder.
 
     Raises:
-        InputError: the folder is missing or holds no such file, or a file stands in no class.
+        InputError: the folder is missing or holds no such file; a file stands in no class, or a class has no file; a
+            folder is a link; a name is not UTF-8.
     """
-    if not source.is_dir():
-        raise InputError(f"dataset.source {str(source)!r}: there is no such folder")
-    wanted = tuple("." + extension.lower().lstrip(".") for extension in config.extensions)
-    paths = sorted(
-        path.relative_to(source)
-        for path in source.rglob("*")
-        if path.suffix.lower() in wanted and path.is_file() and not _hidden(path.relative_to(source))
-    )
+    found, paths = files.pictures(source, config.extensions)
     if not paths:
-        raise InputError(f"dataset.source {str(source)!r} holds no file that ends in {', '.join(wanted)}, at any depth")
+        wanted = ", ".join(files.endings(config.extensions))
+        raise InputError(f"dataset.source {str(source)!r} holds no file that ends in {wanted}, at any depth")
+    if config.labels:
+        files.require_filled(source, config.extensions, found, paths)
     names = [path.as_posix() for path in paths]
     labels, label_names = _classes(paths, source) if config.labels else (None, [])
     return Source(
@@ -53,10 +59,6 @@ def load(config: Config, source: Path, generator: np.random.Generator) -> Source
         label_names=label_names,
         splits=None,
     )
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _classes(paths: list[Path], source: Path) -> tuple[list[int], list[str]]:

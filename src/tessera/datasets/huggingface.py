@@ -8,7 +8,7 @@ taken. No code of a set is ever run.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from tessera.core.contracts import Source
 from tessera.core.decoding import Encoded
 from tessera.core.errors import InputError
-from tessera.core.params import Strict
+from tessera.core.params import Params, Strict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,8 @@ class Config(Strict):
     image_column: str = Field(min_length=1, description="column of the images", examples=["image"])
     label_column: str = Field(description="column of the classes; empty: no labels", examples=[""])
     name_column: str = Field(description="column of the names; empty: split and row", examples=[""])
-    family_column: str = Field(description="rows of one value stay in one split; empty: each by itself", examples=[""])
+    family_column: str = Field(description="rows of one value stay in one split; empty, or no value: each by itself",
+                               examples=[""])  # fmt: skip
 
     @model_validator(mode="after")
     def _pinned(self) -> Config:
@@ -44,6 +45,13 @@ class Config(Strict):
                 f"Commits stand at https://huggingface.co/datasets/{self.hub}/commits/main"
             )
         return self
+
+    def rule(self, params: Params) -> Iterator[str]:
+        if params.prior.conditional and not self.label_column:
+            yield (
+                "prior.conditional: must be false while dataset.huggingface.label_column is empty, since the data set has no "
+                "labels then, got true; name the column of the classes"
+            )
 
 
 def load(config: Config, source: Path, generator: np.random.Generator) -> Source:
@@ -66,7 +74,7 @@ def load(config: Config, source: Path, generator: np.random.Generator) -> Source
         images=Encoded(len(ids), lambda i: _bytes(encoded[places[i][0]][places[i][1]][config.image_column]),
                        lambda i: f"{title}, split {places[i][0]}, row {places[i][1]}"),
         names=[str(name) for name in column(config.name_column)] if config.name_column else ids,
-        families=[str(name) for name in column(config.family_column)] if config.family_column else ids,
+        families=_families(column(config.family_column), ids) if config.family_column else ids,
         labels=labels,
         label_names=label_names,
         splits=own if set(own) - {"train", None} else None,
@@ -90,7 +98,8 @@ def _parts(config: Config, source: Path) -> dict[str, Dataset]:
     try:
         return dict(datasets.load_dataset(**where, name=config.configuration or None, cache_dir=str(cache)))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        texts = [str(said).strip() for said in (error.__cause__, error) if said is not None]
+        reason = next((text.splitlines()[0] for text in texts if text), "no more is said")
         raise InputError(f"cannot load {config.hub or source}: {type(error).__name__}: {reason}") from error
 
 
@@ -121,6 +130,17 @@ def _bytes(value: dict[str, Any] | None) -> bytes:
     if value and value["path"]:
         return Path(value["path"]).read_bytes()
     raise OSError("the row has no image")
+
+
+def _families(values: list[Any], ids: list[str]) -> list[str]:
+    """A row without a value is a family of its own, by a name that no value has."""
+    taken = {str(value) for value in values if value is not None}
+    found = []
+    for value, own in zip(values, ids, strict=True):
+        while value is None and own in taken:
+            own = f"{own}-"
+        found.append(own if value is None else str(value))
+    return found
 
 
 def _column(parts: dict[str, Dataset], column: str) -> list[Any]:

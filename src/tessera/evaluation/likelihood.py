@@ -31,9 +31,12 @@ class Config(Strict):
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Bits per code and per image on every split; of a prior that is not exact they are an upper bound, and their name
-    says so. `gap_bits_per_code`: test minus train, 0 for a prior that has learnt nothing by heart. `recall_bits_per_code`
-    in the table: what naming one of the training images costs, log2(N) / T; a prior near it on train has memorised them."""
+    """Bits per code and per image on every split. `gap_bits_per_code`: test minus train, 0 for a prior that has learnt
+    nothing by heart. `recall_bits_per_code` in the table: what naming one of the training images costs, log2(N) / T; a prior
+    near it on train has memorised them.
+
+    Of a prior that is not exact the bits are an upper bound, and the names of metrics say so, also of what is made of them:
+    `share_saved_bound` is a lower bound, `gap_bound_bits_per_code` the difference of two bounds, itself none."""
     prior = run.prior()
     rows: list[dict[str, Any]] = []
     for split in SPLITS:
@@ -54,12 +57,13 @@ def measure(config: Config, run: Run) -> Report:
             }
         )
     table = pd.DataFrame(rows).set_index("split")
-    bits_name = "nll_bits_per_code" if prior.exact else "nll_bound_bits_per_code"
+    bound = "" if prior.exact else "_bound"
+    per_code, saved = table["nll_bits_per_code"], table["share_saved"]
     metrics: dict[str, Any] = {
-        split: {bits_name: table.loc[split, "nll_bits_per_code"], "share_saved": table.loc[split, "share_saved"]}
+        split: {f"nll{bound}_bits_per_code": per_code[split], f"share_saved{bound}": saved[split]}
         for split in ("val", "test")
     }
-    metrics["gap_bits_per_code"] = table.loc["test", "nll_bits_per_code"] - table.loc["train", "nll_bits_per_code"]
+    metrics[f"gap{bound}_bits_per_code"] = per_code["test"] - per_code["train"]
     images, length = run.codes("train").shape  # all that there are to name
     table["recall_bits_per_code"] = math.log2(images) / length
     return Report(metrics, {"splits": table.reset_index()})

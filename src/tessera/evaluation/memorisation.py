@@ -1,57 +1,68 @@
 """Are samples copies of training images? Their distance to the nearest one against that of test images. No torch.
 
-A test image is as near to the training images as an unseen one ought to be. In two spaces: the feature network's, and
-pixels (RMSE in grey levels, 0 to 255). `median_ratio` is the median distance of the samples over that of the test
-images: 0 for copies, around 1 for new draws, more for samples unlike anything. `near_share` is the share of samples
-nearer than all but a `quantile` of the test images, and around `quantile` for new draws. Blurred images are nearer in
-pixels without being copies: reconstructions of the test images, which cannot be, show how much of that is the
-tokenizer's.
+A test image is as near to the training images as an unseen one ought to be. In three spaces: the feature network's;
+pixels (RMSE in grey levels, 0 to 255); codes (share of an image's codes that differ, 0 to 1), where the augmented copies
+that the prior is trained on are training images too. `median_ratio` is the median distance of the samples over that of
+the test images: 0 for copies, around 1 for new draws, more for samples unlike anything. `near_share` is the share of
+samples no farther than the `quantile` of the test images' distances, and around `quantile` for new draws.
+
+Codes alone find copies: what a tokenizer loses keeps a decoded one as far from its training image, in the other two, as
+many a test image is. Row `copies` shows it: training images as a prior that recites their codes would draw them. Blurred
+images are nearer in pixels without being copies; reconstructions of the test images, which cannot be, show how much.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 
 from tessera.core import pictures
 from tessera.core.contracts import Report
+from tessera.core.images import evenly
 from tessera.core.params import Strict
 from tessera.core.run import Run
-from tessera.nn.neighbours import nearest
+from tessera.nn.neighbours import nearest, nearest_codes
 
-OF = ("samples", "baseline", "reconstruction")
+OF = ("samples", "baseline", "reconstruction", "copies")  # those of them that a space has
 COLUMNS, BINS = 8, 40
 
 
 class Config(Strict):
-    quantile: float = Field(gt=0, lt=1, description="share of the test images that counts as suspiciously near",
+    quantile: float = Field(gt=0, lt=1, description="of the test images' distances; a sample no farther is suspiciously near",
                             examples=[0.25])  # fmt: skip
     pairs: int = Field(ge=1, le=256, description="samples nearest to a training image that are shown", examples=[4])
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Metrics of the samples, in feature space and in pixels; table `compared` has the baseline's and the
-    reconstructions' too. Picture `pairs`: the samples nearest in feature space, over their nearest training images."""
+    """Metrics of the samples; table `compared` has the controls' too, and in `test_near_share` what `near_share` is of the
+    test images themselves: more than `quantile` where many distances are equal, as those of few codes are. Picture
+    `pairs`: the samples nearest in feature space, over their nearest training images."""
+    features = {name: nearest(run.features(name), run.features("train")) for name in ("test", *OF[:3])}
     spaces = {
-        "features": {name: run.features(name) for name in ("train", "test", *OF)},
-        "pixels": {name: _flat(pixels) for name, pixels in _images(run).items()},
+        "features": {name: distance for name, (_, distance) in features.items()},
+        "pixels": _in_pixels(run),
+        "codes": _in_codes(run),
     }
     metrics: dict[str, Any] = {}
-    histograms, rows, found = [], [], {}
-    for space, points in spaces.items():
-        found[space] = {name: nearest(points[name], points["train"]) for name in ("test", *OF)}
-        far = {name: distance * _unit(space, points["train"]) for name, (_, distance) in found[space].items()}
-        compared = {name: compare(far[name], far["test"], config.quantile) for name in OF}
+    histograms, rows = [], []
+    for space, far in spaces.items():
+        unseen, controls = far["test"], [name for name in OF if name in far]
+        compared = {name: compare(far[name], unseen, config.quantile) for name in controls}
         metrics[space] = compared["samples"]
-        middle = float(np.median(far["test"]))
-        rows += [{"space": space, "of": name, "test_median": middle, **values} for name, values in compared.items()]
-        histograms.append(_histogram(far).assign(space=space))
+        test = {
+            "test_median": float(np.median(unseen)),
+            "test_near_share": compare(unseen, unseen, config.quantile)["near_share"],
+        }
+        rows += [{"space": space, "of": name, **test, **values} for name, values in compared.items()]
+        step = 1 / run.codes("test").shape[1] if space == "codes" else 0.0
+        histograms.append(_histogram(far, step).assign(space=space))
     table = pd.concat(histograms, ignore_index=True)
-    shown = closest(run.samples(), run.images("train"), *found["features"]["samples"], config.pairs)
+    shown = closest(run.samples(), run.images("train"), *features["samples"], config.pairs)
     return Report(
         metrics, {"distances": table, "compared": pd.DataFrame(rows)}, {"pairs": shown, "distances": _picture(table)}
     )
@@ -82,37 +93,58 @@ def closest(
     return pictures.rows_of_pairs(np.asarray(samples[order]), np.asarray(train[index[order]]), columns)
 
 
-def _images(run: Run) -> dict[str, UInt8[np.ndarray, "n h w c"]]:
-    splits = {split: run.images(split) for split in ("train", "test")}
-    drawn = {of: run.samples(of) for of in ("samples", "baseline")}
-    return splits | drawn | {"reconstruction": run.images("test", "reconstruction")}
+def _in_pixels(run: Run) -> dict[str, Float[np.ndarray, " n"]]:
+    """RMSE in grey levels to the nearest training image."""
+    train, recited = run.images("train"), run.images("train", "reconstruction")
+    sets = {
+        "test": run.images("test"),
+        **{of: run.samples(of) for of in ("samples", "baseline")},
+        "reconstruction": run.images("test", "reconstruction"),
+        "copies": recited[evenly(len(recited), len(run.images("test")))],
+    }
+    return {name: nearest(_flat(pixels), _flat(train))[1] * train[0].size ** -0.5 for name, pixels in sets.items()}
+
+
+def _in_codes(run: Run) -> dict[str, Float[np.ndarray, " n"]]:
+    """Share of the codes, of all grids together, that differ from the nearest training image's or augmented copy's.
+    Reconstructions have the codes of the test images: no row of their own."""
+    train, test = run.codes("train"), run.codes("test")
+    sets = {
+        "test": test,
+        **{of: run.samples(of, "codes") for of in ("samples", "baseline")},
+        "copies": train[evenly(len(train), len(test))],
+    }
+    return {name: nearest_codes(codes, train, *run.augmented_codes()) for name, codes in sets.items()}
 
 
 def _flat(pixels: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n f"]:
     return pixels.reshape(len(pixels), -1)
 
 
-def _unit(space: str, points: Shaped[np.ndarray, "n f"]) -> float:
-    """What turns a Euclidean distance into the space's own unit: RMSE over the pixels."""
-    return points.shape[1] ** -0.5 if space == "pixels" else 1.0
-
-
-def _histogram(far: dict[str, Float[np.ndarray, " n"]]) -> pd.DataFrame:
-    """Share of each set by distance, in bins that all sets have in common."""
-    edges = np.histogram_bin_edges(np.concatenate(list(far.values())), BINS)
-    shares = {name: np.histogram(values, edges)[0] / len(values) for name, values in far.items()}
+def _histogram(far: dict[str, Float[np.ndarray, " n"]], step: float) -> pd.DataFrame:
+    """Share of each set by distance, in bins that all sets have in common; where distances are multiples of `step`, each
+    bin holds as many of them."""
+    values = np.concatenate(list(far.values()))
+    edges = np.histogram_bin_edges(values, BINS)
+    if step:
+        each = math.ceil((values.max() / step + 1) / BINS)
+        edges = step * (np.arange(0, values.max() / step + each + 0.5, each) - 0.5)
+    shares = {name: np.histogram(distances, edges)[0] / len(distances) for name, distances in far.items()}
     return pd.DataFrame({"distance": (edges[:-1] + edges[1:]) / 2, **shares})
 
 
 def _picture(table: pd.DataFrame) -> Any:
-    """Samples left of the test images are nearer to training images than unseen images are."""
+    """Samples left of the test images are nearer to training images than unseen images are. Copies of codes, all at 0, may
+    leave the picture at its top."""
     import seaborn as sns
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.4, 3.4))
-    for axis, (space, part) in zip(figure.subplots(1, 2), table.groupby("space", sort=False), strict=True):
-        long = part.melt(["distance"], ["test", *OF], var_name="images", value_name="share")
-        sns.lineplot(long, x="distance", y="share", hue="images", drawstyle="steps-mid", ax=axis)
-        unit = ", RMSE in grey levels" if space == "pixels" else ""
-        axis.set(title=f"to the nearest training image, in {space}", xlabel=f"distance{unit}", ylim=(0, None))
+    colours = dict(zip(["test", *OF], sns.color_palette(), strict=False))  # the same in every space
+    figure = Figure(figsize=(15.6, 3.4))
+    for axis, (space, part) in zip(figure.subplots(1, 3), table.groupby("space", sort=False), strict=True):
+        long = part.melt(["distance"], ["test", *OF], var_name="images", value_name="share").dropna()
+        sns.lineplot(long, x="distance", y="share", hue="images", palette=colours, drawstyle="steps-mid", ax=axis)
+        top = 1.1 * part[["test", *OF[:3]]].max().max()
+        unit = {"pixels": ", RMSE in grey levels", "codes": ", share of codes"}.get(space, "")
+        axis.set(title=f"to the nearest training image, in {space}", xlabel=f"distance{unit}", ylim=(0, top))
     return figure

@@ -68,9 +68,9 @@ class Config(Strict):
     )  # fmt: skip
     temperature: float = Field(gt=0, description="of all draws. At 1 gibbs draws from p(hidden | known); else its p is the "
                                "prior's to the power of 1 / temperature", examples=[1.0])  # fmt: skip
-    sweeps: int = Field(ge=1, description="of gibbs: visits to each hidden code", examples=[2])
-    updates: int = Field(ge=1, description="of gibbs: forward passes for one mask, at most; many hidden codes get fewer "
-                         "sweeps", examples=[6])  # fmt: skip
+    sweeps: int = Field(ge=1, description="of gibbs: visits to each hidden code, if updates suffice", examples=[2])
+    updates: int = Field(ge=1, description="of gibbs: visits to an image's hidden codes, at most, over all sweeps; each "
+                         "costs a forward pass. A sweep that they end early is spread evenly over all", examples=[6])  # fmt: skip
     proposals: int = Field(ge=1, description="of gibbs, m: a proposal is one of the m likeliest codes", examples=[4])
     exploration: float = Field(gt=0, le=1, description="of gibbs: probability that a proposal is any code instead: without, "
                                "one outside the m likeliest could neither be reached nor left", examples=[0.1])  # fmt: skip

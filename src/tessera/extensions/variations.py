@@ -8,6 +8,7 @@ in raster order draws each code given those before it alone: what is kept furthe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from tessera.core import images, pictures
 from tessera.core.contracts import Prior, Report, Sampling
-from tessera.core.params import Strict
+from tessera.core.params import Params, Strict
 from tessera.core.run import Run
 from tessera.core.seeding import generator, numpy_generator
 from tessera.nn import scores
@@ -41,6 +42,15 @@ class Config(Strict):
         min_length=1, description="of the sheet of labels, one block each: 1 is p(codes | label), 0 forgets the label, more "
         "exaggerates it; other than 1 needs a prior with label_dropout", examples=[[1.0, 2.0]],
     )  # fmt: skip
+
+    def rule(self, params: Params) -> Iterator[str]:
+        """Of conditional priors: for others the sheet of labels is left out."""
+        wrong = [value for value in self.guidance if value != 1]
+        if wrong and params.prior.conditional and not params.guidable:
+            yield (
+                f"extensions.variations.guidance: must be 1 alone while prior.label_dropout is 0, got {wrong[0]:g}; raise "
+                "prior.label_dropout"
+            )
 
 
 class Seen(NamedTuple):

@@ -36,7 +36,7 @@ class Bidirectional(nn.Module):
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, numbers: Float[Tensor, "b t+1"]
     ) -> dict[str, Tensor]:
         """`numbers`, uniform on [0, 1), say which codes are hidden."""
-        masked = masking.masks(numbers[:, 0], numbers[:, 1:])
+        masked = masking.masks(numbers[0, 0], numbers[:, 1:])
         log_prob = sequences.code_log_prob(self.network(codes, labels, masked, 0.0), codes)
         return {"nll": -masking.mean(log_prob, masked).mean()}
 

@@ -34,7 +34,7 @@ def read(source: Path) -> pa.Table:
     """The parquet at `source`, with the columns of `COLUMNS`: one row per emoji.
 
     Raises:
-        InputError: it is missing, no parquet, or lacks a column.
+        InputError: it is missing, no parquet, lacks a column, or a column is not of its kind in every row.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -53,7 +53,33 @@ def read(source: Path) -> pa.Table:
             f"dataset.source {str(source)!r} lacks the columns {', '.join(missing)}; it has {there}. "
             "Other files are read by dataset.name: huggingface"
         )
+    for column in COLUMNS:
+        kind, rows = table.schema.field(column).type, table[column]
+        if not (_is_image(kind) if column == "image" else _is_text(kind)):
+            wanted = "images as structs with the binary field `bytes`" if column == "image" else "text"
+            raise InputError(f"dataset.source {str(source)!r}: column {column} must hold {wanted}, got {kind}")
+        if rows.null_count:
+            row = rows.is_null().index(True).as_py()
+            raise InputError(f"dataset.source {str(source)!r}: column {column} is empty in row {row}")
     return table
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Plain, or by index, as pandas stores what is categorical."""
+    import pyarrow as pa
+
+    of = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(of) or pa.types.is_large_string(of)
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    """As `datasets` stores them."""
+    import pyarrow as pa
+
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return False
+    of = kind.field("bytes").type
+    return pa.types.is_binary(of) or pa.types.is_large_binary(of)
 
 
 def family(codepoints: str) -> str:

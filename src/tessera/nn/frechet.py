@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from tessera.core.errors import InputError
+
 NORMAL_95 = 1.959964  # standard deviations on either side of a mean that hold 95 % of a Gaussian
 
 
@@ -26,7 +28,13 @@ class Kid(NamedTuple):
 
 
 def distance(a: Float[np.ndarray, "n f"], b: Float[np.ndarray, "m f"]) -> float:
-    """Fréchet distance of two sets of features, in float64."""
+    """Fréchet distance of two sets of features, in float64.
+
+    Raises:
+        InputError: a set has fewer than two images, and so no covariance.
+    """
+    if min(len(a), len(b)) < 2:
+        raise InputError(f"a Fréchet distance needs at least 2 images in each set, got {len(a)} and {len(b)}")
     import torch  # torch-fidelity's functions take tensors and compute in NumPy
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
@@ -35,7 +43,13 @@ def distance(a: Float[np.ndarray, "n f"], b: Float[np.ndarray, "m f"]) -> float:
 
 
 def kid(a: Float[np.ndarray, "n f"], b: Float[np.ndarray, "m f"], subsets: int, size: int, seed: int) -> Kid:
-    """KID of two sets of features over random subsets of `size` of each; the seed alone decides which."""
+    """KID of two sets of features over random subsets of `size` of each; the seed alone decides which.
+
+    Raises:
+        InputError: a subset has fewer than two images, and so no pairs.
+    """
+    if size < 2:
+        raise InputError(f"KID needs subsets of at least 2 images, got {size}; take sets of at least 4")
     import torch
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 

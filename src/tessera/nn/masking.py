@@ -53,18 +53,19 @@ class MaskedTransformer(nn.Module):
         return tuple(head(part) for head, part in zip(self.heads, x, strict=True))
 
 
-def masks(jitter: Float[Tensor, " m"], keys: Float[Tensor, "m t"]) -> Bool[Tensor, "m t"]:
+def masks(offset: Float[Tensor, ""], keys: Float[Tensor, "m t"]) -> Bool[Tensor, "m t"]:
     """M masks of T positions. Each hides k, uniform on 1..T, and each set of k positions is equally likely.
 
-    The M numbers k are stratified, as are the times of Kingma et al. 2021 (arXiv 2107.00630, "low-discrepancy sampler"):
-    number m comes from the m-th of M equal parts of 1..T, so that together they cover it from few to all.
+    The M numbers k are spread evenly from one common offset modulo 1, as are the times of Kingma et al. 2021 (arXiv
+    2107.00630, "low-discrepancy sampler"): together they cover 1..T from few to all, and each alone is uniform, whichever
+    row it is. Rows may stand in the order of the data set.
 
     Args:
-        jitter: uniform on [0, 1); the place of k in its part.
+        offset: uniform on [0, 1).
         keys: uniform on [0, 1); the k smallest of a row are hidden.
     """
     count, length = keys.shape
-    share = (torch.arange(count, device=jitter.device) + jitter) / count
+    share = (torch.arange(count, device=keys.device) / count + offset) % 1
     hidden = (share * length).long().clamp(max=length - 1) + 1  # the clamp: a share may be rounded to 1
     return ranks(keys) < hidden[:, None]
 

@@ -19,8 +19,8 @@ class Sweeps(Protocol):
     """How chains move; the params of whatever runs them."""
 
     temperature: float  # p is the prior's to the power of 1 / temperature
-    sweeps: int  # visits to each hidden code
-    updates: int  # forward passes, at most
+    sweeps: int  # visits to each hidden code, if `updates` suffice
+    updates: int  # visits of a chain, at most, over all sweeps; each costs a forward pass
     proposals: int  # m of `proposal`
     exploration: float  # of `proposal`
 
@@ -40,16 +40,15 @@ def gibbs(
     min(1, p(x') q(x) / (p(x) q(x'))), p being the prior's joint probability of all codes. q (`proposal`) depends on the codes
     before alone, which both values share; hence p(hidden | known) is stationary.
 
-    A chain an image. Every image has its own list of hidden codes; those with fewer wait for the others."""
+    A chain an image. Every image has its own list of hidden codes (`visits`); those with fewer wait for the others."""
     order = torch.as_tensor(list(prior.order), device=codes.device)
     listed = hidden[:, order]
     places, count = order[(~listed).long().argsort(dim=1, stable=True)], listed.sum(1)  # hidden ones first
-    longest = int(count.max())
     codes, known, proposed, accepted = codes.clone(), conditionals(prior, codes, labels), 0, 0
-    for step in range(min(config.sweeps * longest, config.updates)):
+    for which in visits(count, config.sweeps, config.updates, draws):
         numbers = torch.rand(2, len(codes), generator=draws, dtype=torch.float64, device=draws.device).to(codes.device)
-        rows = (count > step % longest).nonzero()[:, 0]
-        at = places[rows, step % longest]
+        rows = (which >= 0).nonzero()[:, 0]
+        at = places[rows, which[rows]]
         q = proposal(known[rows, at] / config.temperature, config.proposals, config.exploration)
         offered, present = draw(q, numbers[0, rows]), codes[rows, at]
         gain = (q.gather(1, present[:, None]) - q.gather(1, offered[:, None]))[:, 0]
@@ -64,6 +63,21 @@ def gibbs(
         codes[rows[yes]], known[rows[yes]] = candidate[yes], then[yes]
         proposed, accepted = proposed + len(rows), accepted + int(yes.sum())
     return Chains(codes, proposed, accepted)
+
+
+def visits(count: Int[Tensor, " n"], sweeps: int, updates: int, draws: Generator) -> Int[Tensor, "s n"]:
+    """Step by step, which of its `count` hidden codes each chain visits; -1: none, it waits.
+
+    Sweeps are in order. Where `updates` end one early, it visits codes that are evenly spread over all hidden ones, from a
+    start drawn at random (systematic sampling: none twice, all equally often), since the first ones alone would leave
+    the lower part of each image as it was."""
+    longest = int(count.max())
+    whole, rest = divmod(min(sweeps * longest, updates), max(1, longest))
+    turns = torch.arange(longest, device=count.device)[:, None]
+    sweep = torch.where(turns < count, turns, -1)
+    starts = torch.rand(len(count), generator=draws, dtype=torch.float64, device=draws.device).to(count.device)
+    spread = ((turns[:rest] + starts) * count / rest).long().minimum(count - 1)  # the sum may round up
+    return torch.cat([sweep] * whole + [torch.where(count > rest, spread, sweep[:rest])])
 
 
 def proposal(log_p: Float[Tensor, "n k"], m: int, exploration: float) -> Float[Tensor, "n k"]:

@@ -82,6 +82,21 @@ def nearest(
     return index, distance
 
 
+def nearest_codes(codes: Int[np.ndarray, "n t"], *references: Int[np.ndarray, "_ t"]) -> Float[np.ndarray, " n"]:
+    """Hamming distance of each image's codes to the nearest of all references, as a share of the codes (0 to 1); block by
+    block, for references on disk."""
+    from scipy.spatial.distance import cdist
+
+    smallest = np.full(len(codes), np.inf)
+    for reference in references:
+        for others in batches(len(reference), BLOCK):
+            block = np.asarray(reference[others], np.float64)
+            for where in batches(len(codes), BLOCK):
+                found = cdist(np.asarray(codes[where], np.float64), block, "hamming").min(1)
+                smallest[where] = np.minimum(smallest[where], found)
+    return smallest
+
+
 def subset(generator: np.random.Generator, n: int, count: int) -> Int[np.ndarray, " c"]:
     """`count` of range(n), without repetition, in order; all of them where `count` is not less."""
     return np.arange(n) if count >= n else np.sort(generator.choice(n, count, replace=False))

@@ -64,7 +64,7 @@ class Masked(nn.Module):
             return {"nll": -self.log_prob(codes, labels).mean() / codes.shape[1]}
         self._require(codes, labels)
         keys = torch.rand(codes.shape, device=codes.device)
-        masked = masking.masks(torch.rand_like(keys[:, 0]), keys)
+        masked = masking.masks(torch.rand((), device=codes.device), keys)
         logits = self.network(codes, labels, masked, self.config.dropout)
         return {"nll": -masking.mean(sequences.code_log_prob(logits, codes), masked).mean()}
 
@@ -132,7 +132,7 @@ class Masked(nn.Module):
         for row in codes.cpu().numpy():
             generator = torch.Generator().manual_seed(PATTERNS + crc32(row.tobytes()))
             keys = torch.rand(self.config.bound_draws, len(row), generator=generator)
-            found.append(masking.masks(torch.rand(self.config.bound_draws, generator=generator), keys))
+            found.append(masking.masks(torch.rand((), generator=generator), keys))
         return torch.stack(found)
 
     def _require(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:

@@ -27,6 +27,8 @@ class Runtime:
     Attributes:
         rank, ranks: of this training process, and how many there are.
         stopping: the signal that asked to stop, or 0; set by the stage's signal handler.
+        training: there are steps that no checkpoint has yet, and the next one looks at `stopping`: from the first backward
+            pass of a training to its last checkpoint.
     """
 
     def __init__(self, settings: Settings, scratch: Scratch | None = None) -> None:
@@ -34,7 +36,7 @@ class Runtime:
         self._accelerator: Any = None
         self._saved = time.monotonic()
         self.rank, self.ranks = ranks.place()
-        self.stopping = 0
+        self.stopping, self.training = 0, False
         self._slot = _take_gpu_slot() if settings.device == "auto" and self.ranks == 1 else None
 
     @cached_property
@@ -113,6 +115,7 @@ class Runtime:
         return self._accelerator.autocast() if self._accelerator is not None else nullcontext()
 
     def backward(self, loss: Any) -> None:
+        self.training = True
         self._accelerator.backward(loss)
 
     def clip_gradients(self, parameters: Any, norm: float) -> Any:
@@ -127,7 +130,7 @@ class Runtime:
         self, task: str, pack: Callable[[], tuple[dict[str, Any], dict[str, Any]]], force: bool = False
     ) -> None:
         """Save `pack()` of the training called `task` when it is time to, or when the process was told to stop, which
-        it then does.
+        it then does. `force`: the training has ended.
 
         Raises:
             Interrupted: after saving, if a signal asked for it.
@@ -137,6 +140,8 @@ class Runtime:
         if self._scratch is not None and self.main and (due or self.stopping):
             self._scratch.save(task, *pack())
             self._saved = time.monotonic()
+        if force:  # the last one; before `stopping` is read, or a signal in between would go unheard
+            self.training = False
         if self.stopping:
             if self.main:
                 print("stopped; the same command goes on from here", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -122,7 +123,7 @@ def _stats(dep: str) -> list[tuple[str, int, int]]:
 def _hash(dep: str) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for file in _files(dep):
-        digest.update(file.as_posix().encode() + b"\0")
+        digest.update(os.fsencode(file.as_posix()) + b"\0")
         if file.exists():
             with open(file, "rb") as stream:
                 digest.update(hashlib.file_digest(stream, "blake2b").digest())

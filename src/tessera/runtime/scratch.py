@@ -7,6 +7,7 @@ scratch: a lock per fingerprint lets one of them train while the others wait and
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -43,11 +44,7 @@ class Scratch:
         self._lock = FileLock(self.folder / LOCK)
 
     def __enter__(self) -> Scratch:
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            print("waiting for another process that trains the same thing ...", file=sys.stderr, flush=True)
-            self._lock.acquire()
+        self._acquire()
         finished = self.folder / FINISHED
         if finished.exists() and files.read_json(finished) == self._state:
             for checkpoint in self.folder.glob("*.safetensors"):
@@ -57,18 +54,39 @@ class Scratch:
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
-            if kind is None:
-                files.write_json(self.folder / FINISHED, self._state)
+            if kind is None:  # finished last: what fails after it would be trained anew by the next run
                 self._prune()
+                files.write_json(self.folder / FINISHED, self._state)
         finally:
             self._lock.release()
 
+    def _acquire(self) -> None:
+        """Anew where another process, which prunes, has removed the folder meanwhile."""
+        for left in reversed(range(100)):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                print("waiting for another process that trains the same thing ...", file=sys.stderr, flush=True)
+                self._lock.acquire()
+            except (FileExistsError, FileNotFoundError):  # of mkdir: it was there, and then it was not
+                if not left:
+                    raise
+                continue
+            if (self.folder / LOCK).exists():
+                return
+            self._lock.release()
+
     def _prune(self) -> None:
-        """Keep the newest folders of this stage; never one that a process holds."""
-        folders = sorted(self.folder.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-        for folder in folders[self._keep :]:
-            if folder != self.folder and not _held(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+        """Keep the newest folders of this stage; never one that a process holds. At best: others prune at the same time."""
+        changed = {}
+        with contextlib.suppress(OSError):
+            for folder in self.folder.parent.iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    changed[folder] = folder.stat().st_mtime
+        for folder in sorted(changed, key=changed.__getitem__, reverse=True)[self._keep :]:
+            if folder != self.folder and folder.exists():
+                _remove(folder)
 
     def _checkpoint(self, task: str) -> Path:
         """One file per training of the stage: `extractor/scorer` becomes `extractor-scorer.safetensors`."""
@@ -100,11 +118,7 @@ class Scratch:
         return tensors, values
 
 
-def _held(folder: Path) -> bool:
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
+def _remove(folder: Path) -> None:
+    """Unless a process holds it, or the system forbids it. Locked while it goes: nobody shall begin in it meanwhile."""
+    with contextlib.suppress(OSError), FileLock(folder / LOCK).acquire(timeout=0):  # Timeout is an OSError
+        shutil.rmtree(folder, ignore_errors=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 from tessera.core import seams
 from tessera.core.errors import InputError, NonFiniteError
-from tessera.core.params import CHOOSES, Params, load, read
+from tessera.core.params import CHOOSES, PLURAL, Params, load, read
 from tessera.core.run import Run
 from tessera.runtime import process, ranks
 from tessera.runtime.devices import Runtime
@@ -41,16 +41,22 @@ def enter(
     depend on, only what follows it."""
     stage = Path(sys.argv[0]).stem
     key = sys.argv[1] if len(sys.argv) > 1 else None
+    title = f"{stage}@{key}" if key else stage
     try:
         _require_own_code()
         if ranks.is_rank() and not (shares or trains):
             raise InputError(f"this stage is the work of one process: start it by python -m stages.{stage}")
         params = Params(read() if ranks.follows() else _validated())
+        _require_key(stage, sys.argv[1:], params)
         _run(main, stage, key, params, shares, trains, after_training)
     except (InputError, NonFiniteError) as error:
-        sys.exit(f"error in {stage}{'@' + key if key else ''}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(f"error in {title}: {error}")
+    except KeyboardInterrupt as stop:  # of our handler with the signal, of Python's without
+        number = signal.Signals(stop.args[0] if stop.args else signal.SIGINT)
+        if ranks.place()[0] == 0:
+            said = f"{title} stopped at once by {number.name}; the same command begins it anew, or from its last checkpoint"
+            print(said, file=sys.stderr, flush=True)
+        sys.exit(128 + number)
 
 
 def _run(
@@ -75,10 +81,22 @@ def _run(
             runtime.leave()
         if inputs is not None:
             inputs.require_unchanged()
-    if what is not None:
-        _require_declared_imports(what)
-        if inputs is not None:
-            _name_unread(params, what)
+        if what is not None:
+            _require_declared_imports(what)  # before the scratch is marked as finished
+    if what is not None and inputs is not None:
+        _name_unread(params, what)
+
+
+def _require_key(stage: str, given: list[str], params: Params) -> None:
+    """One key of params.yaml where a stage runs one plug-in at a time, and nothing elsewhere."""
+    got = " ".join(given) or "none"
+    if stage not in PLURAL and given:
+        raise InputError(f"python -m stages.{stage} takes no argument, got {got}")
+    if stage in PLURAL and not (len(given) == 1 and given[0] in params.raw[stage]):
+        keys = ", ".join(params.raw[stage])
+        raise InputError(
+            f"python -m stages.{stage} takes one key of section {stage} of params.yaml ({keys}), got {got}"
+        )
 
 
 def _require_own_code() -> None:
@@ -135,11 +153,15 @@ def _load() -> None:
 
 @contextlib.contextmanager
 def _signals(runtime: Runtime) -> Iterator[None]:
-    """INT and TERM let the running step end and its state be saved; a second one stops at once."""
+    """While a training runs INT and TERM let the step end and its state be saved; a second one, or one at any other time,
+    stops at once."""
+    owner = os.getpid()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if runtime.stopping:
-            raise KeyboardInterrupt
+        if os.getpid() != owner:  # a fork that takes a share of a walk: its parent says what there is to say
+            os._exit(128 + number)
+        if runtime.stopping or not runtime.training:
+            raise KeyboardInterrupt(number)
         runtime.stopping = number
 
     with ranks.handling(stop):

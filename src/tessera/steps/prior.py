@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Generator, Tensor, nn
 
 from tessera.core import images
+from tessera.core.errors import InputError
 from tessera.core.params import Prior
 from tessera.core.training import Fitted, Row, Task
 
@@ -46,6 +47,9 @@ class Data:
     @classmethod
     def of(cls, run: Any) -> Data:
         conditional, splits = run.params.prior.conditional, ("train", "val")
+        if conditional and not run.label_names:
+            raise InputError("prior.conditional: must be false where the data set has no labels, got true; set it to false, or "
+                             "let the data set read labels")  # fmt: skip
         return cls(
             {split: run.codes(split) for split in splits},
             run.augmented_codes(),

@@ -46,6 +46,7 @@ def start(name: str, runs: list[str], jobs: int, overrides: list[str]) -> None:
             run = waiting.pop(0)
             command = [sys.executable, "-m", "tessera.studies", name, "--one", run, *overrides]
             folder(name, run).mkdir(parents=True, exist_ok=True)
+            (folder(name, run) / DONE).unlink(missing_ok=True)  # of an earlier run, which is not this one's result
             with open(folder(name, run) / LOG, "wb") as log:
                 running[run] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
             print(f"{run}: started", flush=True)
@@ -53,6 +54,8 @@ def start(name: str, runs: list[str], jobs: int, overrides: list[str]) -> None:
         for run, process in list(running.items()):
             if process.poll() is not None:
                 del running[run]
+                if process.returncode and state(name, run) == "done":  # it broke down after all
+                    (folder(name, run) / DONE).unlink()
                 print(f"{run}: {state(name, run)}", flush=True)
 
 
@@ -75,12 +78,8 @@ def one(name: str, run: str, overrides: dict[str, Any]) -> int:
     where.mkdir(parents=True, exist_ok=True)
     sys.path.insert(0, str(root))
     begun = time.monotonic()
+    _make_absolute(raw)
     with contextlib.chdir(where):
-        source = Path(raw["dataset"]["source"])
-        if not source.is_absolute() and not source.parts[0].startswith("."):
-            link = Path(source.parts[0])
-            if not link.is_symlink():
-                link.symlink_to(root / link)
         files.write_json(Path("params.json"), raw)
         try:
             cache = Cache(raw, root)
@@ -94,6 +93,14 @@ def one(name: str, run: str, overrides: dict[str, Any]) -> int:
             return 1
         files.write_json(Path(DONE), {"state": "done", "seconds": round(time.monotonic() - begun, 1)})
     return 0
+
+
+def _make_absolute(raw: dict[str, Any]) -> None:
+    """The paths in params.yaml, which are relative to the repository."""
+    raw["dataset"]["source"] = os.path.abspath(raw["dataset"]["source"])
+    for section in (raw["extractor"].get("inception", {}), raw["losses"].get("perceptual", {})):
+        if section.get("weights"):
+            section["weights"] = os.path.abspath(section["weights"])
 
 
 def _work(stage: str, key: str | None, raw: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from tessera.core import files
 from tessera.core.params import read
@@ -16,6 +17,27 @@ from tessera.studies import ranks, results, sweep
 from tessera.studies.results import PAGES, Result
 
 FIGURES = PAGES / "figures"
+COLOURS = {"ours": "#1f5a92", "published": "#d9772e"}  # of groups, the same in every figure; others take the next one
+LABELS = {  # of axes
+    "beta": "beta, commitment weight",
+    "bits_per_image": "rate, bits an image",
+    "code_dim": "D, dimension of a code vector",
+    "codebook_size": "K, number of code vectors",
+    "decay": "decay of the EMA",
+    "horizontal": "share of equal horizontal neighbours",
+    "latent_dim": "dimension of a latent",
+    "neighbours": "k of the graph of neighbours",
+    "perplexity": "perplexity of the codes",
+    "psnr_db": "PSNR, dB",
+    "reconstruction_test": "distance of reconstructions to test images",
+    "samples.recall": "recall of samples",
+    "samples_test": "distance of samples to test images",
+    "test.share_saved": "share of the entropy saved, test",
+    "usage": "share of code vectors used",
+    "val_perplexity": "perplexity of the codes, validation",
+    "val_psnr_db": "PSNR, dB, validation",
+    "val_usage": "share of code vectors used, validation",
+}
 
 
 def write(name: str, study: sweep.Study) -> Path:
@@ -88,18 +110,38 @@ def draw(figure: sweep.Figure, study: sweep.Study, rows: list[Result], owner: sw
         _curves(axis, figure, rows)
     else:
         for group, runs in groups.items():
-            points = [(value(figure.x, row, owner), value(figure.y, row, owner)) for row in rows if row.run in runs]
-            points = sorted(point for point in points if not any(math.isnan(float(v)) for v in point))
-            axis.plot(*zip(*points, strict=True), marker="o", label=group or None) if points else None
-        axis.set(xlabel=_name(figure.x), ylabel=_name(figure.y))
+            points = [
+                (value(figure.x, row, owner), value(figure.y, row, owner), row.run) for row in rows if row.run in runs
+            ]
+            points = sorted(point for point in points if not any(math.isnan(float(v)) for v in point[:2]))
+            if points:
+                _points(axis, points, group, joined=":" not in figure.x or bool(study.groups))
+        axis.set(xlabel=_label(figure.x), ylabel=_label(figure.y))
     if figure.log:
-        axis.set_xscale("log")
+        _logarithmic(axis)
     axis.set_title(figure.title)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return drawn
+
+
+def _points(axis: Axes, points: list[tuple[Any, Any, str]], group: str, joined: bool) -> None:
+    """A line where x is a parameter or a group is a series of it; else each point has the name of its run."""
+    x, y, runs = zip(*points, strict=True)
+    axis.plot(x, y, marker="o", linestyle="-" if joined else "none", label=group or None, color=COLOURS.get(group))
+    if not joined:
+        axis.margins(0.15)
+        for place, run in zip(zip(x, y, strict=True), runs, strict=True):
+            axis.annotate(run, place, (0, 5), textcoords="offset points", ha="center", fontsize=7)
+
+
+def _logarithmic(axis: Axes) -> None:
+    """Whole numbers double from tick to tick; plain figures, none between."""
+    axis.set_xscale("log", base=2 if axis.dataLim.x0 >= 2 else 10)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _curves(axis: Axes, figure: sweep.Figure, rows: list[Result]) -> None:
@@ -109,12 +151,16 @@ def _curves(axis: Axes, figure: sweep.Figure, rows: list[Result]) -> None:
     for row, colour in zip(drawn, sns.color_palette("viridis", len(drawn)), strict=True):
         curve = row.curves[figure.file]
         axis.plot(curve[figure.x], curve[figure.y], label=row.run, color=colour)
-    axis.set(xlabel=figure.x, ylabel=figure.y)
+    axis.set(xlabel=_label(figure.x), ylabel=_label(figure.y))
 
 
 def _name(source: str) -> str:
     """`diagnostics/usage:grid_*.usage` is `usage` on an axis and in a file's name."""
     return source.rpartition(":")[2].rpartition("*.")[2] if ":" in source else source.rpartition(".")[2]
+
+
+def _label(source: str) -> str:
+    return LABELS.get(_name(source), _name(source))
 
 
 def _file(figure: sweep.Figure) -> str:

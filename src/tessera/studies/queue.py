@@ -41,7 +41,7 @@ def start(name: str, study: sweep.Study, runs: list[str], jobs: int) -> None:
             dvc("queue", "remove", experiment(name, run))
         elif experiment(name, run) in there:
             dvc("exp", "remove", experiment(name, run))
-        arguments = presets.arguments(sweep.changes(study, run)).split()
+        arguments = presets.arguments(sweep.changes(study, run))
         dvc("exp", "run", "--queue", "-n", experiment(name, run), *arguments, *study.targets)
         print(f"{run}: queued", flush=True)
     if runs:

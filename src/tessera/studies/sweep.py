@@ -74,8 +74,42 @@ def load(name: str) -> Study:
     if wrong:
         raise InputError(f"studies/{name}.yaml: runs become names of experiments: letters, digits, '.', '_' and '-' only, "
                          f"got {wrong}")  # fmt: skip
+    _require_pool(name, study)
     _require_runs(name, study)
+    _require_values(name, study)
     return study
+
+
+def _require_pool(name: str, study: Study) -> None:
+    if study.pool and study.runs:
+        raise InputError(f"studies/{name}.yaml: has runs of its own and those of the pool {study.pool}; leave one out")
+    # by its text: to load it would never end where two pools name each other
+    if study.pool in names() and (beyond := read(FOLDER / f"{study.pool}.yaml").get("pool")):
+        raise InputError(
+            f"studies/{name}.yaml: the pool {study.pool} has no runs of its own; it names the pool {beyond}"
+        )
+
+
+def _require_values(name: str, study: Study) -> None:
+    """Before any run: what runs change and what the page shows stands in params.yaml."""
+    raw = read()
+    used = {f"runs.{run}": list(changes(study, run)) for run in study.runs}
+    used["columns"] = [source for source in study.columns.values() if ":" not in source]
+    lines = [source for figure in study.figures if figure.kind == "lines" for source in (figure.x, figure.y)]
+    used["figures"] = [source for source in lines if ":" not in source]
+    unknown = [
+        f"  {place}: {source}" for place, sources in used.items() for source in sources if not _known(raw, source)
+    ]
+    if unknown:
+        raise InputError(f"studies/{name}.yaml names values that params.yaml does not have:\n" + "\n".join(unknown))
+
+
+def _known(raw: Any, name: str) -> bool:
+    for part in name.removeprefix(presets.REMOVED).split("."):
+        if not isinstance(raw, dict) or part not in raw:
+            return False
+        raw = raw[part]
+    return True
 
 
 def _require_runs(name: str, study: Study) -> None:

@@ -47,7 +47,7 @@ HEADLINE = (
     Headline("recall of the samples", Figure("evaluation/coverage", "samples.recall", ".2f"),
              Figure("evaluation/coverage", "samples.precision", ".2f", "precision {}")),
     Headline("distance to training images, samples over test", Figure("evaluation/memorisation", "features.median_ratio", ".2f"),
-             Figure("evaluation/memorisation", "features.near_share", ".1%", "{} are suspiciously near")),
+             Figure("evaluation/memorisation", "codes.near_share", ".1%", "{} are suspiciously near, by codes")),
 )  # fmt: skip
 
 
