@@ -662,22 +662,22 @@ def test_of_identical_images_in_several_splits_that_of_test_is_kept() -> None:
 
 
 def test_duplicates_are_removed_counted_and_reported() -> None:
-    images = [noise(16, 16, 3, seed=i) for i in range(20)]
+    images = [noise(16, 16, 3, seed=i) for i in range(50)]
     images += [images[0], images[1][:, :, [0, 1, 2]].copy()]
-    own = ["train"] * 10 + ["test"] * 11 + ["train"]  # 20 repeats 0 in test, 21 repeats 1 in train
+    own = ["train"] * 40 + ["test"] * 11 + ["train"]  # 50 repeats 0 in test, 51 repeats 1 in train
     prepared = preparation.prepare(source(images, splits=own), section(), generator())
     assert prepared.metrics["duplicates_removed"] == 2
     names = prepared.table.groupby("split")["name"].agg(set)
-    assert "20" in names["test"]
+    assert "50" in names["test"]
     assert "0" not in names["train"] | names["val"]
-    assert "21" not in names["train"] | names["val"]
+    assert "51" not in names["train"] | names["val"]
     assert prepared.notes == ("1 images stand in several of the source's own splits; kept in test, or else in val",)
 
 
 def test_images_that_differ_only_at_full_size_are_duplicates() -> None:
     fine, coarse = np.full((16, 16), 100, np.uint8), np.full((16, 16), 100, np.uint8)
     fine[::2, ::2], fine[1::2, 1::2], fine[::2, 1::2], fine[1::2, ::2] = 90, 90, 110, 110
-    images = [*(noise(16, 16, seed=i) for i in range(30)), fine, coarse]
+    images = [*(noise(16, 16, seed=i) for i in range(50)), fine, coarse]
     assert preparation.prepare(source(images), section(colour="grey"), generator()).metrics["duplicates_removed"] == 1
 
 
@@ -821,18 +821,25 @@ def test_a_source_with_all_three_splits_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "own", "empty"),
-    [(1, None, "val"), (3, None, "val"), (5, ["test"] * 5, "train"), (2, ["train", "test"], "val")],
+    ("n", "own", "small", "rows"),
+    [
+        (1, None, "train", 1),
+        (30, None, "val", 3),
+        (5, ["test"] * 5, "train", 0),
+        (9, ["train"] * 6 + ["val"] * 3, "val", 3),
+    ],
 )
-def test_an_empty_split_is_an_error_with_a_remedy(n: int, own: Any, empty: str) -> None:
+def test_a_split_that_is_too_small_is_an_error_with_a_remedy(n: int, own: Any, small: str, rows: int) -> None:
     remedy = r"Take a source with more images, or raise dataset\.split"
-    with pytest.raises(InputError, match=rf"the {empty} split would be empty \({n} images, .*\)\. {remedy}"):
+    message = rf"the {small} split must have at least 4 images, got {rows} \({n} images, .*\)\. {remedy}"
+    with pytest.raises(InputError, match=message):
         divide([str(i) for i in range(n)], [0] * n, own=own)
 
 
 def test_one_family_cannot_be_divided_but_its_rows_can() -> None:
     with pytest.raises(
-        InputError, match=r"val split would be empty \(40 images, 1 families.*set dataset\.split\.by to random"
+        InputError,
+        match=r"val split must have at least 4 images, got 0 \(40 images, 1 families.*set dataset\.split\.by to random",
     ):
         divide(["same"] * 40, [0] * 40)
     assert set(divide(["same"] * 40, [0] * 40, by="random")) == set(SPLITS)
@@ -877,7 +884,7 @@ def test_every_image_is_decoded_once_and_saved_with_its_row(tmp_path: Path) -> N
 
 
 def test_a_set_without_labels() -> None:
-    prepared = preparation.prepare(source([noise(8, 8, seed=i) for i in range(20)]), section(), generator())
+    prepared = preparation.prepare(source([noise(8, 8, seed=i) for i in range(50)]), section(), generator())
     assert set(prepared.table["label"]) == {-1}
     assert set(prepared.table["label_name"]) == {""}
     assert prepared.metrics["classes"] == 0

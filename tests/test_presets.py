@@ -232,9 +232,9 @@ def sources(tmp_path_factory, make_images) -> Path:
     (data / "cifar10").mkdir()
     pq.write_table(table.take(list(range(0, table.num_rows, 100))), data / "noto-emoji.parquet")
     for name, column, channels, size in (("mnist", "image", 1, 28), ("cifar10", "img", 3, 32)):
-        stored = encoded(make_images(36, channels=channels), size)
-        for split, where in {"train": slice(0, 30), "test": slice(30, 36)}.items():
-            labels = [index % 3 for index in range(36)][where]
+        stored = encoded(make_images(48, channels=channels), size)
+        for split, where in {"train": slice(0, 42), "test": slice(42, 48)}.items():
+            labels = [index % 3 for index in range(48)][where]
             pq.write_table(pa.table({column: stored[where], "label": labels}), data / name / f"{split}.parquet")
     return data
 

@@ -53,7 +53,7 @@ class MaskedTransformer(nn.Module):
         return tuple(head(part) for head, part in zip(self.heads, x, strict=True))
 
 
-def masks(offset: Float[Tensor, ""], keys: Float[Tensor, "m t"]) -> Bool[Tensor, "m t"]:
+def masks(offset: Float[Tensor, "*m"], keys: Float[Tensor, "m t"]) -> Bool[Tensor, "m t"]:
     """M masks of T positions. Each hides k, uniform on 1..T, and each set of k positions is equally likely.
 
     The M numbers k are spread evenly from one common offset modulo 1, as are the times of Kingma et al. 2021 (arXiv
@@ -61,7 +61,8 @@ def masks(offset: Float[Tensor, ""], keys: Float[Tensor, "m t"]) -> Bool[Tensor,
     row it is. Rows may stand in the order of the data set.
 
     Args:
-        offset: uniform on [0, 1).
+        offset: one number, uniform on [0, 1). Masks of one and the same image may have one each instead, uniform on [0, 1/M):
+            its mean over them is then less noisy.
         keys: uniform on [0, 1); the k smallest of a row are hidden.
     """
     count, length = keys.shape

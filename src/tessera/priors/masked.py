@@ -128,11 +128,11 @@ class Masked(nn.Module):
     def _masks(self, codes: Int[Tensor, "b t"]) -> Bool[Tensor, "b m t"]:
         """Seeded by a checksum of each image's codes: an image does not see its batch, is judged alike in every epoch, and
         does not share its luck with others, as it would with the same masks for all."""
-        found = []
+        found, count = [], self.config.bound_draws
         for row in codes.cpu().numpy():
             generator = torch.Generator().manual_seed(PATTERNS + crc32(row.tobytes()))
-            keys = torch.rand(self.config.bound_draws, len(row), generator=generator)
-            found.append(masking.masks(torch.rand((), generator=generator), keys))
+            keys = torch.rand(count, len(row), generator=generator)
+            found.append(masking.masks(torch.rand(count, generator=generator) / count, keys))
         return torch.stack(found)
 
     def _require(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 8  # pixels a side; near duplicates are sought on these
 BLOCK = 256  # rows that are handled at once
+LEAST = 4  # images of a split: KID compares subsets of half of it, and of two images at least
 RANK = {"test": 0, "val": 1}  # which of several identical images is kept; all others rank behind
 
 
@@ -72,7 +73,7 @@ def prepare(
         progress: wraps the range of images.
 
     Raises:
-        InputError: the source is empty, an image cannot be read, a split would be empty, or the disk is full.
+        InputError: the source is empty, an image cannot be read, a split would be too small, or the disk is full.
     """
     _require_contract(source, dataset)
     images, targets, digests = _render_all(source, dataset, progress)
@@ -295,7 +296,7 @@ def divide(
     hundred labels of two families each would otherwise all go to train.
 
     Raises:
-        InputError: a split would be empty.
+        InputError: a split would have fewer than `LEAST` images.
     """
     result = np.array(own, dtype=object)
     free = np.flatnonzero(result == "train")
@@ -328,8 +329,9 @@ def _groups(by: np.ndarray) -> list[Int[np.ndarray, " m"]]:
 
 def _require_rows(splits: np.ndarray, groups: int, split: Split) -> None:
     for name in SPLITS:
-        if not (splits == name).any():
+        rows = int((splits == name).sum())
+        if rows < LEAST:
             what = f"{len(splits)} images" + (f", {groups} families to divide" if split.by == "family" else "")
             remedy = f"Take a source with more images, or raise dataset.split.{name} (now {getattr(split, name):g})"
             also = ", or set dataset.split.by to random" if split.by == "family" else ""
-            raise InputError(f"the {name} split would be empty ({what}). {remedy}{also}")
+            raise InputError(f"the {name} split must have at least {LEAST} images, got {rows} ({what}). {remedy}{also}")
