@@ -138,13 +138,17 @@ def _picture(table: pd.DataFrame) -> Any:
     leave the picture at its top."""
     import seaborn as sns
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     colours = dict(zip(["test", *OF], sns.color_palette(), strict=False))  # the same in every space
-    figure = Figure(figsize=(15.6, 3.4))
+    figure = Figure(figsize=(15.6, 3.4), layout="constrained")
     for axis, (space, part) in zip(figure.subplots(1, 3), table.groupby("space", sort=False), strict=True):
         long = part.melt(["distance"], ["test", *OF], var_name="images", value_name="share").dropna()
-        sns.lineplot(long, x="distance", y="share", hue="images", palette=colours, drawstyle="steps-mid", ax=axis)
+        sns.lineplot(long, x="distance", y="share", hue="images", palette=colours, drawstyle="steps-mid", legend=False,
+                     ax=axis)  # fmt: skip
         top = 1.1 * part[["test", *OF[:3]]].max().max()
         unit = {"pixels": ", RMSE in grey levels", "codes": ", share of codes"}.get(space, "")
         axis.set(title=f"to the nearest training image, in {space}", xlabel=f"distance{unit}", ylim=(0, top))
+    keys = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=keys, title="images", loc="outside right center")  # within, it would hide the copies
     return figure
