@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from committed import project
 from pydantic import BaseModel
 
 from tessera.core import files, models, seams
@@ -105,7 +106,7 @@ def shrunk(raw: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def _raw() -> dict[str, Any]:
-    return shrunk(read(ROOT / "params.yaml"))
+    return shrunk(read(project() / "params.yaml"))
 
 
 @pytest.fixture

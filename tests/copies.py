@@ -12,9 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from committed import ROOT, project
 from ruamel.yaml import YAML
-
-ROOT = Path(__file__).resolve().parent.parent
 
 TINY = {
     "dataset.image_size": 8,
@@ -101,15 +100,21 @@ def edit(repo: Path, values: dict[str, object], kept: dict[str, tuple[str, ...]]
         yaml.dump(params, stream)
 
 
+CODE = ("src", "stages", "studies", "presets", "benchmarks")  # folders whose new files belong to the project
+
+
 def copied(folder: Path) -> Path:
-    """What git would commit, with an eighteenth of the emoji and tiny params, as the first commit of a new repository."""
+    """The project with its committed params made tiny, and an eighteenth of the emoji, as the first commit of a new repository.
+    Nothing that a user's runs have written, and none of their data, comes along."""
     copy = folder / "tessera"
-    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).exists() and not name.startswith(("metrics/", "plots/", "tests/", "data/noto-emoji.parquet")):
+    tracked = run("git", "ls-files", "-z", "--cached", cwd=ROOT)
+    new = run("git", "ls-files", "-z", "--others", "--exclude-standard", "--", *CODE, cwd=ROOT)
+    left_out = ("metrics/", "plots/", "tests/", "data/noto-emoji.parquet", "dvc.lock")
+    for name in filter(None, f"{tracked}\0{new}".split("\0")):
+        if (ROOT / name).exists() and not name.startswith(left_out):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copy / name)
-    (copy / "dvc.lock").unlink(missing_ok=True)
+    shutil.copy(project() / "params.yaml", copy)
     _tiny_parquet(copy / "data" / "tiny.parquet")
     edit(copy, TINY, KEPT)
     run("git", "init", "-q", "-b", "main", cwd=copy)

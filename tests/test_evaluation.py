@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
+from committed import project
 from conftest import ROOT, example, pictures
 
 import stages.evaluation
@@ -425,7 +426,7 @@ def test_without_augmented_codes_only_plain_ones_are_references(measured, tiny_r
 
 def test_the_criterion_on_copies_reads_the_codes():
     """In the other spaces decoded copies pass it."""
-    found = read(ROOT / "params.yaml")["criteria"]["thresholds"]["near_copies"]
+    found = read(project() / "params.yaml")["criteria"]["thresholds"]["near_copies"]
     assert found["metric"] == "evaluation/memorisation:codes.near_share"
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from committed import project
 from ruamel.yaml import YAML
 
 from tessera.core import seams
@@ -18,7 +18,7 @@ from tessera.runtime.inputs import declared
 ROOT = Path(__file__).resolve().parent.parent
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = PIPELINE["stages"]
-PARAMS = read(ROOT / "params.yaml")
+PARAMS = read(project() / "params.yaml")
 EACH = {name: list(PARAMS[name]) if "foreach" in STAGES[name] else [None] for name in STAGES}
 INSTANCES = [(name, key) for name in STAGES for key in EACH[name]]
 
@@ -166,14 +166,10 @@ def test_no_orphan_in_metrics_or_plots():
     for stage, key in INSTANCES:
         for kind in ("metrics", "plots"):
             outputs += [next(iter(out)).replace("${key}", str(key)) for out in entry(stage).get(kind, ())]
-    listed = subprocess.run(
-        ["git", "ls-files", "metrics", "plots"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    orphans = [
-        file for file in listed.stdout.split("\n")
-        if file and not any(file == out or file.startswith(f"{out}/") for out in outputs)
-    ]  # fmt: skip
-    assert not orphans
+    kept = [path for folder in ("metrics", "plots") for path in (project() / folder).rglob("*") if path.is_file()]
+    listed = [path.relative_to(project()).as_posix() for path in kept]
+    assert listed
+    assert not [file for file in listed if not any(file == out or file.startswith(f"{out}/") for out in outputs)]
 
 
 def test_training_stages_depend_on_the_locked_versions():
@@ -190,7 +186,7 @@ def test_params_survive_being_written_by_dvc():
     """`dvc exp run -S` writes the file back: anything but DVC's own style would reformat it at the first experiment."""
     import io
 
-    text = (ROOT / "params.yaml").read_text()
+    text = (project() / "params.yaml").read_text()
     dumper = YAML()
     dumper.preserve_quotes = True
     dumper.width = 4096

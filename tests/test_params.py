@@ -14,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from committed import project
 from pydantic import BaseModel, Field
 from ruamel.yaml import YAML
 
@@ -24,7 +25,7 @@ from tessera.runtime import stage
 from tessera.runtime.inputs import Declared
 
 ROOT = Path(__file__).resolve().parent.parent
-FILE = ROOT / "params.yaml"
+FILE = project() / "params.yaml"
 
 
 def problem(raw: dict[str, Any], where: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from committed import project
 from PIL import Image
 
 from tessera import presets
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def _root(monkeypatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(project())
 
 
 NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
@@ -37,7 +38,7 @@ NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 @pytest.fixture(scope="module")
 def whole() -> dict[str, Any]:
     """params.yaml; read once, since that takes longer than all that is done with it."""
-    return read(ROOT / "params.yaml")
+    return read(project() / "params.yaml")
 
 
 @pytest.mark.parametrize("name", NAMES)

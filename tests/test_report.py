@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from committed import project
 from dvc_render.html import render_html
 from dvc_render.vega import VegaRenderer
 
@@ -296,7 +297,7 @@ def test_names_that_the_page_knows_exist():
     for seam, _, name in [file.partition("/") for file in known if "/" in file]:
         assert name in seams.names(seam)
     for name in elements.CAPTIONS:
-        assert (ROOT / "plots" / f"{name}.png").exists(), name
+        assert (project() / "plots" / f"{name}.png").exists(), name
 
 
 def test_the_stage_writes_the_page(run, workspace, monkeypatch):

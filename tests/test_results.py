@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from committed import project
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLES = sorted(path.stem for path in (ROOT / "docs" / "results").glob("*.csv"))
+TABLES = sorted(path.stem for path in (project() / "docs" / "results").glob("*.csv"))
 
 
 @pytest.fixture(autouse=True)
 def _root(monkeypatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(project())
     monkeypatch.syspath_prepend(str(ROOT))
 
 
@@ -20,7 +21,7 @@ def _root(monkeypatch):
 def test_page_shows_the_table(table):
     from studies import priors, tables, tokenizers
 
-    assert tables.show(table) in (ROOT / "docs" / "results.md").read_text(), (
+    assert tables.show(table) in (project() / "docs" / "results.md").read_text(), (
         f"put the output of `python -m studies.<tokenizers or priors> {table} --show` into docs/results.md"
     )
     assert {*tokenizers.TABLES, *priors.TABLES} >= set(TABLES)

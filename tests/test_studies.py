@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from committed import project
 
 from tessera.core.errors import InputError
 from tessera.core.params import read
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def written(workspace, monkeypatch):
     """`written(name, text)`: a study in an empty repository that has our params, presets and pipeline."""
     for name in ("params.yaml", "dvc.yaml", "presets"):
-        (workspace / name).symlink_to(ROOT / name)
+        (workspace / name).symlink_to(project() / name)
     (workspace / "studies").mkdir()
 
     def write(name: str, text: str) -> sweep.Study:
@@ -48,7 +49,7 @@ runs:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "studies").glob("*.yaml")))
 def test_every_study_names_runs_and_values_that_there_are(name, monkeypatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(project())
     study = sweep.load(name)
     _, owner = sweep.pool_of(name, study)
     assert study.title
@@ -254,9 +255,9 @@ def test_page_has_table_figures_published_figures_and_what_failed(written):
     assert all(f"figures/{name}" in page for name in pictures)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "docs" / "studies").glob("*.md")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in (project() / "docs" / "studies").glob("*.md")))
 def test_committed_page_is_that_of_the_committed_runs(name, monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(project())
     study = sweep.load(name)
     pool, owner = sweep.pool_of(name, study)
     found = {result.run: result for result in results.load(pool)}

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from committed import project
 
 from tessera.core import files
 from tessera.core.errors import InputError
@@ -64,7 +65,7 @@ def test_summary_counts():
     [({}, "at_least or at_most"), ({"at_least": 1.0, "at_most": 2.0}, "not both"), ({"at_least": math.nan}, "finite")],
 )
 def test_a_threshold_has_one_bound(bounds, said):
-    raw = read(ROOT / "params.yaml")
+    raw = read(project() / "params.yaml")
     raw["gate"]["thresholds"]["usage"] = {"metric": "diagnostics/usage:grid_*.usage", **bounds}
     (problem,) = problems(raw)
     assert problem.startswith("gate.thresholds.usage")
@@ -76,7 +77,7 @@ def test_a_threshold_has_one_bound(bounds, said):
     [("gate", "diagnostics/usages:x"), ("gate", "prior:val.accuracy"), ("criteria", "evaluation/fid:x")],
 )
 def test_a_metric_that_no_stage_before_writes_is_a_mistake(section, metric):
-    raw = read(ROOT / "params.yaml")
+    raw = read(project() / "params.yaml")
     raw[section]["thresholds"]["mine"] = {"metric": metric, "at_least": 0.0}
     (problem,) = problems(raw)
     assert problem.startswith(
@@ -86,10 +87,10 @@ def test_a_metric_that_no_stage_before_writes_is_a_mistake(section, metric):
 
 def test_every_default_threshold_is_of_a_metric_of_the_committed_run():
     """Except what needs Inception: a misspelt name would never be judged."""
-    raw = read(ROOT / "params.yaml")
+    raw = read(project() / "params.yaml")
     for section in JUDGES:
         thresholds = getattr(Params(raw), section).thresholds
-        checks = verdict.judge(thresholds, lambda file: files.read_json(ROOT / "metrics" / f"{file}.json"))
+        checks = verdict.judge(thresholds, lambda file: files.read_json(project() / "metrics" / f"{file}.json"))
         assert {name for name, check in checks.items() if check is None} <= {"fid"}
 
 
