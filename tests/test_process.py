@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import platform
 import subprocess
@@ -72,3 +73,35 @@ def test_other_c_libraries_are_left_alone(monkeypatch, library):
 
     monkeypatch.setattr(ctypes, "CDLL", Other)
     process.keep_freed_memory()
+
+
+POOLS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from tessera.runtime import process
+import numpy
+process.use_threads(int(sys.argv[2]))
+import scipy.linalg, sklearn.cluster, torch
+from threadpoolctl import threadpool_info
+print(json.dumps([pool["num_threads"] for pool in threadpool_info()] + [torch.get_num_threads()]))
+"""
+
+
+@pytest.mark.parametrize(
+    "count", range(1, min(3, (os.cpu_count() or 1) + 1))
+)  # OpenBLAS takes no more than there are cores
+def test_every_library_computes_on_as_many_threads_as_it_is_told(count):
+    """NumPy, loaded before, as well as SciPy, scikit-learn and torch: each sums in parts, one a thread."""
+    src = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(process.__file__))))
+    environment = {name: value for name, value in os.environ.items() if name not in process.POOLS}
+    command = [sys.executable, "-c", POOLS, src, str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert set(json.loads(done.stdout)) == {count}
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(2, None), (0, "one for each core"), (1, "is 1;"), (8, "is 8;"), (64, "is 64;")]
+)
+def test_other_threads_than_the_committed_runs_are_said_to_give_other_bits(count, said):
+    text = process.other_bits(count)
+    assert text is None if said is None else said in text and "not to the bit" in text

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tessera.core.params import Runtime as Settings
-from tessera.runtime import ranks
+from tessera.runtime import process, ranks
 from tessera.runtime.scratch import Scratch, root
 
 
@@ -108,6 +108,8 @@ class Runtime:
     def prepare(self, model: Any, optimizer: Any, precision: str) -> tuple[Any, Any]:
         from accelerate import Accelerator
 
+        if self.device.type == "cpu" and self.main and (said := process.other_bits(self._settings.threads)):
+            print(said, flush=True)
         self._accelerator = Accelerator(mixed_precision=precision, cpu=self.device.type == "cpu")
         return self._accelerator.prepare(model, optimizer)
 

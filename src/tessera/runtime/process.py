@@ -7,6 +7,8 @@ import ctypes
 import os
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+COMMITTED_THREADS = 2  # runtime.threads of the committed run; others add up in another order, and give other bits
+POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read by libraries when they are loaded
 GLIBC = (32 << 20, 64 << 20)  # where its own thresholds end, which follow what is freed: the least it gives back
 
 
@@ -34,3 +36,25 @@ def keep_freed_memory(block: int = 1 << 30, total: int = (1 << 31) - 1) -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, block)
         mallopt(M_TRIM_THRESHOLD, total)
+
+
+def use_threads(count: int) -> None:
+    """Let each library of this process, and of those that it starts, compute on `count` threads; 0: on as many as it likes.
+    NumPy is loaded by now and must be told, what comes later reads its environment; torch is told again by
+    `devices.Runtime.device`."""
+    if count:
+        from threadpoolctl import threadpool_limits
+
+        os.environ.update(dict.fromkeys(POOLS, str(count)))
+        threadpool_limits(count)
+
+
+def other_bits(count: int) -> str | None:
+    """What to tell a user whose threads are not those of the committed run."""
+    if count == COMMITTED_THREADS:
+        return None
+    chosen = count or "0, one for each core"
+    return (
+        f"runtime.threads is {chosen}; the committed run has {COMMITTED_THREADS}. Sums are taken in another order, so that "
+        "results agree with it within noise, not to the bit"
+    )

@@ -65,6 +65,7 @@ def _run(
 ) -> None:  # fmt: skip
     """Ranks are started from inside the guard and the lock of the process that DVC started."""
     what, settings = declared(stage, key, params.raw), params.runtime
+    process.use_threads(settings.threads)
     inputs = Inputs(what) if what is not None and ranks.leads(settings) else None
     with contextlib.ExitStack() as stack:
         scratch = None
