@@ -13,7 +13,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -103,6 +103,14 @@ def sha256(path: Path) -> str:
     """Of the file's content, 64 hexadecimal digits."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_of(digests: Mapping[str, str]) -> str:
+    """One of many: of files by name, each with its own; 32 hexadecimal digits."""
+    joined = hashlib.blake2b(digest_size=16)
+    for name, digest in digests.items():
+        joined.update(os.fsencode(name) + b"\0" + digest.encode() + b"\0")
+    return joined.hexdigest()
 
 
 def load_array(path: Path) -> np.ndarray:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tessera.core.errors import InputError
+from tessera.core.files import digest_of
 from tessera.core.params import CHOOSES, read
 
 IGNORED = ("__pycache__",)
@@ -26,6 +26,7 @@ class Declared(NamedTuple):
     name: str
     deps: tuple[str, ...]
     params: tuple[str, ...]
+    outs: tuple[str, ...] = ()  # but for metrics and plots
 
     @property
     def sections(self) -> frozenset[str]:
@@ -46,7 +47,8 @@ def declared(stage: str, key: str | None, raw: dict[str, Any], pipeline: Path = 
     names = {**raw, "key": key}
     deps = tuple(_resolve(dep, names) for dep in entry.get("deps", ()))
     params = tuple(_resolve(param, names) for param in entry.get("params", ()))
-    return Declared(f"{stage}@{key}" if key else stage, deps, params)
+    outs = tuple(next(iter(out)) if isinstance(out, dict) else out for out in entry.get("outs", ()))
+    return Declared(f"{stage}@{key}" if key else stage, deps, params, outs)
 
 
 def _resolve(text: str, names: dict[str, Any]) -> str:
@@ -68,8 +70,13 @@ class Inputs:
     def __init__(self, what: Declared) -> None:
         self.what = what
         self._stats = {dep: _stats(dep) for dep in what.deps}
-        self._hashes = {dep: _hash(dep) for dep in what.deps}
+        self._digests = {dep: _digests(dep) for dep in what.deps}
         self._values = self._params()
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Digest of every file of every dependency, '' where it is not there."""
+        return {file: digest for of_dep in self._digests.values() for file, digest in of_dep.items()}
 
     def _params(self) -> dict[str, Any]:
         raw = read()
@@ -81,7 +88,7 @@ class Inputs:
         prefixes = tuple(f"{section}." for section in without)
         folders = tuple(f"src/tessera/{CHOOSES[section]}/" for section in without)
         values = {name: value for name, value in self._values.items() if not name.startswith(prefixes)}
-        hashes = {dep: digest for dep, digest in self._hashes.items() if not dep.startswith(folders)}
+        hashes = {dep: digest_of(found) for dep, found in self._digests.items() if not dep.startswith(folders)}
         text = json.dumps([self.what.name, values, hashes], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -95,7 +102,7 @@ class Inputs:
         changed += [
             dep
             for dep, stats in self._stats.items()
-            if _stats(dep) != stats and _hash(dep) != self._hashes[dep]  # touched, and really different
+            if _stats(dep) != stats and _digests(dep) != self._digests[dep]  # touched, and really different
         ]
         if changed:
             raise InputError(
@@ -120,11 +127,11 @@ def _stats(dep: str) -> list[tuple[str, int, int]]:
     return found
 
 
-def _hash(dep: str) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for file in _files(dep):
-        digest.update(os.fsencode(file.as_posix()) + b"\0")
-        if file.exists():
-            with open(file, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "blake2b").digest())
-    return digest.hexdigest()
+def _digests(dep: str) -> dict[str, str]:
+    """Of each file of a dependency, '' where it is not there."""
+    return {file.as_posix(): _digest(file) if file.exists() else "" for file in _files(dep)}
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -21,7 +21,7 @@ from tessera.core import seams
 from tessera.core.errors import InputError, NonFiniteError
 from tessera.core.params import CHOOSES, PLURAL, Params, load, read
 from tessera.core.run import Run
-from tessera.runtime import process, ranks
+from tessera.runtime import process, provenance, ranks
 from tessera.runtime.devices import Runtime
 from tessera.runtime.inputs import Declared, Inputs, declared
 from tessera.runtime.scratch import Scratch, root
@@ -67,6 +67,9 @@ def _run(
     what, settings = declared(stage, key, params.raw), params.runtime
     process.use_threads(settings.threads)
     inputs = Inputs(what) if what is not None and ranks.leads(settings) else None
+    if inputs is not None:
+        provenance.require_consistent(what.name, what.deps, inputs.files)
+        provenance.forget(what.outs)
     with contextlib.ExitStack() as stack:
         scratch = None
         if trains and inputs is not None:
@@ -82,6 +85,7 @@ def _run(
             runtime.leave()
         if inputs is not None:
             inputs.require_unchanged()
+            provenance.write(what.outs, what.deps, inputs.files)
         if what is not None:
             _require_declared_imports(what)  # before the scratch is marked as finished
     if what is not None and inputs is not None:

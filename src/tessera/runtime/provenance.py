@@ -1,0 +1,104 @@
+"""What an artefact was made from: `made_from.json` in its folder, a digest of each artefact that its stage read.
+
+`dvc repro` makes anew whatever is out of date. `dvc repro -s`, `dvc checkout` and `dvc pull` of single artefacts do not, and
+codes of one tokenizer would be decoded by another without a word. So each stage compares, before it begins, all that its
+artefacts say of one another with what lies there.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+from tessera.core import files, models
+from tessera.core.errors import InputError
+
+MADE_FROM = "made_from.json"
+SHOWN = 8  # hexadecimal digits of a digest in a message
+
+Digests = Mapping[str, str]  # file -> digest of its content
+
+
+def digest(artefact: str, hashed: Digests) -> str | None:
+    """Of what other stages compute with: all files, but of a model only its weights and recipe, not its card or the
+    snapshots of its training. None where there is nothing.
+
+    Args:
+        artefact: a file or folder, relative to the repository.
+        hashed: the files that lie there, and others.
+    """
+    inside = {name: found for name, found in hashed.items() if name == artefact or name.startswith(f"{artefact}/")}
+    of_models = [PurePosixPath(name).parent for name in inside if PurePosixPath(name).name == models.RECIPE]
+
+    def counts(name: str) -> bool:
+        path = PurePosixPath(name)
+        of = next((folder for folder in of_models if folder in path.parents), None)
+        return path.name != MADE_FROM and (of is None or path in (of / models.WEIGHTS, of / models.RECIPE))
+
+    kept = {name: found for name, found in sorted(inside.items()) if found and counts(name)}
+    return files.digest_of(kept) if kept else None
+
+
+def require_consistent(stage: str, deps: Iterable[str], hashed: Digests) -> None:
+    """
+    Args:
+        stage: its name, for the remedy.
+        deps: what it reads.
+        hashed: every file of that.
+
+    Raises:
+        InputError: an artefact was made from another one than lies there, or two were made from different ones.
+    """
+    deps = [dep for dep in deps if _artefact(dep) is not None]
+    said: dict[str, dict[str, str]] = defaultdict(dict)  # artefact -> digest -> who says so
+    for dep in deps:
+        if found := digest(dep, hashed):
+            said[dep].setdefault(found, "")
+    for artefact in dict.fromkeys(_artefact(dep) for dep in deps):
+        for source, found in _record(artefact, stage).items():
+            if any(source.startswith(f"{dep}/") for dep in deps):  # a part of what this stage reads whole
+                said[source].setdefault(digest(source, hashed) or "nothing", "")
+            said[source].setdefault(found, artefact)
+    for source, versions in said.items():
+        if len(versions) > 1:
+            (one, first), (another, second) = list(versions.items())[:2]
+            begun = f"{first} was made from {source}" if first else f"{source} is"
+            raise InputError(
+                f"{second} was made from {source} {another[:SHOWN]}, but {begun} {one[:SHOWN]}: they do not belong together. "
+                f"Run `dvc repro {stage}`, without -s, which makes anew what is out of date"
+            )
+
+
+def _artefact(dep: str) -> str | None:
+    """The folder in artifacts/ that a dependency is, or is a part of; None elsewhere, and for a single file such as the
+    gate's."""
+    parts = PurePosixPath(dep).parts
+    folder = PurePosixPath(*parts[:2])
+    return folder.as_posix() if parts[0] == files.ARTIFACTS.name and len(parts) > 1 and not folder.suffix else None
+
+
+def _record(artefact: str, stage: str) -> dict[str, str]:
+    path = Path(artefact) / MADE_FROM
+    if not Path(artefact).exists():
+        return {}  # the stage itself says what it lacks
+    if not path.exists():
+        raise InputError(
+            f"{artefact} has no {MADE_FROM}, so that nobody knows what it was made from; the stage that makes it was stopped, or "
+            f"is older. Run `dvc repro {stage}`, without -s, which makes anew what is out of date"
+        )
+    return files.read_json(path)
+
+
+def forget(outs: Iterable[str]) -> None:
+    """Before a stage writes: half of it would otherwise bear the record of what was there."""
+    for out in outs:
+        (Path(out) / MADE_FROM).unlink(missing_ok=True)
+
+
+def write(outs: Iterable[str], deps: Iterable[str], hashed: Digests) -> None:
+    """`made_from.json` into every folder that a stage made, by its inputs as they were when it began."""
+    found = {dep: digest(dep, hashed) for dep in deps if _artefact(dep) is not None}
+    for out in outs:
+        if Path(out).is_dir():
+            files.write_json(Path(out) / MADE_FROM, {dep: value for dep, value in found.items() if value})
