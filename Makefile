@@ -16,6 +16,7 @@ endif
 
 check: setup
 	@python -m tessera.core.params
+	@python -m tessera.runtime.lockfile
 
 test: lint
 	python -m pytest

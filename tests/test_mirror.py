@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import copy
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -193,3 +196,21 @@ def test_params_survive_being_written_by_dvc():
     again = io.StringIO()
     dumper.dump(dumper.load(text), again)
     assert again.getvalue() == text
+
+
+@pytest.mark.parametrize("source", [2024, 7, 1.5, True, "2024", "data/noto-emoji.parquet", "/absolute/[1] path"])
+def test_a_source_is_a_path_to_dvc_whatever_it_looks_like(source, tmp_path):
+    """A number in its place made DVC stop with "'int' object has no attribute 'decode'"; now validation says what is wrong."""
+    from dvc.repo import Repo
+
+    params = copy.deepcopy(PARAMS)
+    params["dataset"]["source"] = source
+    with open(tmp_path / "params.yaml", "w") as stream:
+        YAML().dump(params, stream)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        (stage,) = (stage for stage in repo.index.stages if stage.name == "dataset")
+        paths = [dep.fs_path for dep in stage.deps]
+    shown = str(source).lower() if isinstance(source, bool) else str(source)
+    assert os.path.join(tmp_path, shown) in paths
+    assert shown in declared("dataset", None, params, ROOT / "dvc.yaml").deps or isinstance(source, bool)

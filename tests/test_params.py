@@ -99,6 +99,21 @@ def test_no_inline_lists():
     assert list(inline(YAML().load("a: [1]"), "")) == [".a"]
 
 
+@pytest.mark.parametrize("name", ["dataset.source", "dataset.huggingface.label_column", "extractor.inception.weights",
+                                  "dataset.huggingface.hub", "samples.baseline"])  # fmt: skip
+@pytest.mark.parametrize("value", [2024, 7, 1.5, True])
+def test_text_that_looks_like_a_number_says_how_it_is_written(raw, name, value):
+    *place, last = name.split(".")
+    section = raw
+    for part in place:
+        section = section[part]
+    section[last] = value
+    said = problem(raw, name)
+    assert f"got {value!r}; text that looks like this needs quotes" in said
+    text = "true" if value is True else value
+    assert f"-S '{name}=\"{text}\"'" in said
+
+
 # models
 
 

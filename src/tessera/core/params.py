@@ -455,7 +455,20 @@ def _invalid(
                 yield f"{where}: is missing"
             else:
                 rule = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-                yield f"{where}: {rule}" + ("" if error["type"] == "value_error" else f", got {error['input']!r}")
+                yield (
+                    f"{where}: {rule}"
+                    + ("" if error["type"] == "value_error" else f", got {error['input']!r}")
+                    + _quoted(where, error)
+                )
+
+
+def _quoted(where: str, error: Any) -> str:
+    """The remedy where text looks like a number (a folder 2024) or a truth value, and YAML takes it for one."""
+    value = error["input"]
+    if error["type"] != "string_type" or not isinstance(value, int | float):
+        return ""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"""; text that looks like this needs quotes: in the file '{text}', or -S '{where}="{text}"'"""
 
 
 def _fields(model: Any, place: list[str]) -> list[str]:

@@ -1,0 +1,128 @@
+"""A dvc.lock that a kill has cut short is found wherever it ends, and the committed one takes its place."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from committed import project
+
+from tessera.core.errors import InputError
+from tessera.runtime import lockfile
+
+TEXT = """\
+schema: '2.0'
+stages:
+  dataset:
+    cmd: python -m stages.dataset
+    deps:
+    - path: src/tessera/core
+      hash: md5
+      md5: 23bfe481ba3db413f15c411c89250ff3.dir
+      size: 88916
+      nfiles: 13
+    params:
+      params.yaml:
+        dataset.name: noto
+    outs:
+    - path: artifacts/dataset
+      hash: md5
+      md5: 99914b932bd37a50b983c5e7c90ae93b.dir
+      size: 2
+      nfiles: 1
+  codes:
+    cmd: python -m stages.codes
+"""
+
+
+@pytest.fixture
+def repository(workspace: Path) -> Path:
+    """One commit, whose dvc.lock is sound."""
+    Path("dvc.lock").write_text(TEXT)
+    _commit("add", "-A")
+    return workspace
+
+
+def _commit(*first: str) -> None:
+    who = ("-c", "user.name=t", "-c", "user.email=t@t")
+    for command in (("init", "-q"), first, (*who, "commit", "-q", "--allow-empty", "-m", "all")):
+        subprocess.run(["git", *command], check=True, capture_output=True)
+
+
+def test_a_sound_file_is_left_alone(repository):
+    assert lockfile.mend(patience=0) is None
+    Path("dvc.lock").unlink()
+    assert lockfile.mend(patience=0) is None
+    assert not Path("dvc.lock").exists()
+
+
+CUTS = {
+    "nothing": "",
+    "in a key": TEXT[: TEXT.index("deps:") + 2],
+    "before a value": TEXT[: TEXT.index("23bfe")],
+    "in the first line": "schema: '2",
+    "after a list began": TEXT[: TEXT.index("path: artifacts/dataset")],
+    "before the stages": "schema: '2.0'\n",
+    "zeros, as after a crash of the machine": "\0" * 512,
+}
+READ = {"before a value", "before the stages"}  # DVC takes these for stages that changed, or never ran
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_cut_file_is_the_committed_one_again(cut, repository, capsys):
+    Path("dvc.lock").write_text(CUTS[cut])
+    said = lockfile.mend(patience=0)
+    if cut in READ:
+        assert said is None
+        return
+    assert "dvc.lock was cut short" in said
+    assert "run cache" in said
+    assert Path("dvc.lock").read_text() == TEXT
+    assert (repository / ".scratch/dvc.lock.cut").read_text() == CUTS[cut]
+
+
+def test_the_committed_lock_of_the_project_is_sound_and_no_cut_of_it_is_missed(workspace):
+    """By DVC's own reading of the file."""
+    text = (project() / "dvc.lock").read_text()
+    for place in range(len(text) // 40, len(text), len(text) // 40):
+        Path("dvc.lock").write_text(text[:place])
+        assert (lockfile.problem() is None) == _dvc_reads(Path("dvc.lock")), place
+
+
+def _dvc_reads(path: Path) -> bool:
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
+    from dvc.utils.strictyaml import YAMLValidationError, validate
+
+    try:
+        validate(parse_yaml(path.read_text(), str(path)), COMPILED_LOCKFILE_SCHEMA)
+    except (YAMLFileCorruptedError, YAMLValidationError):
+        return False
+    return True
+
+
+def test_without_a_committed_one_it_is_removed(repository):
+    _commit("rm", "-q", "--cached", "dvc.lock")
+    Path("dvc.lock").write_text(CUTS["in a key"])
+    assert "removed, since none is committed" in lockfile.mend(patience=0)
+    assert not Path("dvc.lock").exists()
+
+
+def test_without_git_the_remedy_is_said(workspace, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(workspace.parent))
+    Path("dvc.lock").write_text(CUTS["in a key"])
+    with pytest.raises(InputError, match=r"Delete dvc\.lock: DVC's run cache"):
+        lockfile.mend(patience=0)
+
+
+def test_a_file_that_is_being_written_is_left_to_its_writer(repository):
+    Path("dvc.lock").write_text(CUTS["in a key"])
+    new = TEXT.replace("noto", "folder")
+    writer = threading.Thread(target=lambda: (time.sleep(0.1), Path("dvc.lock").write_text(new)))
+    writer.start()
+    assert lockfile.mend(patience=0.6) is None
+    writer.join()
+    assert Path("dvc.lock").read_text() == new
