@@ -29,6 +29,7 @@ from tessera.core.params import Params, read
 from tessera.core.run import Run
 from tessera.core.seeding import generator
 from tessera.nn import scores
+from tessera.runtime import provenance
 from tessera.tokenizers.vae import divergence
 
 PATH, COUNT, BATCH, SHOWN = Path("docs/results/elbo.png"), 2000, 250, 12
@@ -117,6 +118,7 @@ def main() -> int:
     try:
         params = Params(read())
         require_vae(params)
+        provenance.require_together("dataset", "tokenizer")
         table, sheet = measured(Run(params))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -22,6 +22,7 @@ from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
 from tessera.nn.frechet import distance
 from tessera.nn.neighbours import overlap
+from tessera.runtime import provenance
 from tessera.runtime.devices import Runtime
 from tessera.steps import samples as drawing
 
@@ -48,6 +49,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0, help="0: one per core")
     threads = parser.parse_args().threads
     params = Params(read())
+    provenance.require_together("dataset", "extractor", "tokenizer", "prior", "features")
     run = Run(params)
     real, train = (np.asarray(run.features(name)) for name in ("test", "train"))
     train = train[numpy_generator(params.seed, OF, "train").permutation(len(train))]

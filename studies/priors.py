@@ -27,6 +27,7 @@ from tessera.core.seeding import seed_globally
 from tessera.core.training import Fitted, fit
 from tessera.evaluation import frechet, memorisation
 from tessera.nn import neighbours
+from tessera.runtime import provenance
 from tessera.runtime.devices import Runtime
 from tessera.steps import codes as encoding
 from tessera.steps import prior as step
@@ -94,6 +95,7 @@ TABLES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def run_row(table: str, name: str, seed: int, threads: int) -> dict[str, Any]:
+    provenance.require_together("dataset", "extractor", "tokenizer", "codes")
     values = {**SHORT, **MILD, **TABLES[table][name], "seed": seed, "runtime.threads": threads}
     params = Params(presets.applied(read(), values))
     run = Run(params, runtime=Runtime(params.runtime))

@@ -157,3 +157,11 @@ def test_a_stage_that_fails_leaves_no_record(run):
     what = Declared("codes", STAGES["codes"], (), ("artifacts/codes",))
     provenance.forget(what.outs)
     assert not Path("artifacts/codes/made_from.json").exists()
+
+
+def test_a_study_reads_what_belongs_together_and_nothing_else(run):
+    provenance.require_together("dataset", "tokenizer", "codes", "prior")
+    make("tokenizer", "second")
+    provenance.require_together("dataset", "tokenizer")
+    with pytest.raises(InputError, match=r"artifacts/codes was made from .* Run `dvc repro`, without -s"):
+        provenance.require_together("tokenizer", "codes")

@@ -72,7 +72,7 @@ class Inputs:
     def __init__(self, what: Declared) -> None:
         self.what = what
         self._stats = {dep: _stats(dep) for dep in what.deps}
-        self._digests = {dep: _digests(dep) for dep in what.deps}
+        self._digests = {dep: digests(dep) for dep in what.deps}
         self._values = self._params()
 
     @property
@@ -104,7 +104,7 @@ class Inputs:
         changed += [
             dep
             for dep, stats in self._stats.items()
-            if _stats(dep) != stats and _digests(dep) != self._digests[dep]  # touched, and really different
+            if _stats(dep) != stats and digests(dep) != self._digests[dep]  # touched, and really different
         ]
         if changed:
             raise InputError(
@@ -129,7 +129,7 @@ def _stats(dep: str) -> list[tuple[str, int, int]]:
     return found
 
 
-def _digests(dep: str) -> dict[str, str]:
+def digests(dep: str) -> dict[str, str]:
     """Of each file of a dependency, '' where it is not there."""
     return {file.as_posix(): _digest(file) if file.exists() else "" for file in _files(dep)}
 

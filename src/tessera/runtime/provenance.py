@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from tessera.core import files, models
 from tessera.core.errors import InputError
+from tessera.runtime.inputs import digests
 
 MADE_FROM = "made_from.json"
 SHOWN = 8  # hexadecimal digits of a digest in a message
@@ -66,8 +67,22 @@ def require_consistent(stage: str, deps: Iterable[str], hashed: Digests) -> None
             begun = f"{first} was made from {source}" if first else f"{source} is"
             raise InputError(
                 f"{second} was made from {source} {another[:SHOWN]}, but {begun} {one[:SHOWN]}: they do not belong together. "
-                f"Run `dvc repro {stage}`, without -s, which makes anew what is out of date"
+                + _remedy(stage)
             )
+
+
+def require_together(*stages: str) -> None:
+    """The same for what reads artefacts without being a stage, such as a study.
+
+    Args:
+        stages: those whose artefacts it reads.
+    """
+    deps = [f"{files.ARTIFACTS.name}/{stage}" for stage in stages]
+    require_consistent("", deps, {file: found for dep in deps for file, found in digests(dep).items()})
+
+
+def _remedy(stage: str) -> str:
+    return f"Run `{f'dvc repro {stage}'.strip()}`, without -s, which makes anew what is out of date"
 
 
 def _artefact(dep: str) -> str | None:
@@ -85,7 +100,7 @@ def _record(artefact: str, stage: str) -> dict[str, str]:
     if not path.exists():
         raise InputError(
             f"{artefact} has no {MADE_FROM}, so that nobody knows what it was made from; the stage that makes it was stopped, or "
-            f"is older. Run `dvc repro {stage}`, without -s, which makes anew what is out of date"
+            f"is older. {_remedy(stage)}"
         )
     return files.read_json(path)
 
