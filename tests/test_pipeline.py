@@ -198,6 +198,17 @@ def test_experiment_changes_only_its_stages_and_metrics_diff_shows_it(repo):
     assert "metrics/dataset.json" not in diff
 
 
+def test_a_single_stage_refuses_codes_of_another_tokenizer(repo):
+    try:
+        edit(repo, {"quantizer.codebook_size": 12})
+        run("dvc", "repro", "-s", "tokenizer", cwd=repo)
+        output = run("dvc", "repro", "-s", "extensions@interpolation", cwd=repo, ok=False)
+        assert "artifacts/codes was made from artifacts/tokenizer " in output
+        assert "Run `dvc repro extensions@interpolation`, without -s" in output
+    finally:
+        restore(repo)
+
+
 def test_codes_that_fail_the_gate_train_no_prior_and_a_new_threshold_alone_trains_none_again(repo):
     try:
         stop = ("-S", "gate.on_failure=stop", "-S", "gate.thresholds.usage.at_least=1.5")
