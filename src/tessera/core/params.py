@@ -455,11 +455,8 @@ def _invalid(
                 yield f"{where}: is missing"
             else:
                 rule = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-                yield (
-                    f"{where}: {rule}"
-                    + ("" if error["type"] == "value_error" else f", got {error['input']!r}")
-                    + _quoted(where, error)
-                )
+                got = "" if error["type"] == "value_error" else f", got {error['input']!r}"
+                yield f"{where}: {rule}{got}{_quoted(where, error)}"
 
 
 def _quoted(where: str, error: Any) -> str:
