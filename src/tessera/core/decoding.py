@@ -80,7 +80,8 @@ def decode(data: bytes, title: str) -> UInt8[np.ndarray, ...]:
             pixels of 32 bits or with a sign, whose white is unknown.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        # of odd metadata, which is not read, Pillow warns
+        with warnings.catch_warnings(action="ignore", category=UserWarning), Image.open(io.BytesIO(data)) as image:
             require_pixels(*image.size, title)  # from the header: nothing is decoded yet
             image.load()
             return UPRIGHT.get(_orientation(image), np.asarray)(_array(image, data, title))
@@ -113,8 +114,7 @@ def taken_for(data: bytes) -> tuple[str, str] | None:
 def _orientation(image: Image.Image) -> int:
     """EXIF's, 1 to 8; 1 where there is none, or none that can be read."""
     try:
-        with warnings.catch_warnings(action="ignore"):
-            return image.getexif().get(ExifTags.Base.Orientation, 1)
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # the parser raises whatever malformed tags lead it to
         return 1
 

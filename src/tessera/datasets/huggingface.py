@@ -96,7 +96,7 @@ def load(config: Config, source: Path, generator: np.random.Generator) -> Source
         return encoded[places[i][0]][places[i][1]][config.image_column] or {}
 
     def called(i: int) -> str:
-        file = rows.files.get(value(i).get("path") or "")
+        file = rows.files.get(value(i).get("path") or "") if rows.files else None
         return file.title if file else f"{title}, split {places[i][0]}, row {places[i][1]}"
 
     return Source(
@@ -117,12 +117,13 @@ def _loading(title: str) -> Iterator[None]:
         InputError: `datasets` cannot load what is called `title`.
     """
     import datasets
+    import yaml
 
     try:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, TypeError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, yaml.YAMLError, datasets.exceptions.DatasetsError) as error:
         texts = [str(told).strip() for told in (error.__cause__, error) if told is not None]
         reason = next((text.splitlines()[0] for text in texts if text), "no more is said")
         raise InputError(f"cannot load {title}: {type(error).__name__}: {reason}") from error
@@ -159,6 +160,8 @@ def _local(config: Config, source: Path) -> Rows:
     kinds, metadata = _kinds(chosen)
     others = kinds.pop(OTHER, [])
     kind = _only_kind(kinds, source, [*hidden, *(str(file.path) for file in others)])
+    if kind == "parquet":
+        kinds[kind] = _whole(kinds[kind])
     by_split = _by_split(kinds[kind], stated, source.is_file(), kind == IMAGE)
     if kind == IMAGE:
         parts, opened = _images(by_split, metadata), {str(file.path): file for file in kinds[kind]}
@@ -181,15 +184,16 @@ def _stated(config: Config, source: Path) -> tuple[Path, dict[str, set[Path]] | 
     """
     from huggingface_hub import DatasetCard
 
-    card, entries = source / "README.md", []
-    if card.is_file():
-        with _loading(str(card)):
-            entries = DatasetCard.load(card).data.to_dict().get("configs") or []
+    entries = []
+    if _has_card(source):
+        with _loading(f"the card of {source}, README.md"):
+            entries = DatasetCard.load(source / "README.md").data.to_dict().get("configs") or []
     known = {entry["config_name"]: entry for entry in entries} or {"default": {}}
     default = [name for name, entry in known.items() if entry.get("default") or name == "default" or len(known) == 1]
     name = config.configuration or next(iter(default), "")
     if name not in known:
-        raise InputError(f"cannot load {source}: configuration {name!r} not found. Available: {list(known)}")
+        what = f"configuration {name!r} not found" if name else "it has several configurations, set one"
+        raise InputError(f"cannot load {source}: {what}. Available: {list(known)}")
     base = source / known[name].get("data_dir", "")
     if "data_files" not in known[name]:
         return base, None
@@ -199,6 +203,12 @@ def _stated(config: Config, source: Path) -> tuple[Path, dict[str, set[Path]] | 
         split: _matches(base, patterns) for split, patterns in sanitize_patterns(known[name]["data_files"]).items()
     }
     return base, splits
+
+
+def _has_card(source: Path) -> bool:
+    """Whether its README.md is more than text."""
+    card = source / "README.md"
+    return card.is_file() and card.read_text(encoding="utf-8", errors="replace").lstrip().startswith("---")
 
 
 def _matches(base: Path, patterns: Iterable[str]) -> set[Path]:
@@ -239,9 +249,9 @@ def _only_kind(kinds: dict[str, list[File]], source: Path, others: list[str]) ->
         raise InputError(f"cannot load {source}: it holds neither images nor tables{there}")
     if len(kinds) > 1:
         shown = "; ".join(f"{kind}: {listed((file.path for file in own), 5)}" for kind, own in kinds.items())
-        also = ". A table of the images is read as metadata.csv with a column file_name" if IMAGE in kinds else ""
+        also = ", or call a table of the images metadata.csv, with a column file_name" if IMAGE in kinds else ""
         raise InputError(
-            f"{source} holds several kinds of files, of which one can be read ({shown}). Remove others{also}"
+            f"{source} holds several kinds of files, of which one can be read ({shown}). Move the others out of it{also}"
         )
     return next(iter(kinds))
 
@@ -260,7 +270,7 @@ def _by_split(
 
 def _places(files: list[File]) -> str:
     """The folders of many files, or their names."""
-    names = [str(file.path) for file in files] if len(files) <= 5 else [str(file.path.parent) for file in files]
+    names = [str(file.path) for file in files] if len(files) <= 5 else [f"{file.path.parent}/" for file in files]
     return listed(dict.fromkeys(names), 10)
 
 
@@ -300,9 +310,9 @@ def _features(config: Config, source: Path) -> Any:
     """What the card of a set says of its columns, or None."""
     from datasets.info import DatasetInfosDict
 
-    if not (source / "README.md").is_file():
+    if not _has_card(source):
         return None
-    with _loading(str(source / "README.md")):
+    with _loading(f"the card of {source}, README.md"):
         infos = DatasetInfosDict.from_directory(str(source))
     name = config.configuration or ("default" if "default" in infos else next(iter(infos), ""))
     return infos[name].features if name in infos else None
@@ -312,8 +322,6 @@ def _tables(kind: str, by_split: dict[str, list[File]], features: Any) -> dict[s
     import datasets
     from datasets.data_files import DataFilesDict, DataFilesList
 
-    if kind == "parquet":
-        _require_whole([file for own in by_split.values() for file in own])
     module, options = ("csv", {"sep": "\t"}) if kind == "tsv" else (kind, {})
     where = {split: [str(file.stands.resolve()) for file in own] for split, own in by_split.items()}
     files = DataFilesDict({split: DataFilesList(own, [()] * len(own)) for split, own in where.items()})  # no patterns
@@ -324,26 +332,35 @@ def _tables(kind: str, by_split: dict[str, list[File]], features: Any) -> dict[s
         return {split: _on_disk(stream) for split, stream in streams.items()}
 
 
-def _require_whole(files: list[File]) -> None:
-    """
+def _whole(files: list[File]) -> list[File]:
+    """The parquet files that hold rows: `datasets` stumbles over others.
+
     Raises:
-        InputError: parquet files are broken (all are named), or have other columns than the first.
+        InputError: files are broken (all are named), none holds rows, or they have not all the same columns.
     """
     from pyarrow import ArrowException, parquet
 
-    broken, columns = [], {}
+    broken, filled, columns = [], [], {}
     for file in files:
         try:
-            columns[file.path] = parquet.read_schema(file.stands).names
+            with file.open() as stream:
+                described = parquet.read_metadata(stream)
         except (OSError, ArrowException) as error:
-            broken.append(f"{file.stands} ({imagefolder.reason(file.stands, error)})")
+            broken.append(f"{file.title} ({imagefolder.reason(file.stands, error)})")
+            continue
+        if described.num_rows:
+            filled.append(file)
+            columns[file.path] = described.schema.to_arrow_schema().names
     if broken:
         raise InputError(f"not whole parquet files: {listed(broken)}. Replace or remove them")
+    if not filled:
+        raise InputError(f"no row is in {listed(file.title for file in files)}. Take another dataset.source")
     for path, names in columns.items():
         first = next(iter(columns))
         if set(names) != set(columns[first]):
             what = f"{path} has the columns {', '.join(names)}, and {first} has {', '.join(columns[first])}"
             raise InputError(f"{what}: they are not one set. Remove one, or take it as dataset.source alone")
+    return filled
 
 
 def _on_disk(stream: IterableDataset) -> Dataset:
@@ -351,15 +368,16 @@ def _on_disk(stream: IterableDataset) -> Dataset:
     import datasets
     import pyarrow as pa
 
-    tables = stream.with_format("arrow").iter(batch_size=BATCH)
-    first = next(tables, None)
+    batches = stream.decode(False).iter(batch_size=BATCH)
+    first = next(batches, None)
     if first is None:
         raise InputError("there is no row in a split")
+    schema = stream.features.arrow_schema if stream.features else pa.Table.from_pydict(first).schema
     ARTIFACTS.mkdir(exist_ok=True)
     with tempfile.TemporaryFile(dir=ARTIFACTS) as file:
-        with pa.ipc.new_stream(file, first.schema) as writer:
-            for table in chain([first], tables):
-                writer.write_table(table)
+        with pa.ipc.new_stream(file, schema) as writer:
+            for batch in chain([first], batches):
+                writer.write_table(pa.Table.from_pydict(batch, schema))
         file.flush()
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     rows = pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()

@@ -207,7 +207,9 @@ def _metadata(file: File) -> pa.Table:
     try:
         data = file.read()
         if file.path.suffix == ".csv":
-            return csv.read_csv(io.BytesIO(data), convert_options=csv.ConvertOptions({"file_name": pa.string()}))
+            return csv.read_csv(
+                io.BytesIO(data), convert_options=csv.ConvertOptions(column_types={"file_name": pa.string()})
+            )
         if file.path.suffix == ".jsonl":
             return json.read_json(io.BytesIO(data), json.ReadOptions(block_size=len(data) + 1))
         return parquet.read_table(io.BytesIO(data))
