@@ -287,6 +287,12 @@ def test_a_file_that_is_no_parquet_of_emoji(source: Path) -> None:
         load(source)
 
 
+def test_a_pointer_in_place_of_the_parquet(source: Path) -> None:
+    (source / "noto.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(InputError, match=r"not a whole parquet file \(it is a Git LFS pointer\. Run `git lfs pull`"):
+        load(source)
+
+
 def test_spellings_of_the_embedded_set_are_unique() -> None:
     points = pq.read_table(ROOT / "data" / "noto-emoji.parquet", columns=["codepoints"])["codepoints"].to_pylist()
     assert len(set(map(spelling, points))) == len(points)

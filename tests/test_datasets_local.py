@@ -167,6 +167,7 @@ LOST: dict[str, tuple[dict[str, Any], str]] = {
     "a packed table": ({"a.parquet": 2, "b.parquet.gz": b"x"}, r"b\.parquet\.gz\. Unpack"),
     "arrays": ({**images("a"), "b.npz": b"x"}, r"b\.npz"),
     "a csv in a zip": ({"a.zip": {"1.png": None, "labels.csv": b"a\n"}}, r"a\.zip/labels\.csv"),
+    "a zip in a zip": ({"a.zip": {"1.png": None, "more.zip": b"PK"}}, r"a\.zip/more\.zip\. Unpack"),
     "text only": ({"notes.txt": b"x", "LICENSE": b"x"}, r"neither images nor tables; there is LICENSE, notes\.txt"),
     "nothing": ({}, "neither images nor tables$"),
     "broken zips": ({"a.zip": b"x", "b.zip": b"", **images("c")}, r"a\.zip \(.*\), .*b\.zip \(it is empty"),

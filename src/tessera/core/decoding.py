@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,6 +110,16 @@ def taken_for(data: bytes) -> tuple[str, str] | None:
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1"):
         return "a HEIF photograph", "Save it as PNG or JPEG"
     return None if head else ("empty", "Replace or remove it")
+
+
+def reason(path: Path, error: Exception) -> str:
+    """Why the file at `path` cannot be read: what it is instead, or what `error` says."""
+    try:
+        with open(path, "rb") as stream:
+            other = taken_for(stream.read(1024))
+    except OSError:
+        other = None
+    return f"it is {other[0]}. {other[1]}" if other else str(error).splitlines()[0]
 
 
 def _orientation(image: Image.Image) -> int:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field, model_validator
 
 from tessera.core.contracts import Source
-from tessera.core.decoding import Encoded
+from tessera.core.decoding import Encoded, reason
 from tessera.core.errors import InputError, listed
 from tessera.core.files import ARTIFACTS
 from tessera.core.params import Params, Strict
@@ -194,7 +194,7 @@ def _stated(config: Config, source: Path) -> tuple[Path, dict[str, set[Path]] | 
     if name not in known:
         what = f"configuration {name!r} not found" if name else "it has several configurations, set one"
         raise InputError(f"cannot load {source}: {what}. Available: {list(known)}")
-    base = source / known[name].get("data_dir", "")
+    base = source / (known[name].get("data_dir") or "")
     if "data_files" not in known[name]:
         return base, None
     from datasets.data_files import sanitize_patterns
@@ -260,7 +260,8 @@ def _by_split(
     files: list[File], stated: dict[str, set[Path]] | None, single: bool, images: bool
 ) -> dict[str, list[File]]:
     if stated is not None:
-        return {split: [file for file in files if file.stands in own] for split, own in stated.items()}
+        splits = {split: [file for file in files if file.stands in own] for split, own in stated.items()}
+        return {split: own for split, own in splits.items() if own}
     if single and not images:  # what a table is called that is the whole set says nothing
         return {"train": files}
     told = imagefolder.splits([file.path for file in files], images)
@@ -346,7 +347,7 @@ def _whole(files: list[File]) -> list[File]:
             with file.open() as stream:
                 described = parquet.read_metadata(stream)
         except (OSError, ArrowException) as error:
-            broken.append(f"{file.title} ({imagefolder.reason(file.stands, error)})")
+            broken.append(f"{file.title} ({reason(file.stands, error)})")
             continue
         if described.num_rows:
             filled.append(file)

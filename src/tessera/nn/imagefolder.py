@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 from PIL import Image
 
 from tessera.core import files
-from tessera.core.decoding import taken_for
+from tessera.core.decoding import reason
 from tessera.core.errors import InputError, listed
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ IMAGE, UNREAD, OTHER = "image", "unread", "other"
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".csv": "csv", ".tsv": "tsv", ".json": "json",
           ".jsonl": "json", ".ndjson": "json", ".h5": "hdf5", ".hdf5": "hdf5"}  # fmt: skip
 DESCRIBE = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # the set
-NEVER_READ = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".npy", ".npz", ".mat", ".pkl", ".tfrecord")
+NEVER_READ = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".npy", ".npz", ".mat", ".pkl", ".tfrecord")
 NEVER_DECODED = (".svg", ".heic", ".heif", ".jxl")  # images to a reader: the error says what helps
 KNOWN_BY_CONTENT = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")  # whatever their names end in
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -102,16 +102,6 @@ def _members(path: Path, where: Path) -> list[File]:
 
 def _is_hidden(path: PurePosixPath) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-
-
-def reason(path: Path, error: Exception) -> str:
-    """What is wrong with a file that cannot be read."""
-    try:
-        with open(path, "rb") as stream:
-            other = taken_for(stream.read(1024))
-    except OSError:
-        other = None
-    return f"it is {other[0]}. {other[1]}" if other else str(error).splitlines()[0]
 
 
 def kind(file: File) -> str:
