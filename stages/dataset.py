@@ -1,5 +1,6 @@
 """dataset: source -> artifacts/dataset/, artifacts/targets/ (the same, larger), metrics/dataset.json, plots/dataset/"""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tessera.core import files, images, pictures, seams
@@ -13,6 +14,7 @@ def main(run: Run) -> None:
     dataset, seed, folder = run.params.dataset, run.params.seed, run.folder("dataset")
     plugin, config = seams.plugin("datasets", dataset.name), run.params.config("dataset")
     source = plugin.load(config, Path(dataset.source), numpy_generator(seed, "dataset", "load"))
+    log(source.notes)  # before the images are decoded: what is missing is seen at once
     prepared = step.prepare(
         source,
         dataset,
@@ -26,7 +28,12 @@ def main(run: Run) -> None:
     train = run.images("train")
     shown = train[images.evenly(len(train), 60)]
     files.write_picture(files.PLOTS / "dataset" / "examples.png", pictures.sheet(shown, columns=12))
-    print("\n".join(f"dataset: {note}" for note in prepared.notes), end="\n" if prepared.notes else "")
+    log(prepared.notes)
+
+
+def log(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"dataset: {note}", flush=True)
 
 
 if __name__ == "__main__":

@@ -302,7 +302,8 @@ def test_local_parquet_needs_no_network(tmp_path: Path, no_network: list[str]) -
     assert loaded.names[5:7] == ["train 5", "test 0"]
     assert loaded.families[5:7] == ["train-5", "test-0"]
     assert np.array_equal(loaded.images[7], noise(12, 10, 3, seed=101))
-    assert [path.name for path in (tmp_path / ".scratch").iterdir()] == ["huggingface"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifacts", "set"]
+    assert not list((tmp_path / "artifacts").iterdir())  # the rows stand in a file without a name
 
 
 def test_a_single_file_has_no_splits_of_its_own(tmp_path: Path) -> None:
@@ -428,7 +429,7 @@ def test_a_cause_without_text_is_no_reason(monkeypatch: pytest.MonkeyPatch, tmp_
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(InputError, match=r"ConnectionError: no route to the hub$"):
-        load_huggingface(tmp_path)
+        load_huggingface(tmp_path, hub="owner/name", revision="0" * 40)
 
 
 # folder

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +143,8 @@ def test_images_are_those_of_the_files(source: Path) -> None:
 def test_order_is_by_name_whatever_the_folder_lists_first(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(source, "b/1f600.png", "a/1f600.png", "a/1f44b.png")
     first = load(source)
-    listed = Path.rglob
-    monkeypatch.setattr(Path, "rglob", lambda self, pattern: reversed(list(listed(self, pattern))))
+    listed = os.walk
+    monkeypatch.setattr(os, "walk", lambda *where, **how: reversed(list(listed(*where, **how))))
     again = load(source)
     assert first[1:] == again[1:]
     assert list(first.names[len(ROWS) :]) == ["a/waving hand", "a/grinning face", "b/grinning face"]
@@ -208,13 +210,34 @@ def test_a_name_that_is_no_code_points(source: Path, name: str) -> None:
     assert "is not named by code points" in str(caught.value)
 
 
-def test_emoji_without_a_class_are_counted_and_five_are_named(source: Path) -> None:
-    write_images(source, *(f"twemoji/1f1e{i}.png" for i in range(2, 8)), "twemoji/1f600.png")
-    with pytest.raises(InputError, match=r"^6 images have no class.*Remove .*/1f1e2\.png, .*/1f1e6\.png, \.\.\.$"):
+def test_all_that_is_wrong_with_a_set_is_told_in_one_go(source: Path) -> None:
+    """Seven without a class, two doubled, one misnamed, one in no folder, each by its path."""
+    wrong = [*(f"twemoji/1f1e{i}.png" for i in range(2, 9)), "a/1f600.png", "a/1F600-fe0f.png", "a/x/1f44b.png",
+             "a/y/1f44b.png", "a/smile.png", "1f680.png"]  # fmt: skip
+    write_images(source, *wrong)
+    with pytest.raises(InputError) as caught:
         load(source)
-    (source / "twemoji" / "1f1e7.png").unlink()
-    with pytest.raises(InputError, match=r"^5 images have no class.*/1f1e6\.png$"):
+    said = str(caught.value)
+    assert [name for name in wrong if str(source / name) not in said] == []
+    assert "7 images have no class, for no parquet has their emoji. Remove" in said
+    for name in ("a", "twemoji"):
+        shutil.rmtree(source / name)
+    (source / "1f680.png").unlink()
+    assert len(load(source).names) == len(ROWS)
+
+
+def test_one_emoji_without_a_class_is_told_alone(source: Path) -> None:
+    write_images(source, "twemoji/1f1e7.png", "twemoji/1f600.png")
+    with pytest.raises(InputError, match=r"^1 image has no class, for no parquet has their emoji.*/1f1e7\.png$"):
         load(source)
+
+
+@pytest.mark.parametrize("name", ["twemoji/1f44b.svg", "twemoji/LICENSE", "x.txt", "twemoji/.1f44b.png", ".cache"])
+def test_what_is_not_read_is_named_in_the_log(source: Path, name: str) -> None:
+    write_images(source, "twemoji/1f600.png", name)
+    (note,) = load(source).notes
+    assert note.startswith("1 files are not read")
+    assert note.endswith(name)
 
 
 @pytest.mark.parametrize("pair", [("1f600.png", "1F600-fe0f.png"), ("36x36/1f600.png", "72x72/1f600.png")])
@@ -261,6 +284,12 @@ def test_a_link_to_a_folder(source: Path, tmp_path: Path, link: str) -> None:
 def test_a_file_that_is_no_parquet_of_emoji(source: Path) -> None:
     (source / "x.parquet").write_text("text")
     with pytest.raises(InputError, match=r"x\.parquet' is not a whole parquet file"):
+        load(source)
+
+
+def test_a_pointer_in_place_of_the_parquet(source: Path) -> None:
+    (source / "noto.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(InputError, match=r"not a whole parquet file \(it is a Git LFS pointer\. Run `git lfs pull`"):
         load(source)
 
 

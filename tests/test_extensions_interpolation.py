@@ -348,6 +348,37 @@ def test_named_pairs_may_span_splits_and_those_that_are_missing_are_named(run, c
     assert "no pair 'picture 1/yeti'" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("names", "pair", "found"),
+    [
+        (["a", "b"], "a/b", ("a", "b")),
+        (["cats/1.png", "dogs/2.png"], "cats/1.png/dogs/2.png", ("cats/1.png", "dogs/2.png")),
+        (["noto/red heart", "twemoji/red heart"], "noto/red heart/twemoji/red heart", ("noto/red heart", "twemoji/red heart")),
+        (["1.png", "a/b/c.png"], "a/b/c.png/1.png", ("a/b/c.png", "1.png")),
+        (["a", "b/c", "a/b", "c"], "a/b//c", ("a/b", "c")),
+        (["a", "b/c", "a/b", "c"], "a//b/c", ("a", "b/c")),
+        (["a", "b/c", "a/b", "c"], "a/b/c", None),
+        (["x/y", "z"], "x/y/w", None),
+    ],
+)  # fmt: skip
+def test_names_of_a_pair_may_hold_slashes(names, pair, found, run, capsys):
+    current = run()
+    table = pd.read_csv("artifacts/dataset/table.csv", dtype={"name": str})
+    table.loc[: len(names) - 1, "name"] = names
+    table.to_csv("artifacts/dataset/table.csv", index=False)
+    pairs = list(interpolation.named(CONFIG.model_copy(update={"named": [pair]}), current))
+    read = [tuple(current.table(split)["name"][row] for split, row in places) for places in pairs]
+    assert read == ([found] if found else [])
+    said = capsys.readouterr().out
+    assert found or ("a//b/c or a/b//c" in said if pair == "a/b/c" else f"no pair {pair!r}" in said)
+
+
+@pytest.mark.parametrize("pair", ["a/b", "cats/1.png/dogs/2.png", "noto/red heart/twemoji/star", "a//b/c"])
+def test_names_with_slashes_are_valid_params(pair):
+    values = {**CONFIG.model_dump(), "named": [pair]}
+    assert interpolation.Config.model_validate(values).named == [pair]
+
+
 def test_only_the_modes_asked_for_are_walked(run):
     report = interpolation.measure(CONFIG.model_copy(update={"modes": ["slerp", "hierarchical"]}), run())
     assert set(report.metrics) == {"modes"}

@@ -45,7 +45,8 @@ class Source(NamedTuple):
     `images[i]` is uint8 [H,W] (grey), [H,W,3] or [H,W,4] (RGBA), of any size, decoded when asked for; it raises
     `ValueError` naming the image where the file is corrupt. `families[i]` says which images are variants of one another
     (equal ids stay in one split). `labels` are class indices into `label_names`, or None. `splits[i]` is the split an
-    image comes with (a name of `SPLITS`), or None where the set has none of its own.
+    image comes with (a name of `SPLITS`), or None where the set has none of its own. `notes` tell the reader of the log what
+    was read from where, and what was not.
     """
 
     images: Sequence[UInt8[np.ndarray, ...]]
@@ -54,6 +55,7 @@ class Source(NamedTuple):
     labels: Sequence[int] | None
     label_names: Sequence[str]
     splits: Sequence[str | None] | None
+    notes: Sequence[str] = ()
 
 
 class Quantized(NamedTuple):

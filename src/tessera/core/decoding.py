@@ -7,11 +7,13 @@ memory, is refused by name.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from tessera.core.errors import InputError
 
@@ -19,6 +21,27 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
 
 MAX_PIXELS = 8192 * 8192  # of one image: a file of some kB can claim billions, and take the machine's memory
+PNG_DEPTH = 24  # where a PNG's header holds its bits a channel
+
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by EXIF's orientation
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+IMPOSTORS = (  # first bytes in lower case, what it is, what helps
+    (b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its repository"),
+    (b"outs:\n", "a DVC pointer", "Run `dvc pull` in its repository"),
+    (b"<!doctype html", "a web page", "Download the file itself"),
+    (b"<html", "a web page", "Download the file itself"),
+    (b"%pdf", "a PDF", "Draw it to a PNG first"),
+    (b"pk\x03\x04", "a zip archive", "Unpack it"),
+    (b"\x1f\x8b", "compressed by gzip", "Unpack it"),
+)
 
 
 class Encoded(Sequence["UInt8[np.ndarray, '...']"]):
@@ -50,22 +73,61 @@ def decode(data: bytes, title: str) -> UInt8[np.ndarray, ...]:
     """One encoded image as uint8 [H,W] (grey), [H,W,3] or, where it has transparency, [H,W,4].
 
     Of an animation the first frame; 16-bit grey is rounded to 8 bits; palettes, CMYK and the like become RGB; a
-    photograph is turned upright as its EXIF orientation says.
+    photograph is turned upright as its EXIF orientation says. Of all metadata the orientation alone is read: the pixels
+    of a picture whose other tags are broken are sound.
 
     Raises:
-        InputError: corrupt, cut short, of more than `MAX_PIXELS` pixels, or with 32-bit pixels, whose white is unknown.
+        InputError: corrupt, cut short, no image (what it is instead is said), of more than `MAX_PIXELS` pixels, or with
+            pixels of 32 bits or with a sign, whose white is unknown.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        # of odd metadata, which is not read, Pillow warns
+        with warnings.catch_warnings(action="ignore", category=UserWarning), Image.open(io.BytesIO(data)) as image:
             require_pixels(*image.size, title)  # from the header: nothing is decoded yet
-            ImageOps.exif_transpose(image, in_place=True)
-            return _array(image, title)
+            image.load()
+            return UPRIGHT.get(_orientation(image), np.asarray)(_array(image, data, title))
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{title} is refused: {error}. Remove it, or shrink it") from None
+    except UnidentifiedImageError:
+        what, remedy = taken_for(data) or ("in no known format", "Replace or remove it")
+        raise InputError(f"{title} is corrupt, cut short or no image (it is {what}). {remedy}") from None
     except Exception as error:  # Pillow's decoders raise whatever malformed bytes lead them to
         raise InputError(f"{title} is corrupt, cut short or no image ({error}). Replace or remove it") from error
+
+
+def taken_for(data: bytes) -> tuple[str, str] | None:
+    """What a file is that bears an image's or a table's name and is none, by its first bytes, and the remedy."""
+    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for start, what, remedy in IMPOSTORS:
+        if head.startswith(start):
+            return what, remedy
+    if b"<svg" in head:
+        return "an SVG drawing", "Draw it to a PNG first"
+    if b"/annex/objects/" in head:
+        return "a git-annex pointer", "Run `git annex get` in its repository"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1"):
+        return "a HEIF photograph", "Save it as PNG or JPEG"
+    return None if head else ("empty", "Replace or remove it")
+
+
+def reason(path: Path, error: Exception) -> str:
+    """Why the file at `path` cannot be read: what it is instead, or what `error` says."""
+    try:
+        with open(path, "rb") as stream:
+            other = taken_for(stream.read(1024))
+    except OSError:
+        other = None
+    return f"it is {other[0]}. {other[1]}" if other else str(error).splitlines()[0]
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1 where there is none, or none that can be read."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # the parser raises whatever malformed tags lead it to
+        return 1
 
 
 def require_pixels(width: int, height: int, title: str, remedy: str = "Remove it, or shrink it") -> None:
@@ -78,11 +140,35 @@ def require_pixels(width: int, height: int, title: str, remedy: str = "Remove it
         raise InputError(f"{title} is refused: {size} exceed the limit of {MAX_PIXELS}. {remedy}")
 
 
-def _array(image: Image.Image, title: str) -> UInt8[np.ndarray, ...]:
-    if image.mode.startswith("I;16"):
-        return np.rint(np.asarray(image) / 257).astype(np.uint8)  # 65535 / 255; Pillow's own conversion would clip
+def _array(image: Image.Image, data: bytes, title: str) -> UInt8[np.ndarray, ...]:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return _from_16_bits(image)
     if image.mode in ("I", "F"):
-        raise InputError(f"{title} has 32-bit pixels, whose white is unknown. Save it with 8 or 16 bits a channel")
+        what = "32-bit pixels or signed ones, whose white is unknown"
+        raise InputError(f"{title} has {what}. Save it with 8 or 16 bits a channel")
+    if image.format == "PNG" and "transparency" in image.info:
+        image.info["transparency"] = _in_8_bits(image.info["transparency"], image.mode, depth=data[PNG_DEPTH])
     if image.has_transparency_data:
         return np.asarray(image.convert("RGBA"))
     return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+
+
+def _from_16_bits(image: Image.Image) -> UInt8[np.ndarray, ...]:
+    """Grey, or RGBA where one grey is transparent. Pillow's own conversion would clip, and knows neither of a TIFF's 12
+    bits nor of one whose 0 is white."""
+    grey, white, clear = np.asarray(image), 65535, image.info.get("transparency")
+    if image.format == "TIFF":
+        white = 2 ** image.tag_v2[TiffImagePlugin.BITSPERSAMPLE][0] - 1
+        if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+            grey = white - grey
+    pixels = np.rint(grey / (white / 255)).astype(np.uint8)
+    if clear is None:
+        return pixels
+    return np.dstack([pixels, pixels, pixels, np.where(grey == clear, 0, 255).astype(np.uint8)])
+
+
+def _in_8_bits(clear: Any, mode: str, depth: int) -> Any:
+    """A PNG's transparent colour as Pillow has its pixels: of 2 and 4 bits stretched, of 48 the upper halves."""
+    if mode == "L":
+        return clear * 255 // (2**depth - 1)
+    return tuple(value >> 8 for value in clear) if mode == "RGB" and depth == 16 else clear

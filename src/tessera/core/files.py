@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from tessera.core.errors import InputError
+from tessera.core.errors import InputError, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,43 +123,77 @@ def load_array(path: Path) -> np.ndarray:
         raise InputError(f"{path} is not a whole .npy file ({error}); delete it and run `dvc repro`") from None
 
 
-def pictures(source: Path, extensions: Iterable[str]) -> tuple[list[Path], list[Path]]:
-    """All that is below the folder `source`, and of it the files whose names end in one of `extensions`, in either case;
-    both relative to it, sorted, without what is hidden.
+def visible(source: Path) -> tuple[list[Path], list[Path]]:
+    """All files below the folder `source`, and what of it is hidden, which is not looked into; relative to it, sorted.
 
     Raises:
-        InputError: there is no such folder; a link to another folder is in it; the name of a picture is not UTF-8.
+        InputError: there is no such folder, or one of it cannot be listed; in it are links to folders, links that lead
+            nowhere, or what is no file (all are named).
     """
     if not source.is_dir():
         raise InputError(f"dataset.source {str(source)!r}: there is no such folder")
-    found = sorted(path.relative_to(source) for path in source.rglob("*"))
-    found = [path for path in found if not any(part.startswith(".") for part in path.parts)]
-    for path in found:
-        if (source / path).is_symlink() and (source / path).is_dir():  # an edit behind it would go unnoticed
-            raise InputError(f"{source / path} is a link to a folder, which DVC does not look into. Copy the folder")
-    wanted = endings(extensions)
-    shown = [path for path in found if path.suffix.lower() in wanted and (source / path).is_file()]
-    for path in shown:
+    found, hidden, linked, broken = [], [], [], []
+    for folder, names, own in os.walk(source, onerror=_refuse):
+        for name in [*names, *own]:
+            path = Path(folder, name)
+            if name.startswith("."):
+                hidden.append(path)
+            elif path.is_symlink() and path.is_dir():
+                linked.append(path)
+            elif name in own:
+                (found if path.is_file() else broken).append(path)
+        names[:] = [name for name in names if not name.startswith(".")]
+    if linked:  # an edit behind it would go unnoticed
+        many = "is a link to a folder, which" if len(linked) == 1 else "are links to folders, which"
+        raise InputError(f"{listed(sorted(linked))} {many} DVC does not look into. Copy the folder")
+    if broken:
+        raise InputError(f"{listed(sorted(broken))}: a link that leads nowhere, or no file. Mend or remove it")
+    return tuple(sorted(path.relative_to(source) for path in paths) for paths in (found, hidden))
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"the folder {error.filename} cannot be listed ({error.strerror}). Make it readable") from error
+
+
+def pictures(source: Path, extensions: Iterable[str]) -> tuple[list[Path], list[Path]]:
+    """Files below the folder `source` whose names end in one of `extensions`, in either case, and all others, what is hidden
+    among them; both relative to it, sorted.
+
+    Raises:
+        InputError: as `visible`, or the name of a picture is not UTF-8.
+    """
+    (found, others), wanted = visible(source), endings(extensions)
+    shown = [path for path in found if path.suffix.lower() in wanted]
+    require_utf8(source, shown)
+    return shown, sorted([*others, *(path for path in found if path.suffix.lower() not in wanted)])
+
+
+def require_utf8(source: Path, paths: Iterable[Path]) -> None:
+    """
+    Raises:
+        InputError: a name is not UTF-8, as tables are.
+    """
+    for path in paths:
         try:
             str(path).encode()
         except UnicodeEncodeError:
             raise InputError(f"the name {str(source / path)!r} is not UTF-8, as tables are. Rename it") from None
-    return found, shown
 
 
-def require_filled(source: Path, extensions: Iterable[str], found: list[Path], shown: list[Path]) -> None:
+def require_filled(source: Path, extensions: Iterable[str], shown: Iterable[Path]) -> None:
     """Of what `pictures` gave: no folder that stands directly in `source` is without a picture.
 
     Raises:
-        InputError: one is.
+        InputError: some are (named).
     """
     filled = {path.parts[0] for path in shown}
-    for path in found:
-        if len(path.parts) == 1 and path.name not in filled and (source / path).is_dir():
-            raise InputError(
-                f"{source / path} holds no file that ends in {', '.join(endings(extensions))}, at any depth. "
-                "Remove it, or add the ending of its files to extensions"
-            )
+    folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if empty := [path for path in folders if path.name not in filled]:
+        raise InputError(
+            f"{listed(empty)} {'holds' if len(empty) == 1 else 'hold'} no file that ends in "
+            f"{', '.join(endings(extensions))}, at any depth. "
+            "Remove it, or add the ending of its files to extensions"
+        )
 
 
 def endings(extensions: Iterable[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from pydantic import Field
 from tessera.core import files
 from tessera.core.contracts import Source
 from tessera.core.decoding import Encoded
-from tessera.core.errors import InputError
+from tessera.core.errors import InputError, listed
 from tessera.core.params import Params, Strict
 
 if TYPE_CHECKING:
@@ -35,22 +35,24 @@ class Config(Strict):
 
 
 def load(config: Config, source: Path, generator: np.random.Generator) -> Source:
-    """All image files under `source`, sorted by path; nothing is random. Hidden files and folders are left out.
+    """All image files under `source`, sorted by path; nothing is random. What is hidden or ends otherwise is left out, and
+    named in the notes.
 
     A file's name is its path below `source`, its family that path without the extension, its class the first folder.
 
     Raises:
-        InputError: the folder is missing or holds no such file; a file stands in no class, or a class has no file; a
-            folder is a link; a name is not UTF-8.
+        InputError: the folder is missing or holds no such file; files stand in no class, or a class has no file; a
+            folder is a link, or a link leads nowhere; a name is not UTF-8.
     """
-    found, paths = files.pictures(source, config.extensions)
+    paths, others = files.pictures(source, config.extensions)
+    wanted = ", ".join(files.endings(config.extensions))
     if not paths:
-        wanted = ", ".join(files.endings(config.extensions))
         raise InputError(f"dataset.source {str(source)!r} holds no file that ends in {wanted}, at any depth")
     if config.labels:
-        files.require_filled(source, config.extensions, found, paths)
+        files.require_filled(source, config.extensions, paths)
     names = [path.as_posix() for path in paths]
     labels, label_names = _classes(paths, source) if config.labels else (None, [])
+    unread = f"{len(others)} files are not read, being hidden or without one of the endings {wanted}: {listed(others)}"
     return Source(
         images=Encoded(len(paths), lambda i: (source / paths[i]).read_bytes(), lambda i: str(source / paths[i])),
         names=names,
@@ -58,15 +60,15 @@ def load(config: Config, source: Path, generator: np.random.Generator) -> Source
         labels=labels,
         label_names=label_names,
         splits=None,
+        notes=(unread,) if others else (),
     )
 
 
 def _classes(paths: list[Path], source: Path) -> tuple[list[int], list[str]]:
-    for path in paths:
-        if len(path.parts) == 1:
-            raise InputError(
-                f"{source / path} stands in no sub-folder, so it has no class. "
-                "Move it into one, or set dataset.folder.labels to false"
-            )
+    if homeless := [source / path for path in paths if len(path.parts) == 1]:
+        many = "stands in no sub-folder, so it has" if len(homeless) == 1 else "stand in no sub-folder, so they have"
+        raise InputError(
+            f"{listed(homeless)} {many} no class. Move them into one, or set dataset.folder.labels to false"
+        )
     label_names = sorted({path.parts[0] for path in paths})
     return [label_names.index(path.parts[0]) for path in paths], label_names

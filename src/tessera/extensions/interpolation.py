@@ -9,6 +9,7 @@ path on the nearest-neighbour graph of the training images. In each of them the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -37,8 +38,9 @@ Place = tuple[str, int]  # split and row of an image
 class Config(Strict):
     frames: int = Field(ge=2, description="pictures from one image to the other, both ends included", examples=[3])
     pairs: int = Field(ge=1, description="pairs of test images, drawn by the seed", examples=[2])
-    named: list[Annotated[str, Field(pattern="^[^/]+/[^/]+$")]] = Field(
-        description="further pairs first/last by the images' names, of any split", examples=[["picture 1/picture 20"]]
+    named: list[Annotated[str, Field(pattern="^.+/.+$")]] = Field(
+        description="further pairs first/last by the images' names, of any split; first//last where names with / leave doubt",
+        examples=[["picture 1/picture 20"]],
     )
     modes: list[Mode] = Field(
         min_length=1,
@@ -102,11 +104,19 @@ def named(config: Config, run: Run) -> Iterator[tuple[Place, Place]]:
         for row, name in enumerate(names):
             known.setdefault(name, (split, row))
     for pair in config.named:
-        first, last = pair.split("/")
-        if first in known and last in known:
-            yield known[first], known[last]
+        found = [(first, last) for first, last in readings(pair) if first in known and last in known]
+        if len(found) == 1:
+            yield known[found[0][0]], known[found[0][1]]
         else:
-            print(f"extensions@interpolation: the data set has no pair {pair!r}", flush=True)
+            doubt = f"pair {pair!r} may be {' or '.join(map('//'.join, found))}: write the one that is meant"
+            print(f"extensions@interpolation: {doubt if found else f'the data set has no pair {pair!r}'}", flush=True)
+
+
+def readings(pair: str) -> list[tuple[str, str]]:
+    """Where a pair may be cut in two. Names may be paths (`cats/1.png/dogs/2.png`): the one that both sides are names in is
+    meant. A doubled slash, if there is one, is the cut."""
+    cuts = list(re.finditer("//", pair)) or list(re.finditer("/", pair))
+    return [(pair[: cut.start()], pair[cut.end() :]) for cut in cuts]
 
 
 def loaded(run: Run, tokenizer: Any, places: list[Place]) -> Ends:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tessera.core.decoding import reason
 from tessera.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def read(source: Path) -> pa.Table:
         own = "data/noto-emoji.parquet"
         raise InputError(f"dataset.source {str(source)!r}: there is no such file; the project's own is {own}") from None
     except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"dataset.source {str(source)!r} is not a whole parquet file ({error})") from None
+        raise InputError(
+            f"dataset.source {str(source)!r} is not a whole parquet file ({reason(source, error)})"
+        ) from None
     missing = [column for column in COLUMNS if column not in table.column_names]
     if missing:
         there = ", ".join(table.column_names)

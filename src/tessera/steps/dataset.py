@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 THUMBNAIL = 8  # pixels a side; near duplicates are sought on these
 BLOCK = 256  # rows that are handled at once
 LEAST = 4  # images of a split: KID compares subsets of half of it, and of two images at least
+SHOWN = 50  # broken images that an error names
 RANK = {"test": 0, "val": 1}  # which of several identical images is kept; all others rank behind
 
 
@@ -73,7 +74,8 @@ def prepare(
         progress: wraps the range of images.
 
     Raises:
-        InputError: the source is empty, an image cannot be read, a split would be too small, or the disk is full.
+        InputError: the source is empty, images cannot be read (all are named, up to `SHOWN`), a split would be too small, or
+            the disk is full.
     """
     _require_contract(source, dataset)
     images, targets, digests = _render_all(source, dataset, progress)
@@ -143,12 +145,25 @@ def _render_all(
     n, channels = len(source.images), 1 if dataset.colour == "grey" else 3
     images = _on_disk((n, dataset.image_size, dataset.image_size, channels))
     targets = _on_disk((n, dataset.target_size, dataset.target_size, channels))
-    digests = []
+    digests, broken = [], []
     for i in progress(range(n)):
-        small, large = render(source.images[i], dataset, f"image {source.names[i]!r} of {dataset.source}")
+        try:
+            small, large = render(source.images[i], dataset, f"image {source.names[i]!r} of {dataset.source}")
+        except InputError as error:  # of all images, so that a set is mended in one go
+            broken.append(str(error))
+            continue
         images[i], targets[i] = small, large
         digests.append(hashlib.blake2b(small.tobytes(), digest_size=16).digest())
+    if broken:
+        raise InputError(_all_broken(broken, n))
     return images, targets, digests
+
+
+def _all_broken(errors: list[str], n: int) -> str:
+    if len(errors) == 1:
+        return errors[0]
+    more = [f"and {len(errors) - SHOWN} more"] if len(errors) > SHOWN else []
+    return "\n  ".join([f"{len(errors)} of {n} images cannot be used:", *errors[:SHOWN], *more])
 
 
 def _on_disk(shape: tuple[int, ...]) -> UInt8[np.ndarray, ...]:
