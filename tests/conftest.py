@@ -23,6 +23,7 @@ from tessera.core.images import to_model
 from tessera.core.params import CHOOSES, PLURAL, SECTIONS, Params, read
 from tessera.core.run import SPLITS, Run
 from tessera.core.seeding import seed_globally
+from tessera.runtime import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ("round", "square")
@@ -205,6 +206,8 @@ def _artifacts(_raw: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
         run = Run(Params(copy.deepcopy(_raw)))
         _write_dataset(run)
         _write_models(run)
+        for made in files.ARTIFACTS.iterdir():
+            files.write_json(made / provenance.MADE_FROM, {})  # of nothing that another stage made
     return folder / files.ARTIFACTS
 
 

@@ -249,7 +249,7 @@ def test_machines_of_a_slurm_job_encode_what_one_process_encodes(repository, raw
     shutil.rmtree("artifacts/codes")
     stage("-m", "stages.codes", SLURM_JOB_ID="7", MASTER_ADDR="localhost")
     found = {path.name: path.read_bytes() for path in Path("artifacts/codes").iterdir()}
-    assert found.keys() == {"train.npy", "val.npy", "test.npy", "augmented.npy", "facts.json"}
+    assert found.keys() == {"train.npy", "val.npy", "test.npy", "augmented.npy", "facts.json", "made_from.json"}
     run = tiny_run_with(raw, runtime)
     tokenizer = run.tokenizer()
     step.encode(tokenizer, run, Path("alone"))
