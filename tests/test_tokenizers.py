@@ -57,7 +57,8 @@ def asked(quantizer: str, post_hoc: bool, image_size: int = 16, keep: str = "bes
     """What a rule asks of the params."""
     return SimpleNamespace(
         dataset=SimpleNamespace(image_size=image_size), quantizer=SimpleNamespace(name=quantizer), post_hoc=post_hoc,
-        tokenizer=SimpleNamespace(keep=keep),
+        tokenizer=SimpleNamespace(keep=keep, training=SimpleNamespace(batch_size=2)),
+        runtime=SimpleNamespace(devices=1, nodes=1),
     )  # fmt: skip
 
 
@@ -224,7 +225,7 @@ def test_training_lowers_the_loss(raw, runtime, make_images, name):
     objective = training.Objective(tokenizer, {"mse": (1.0, mse.MSE())})
     section = Params(raw).tokenizer
     section = section.model_copy(
-        update={"training": Training(**raw["tokenizer"]["training"] | {"epochs": 12, "lr": 0.01})}
+        update={"training": Training(**raw["tokenizer"]["training"] | {"epochs": 16, "lr": 0.01})}
     )
     data = training.Data({"train": make_images(16), "val": make_images(6)}, section.augmentation, 4, "cpu")
     history = fit(training.task(objective, data, section), section.training, 0, runtime).history
@@ -253,7 +254,7 @@ def test_grid_of_each_downsampling(tiny, downsampling):
 def test_normalisations(tiny, kind):
     """Group norm takes the most groups that divide the channels, 8 at most, of two channels at least."""
     layer = conv.normalisation(kind, 12)
-    expected = {"batch": nn.BatchNorm2d, "group": nn.GroupNorm, "none": nn.Identity}[kind]
+    expected = {"batch": conv.BatchNorm, "group": nn.GroupNorm, "none": nn.Identity}[kind]
     assert type(layer) is expected
     assert kind != "group" or layer.num_groups == 6
     assert conv.normalisation("group", 7).num_groups == 1
@@ -357,7 +358,7 @@ def test_published_architecture_by_params_alone(tiny):
     assert nn.SiLU not in kinds
     assert kinds[-1] is conv.Tanh
     before = [type(layer) for layer in tokenizer.encoder[:7]]
-    assert before == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d]
+    assert before == [nn.Conv2d, conv.BatchNorm, nn.ReLU, nn.Conv2d, conv.BatchNorm, nn.ReLU, nn.Conv2d]
 
 
 def test_further_convolutions_stand_in_the_encoder_only(tiny):

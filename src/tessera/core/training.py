@@ -24,6 +24,10 @@ from tessera.core.errors import InputError, NonFiniteError
 from tessera.core.params import Training
 from tessera.core.seeding import generator, numpy_generator, seed_globally
 
+STEPS = 8  # of an epoch, at least: a batch is at most so small a part of the train split
+SMALL = 8  # examples of a batch that is not made smaller for their sake
+WARM_UP = 0.1  # of all steps, at most
+
 Row = dict[str, float]
 Batch = Callable[
     [np.ndarray, Generator, float], tuple[Any, ...]
@@ -69,27 +73,72 @@ class Fitted(NamedTuple):
 
 def learning_rate(step: int, training: Training, steps_per_epoch: int) -> float:
     """Rate of update `step` (from 0): linear warm-up, then constant, cosine to zero (Loshchilov & Hutter 2017, eq. 5,
-    with eta_min = 0), or the same restarting every `restart_epochs`."""
+    with eta_min = 0), or the same restarting every `restart_epochs`, or once where there are fewer epochs."""
     if step < training.warmup_steps:
         return training.lr * (step + 1) / training.warmup_steps
     done, total = step - training.warmup_steps, training.epochs * steps_per_epoch - training.warmup_steps
     if training.schedule == "constant":
         return training.lr
     if training.schedule == "restarts":
-        total = training.restart_epochs * steps_per_epoch
+        total = max(1, min(total, training.restart_epochs * steps_per_epoch))
         done %= total
     return training.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done / max(1, total))))
+
+
+def averaging_decay(step: int, decay: float) -> float:
+    """Decay of the averaged weights after update `step` (from 1): `decay`, or less while there is little to average, or the
+    untrained weights would stand for most of a short training. As TensorFlow's `ExponentialMovingAverage` has it with
+    `num_updates`: min(decay, (1 + step) / (10 + step))."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+def suited(task: Task, training: Training, ranks: int) -> tuple[Training, tuple[str, ...]]:
+    """`training` as it suits so many examples, and what was changed, for the log: batches so small that an epoch has `STEPS` of
+    them, where the examples suffice for batches of `SMALL`, and a warm-up of at most the share `WARM_UP` of all steps.
+
+    Raises:
+        InputError: the processes cannot share a batch.
+    """
+    own = f"{task.section}.training"
+    if training.batch_size % ranks:
+        raise InputError(
+            f"{own}.batch_size must be divisible by the {ranks} training processes (runtime.devices times runtime.nodes), "
+            f"got {training.batch_size}"
+        )
+    most = min(task.examples, max(SMALL, task.examples // STEPS)) // ranks * ranks
+    if not most:
+        raise InputError(
+            f"the {task.examples} images of the train split are fewer than the {ranks} training processes "
+            "(runtime.devices times runtime.nodes): take fewer, or a source with more images"
+        )
+    batch_size = min(training.batch_size, most)
+    warmup_steps = min(training.warmup_steps, int(WARM_UP * training.epochs * (task.examples // batch_size)))
+    found = {"batch_size": batch_size, "warmup_steps": warmup_steps}
+    why = {
+        "batch_size": f"the train split has {task.examples} images",
+        "warmup_steps": f"there are {training.epochs * (task.examples // batch_size)} steps in all",
+    }
+    given = {name: getattr(training, name) for name in found}
+    notes = (f"{own}.{name}: {value} instead of {given[name]}, since {why[name]}" for name, value in found.items()
+             if value != given[name])  # fmt: skip
+    return training.model_copy(update=found), tuple(notes)
 
 
 def fit(task: Task, training: Training, seed: int, runtime: Any) -> Fitted:
     """Train `task.objective` in place; on return it holds the kept weights, on the CPU, in eval mode.
 
     Raises:
-        InputError: the batch does not fit the split or the ranks.
+        InputError: the ranks cannot share a batch, or the device does not compute in `training.precision`.
         NonFiniteError: a term, a latent or the gradient is not finite, and nothing was updated with it; or no
             evaluation was finite.
     """
-    steps_per_epoch = _steps_per_epoch(task, training, runtime.ranks)
+    if reason := runtime.unsupported(training.precision):
+        raise InputError(f"{task.section}.training.precision: {reason}")
+    training, notes = suited(task, training, runtime.ranks)
+    if runtime.main:
+        print(*notes, sep="\n", end="\n" if notes else "", flush=True)
+    # the rest of an epoch is dropped; another rest in each epoch
+    steps_per_epoch = task.examples // training.batch_size
     state = _State(task, training, runtime)
     steps = training.epochs * steps_per_epoch
     bar = runtime.progress(total=steps, initial=state.step, desc=task.name)
@@ -113,20 +162,6 @@ def fit(task: Task, training: Training, seed: int, runtime: Any) -> Fitted:
         runtime.checkpoint(task.name, state.pack, force=state.step == steps or state.stopped)
     bar.close()
     return state.keep_best()
-
-
-def _steps_per_epoch(task: Task, training: Training, ranks: int) -> int:
-    if training.batch_size > task.examples:
-        raise InputError(
-            f"{task.section}.training.batch_size must be at most the {task.examples} images of the train split, "
-            f"got {training.batch_size}"
-        )
-    if training.batch_size % ranks:
-        raise InputError(
-            f"{task.section}.training.batch_size must be divisible by the {ranks} training processes "
-            f"(runtime.devices times runtime.nodes), got {training.batch_size}"
-        )
-    return task.examples // training.batch_size  # the rest of an epoch is dropped; another rest in each epoch
 
 
 def _share(indices: np.ndarray, rank: int, ranks: int) -> np.ndarray:
@@ -183,7 +218,7 @@ class _State:
         self.objective.to(runtime.device)
         self.averaged = None
         if training.weight_ema:
-            self.averaged = AveragedModel(self.objective, multi_avg_fn=get_ema_multi_avg_fn(training.weight_ema))
+            self.averaged = AveragedModel(self.objective, multi_avg_fn=self._average)
         self.unpack(runtime.resume(task.name))
         self.wrapped, self.optimizer = runtime.prepare(self.objective, self.optimizer, training.precision)
         self._require_same_step()
@@ -236,6 +271,9 @@ class _State:
         for name, value in [*values.items(), ("gradient_norm", norm), ("steps", 1.0)]:
             self.sums[name] = self.sums.get(name, 0.0) + value
         return values["total"]
+
+    def _average(self, averaged: Any, current: Any, count: Any) -> None:
+        get_ema_multi_avg_fn(averaging_decay(self.step, self.training.weight_ema))(averaged, current, count)
 
     def _require_finite(self, values: Row) -> None:
         wrong = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]

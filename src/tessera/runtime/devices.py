@@ -105,9 +105,21 @@ class Runtime:
 
     # training
 
+    def unsupported(self, precision: str) -> str | None:
+        """Why the device does not compute in a precision. Accelerate, asked for fp16 on a CPU, computes in float32 without a
+        word."""
+        if precision == "fp16" and self.device.type == "cpu":
+            return (
+                "must be no or bf16 on a CPU, got 'fp16', which accelerators alone compute in; set it to no, or to bf16, "
+                "which is fast on CPUs with AMX"
+            )
+        return None
+
     def prepare(self, model: Any, optimizer: Any, precision: str) -> tuple[Any, Any]:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
+        AcceleratorState._reset_state()  # it would hold the next training of this process to the precision of the last
         self._accelerator = Accelerator(mixed_precision=precision, cpu=self.device.type == "cpu")
         return self._accelerator.prepare(model, optimizer)
 
