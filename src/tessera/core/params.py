@@ -224,6 +224,10 @@ CHOOSES = {
 PLURAL = ("losses", "diagnostics", "evaluation", "extensions")  # each key is a file of the seam of that name
 JUDGES = {"gate": ("reconstruction", "diagnostics"), "criteria": ("prior", "evaluation")}  # whose metrics each may read
 ORDER = ("seed", *SECTIONS, *PLURAL)
+FP16_ON_A_CPU = (
+    "must be no or bf16 on a CPU, got 'fp16', in which only accelerators compute; set it to no, or to bf16 (fast on CPUs "
+    "with AMX)"
+)
 
 
 class Params:
@@ -492,6 +496,7 @@ def _rules(params: Params) -> Iterator[str]:
             f"with {str(prior.conditional).lower()} and {prior.label_dropout:g}: guidance compares with the prior that is "
             "told no label, which training without dropout never sees"
         )
+    yield from _precisions(params)
     configs = [params.config(section) for section in CHOOSES]
     configs += [params.config(section, key) for section in PLURAL for key in params.keys(section)]
     found: list[str] = []
@@ -501,6 +506,17 @@ def _rules(params: Params) -> Iterator[str]:
         except InputError as error:  # a rule asked what cannot be built: the same is found by the rule of its owner
             found.append(str(error))
     yield from dict.fromkeys(found)
+
+
+def _precisions(params: Params) -> Iterator[str]:
+    """Where `runtime.device` is cpu; elsewhere the machine decides, and `fit` asks it."""
+    if params.runtime.device == "cpu":
+        trained = {section: getattr(params, section) for section in ("extractor", "tokenizer", "prior")}
+        trained |= {f"extensions.{key}": params.config("extensions", key) for key in params.keys("extensions")}
+        for place, section in trained.items():
+            training = getattr(section, "training", None)
+            if training is not None and training.precision == "fp16":
+                yield f"{place}.training.precision: {FP16_ON_A_CPU}"
 
 
 def _unknown_metrics(params: Params) -> Iterator[str]:

@@ -25,8 +25,9 @@ from tessera.core.params import Training
 from tessera.core.seeding import generator, numpy_generator, seed_globally
 
 STEPS = 8  # of an epoch, at least: a batch is at most so small a part of the train split
-SMALL = 8  # examples of a batch that is not made smaller for their sake
+SMALL = 4  # examples of a batch that is not made smaller for their sake
 WARM_UP = 0.1  # of all steps, at most
+FEW = 100  # steps below which the log says so
 
 Row = dict[str, float]
 Batch = Callable[
@@ -112,16 +113,19 @@ def suited(task: Task, training: Training, ranks: int) -> tuple[Training, tuple[
             "(runtime.devices times runtime.nodes): take fewer, or a source with more images"
         )
     batch_size = min(training.batch_size, most)
-    warmup_steps = min(training.warmup_steps, int(WARM_UP * training.epochs * (task.examples // batch_size)))
-    found = {"batch_size": batch_size, "warmup_steps": warmup_steps}
-    why = {
-        "batch_size": f"the train split has {task.examples} images",
-        "warmup_steps": f"there are {training.epochs * (task.examples // batch_size)} steps in all",
-    }
-    given = {name: getattr(training, name) for name in found}
-    notes = (f"{own}.{name}: {value} instead of {given[name]}, since {why[name]}" for name, value in found.items()
-             if value != given[name])  # fmt: skip
-    return training.model_copy(update=found), tuple(notes)
+    steps = training.epochs * (task.examples // batch_size)
+    warmup_steps = min(training.warmup_steps, int(WARM_UP * steps))
+    notes = []
+    if batch_size < training.batch_size:
+        notes.append(f"{own}.batch_size: {batch_size} instead of {training.batch_size}, since the train split has "
+                     f"{task.examples} images")  # fmt: skip
+    if warmup_steps < training.warmup_steps:
+        notes.append(
+            f"{own}.warmup_steps: {warmup_steps} instead of {training.warmup_steps}, since there are {steps} steps"
+        )
+    if steps < FEW:
+        notes.append(f"{own}.epochs: {training.epochs} are {steps} steps, hardly a training; raise it")
+    return training.model_copy(update={"batch_size": batch_size, "warmup_steps": warmup_steps}), tuple(notes)
 
 
 def fit(task: Task, training: Training, seed: int, runtime: Any) -> Fitted:

@@ -37,7 +37,9 @@ class Config(Strict):
     channels: int = Field(ge=1, description="of each stack", examples=[8])
     layers: int = Field(ge=1, description="gated layers, of each grid's network", examples=[2])
     dropout: float = Field(ge=0, lt=1, description="probability", examples=[0.1])
-    steps: int = Field(ge=1, description=f"updates; of a small train split fewer, {PASSES} passes over it", examples=[8])
+    steps: int = Field(
+        ge=1, description=f"updates; of a small train split fewer, {PASSES} passes over it", examples=[8]
+    )
     batch_size: int = Field(ge=1, description="images per update", examples=[4])
     lr: float = Field(gt=0, description="peak learning rate of AdamW; a cosine leads to 0", examples=[1e-2])
     weight_decay: float = Field(ge=0, description="of AdamW", examples=[0.0])
@@ -115,7 +117,10 @@ def budget(config: Config, images: int) -> int:
     """Updates: the same for all tokenizers compared on so many training images."""
     steps = min(config.steps, math.ceil(PASSES * images / min(config.batch_size, images)))
     if steps < config.steps:
-        print(f"diagnostics.probe.steps: {steps} instead of {config.steps}, since the train split has {images} images", flush=True)
+        print(
+            f"diagnostics.probe.steps: {steps} instead of {config.steps}, since the train split has {images} images",
+            flush=True,
+        )
     return steps
 
 

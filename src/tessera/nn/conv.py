@@ -59,7 +59,9 @@ class Autoencoder(Strict):
             )
 
 
-def on_one_place(kind: str, channels: int, training: Training, trained_by: str, own: str, params: Params) -> Iterator[str]:
+def on_one_place(
+    kind: str, channels: int, training: Training, trained_by: str, own: str, params: Params
+) -> Iterator[str]:
     """Rule of whatever trains a network that normalises a 1x1 grid, at the narrowest of so many channels: batch normalisation
     needs two values of a channel on each training process, and group normalisation two channels. `training` and the network's
     own values stand in the sections `trained_by` and `own`."""
@@ -114,7 +116,9 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         if self.training:
             if x.numel() == x.shape[1]:
-                raise InputError(f"batch normalisation needs two values of a channel, got one image on a 1x1 grid. {REMEDY}")
+                raise InputError(
+                    f"batch normalisation needs two values of a channel, got one image on a 1x1 grid. {REMEDY}"
+                )
             return super().forward(x)
         seen = self.num_batches_tracked
         initial = torch.where(seen > 0, (1 - self.momentum) ** seen, 0)  # untrained, there is nothing else

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tessera.core.params import FP16_ON_A_CPU
 from tessera.core.params import Runtime as Settings
 from tessera.runtime import ranks
 from tessera.runtime.scratch import Scratch, root
@@ -108,12 +109,7 @@ class Runtime:
     def unsupported(self, precision: str) -> str | None:
         """Why the device does not compute in a precision. Accelerate, asked for fp16 on a CPU, computes in float32 without a
         word."""
-        if precision == "fp16" and self.device.type == "cpu":
-            return (
-                "must be no or bf16 on a CPU, got 'fp16', which accelerators alone compute in; set it to no, or to bf16, "
-                "which is fast on CPUs with AMX"
-            )
-        return None
+        return FP16_ON_A_CPU if precision == "fp16" and self.device.type == "cpu" else None
 
     def prepare(self, model: Any, optimizer: Any, precision: str) -> tuple[Any, Any]:
         from accelerate import Accelerator
