@@ -263,6 +263,43 @@ def test_normalisations(tiny, kind):
     assert conv.normalisation("group", 16).num_groups == 8
 
 
+@pytest.mark.parametrize("batches", [1, 2, 5, 40])
+def test_running_statistics_of_few_batches_are_those_of_the_batches(batches):
+    """Their mean, weighted by how long ago they were; nothing of the 0 and 1 they began with."""
+    layer, draws = conv.BatchNorm(3), torch.randn(batches, 4, 3, 2, 2) * 5 + 7
+    for x in draws:
+        layer.train()(x)
+    weights = 0.9 ** torch.arange(batches - 1, -1, -1.0)[:, None]
+    mean = (weights * draws.mean((1, 3, 4))).sum(0) / weights.sum()
+    variance = (weights * draws.transpose(1, 2).flatten(2).var(2)).sum(0) / weights.sum()
+    x = torch.randn(2, 3, 5, 5)
+    expected = (x - mean[:, None, None]) / (variance + 1e-5).sqrt()[:, None, None]
+    torch.testing.assert_close(layer.eval()(x), expected)
+
+
+@pytest.mark.parametrize("batches", [0, 1000])
+def test_running_statistics_of_none_or_many_batches_are_torchs_own(batches):
+    ours, theirs, x = conv.BatchNorm(3), nn.BatchNorm2d(3), torch.randn(4, 3, 2, 2)
+    for layer in (ours, theirs):
+        for _ in range(batches):
+            layer.train()(x + 1)
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"), [((1, 3, 1, 1), False), ((2, 3, 1, 1), True), ((1, 3, 1, 2), True), ((1, 3, 4, 4), True)]
+)
+def test_one_value_has_no_variance(shape, fits):
+    layer, x = conv.BatchNorm(3), torch.randn(shape)
+    layer.eval()(x)
+    layer.train()
+    if fits:
+        layer(x)
+    else:
+        with pytest.raises(InputError, match="needs two values of a channel, got one image"):
+            layer(x)
+
+
 def test_residual_block_adds_its_branch():
     block = conv.ResidualBlock(4, 2, "none", 0.0)
     x = torch.randn(2, 4, 3, 3)

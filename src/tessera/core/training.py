@@ -24,7 +24,7 @@ from tessera.core.errors import InputError, NonFiniteError
 from tessera.core.params import Training
 from tessera.core.seeding import generator, numpy_generator, seed_globally
 
-STEPS = 8  # of an epoch, at least: a batch is at most so small a part of the train split
+STEPS = 8  # of an epoch, at least: a larger batch is made smaller
 SMALL = 4  # examples of a batch that is not made smaller for their sake
 WARM_UP = 0.1  # of all steps, at most
 FEW = 100  # steps below which the log says so
@@ -93,26 +93,32 @@ def averaging_decay(step: int, decay: float) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-def suited(task: Task, training: Training, ranks: int) -> tuple[Training, tuple[str, ...]]:
-    """`training` as it suits so many examples, and what was changed, for the log: batches so small that an epoch has `STEPS` of
-    them, where the examples suffice for batches of `SMALL`, and a warm-up of at most the share `WARM_UP` of all steps.
+def largest_batch(task: Task, training: Training, ranks: int) -> int:
+    """Examples of a batch, at most: an epoch has `STEPS` of them, where the examples suffice for batches of `SMALL`. A power of
+    two, which two or eight processes share alike: who computes must not change what is computed.
 
     Raises:
         InputError: the processes cannot share a batch.
     """
-    own = f"{task.section}.training"
+    processes = f"the {ranks} training processes (runtime.devices times runtime.nodes)"
     if training.batch_size % ranks:
         raise InputError(
-            f"{own}.batch_size must be divisible by the {ranks} training processes (runtime.devices times runtime.nodes), "
-            f"got {training.batch_size}"
+            f"{task.section}.training.batch_size must be divisible by {processes}, got {training.batch_size}"
         )
-    most = min(task.examples, max(SMALL, task.examples // STEPS)) // ranks * ranks
-    if not most:
+    if task.examples < ranks:
         raise InputError(
-            f"the {task.examples} images of the train split are fewer than the {ranks} training processes "
-            "(runtime.devices times runtime.nodes): take fewer, or a source with more images"
+            f"{processes} must not be more than the {task.examples} images of the train split: take fewer processes, or a "
+            "source with more images"
         )
-    batch_size = min(training.batch_size, most)
+    few = min(task.examples, 1 << (max(SMALL, task.examples // STEPS).bit_length() - 1))
+    return max(1, few // ranks) * ranks
+
+
+def suited(task: Task, training: Training, ranks: int) -> tuple[Training, tuple[str, ...]]:
+    """`training` as it suits so many examples, and what was changed, for the log: a batch of at most `largest_batch`, and a
+    warm-up of at most the share `WARM_UP` of all steps."""
+    own = f"{task.section}.training"
+    batch_size = min(training.batch_size, largest_batch(task, training, ranks))
     steps = training.epochs * (task.examples // batch_size)
     warmup_steps = min(training.warmup_steps, int(WARM_UP * steps))
     notes = []
