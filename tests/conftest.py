@@ -157,6 +157,9 @@ class FakeRuntime:
     def progress(self, **options: Any) -> Any:
         return SimpleNamespace(set_postfix=lambda **_: None, update=lambda *_: None, close=lambda: None)
 
+    def unsupported(self, precision: str) -> None:
+        return None
+
     def prepare(self, model: Any, optimizer: Any, precision: str) -> tuple[Any, Any]:
         return model, optimizer
 

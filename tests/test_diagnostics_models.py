@@ -354,6 +354,17 @@ def test_probe_learns_a_rule(tiny_run, tiny):
     assert curve["val_nll_bits_per_code"].min() == report.metrics["nll_bits_per_code"]
 
 
+@pytest.mark.parametrize(
+    ("images", "steps", "batch_size", "expected"),
+    [(2933, 400, 32, 400), (640, 400, 32, 400), (40, 400, 32, 25), (20, 400, 32, 20), (4, 400, 2, 40), (4, 8, 2, 8)],
+)
+def test_probe_goes_through_a_small_split_a_few_times_only(tiny, capsys, images, steps, batch_size, expected):
+    """Beyond, it knows the codes by heart, and takes more bits than are needed without any knowledge."""
+    assert probe.budget(tiny(probe.Config, steps=steps, batch_size=batch_size), images) == expected
+    said = f"diagnostics.probe.steps: {expected} instead of {steps}, since the train split has {images} images\n"
+    assert capsys.readouterr().out == (said if expected < steps else "")
+
+
 def test_probe_is_judged_by_the_validation_split(tiny_run, tiny, monkeypatch):
     """Train improves, val has its best evaluation first: that one counts, whole, against the entropy of val."""
     codes = {

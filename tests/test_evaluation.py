@@ -313,6 +313,15 @@ def test_subsets_are_without_repetition():
 # coverage
 
 
+@pytest.mark.parametrize(
+    ("wanted", "most", "expected"), [(5, 182, 5), (5, 5, 5), (5, 2, 2), (5, 1, 1), (5, 0, 1), (1, 0, 1)]
+)
+def test_what_few_images_allow_is_said(capsys, wanted, most, expected):
+    assert neighbours.fewer("evaluation.coverage.neighbours", wanted, most, 9) == expected
+    said = f"evaluation.coverage.neighbours: {expected} instead of {wanted}, since the smallest set has 9 images\n"
+    assert capsys.readouterr().out == (said if expected < wanted else "")
+
+
 def test_coverage_compares_equal_numbers_against_test(measured, tiny_run):
     report, run = measured("coverage", count=1000, neighbours=3), tiny_run("coverage")
     table = report.tables["overlap"].set_index("fake")

@@ -258,9 +258,9 @@ def test_where_it_does_not_apply_nothing_is_trained(larger_run, capsys):
     assert "does not apply: dataset.target_size must be 2 times" in capsys.readouterr().out
 
 
-def test_training_messages_name_the_place_in_params(larger_run):
-    run = larger_run(batch_size=99)
-    with pytest.raises(ValueError, match=r"^extensions\.super_resolution\.training\.batch_size must be at most"):
+def test_training_messages_name_the_place_in_params(larger_run, runtime):
+    run, runtime.ranks = larger_run(batch_size=99), 2
+    with pytest.raises(ValueError, match=r"^extensions\.super_resolution\.training\.batch_size must be divisible by"):
         run.measure("extensions")
 
 

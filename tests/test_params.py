@@ -450,6 +450,78 @@ def test_patience_needs_a_score_that_can_fall(raw):
     assert params.problems(raw) == []
 
 
+@pytest.mark.parametrize(
+    "place", ["extractor", "tokenizer", "prior", "extensions.inpainting", "extensions.super_resolution"]
+)
+def test_fp16_is_not_for_cpus(raw, place):
+    section = raw
+    for part in place.split("."):
+        section = section[part]
+    section["training"]["precision"] = "bf16"
+    assert params.problems(raw) == []
+    section["training"]["precision"] = "fp16"
+    assert "must be no or bf16 on a CPU, got 'fp16'" in problem(raw, f"{place}.training.precision")
+    raw["runtime"]["device"] = "auto"  # the machine decides, when it is asked
+    assert params.problems(raw) == []
+
+
+SMALLEST = {  # tokenizer -> quantizer, and values by which 8x8 images end at a 1x1 grid
+    "vqvae": ("ema", {"downsampling": 8}),
+    "vqvae2": ("ema", {"downsampling": 4, "top_downsampling": 2}),
+    "vae": ("kmeans", {"downsampling": 8}),
+}
+
+
+@pytest.mark.parametrize(("devices", "nodes", "least"), [(1, 1, 2), (2, 1, 4), (1, 2, 4), (2, 4, 16)])
+@pytest.mark.parametrize("name", SMALLEST)
+def test_batch_normalisation_needs_two_values_of_a_channel(raw, name, devices, nodes, least):
+    raw["tokenizer"]["name"], (raw["quantizer"]["name"], own) = name, SMALLEST[name]
+    raw["tokenizer"][name] |= own | {"normalisation": "batch"}
+    raw["runtime"] |= {"devices": devices, "nodes": nodes}
+    raw["tokenizer"]["training"]["batch_size"] = least
+    raw["extensions"] = {}
+    assert params.problems(raw) == []
+    raw["tokenizer"]["training"]["batch_size"] = least // 2
+    line = problem(raw, "tokenizer.training.batch_size")
+    assert f"must be at least {least}" in line
+    assert "one value has no variance. Give each training process two images" in line
+    for way_out in ({"normalisation": "group"}, {"normalisation": "none"}, {"downsampling": 2}):
+        raw["tokenizer"][name] |= own | {"normalisation": "batch"} | way_out
+        assert params.problems(raw) == []
+
+
+@pytest.mark.parametrize("narrow", [{"channels": 1}, {"block_channels": 1}])
+@pytest.mark.parametrize("name", SMALLEST)
+def test_group_normalisation_needs_two_values_too(raw, name, narrow):
+    raw["tokenizer"]["name"], (raw["quantizer"]["name"], own) = name, SMALLEST[name]
+    raw["tokenizer"][name] |= own | {"normalisation": "group"} | narrow
+    assert "must not be group where a 1x1 grid has one channel" in problem(raw, f"tokenizer.{name}.normalisation")
+    raw["tokenizer"][name] |= dict.fromkeys(narrow, 2)
+    assert params.problems(raw) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_the_decoder_of_super_resolution_needs_two_values_of_a_channel(raw, batch_size):
+    raw["tokenizer"]["vqvae"]["downsampling"] = 8
+    raw["extensions"]["super_resolution"] |= {"normalisation": "batch"}
+    raw["extensions"]["super_resolution"]["training"]["batch_size"] = batch_size
+    found = [
+        line for line in params.problems(raw) if line.startswith("extensions.super_resolution.training.batch_size: ")
+    ]
+    assert len(found) == (batch_size == 1)
+    raw["dataset"]["target_size"] = 8  # it does not apply then
+    assert params.problems(raw) == []
+
+
+@pytest.mark.parametrize(("size", "fits"), [(4, False), (5, True), (8, True)])
+def test_the_classifier_needs_two_values_of_a_channel(raw, size, fits):
+    raw["dataset"] |= {"image_size": size, "target_size": 2 * size}
+    raw["extractor"]["name"] = "classifier"
+    raw["extractor"]["training"]["batch_size"] = 1
+    found = [line for line in params.problems(raw) if line.startswith("extractor.training.batch_size: ")]
+    assert bool(found) != fits
+
+
 def test_samples_are_enough_for_halves_to_be_compared(raw):
     raw["samples"]["count"] = 3
     assert problem(raw, "samples.count").endswith("greater than or equal to 4, got 3")

@@ -136,7 +136,7 @@ CASES = {  # quantizer, first codes
 
 @pytest.fixture(scope="module")
 def trained(_raw: dict[str, Any], make_images: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What rank 0, rank 1 and one process alone end with, after 10 steps."""
+    """What rank 0, rank 1 and one process alone end with, after 16 steps."""
     folder = tmp_path_factory.mktemp("ranks")
     recipes = {}
     for name, (quantizer, initialisation) in CASES.items():
@@ -150,7 +150,7 @@ def trained(_raw: dict[str, Any], make_images: Any, tmp_path_factory: pytest.Tem
         raw["quantizer"] |= {"codebook_size": size, "decay": 0.7}
         recipes[name] = models.tokenizer_recipe(Params(raw), (3, 8, 8))._asdict()
     training = _raw["tokenizer"]["training"] | {"epochs": 2, "batch_size": 8, "lr": 0.01, "clip_norm": 1.0}
-    files.save_array(folder / "images.npy", make_images(40))
+    files.save_array(folder / "images.npy", make_images(64))
     files.write_json(folder / "given.json", {"recipes": recipes, "training": training, "settings": SETTINGS})
     before = os.getcwd()
     os.chdir(folder)
@@ -164,7 +164,7 @@ def trained(_raw: dict[str, Any], make_images: Any, tmp_path_factory: pytest.Tem
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_what_one_trains(trained, case):
-    """Group normalisation, float64, 10 steps: weights, codebooks, their statistics and curves."""
+    """Group normalisation, float64, 16 steps: weights, codebooks, their statistics and curves."""
     first, second, alone = ({k: v for k, v in state.items() if k.startswith(f"{case}/")} for state in trained)
     assert first.keys() == second.keys() == alone.keys()
     assert len(first[f"{case}/history/epoch"]) == 2

@@ -57,7 +57,8 @@ def asked(quantizer: str, post_hoc: bool, image_size: int = 16, keep: str = "bes
     """What a rule asks of the params."""
     return SimpleNamespace(
         dataset=SimpleNamespace(image_size=image_size), quantizer=SimpleNamespace(name=quantizer), post_hoc=post_hoc,
-        tokenizer=SimpleNamespace(keep=keep),
+        tokenizer=SimpleNamespace(keep=keep, training=SimpleNamespace(batch_size=2)),
+        runtime=SimpleNamespace(devices=1, nodes=1),
     )  # fmt: skip
 
 
@@ -224,7 +225,7 @@ def test_training_lowers_the_loss(raw, runtime, make_images, name):
     objective = training.Objective(tokenizer, {"mse": (1.0, mse.MSE())})
     section = Params(raw).tokenizer
     section = section.model_copy(
-        update={"training": Training(**raw["tokenizer"]["training"] | {"epochs": 12, "lr": 0.01})}
+        update={"training": Training(**raw["tokenizer"]["training"] | {"epochs": 16, "lr": 0.01})}
     )
     data = training.Data({"train": make_images(16), "val": make_images(6)}, section.augmentation, 4, "cpu")
     history = fit(training.task(objective, data, section), section.training, 0, runtime).history
@@ -253,13 +254,50 @@ def test_grid_of_each_downsampling(tiny, downsampling):
 def test_normalisations(tiny, kind):
     """Group norm takes the most groups that divide the channels, 8 at most, of two channels at least."""
     layer = conv.normalisation(kind, 12)
-    expected = {"batch": nn.BatchNorm2d, "group": nn.GroupNorm, "none": nn.Identity}[kind]
+    expected = {"batch": conv.BatchNorm, "group": nn.GroupNorm, "none": nn.Identity}[kind]
     assert type(layer) is expected
     assert kind != "group" or layer.num_groups == 6
     assert conv.normalisation("group", 7).num_groups == 1
     assert conv.normalisation("group", 8).num_groups == 4
     assert conv.normalisation("group", 1).num_groups == 1
     assert conv.normalisation("group", 16).num_groups == 8
+
+
+@pytest.mark.parametrize("batches", [1, 2, 5, 40])
+def test_running_statistics_of_few_batches_are_those_of_the_batches(batches):
+    """Their mean, weighted by how long ago they were; nothing of the 0 and 1 they began with."""
+    layer, draws = conv.BatchNorm(3), torch.randn(batches, 4, 3, 2, 2) * 5 + 7
+    for x in draws:
+        layer.train()(x)
+    weights = 0.9 ** torch.arange(batches - 1, -1, -1.0)[:, None]
+    mean = (weights * draws.mean((1, 3, 4))).sum(0) / weights.sum()
+    variance = (weights * draws.transpose(1, 2).flatten(2).var(2)).sum(0) / weights.sum()
+    x = torch.randn(2, 3, 5, 5)
+    expected = (x - mean[:, None, None]) / (variance + 1e-5).sqrt()[:, None, None]
+    torch.testing.assert_close(layer.eval()(x), expected)
+
+
+@pytest.mark.parametrize("batches", [0, 1000])
+def test_running_statistics_of_none_or_many_batches_are_torchs_own(batches):
+    ours, theirs, x = conv.BatchNorm(3), nn.BatchNorm2d(3), torch.randn(4, 3, 2, 2)
+    for layer in (ours, theirs):
+        for _ in range(batches):
+            layer.train()(x + 1)
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"), [((1, 3, 1, 1), False), ((2, 3, 1, 1), True), ((1, 3, 1, 2), True), ((1, 3, 4, 4), True)]
+)
+def test_one_value_has_no_variance(shape, fits):
+    layer, x = conv.BatchNorm(3), torch.randn(shape)
+    layer.eval()(x)
+    layer.train()
+    if fits:
+        layer(x)
+    else:
+        with pytest.raises(InputError, match="needs two values of a channel, got one image"):
+            layer(x)
 
 
 def test_residual_block_adds_its_branch():
@@ -357,7 +395,7 @@ def test_published_architecture_by_params_alone(tiny):
     assert nn.SiLU not in kinds
     assert kinds[-1] is conv.Tanh
     before = [type(layer) for layer in tokenizer.encoder[:7]]
-    assert before == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d]
+    assert before == [nn.Conv2d, conv.BatchNorm, nn.ReLU, nn.Conv2d, conv.BatchNorm, nn.ReLU, nn.Conv2d]
 
 
 def test_further_convolutions_stand_in_the_encoder_only(tiny):

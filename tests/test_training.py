@@ -30,7 +30,7 @@ from tessera.core.params import Params, Training
 from tessera.core.params import Prior as PriorSection
 from tessera.core.params import Runtime as Settings
 from tessera.core.seeding import seed_globally
-from tessera.core.training import Fitted, Task, fit, learning_rate
+from tessera.core.training import Fitted, Task, averaging_decay, fit, learning_rate, suited
 from tessera.losses import mse
 from tessera.runtime import scratch as scratches
 from tessera.runtime.devices import Interrupted, Runtime
@@ -90,7 +90,90 @@ def task(line: nn.Module, score: Callable[[dict], float] = lambda row: -row["val
     return Task("prior", line, len(X), lambda indices, generator, done: (X[indices],), evaluate, score, **values)
 
 
+# small sets
+
+
+@pytest.mark.parametrize(
+    ("examples", "ranks", "batch", "warmup"),
+    [  # of batches of 64, 100 steps of warm-up and 10 epochs
+        (2933, 1, 64, 45),  # 450 steps
+        (512, 1, 64, 8),  # 8 steps an epoch
+        (511, 1, 32, 15),
+        (64, 1, 8, 8),
+        (40, 1, 4, 10),
+        (40, 2, 4, 10),  # however many compute
+        (40, 8, 8, 5),  # each needs one
+        (12, 1, 4, 3),
+        (4, 1, 4, 1),
+        (3, 1, 3, 1),
+        (3, 2, 2, 1),
+    ],
+)
+def test_batch_and_warm_up_suit_the_examples(examples, ranks, batch, warmup):
+    given_by = training(epochs=10, batch_size=64, warmup_steps=100)
+    found, notes = suited(task(Line())._replace(examples=examples), given_by, ranks)
+    assert (found.batch_size, found.warmup_steps) == (batch, warmup)
+    assert found == given_by.model_copy(update={"batch_size": batch, "warmup_steps": warmup})
+    named = [note.partition(":")[0] for note in notes]
+    assert named == [
+        *(["prior.training.batch_size"] if batch < 64 else []),
+        "prior.training.warmup_steps",
+        *(["prior.training.epochs"] if 10 * (examples // batch) < 100 else []),
+    ]
+
+
+def test_what_suits_is_left_as_it_is():
+    given_by = training(epochs=20, batch_size=32, warmup_steps=16)
+    assert suited(task(Line())._replace(examples=256), given_by, 2) == (given_by, ())
+
+
+def test_what_is_made_smaller_is_in_the_log_of_the_first_process_alone(runtime, capsys):
+    given_by = training(epochs=4, batch_size=11, warmup_steps=100000)
+    line = Line()
+    fit(task(line), given_by, 0, runtime)
+    assert [len(batch) for batch in line.batches] == [4] * 8
+    assert capsys.readouterr().out.splitlines() == [
+        "prior.training.batch_size: 4 instead of 11, since the train split has 10 images",
+        "prior.training.warmup_steps: 0 instead of 100000, since there are 8 steps",
+        "prior.training.epochs: 4 are 8 steps, hardly a training; raise it",
+    ]
+    runtime.main = False
+    fit(task(Line()), given_by, 0, runtime)
+    assert not capsys.readouterr().out
+
+
+def test_more_processes_than_images(runtime):
+    with pytest.raises(InputError, match="must not be more than the 10 images of the train split"):
+        suited(task(Line()), training(batch_size=16), 16)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.995, 0.9999])
+@pytest.mark.parametrize("epochs", [3, 10, 48])
+def test_averaged_weights_of_a_short_training_are_trained_ones(runtime, epochs, decay):
+    """Loss of the last epoch, against that of the very same training without an average, and that of no training."""
+    values = {"epochs": epochs, "lr": 0.2, "schedule": "cosine", "weight_ema": decay}
+    averaged = fit(task(Line(), lambda row: row["epoch"]), training(**values), 0, runtime).history[-1]["val"]
+    plain = fit(task(Line(), lambda row: row["epoch"]), training(**values | {"weight_ema": 0.0}), 0, runtime)
+    untrained = float((2 * X - 1).square().mean())
+    assert averaged < plain.history[-1]["val"] + 0.1 * untrained
+
+
+@pytest.mark.parametrize(
+    ("step", "decay", "expected"),
+    [(1, 0.995, 2 / 11), (8, 0.995, 0.5), (96, 0.995, 97 / 106), (1790, 0.995, 0.995), (5, 0.3, 0.3), (10**6, 0.9999, 0.9999)],
+)  # fmt: skip
+def test_averaging_warms_up(step, decay, expected):
+    assert averaging_decay(step, decay) == pytest.approx(expected)
+
+
 # the schedule
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(2, 0), (2, 3), (5, 0), (5, 10), (9, 1)])
+def test_a_cycle_is_no_longer_than_the_training(epochs, warmup):
+    """10 epochs of a cycle: one that was cut off in its middle would end at a high rate."""
+    given_by = training(epochs=epochs, schedule="restarts", restart_epochs=10, lr=1.0, warmup_steps=warmup)
+    assert learning_rate(epochs * 8 - 1, given_by, 8) < 0.05
 
 
 @pytest.mark.parametrize(
@@ -196,7 +279,7 @@ def test_batch_draws_differ_from_step_to_step_and_not_from_run_to_run(runtime):
 @pytest.mark.parametrize(("optimizer", "reference"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 def test_updates_are_those_of_the_optimizer(runtime, optimizer, reference):
     line = Line()
-    given_by = training(optimizer=optimizer, weight_decay=0.3, warmup_steps=3, clip_norm=0.05)
+    given_by = training(epochs=15, optimizer=optimizer, weight_decay=0.3, warmup_steps=3, clip_norm=0.05)
     fit(task(line, score=lambda row: row["epoch"]), given_by, 0, runtime)
     weight, bias = torch.zeros((), requires_grad=True), torch.zeros((), requires_grad=True)
     theirs = reference([weight, bias], lr=1.0, weight_decay=0.3)
@@ -273,17 +356,18 @@ def test_snapshots_of_the_chosen_epochs(runtime):
 
 
 def test_weight_average_by_numpy(runtime):
-    """The average starts at the weights after the first step, and is what is evaluated, kept and given to snapshots."""
+    """The average starts at the weights after the first step, hears more of new ones at first (1 - 3/12 and so on), and is
+    what is evaluated, kept and given to snapshots."""
     line = Line()
     taken = task(line, lambda row: row["epoch"], snapshot=lambda m, e: {"w": m.weight}, snapshot_epochs=[3])
-    fitted = fit(taken, training(weight_ema=0.8), 0, runtime)
+    fitted = fit(taken, training(weight_ema=0.35), 0, runtime)
     steps = np.array(line.trajectory[1:])  # after each step but the last
     again = Line()
     fit(task(again, lambda row: row["epoch"]), training(), 0, runtime)
     steps = np.vstack([steps, [again.weight.item(), again.bias.item()]])
     average = steps[0]
-    for values in steps[1:]:
-        average = 0.8 * average + 0.2 * values
+    for values, decay in zip(steps[1:], [3 / 12, 4 / 13, 0.35, 0.35, 0.35], strict=True):
+        average = decay * average + (1 - decay) * values
     np.testing.assert_allclose([line.weight.item(), line.bias.item()], average, rtol=1e-5)
     assert fitted.history[-1]["val"] == pytest.approx(
         float((average[0] * X + average[1] - (2 * X - 1)).square().mean()), rel=1e-5
@@ -339,11 +423,6 @@ def test_latents_that_are_not_finite_stop_before_the_codebook_moves(runtime, raw
         fit(broken, training(), 0, runtime)
     after = objective.tokenizer.quantizer.state_dict()
     assert all(torch.equal(before[name], value) for name, value in after.items())
-
-
-def test_batch_larger_than_the_split(runtime):
-    with pytest.raises(InputError, match=r"prior\.training\.batch_size must be at most the 10 images .* got 11"):
-        fit(task(Line()), training(batch_size=11), 0, runtime)
 
 
 def test_batch_that_the_processes_cannot_share(runtime):
@@ -571,6 +650,33 @@ def test_bf16_trains_too(everything_moves, make_images):
         AcceleratorState._reset_state(True)
     assert fitted.history[-1]["train_mse"] < fitted.history[0]["train_mse"]
     assert all(value.dtype == torch.float32 for value in state.values() if value.is_floating_point())
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer", "prior", "extractor/scorer", "extensions.inpainting", "extensions.super_resolution"]
+)
+def test_fp16_is_refused_on_a_cpu_before_any_step(name):
+    """Accelerate would compute in float32, and the card would say fp16."""
+    line = Line()
+    message = rf"^{name.partition('/')[0]}\.training\.precision: must be no or bf16 on a CPU, got 'fp16'"
+    with pytest.raises(InputError, match=message):
+        fit(task(line)._replace(name=name), training(precision="fp16"), 0, Runtime(SETTINGS))
+    assert not line.batches
+
+
+@pytest.mark.parametrize("precisions", [("no", "bf16"), ("bf16", "no"), ("bf16", "bf16")])
+def test_each_training_of_a_process_has_its_own_precision(precisions):
+    """As where a study calls one stage after another."""
+
+    class Typed(Line):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            types.append((x[:, None] @ x[None]).dtype)
+            return super().forward(x)
+
+    for precision in precisions:
+        types: list[torch.dtype] = []
+        fit(task(Typed()), training(epochs=1, precision=precision), 0, Runtime(SETTINGS))
+        assert set(types) == {torch.bfloat16 if precision == "bf16" else torch.float32}
 
 
 def test_second_signal_stops_at_once(runtime):

@@ -31,21 +31,23 @@ class Training(Strict):
     """How `core.training.fit` trains; the same words under extractor, tokenizer and prior."""
 
     epochs: int = Field(ge=1, description="passes over the train split", examples=[2])
-    batch_size: int = Field(ge=1, description="examples per step, over all devices together", examples=[4])
+    batch_size: int = Field(ge=1, description="examples per step, over all devices together; of a small train split fewer, "
+                            "see `core.training.suited`", examples=[4])  # fmt: skip
     optimizer: Literal["adam", "adamw"] = Field(description="Adam, or AdamW (decoupled decay)", examples=["adam"])
     lr: float = Field(gt=0, description="peak learning rate", examples=[1e-3])
     weight_decay: float = Field(ge=0, description="weight decay", examples=[0.0])
-    warmup_steps: int = Field(ge=0, description="steps of linear warm-up to lr", examples=[2])
+    warmup_steps: int = Field(ge=0, description="steps of linear warm-up to lr, at most a tenth of all", examples=[2])
     schedule: Literal["constant", "cosine", "restarts"] = Field(
         description="after warm-up: constant, cosine to zero, or cosine with warm restarts", examples=["cosine"]
     )
     restart_epochs: int = Field(ge=1, description="length of each cosine cycle under `restarts`", examples=[1])
     clip_norm: float = Field(ge=0, description="largest gradient norm; 0: not clipped", examples=[1.0])
-    weight_ema: float = Field(ge=0, lt=1, description="decay per step of the averaged weights that are kept; 0: none",
-                              examples=[0.0])  # fmt: skip
+    weight_ema: float = Field(ge=0, lt=1, description="decay per step of the averaged weights that are kept, lower at the "
+                              "start; 0: none", examples=[0.0])  # fmt: skip
     evaluate_every: int = Field(ge=1, description="epochs between evaluations on the validation split", examples=[1])
     patience: int = Field(ge=0, description="evaluations without improvement before stopping; 0: never", examples=[0])
-    precision: Literal["no", "bf16", "fp16"] = Field(description="mixed precision; no: float32", examples=["no"])
+    precision: Literal["no", "bf16", "fp16"] = Field(description="mixed precision; no: float32. fp16 is not for CPUs",
+                                                 examples=["no"])  # fmt: skip
 
 
 class Augmentation(Strict):
@@ -222,6 +224,10 @@ CHOOSES = {
 PLURAL = ("losses", "diagnostics", "evaluation", "extensions")  # each key is a file of the seam of that name
 JUDGES = {"gate": ("reconstruction", "diagnostics"), "criteria": ("prior", "evaluation")}  # whose metrics each may read
 ORDER = ("seed", *SECTIONS, *PLURAL)
+FP16_ON_A_CPU = (
+    "must be no or bf16 on a CPU, got 'fp16', in which only accelerators compute; set it to no, or to bf16 (fast on CPUs "
+    "with AMX)"
+)
 
 
 class Params:
@@ -500,6 +506,7 @@ def _rules(params: Params) -> Iterator[str]:
             f"with {str(prior.conditional).lower()} and {prior.label_dropout:g}: guidance compares with the prior that is "
             "told no label, which training without dropout never sees"
         )
+    yield from _precisions(params)
     configs = [params.config(section) for section in CHOOSES]
     configs += [params.config(section, key) for section in PLURAL for key in params.keys(section)]
     found: list[str] = []
@@ -509,6 +516,17 @@ def _rules(params: Params) -> Iterator[str]:
         except InputError as error:  # a rule asked what cannot be built: the same is found by the rule of its owner
             found.append(str(error))
     yield from dict.fromkeys(found)
+
+
+def _precisions(params: Params) -> Iterator[str]:
+    """Where `runtime.device` is cpu; elsewhere the machine decides, and `fit` asks it."""
+    if params.runtime.device == "cpu":
+        trained = {section: getattr(params, section) for section in ("extractor", "tokenizer", "prior")}
+        trained |= {f"extensions.{key}": params.config("extensions", key) for key in params.keys("extensions")}
+        for place, section in trained.items():
+            training = getattr(section, "training", None)
+            if training is not None and training.precision == "fp16":
+                yield f"{place}.training.precision: {FP16_ON_A_CPU}"
 
 
 def _unknown_metrics(params: Params) -> Iterator[str]:

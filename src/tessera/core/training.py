@@ -24,6 +24,11 @@ from tessera.core.errors import InputError, NonFiniteError
 from tessera.core.params import Training
 from tessera.core.seeding import generator, numpy_generator, seed_globally
 
+STEPS = 8  # of an epoch, at least: a larger batch is made smaller
+SMALL = 4  # examples of a batch that is not made smaller for their sake
+WARM_UP = 0.1  # of all steps, at most
+FEW = 100  # steps below which the log says so
+
 Row = dict[str, float]
 Batch = Callable[
     [np.ndarray, Generator, float], tuple[Any, ...]
@@ -69,27 +74,81 @@ class Fitted(NamedTuple):
 
 def learning_rate(step: int, training: Training, steps_per_epoch: int) -> float:
     """Rate of update `step` (from 0): linear warm-up, then constant, cosine to zero (Loshchilov & Hutter 2017, eq. 5,
-    with eta_min = 0), or the same restarting every `restart_epochs`."""
+    with eta_min = 0), or the same restarting every `restart_epochs`, or once where there are fewer epochs."""
     if step < training.warmup_steps:
         return training.lr * (step + 1) / training.warmup_steps
     done, total = step - training.warmup_steps, training.epochs * steps_per_epoch - training.warmup_steps
     if training.schedule == "constant":
         return training.lr
     if training.schedule == "restarts":
-        total = training.restart_epochs * steps_per_epoch
+        total = max(1, min(total, training.restart_epochs * steps_per_epoch))
         done %= total
     return training.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done / max(1, total))))
+
+
+def averaging_decay(step: int, decay: float) -> float:
+    """Decay of the averaged weights after update `step` (from 1): `decay`, or less while there is little to average, or the
+    untrained weights would stand for most of a short training. As TensorFlow's `ExponentialMovingAverage` has it with
+    `num_updates`: min(decay, (1 + step) / (10 + step))."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+def largest_batch(task: Task, training: Training, ranks: int) -> int:
+    """Examples of a batch, at most: an epoch has `STEPS` of them, where the examples suffice for batches of `SMALL`. A power of
+    two, which two or eight processes share alike: who computes must not change what is computed.
+
+    Raises:
+        InputError: the processes cannot share a batch.
+    """
+    processes = f"the {ranks} training processes (runtime.devices times runtime.nodes)"
+    if training.batch_size % ranks:
+        raise InputError(
+            f"{task.section}.training.batch_size must be divisible by {processes}, got {training.batch_size}"
+        )
+    if task.examples < ranks:
+        raise InputError(
+            f"{processes} must not be more than the {task.examples} images of the train split: take fewer processes, or a "
+            "source with more images"
+        )
+    few = min(task.examples, 1 << (max(SMALL, task.examples // STEPS).bit_length() - 1))
+    return max(1, few // ranks) * ranks
+
+
+def suited(task: Task, training: Training, ranks: int) -> tuple[Training, tuple[str, ...]]:
+    """`training` as it suits so many examples, and what was changed, for the log: a batch of at most `largest_batch`, and a
+    warm-up of at most the share `WARM_UP` of all steps."""
+    own = f"{task.section}.training"
+    batch_size = min(training.batch_size, largest_batch(task, training, ranks))
+    steps = training.epochs * (task.examples // batch_size)
+    warmup_steps = min(training.warmup_steps, int(WARM_UP * steps))
+    notes = []
+    if batch_size < training.batch_size:
+        notes.append(f"{own}.batch_size: {batch_size} instead of {training.batch_size}, since the train split has "
+                     f"{task.examples} images")  # fmt: skip
+    if warmup_steps < training.warmup_steps:
+        notes.append(
+            f"{own}.warmup_steps: {warmup_steps} instead of {training.warmup_steps}, since there are {steps} steps"
+        )
+    if steps < FEW:
+        notes.append(f"{own}.epochs: {training.epochs} are {steps} steps, hardly a training; raise it")
+    return training.model_copy(update={"batch_size": batch_size, "warmup_steps": warmup_steps}), tuple(notes)
 
 
 def fit(task: Task, training: Training, seed: int, runtime: Any) -> Fitted:
     """Train `task.objective` in place; on return it holds the kept weights, on the CPU, in eval mode.
 
     Raises:
-        InputError: the batch does not fit the split or the ranks.
+        InputError: the ranks cannot share a batch, or the device does not compute in `training.precision`.
         NonFiniteError: a term, a latent or the gradient is not finite, and nothing was updated with it; or no
             evaluation was finite.
     """
-    steps_per_epoch = _steps_per_epoch(task, training, runtime.ranks)
+    if reason := runtime.unsupported(training.precision):
+        raise InputError(f"{task.section}.training.precision: {reason}")
+    training, notes = suited(task, training, runtime.ranks)
+    if runtime.main:
+        print(*notes, sep="\n", end="\n" if notes else "", flush=True)
+    # the rest of an epoch is dropped; another rest in each epoch
+    steps_per_epoch = task.examples // training.batch_size
     state = _State(task, training, runtime)
     steps = training.epochs * steps_per_epoch
     bar = runtime.progress(total=steps, initial=state.step, desc=task.name)
@@ -113,20 +172,6 @@ def fit(task: Task, training: Training, seed: int, runtime: Any) -> Fitted:
         runtime.checkpoint(task.name, state.pack, force=state.step == steps or state.stopped)
     bar.close()
     return state.keep_best()
-
-
-def _steps_per_epoch(task: Task, training: Training, ranks: int) -> int:
-    if training.batch_size > task.examples:
-        raise InputError(
-            f"{task.section}.training.batch_size must be at most the {task.examples} images of the train split, "
-            f"got {training.batch_size}"
-        )
-    if training.batch_size % ranks:
-        raise InputError(
-            f"{task.section}.training.batch_size must be divisible by the {ranks} training processes "
-            f"(runtime.devices times runtime.nodes), got {training.batch_size}"
-        )
-    return task.examples // training.batch_size  # the rest of an epoch is dropped; another rest in each epoch
 
 
 def _share(indices: np.ndarray, rank: int, ranks: int) -> np.ndarray:
@@ -183,7 +228,7 @@ class _State:
         self.objective.to(runtime.device)
         self.averaged = None
         if training.weight_ema:
-            self.averaged = AveragedModel(self.objective, multi_avg_fn=get_ema_multi_avg_fn(training.weight_ema))
+            self.averaged = AveragedModel(self.objective, multi_avg_fn=self._average)
         self.unpack(runtime.resume(task.name))
         self.wrapped, self.optimizer = runtime.prepare(self.objective, self.optimizer, training.precision)
         self._require_same_step()
@@ -236,6 +281,9 @@ class _State:
         for name, value in [*values.items(), ("gradient_norm", norm), ("steps", 1.0)]:
             self.sums[name] = self.sums.get(name, 0.0) + value
         return values["total"]
+
+    def _average(self, averaged: Any, current: Any, count: Any) -> None:
+        get_ema_multi_avg_fn(averaging_decay(self.step, self.training.weight_ema))(averaged, current, count)
 
     def _require_finite(self, values: Row) -> None:
         wrong = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]

@@ -30,13 +30,16 @@ from tessera.nn.gated import GatedPixelCNN
 
 LOOKED_AT = 1000  # images of a split behind one point of the curve, at most
 KERNEL_SIZE, CONDITION_BLOCKS, CLIP_NORM = 3, 1, 1.0
+PASSES = 20  # over the train split, at most: beyond, the few codes of a small one are known by heart before the first evaluation
 
 
 class Config(Strict):
     channels: int = Field(ge=1, description="of each stack", examples=[8])
     layers: int = Field(ge=1, description="gated layers, of each grid's network", examples=[2])
     dropout: float = Field(ge=0, lt=1, description="probability", examples=[0.1])
-    steps: int = Field(ge=1, description="updates", examples=[8])
+    steps: int = Field(
+        ge=1, description=f"updates; of a small train split fewer, {PASSES} passes over it", examples=[8]
+    )
     batch_size: int = Field(ge=1, description="images per update", examples=[4])
     lr: float = Field(gt=0, description="peak learning rate of AdamW; a cosine leads to 0", examples=[1e-2])
     weight_decay: float = Field(ge=0, description="of AdamW", examples=[0.0])
@@ -91,11 +94,12 @@ def measure(config: Config, run: Run) -> Report:
 
 def trained(probe: Probe, codes: Int[Tensor, "n t"], config: Config, seed: int) -> Iterator[int]:
     """Train in place; stops in eval mode whenever an evaluation is due, and says after how many updates."""
+    steps = budget(config, len(codes))
     optimizer = torch.optim.AdamW(probe.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     draws = numpy_generator(seed, "probe", "order")
-    due = set(np.linspace(0, config.steps, config.evaluations + 1).astype(int))
-    for step in range(1, config.steps + 1):
+    due = set(np.linspace(0, steps, config.evaluations + 1).astype(int))
+    for step in range(1, steps + 1):
         seed_globally(seed, "probe", "step", step)  # dropout
         chosen = draws.choice(len(codes), min(config.batch_size, len(codes)), replace=False)
         loss = probe.train().losses(codes[chosen], None)["nll"]
@@ -107,6 +111,17 @@ def trained(probe: Probe, codes: Int[Tensor, "n t"], config: Config, seed: int) 
         if step in due:
             probe.eval()
             yield step
+
+
+def budget(config: Config, images: int) -> int:
+    """Updates: the same for all tokenizers compared on so many training images."""
+    steps = min(config.steps, math.ceil(PASSES * images / min(config.batch_size, images)))
+    if steps < config.steps:
+        print(
+            f"diagnostics.probe.steps: {steps} instead of {config.steps}, since the train split has {images} images",
+            flush=True,
+        )
+    return steps
 
 
 @torch.no_grad()

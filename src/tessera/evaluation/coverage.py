@@ -18,7 +18,7 @@ from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
-from tessera.nn.neighbours import overlap, subset
+from tessera.nn.neighbours import fewer, overlap, subset
 
 FAKE = ("samples", "train", "baseline", "reconstruction")
 
@@ -27,18 +27,20 @@ class Config(Strict):
     count: int = Field(ge=4, le=10000, description="images of every set, drawn by the seed; all sets are cut to the "
                        "smallest if that has fewer", examples=[8])  # fmt: skip
     neighbours: int = Field(ge=1, le=100, description="k: the k-th nearest neighbour in its own set is as far as an "
-                            "image's ball reaches", examples=[2])  # fmt: skip
+                            "image's ball reaches; at most half of a set", examples=[2])  # fmt: skip
 
 
 def measure(config: Config, run: Run) -> Report:
     """Metrics of the samples. The table sets them beside the ceiling `train`, the floor `baseline`, and reconstructions."""
     features = {name: run.features(name) for name in ("test", *FAKE)}
-    count = min(config.count, *(len(array) for array in features.values()))
+    smallest = min(len(array) for array in features.values())
+    count = fewer("evaluation.coverage.count", config.count, smallest, smallest)
     chosen = {
         name: np.asarray(array[subset(numpy_generator(run.params.seed, "coverage", name), len(array), count)])
         for name, array in features.items()
     }
-    k = min(config.neighbours, count - 1)
+    # balls that reach most of their own set would cover anything
+    k = fewer("evaluation.coverage.neighbours", config.neighbours, (count - 1) // 2, count)
     found = {name: overlap(chosen["test"], chosen[name], k)._asdict() for name in FAKE}
     table = pd.DataFrame([{"fake": name, "images": count, "neighbours": k, **found[name]} for name in FAKE])
     return Report({"samples": found["samples"]}, {"overlap": table})

@@ -19,7 +19,7 @@ from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import derive, numpy_generator
 from tessera.nn.frechet import distance, kid
-from tessera.nn.neighbours import subset
+from tessera.nn.neighbours import fewer, subset
 
 PAIRS = (
     ("samples", "test"),
@@ -46,12 +46,13 @@ def measure(config: Config, run: Run) -> Report:
     pairs = [pair for pair in PAIRS if pair[0] != "gaussian" or "gaussian" in run.sample_sets]
     names = sorted({name for pair in pairs for name in pair})
     features = {name: run.features(name) for name in names}
-    count = min(config.count, *(len(array) for array in features.values()))
+    smallest = min(len(array) for array in features.values())
+    count = fewer("evaluation.frechet.count", config.count, smallest, smallest)
     chosen = {
         name: np.asarray(array[subset(numpy_generator(run.params.seed, "frechet", name), len(array), count)])
         for name, array in features.items()
     }
-    size = min(config.kid_subset_size, count // 2)
+    size = fewer("evaluation.frechet.kid_subset_size", config.kid_subset_size, count // 2, count)
     frechet, kernel, rows = {}, {}, []
     for first, second in pairs:
         pair, name = (chosen[first], chosen[second]), f"{first}_{second}"

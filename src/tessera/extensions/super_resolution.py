@@ -7,7 +7,7 @@ is a function of the same vectors (VDSR, Kim et al. 2016, arXiv 1511.04587, sec.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,8 +25,8 @@ from tessera.core.params import Strict, Training
 from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
 from tessera.core.training import Fitted, Row, Task, fit
-from tessera.nn import scores
-from tessera.nn.upscaling import FACTOR, Decoder, Seen, augmented, enlarged, made_for, see
+from tessera.nn import conv, scores
+from tessera.nn.upscaling import FACTOR, Decoder, Seen, augmented, enlarged, inner, made_for, see
 
 if TYPE_CHECKING:
     from tessera.core.params import Params
@@ -46,6 +46,12 @@ class Config(Strict):
                        "directions; white comes in", examples=[1])  # fmt: skip
     shown: int = Field(ge=1, description="test images of the picture", examples=[3])
     training: Training
+
+    def rule(self, params: Params) -> Iterator[str]:
+        finest = params.dataset.image_size // getattr(params.config("tokenizer"), "downsampling", 1)
+        if finest == 1 and requires(params) is None:  # else nothing is trained
+            narrowest = inner(self.channels) if self.blocks else self.channels
+            yield from conv.on_one_place(self.normalisation, narrowest, self.training, NAME, NAME, params)
 
 
 def requires(params: Params) -> str | None:

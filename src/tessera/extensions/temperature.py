@@ -24,7 +24,7 @@ from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import derive, generator, numpy_generator
 from tessera.nn.frechet import distance, kid
-from tessera.nn.neighbours import overlap, subset
+from tessera.nn.neighbours import fewer, overlap, subset
 
 Pixels = UInt8[np.ndarray, "n h w c"]
 REAL = "train"  # what stands beside the temperatures: training images
@@ -38,7 +38,8 @@ class Config(Strict):
                        examples=[6])  # fmt: skip
     batch_size: int = Field(ge=1, description="samples drawn at once", examples=[4])
     shown: int = Field(ge=1, description="samples of each in the picture", examples=[3])
-    neighbours: int = Field(ge=1, le=100, description="k of precision and recall: how far a ball reaches", examples=[2])
+    neighbours: int = Field(ge=1, le=100, description="k of precision and recall: how far a ball reaches; at most half of a set",
+                            examples=[2])  # fmt: skip
     kid_subsets: int = Field(ge=2, description="random subsets that KID is averaged over", examples=[3])
     kid_subset_size: int = Field(ge=2, description="images of each; at most half of a set", examples=[3])
 
@@ -47,7 +48,12 @@ def measure(config: Config, run: Run) -> Report:
     """By measure and temperature (`at_0_5` is 0.5). `distinct` is the share of different code sequences among the samples,
     1 where none comes twice. `best` is the temperature of the smallest Fréchet distance."""
     tokenizer, prior, extractor, device = run.tokenizer(), run.prior(), run.extractor(), run.runtime.device
-    seed, count = run.params.seed, min(config.count, len(run.images("test")), len(run.images("train")))
+    seed, smallest = run.params.seed, min(len(run.images("test")), len(run.images("train")))
+    count = fewer("extensions.temperature.count", config.count, smallest, smallest)
+    config = config.model_copy(update={
+        "neighbours": fewer("extensions.temperature.neighbours", config.neighbours, (count - 1) // 2, count),
+        "kid_subset_size": fewer("extensions.temperature.kid_subset_size", config.kid_subset_size, count // 2, count),
+    })  # fmt: skip
     labels = (
         numpy_generator(seed, "temperature", "labels").choice(run.labels("train"), count) if prior.classes else None
     )
@@ -107,10 +113,11 @@ def distinct(codes: Int[Tensor, "n t"]) -> float:
 def compared(
     real: Float[np.ndarray, "n f"], fake: Float[np.ndarray, "n f"], config: Config, seed: int
 ) -> dict[str, float]:
-    found = overlap(real, fake, min(config.neighbours, len(real) - 1))
-    size = min(config.kid_subset_size, len(real) // 2)
+    found = overlap(real, fake, config.neighbours)
     # the same subsets at every temperature
-    kernel = kid(fake, real, subsets=config.kid_subsets, size=size, seed=derive(seed, "temperature", "kid"))
+    kernel = kid(
+        fake, real, subsets=config.kid_subsets, size=config.kid_subset_size, seed=derive(seed, "temperature", "kid")
+    )
     return {
         "distance": distance(fake, real),
         "kid": kernel.mean,

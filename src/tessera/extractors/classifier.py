@@ -7,7 +7,9 @@ upright. Distances on its features mean something for one data set and one train
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +21,9 @@ from tessera.core.contracts import ImageShape
 from tessera.core.params import Strict
 from tessera.nn import conv
 
+if TYPE_CHECKING:
+    from tessera.core.params import Params
+
 TURNS, SMALLEST = 4, 4
 
 
@@ -29,6 +34,19 @@ class Config(Strict):
                           "halving; well below the number of test images, or their covariance is singular",
                           examples=[8])  # fmt: skip
     dropout: float = Field(ge=0, lt=1, description="probability, between features and classes", examples=[0.1])
+
+    def rule(self, params: Params) -> Iterator[str]:
+        size = params.dataset.image_size
+        for _ in range(halvings(size)):
+            size = -(-size // 2)
+        if size == 1:
+            own = "extractor.classifier"
+            yield from conv.on_one_place("batch", self.channels, params.extractor.training, "extractor", own, params)
+
+
+def halvings(image_size: int) -> int:
+    """Until 4x4 is left, at least twice."""
+    return max(2, (image_size // SMALLEST).bit_length() - 1)
 
 
 def halving(before: int, after: int) -> nn.Sequential:
@@ -53,8 +71,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.dim, self.labelled = config.features, classes > 1
         channels, height, _ = image_shape
-        halvings = max(2, (height // SMALLEST).bit_length() - 1)
-        widths = [channels, *(config.channels * 2**i for i in range(halvings - 1)), config.features]
+        widths = [channels, *(config.channels * 2**i for i in range(halvings(height) - 1)), config.features]
         self.stages = nn.ModuleList(halving(before, after) for before, after in pairwise(widths))
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.features, classes if self.labelled else TURNS)

@@ -10,14 +10,17 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from tessera.core.params import Strict
+from tessera.core.errors import InputError
+from tessera.core.params import Strict, Training
 from tessera.nn.doubling import Doubling
 
 if TYPE_CHECKING:
     from tessera.core.params import Params
 
 GROUPS = 8
+REMEDY = "Give each training process two images a step, or choose another normalisation or a finer grid of codes"
 ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU}
 
 
@@ -37,8 +40,16 @@ class Autoencoder(Strict):
     dropout: float = Field(ge=0, lt=1, description="probability, inside residual blocks", examples=[0.1])
     output: Literal["linear", "tanh"] = Field(description="of the decoder", examples=["linear"])
 
+    def smallest_grid(self, image_size: int) -> int:
+        """Places a side of the smallest grid of activations."""
+        return image_size // self.downsampling
+
     def rule(self, params: Params) -> Iterator[str]:
         size = params.dataset.image_size
+        if self.smallest_grid(size) == 1:
+            narrowest = min(self.channels, self.block_channels) if self.blocks else self.channels
+            own = f"tokenizer.{plug_in(self)}"
+            yield from on_one_place(self.normalisation, narrowest, params.tokenizer.training, "tokenizer", own, params)
         if size % self.downsampling:
             below = size // self.downsampling * self.downsampling
             sizes = f"sizes are {below} and {below + self.downsampling}" if below else f"size is {self.downsampling}"
@@ -46,6 +57,26 @@ class Autoencoder(Strict):
                 f"tokenizer.{plug_in(self)}.downsampling: must divide dataset.image_size {size}, got "
                 f"{self.downsampling}; the nearest {sizes}"
             )
+
+
+def on_one_place(
+    kind: str, channels: int, training: Training, trained_by: str, own: str, params: Params
+) -> Iterator[str]:
+    """Rule of whatever trains a network that normalises a 1x1 grid, at the narrowest of so many channels: batch normalisation
+    needs two values of a channel on each training process, and group normalisation two channels. `training` and the network's
+    own values stand in the sections `trained_by` and `own`."""
+    processes = params.runtime.devices * params.runtime.nodes
+    if kind == "batch" and training.batch_size < 2 * processes:
+        each = f", two for each of the {processes} training processes," if processes > 1 else ""
+        yield (
+            f"{trained_by}.training.batch_size: must be at least {2 * processes}{each} with batch normalisation on a 1x1 grid, got "
+            f"{training.batch_size}: one value has no variance. {REMEDY}"
+        )
+    if kind == "group" and channels == 1:
+        yield (
+            f"{own}.normalisation: must not be group where a 1x1 grid has one channel, whose one value has no "
+            "variance, got 'group'; give more channels, or choose a smaller downsampling"
+        )
 
 
 def plug_in(config: Strict) -> str:
@@ -63,15 +94,36 @@ def trained_along(config: Strict, params: Params) -> Iterator[str]:
 
 
 def normalisation(kind: str, channels: int) -> nn.Module:
-    """`batch`, `group` (in as many groups as divide the channels, at most 8, of two channels at least: one channel of a 1x1
-    grid has no variance) or `none`."""
+    """`batch` (see `BatchNorm`), `group` (in as many groups as divide the channels, at most 8, of two channels at least: one
+    channel of a 1x1 grid has no variance) or `none`."""
     if kind == "batch":
-        return nn.BatchNorm2d(channels)
+        return BatchNorm(channels)
     if kind == "group":
         return nn.GroupNorm(
             max(g for g in range(1, GROUPS + 1) if channels % g == 0 and (g == 1 or channels >= 2 * g)), channels
         )
     return nn.Identity()
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that takes its initial values out of the running statistics: after n batches these still make up
+    (1 - momentum)^n of them, 59 % after five. As Adam corrects its moments (Kingma & Ba 2015, arXiv 1412.6980, sec. 3).
+
+    Raises:
+        InputError: in training, a batch of one image on a 1x1 grid: one value has no variance.
+    """
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        if self.training:
+            if x.numel() == x.shape[1]:
+                raise InputError(
+                    f"batch normalisation needs two values of a channel, got one image on a 1x1 grid. {REMEDY}"
+                )
+            return super().forward(x)
+        seen = self.num_batches_tracked
+        initial = torch.where(seen > 0, (1 - self.momentum) ** seen, 0)  # untrained, there is nothing else
+        mean, variance = self.running_mean / (1 - initial), (self.running_var - initial) / (1 - initial)
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
 
 
 class Tanh(nn.Module):

@@ -97,6 +97,13 @@ def nearest_codes(codes: Int[np.ndarray, "n t"], *references: Int[np.ndarray, "_
     return smallest
 
 
+def fewer(place: str, wanted: int, most: int, images: int) -> int:
+    """`wanted` or `most` that so few images allow, at least 1; the log says so."""
+    if wanted > (taken := max(1, most)):
+        print(f"{place}: {taken} instead of {wanted}, since the smallest set has {images} images", flush=True)
+    return min(wanted, taken)
+
+
 def subset(generator: np.random.Generator, n: int, count: int) -> Int[np.ndarray, " c"]:
     """`count` of range(n), without repetition, in order; all of them where `count` is not less."""
     return np.arange(n) if count >= n else np.sort(generator.choice(n, count, replace=False))

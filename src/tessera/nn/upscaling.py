@@ -69,7 +69,12 @@ class Decoder(nn.Module):
 
 
 def _blocks(count: int, channels: int, kind: str) -> list[nn.Module]:
-    return [conv.ResidualBlock(channels, max(1, channels // 2), kind, dropout=0.0) for _ in range(count)]
+    return [conv.ResidualBlock(channels, inner(channels), kind, dropout=0.0) for _ in range(count)]
+
+
+def inner(channels: int) -> int:
+    """Channels inside a residual block."""
+    return max(1, channels // 2)
 
 
 @torch.no_grad()

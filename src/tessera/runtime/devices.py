@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tessera.core.params import FP16_ON_A_CPU
 from tessera.core.params import Runtime as Settings
 from tessera.runtime import process, ranks
 from tessera.runtime.scratch import Scratch, root
@@ -105,11 +106,18 @@ class Runtime:
 
     # training
 
+    def unsupported(self, precision: str) -> str | None:
+        """Why the device does not compute in a precision. Accelerate, asked for fp16 on a CPU, computes in float32 without a
+        word."""
+        return FP16_ON_A_CPU if precision == "fp16" and self.device.type == "cpu" else None
+
     def prepare(self, model: Any, optimizer: Any, precision: str) -> tuple[Any, Any]:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
         if self.device.type == "cpu" and self.main and (said := process.other_bits(self._settings.threads)):
             print(said, flush=True)
+        AcceleratorState._reset_state()  # it would hold the next training of this process to the precision of the last
         self._accelerator = Accelerator(mixed_precision=precision, cpu=self.device.type == "cpu")
         return self._accelerator.prepare(model, optimizer)
 

@@ -98,6 +98,11 @@ class Data:
 def train(objective: Objective, data: Data, run: Run) -> Fitted:
     """Train the objective in place. A tokenizer without weights (`pixels`) is only looked at."""
     own = run.params.tokenizer
+    late = [str(epoch) for epoch in own.snapshot_epochs if epoch > own.training.epochs]
+    if late and run.runtime.main:
+        print(
+            f"tokenizer.snapshot_epochs: {', '.join(late)} are left out, since there are {own.training.epochs} epochs"
+        )
     if any(parameter.requires_grad for parameter in objective.tokenizer.parameters()):
         return fit(task(objective, data, own), own.training, run.params.seed, run.runtime)
     print(f"tokenizer.name = {own.name} has nothing to train: tokenizer.training, quantizer and losses are not read")

@@ -25,6 +25,9 @@ class Config(conv.Autoencoder):
 
     top_downsampling: Literal[2, 4] = Field(description="bottom codes per top code, each way", examples=[2])
 
+    def smallest_grid(self, image_size: int) -> int:
+        return super().smallest_grid(image_size) // self.top_downsampling
+
     def rule(self, params: Params) -> Iterator[str]:
         yield from super().rule(params)
         yield from conv.trained_along(self, params)
