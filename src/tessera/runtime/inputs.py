@@ -34,32 +34,40 @@ class Declared(NamedTuple):
 
 def declared(stage: str, key: str | None, raw: dict[str, Any], pipeline: Path = Path("dvc.yaml")) -> Declared | None:
     """What dvc.yaml says of a stage; None where there is no dvc.yaml or no such stage in it."""
+    entries = stages(pipeline)
+    return resolved(stage, key, raw, entries[stage]) if stage in entries else None
+
+
+def stages(pipeline: Path = Path("dvc.yaml")) -> dict[str, dict[str, Any]]:
+    """The stages of dvc.yaml as they are written, by name; none where there is no such file."""
     import yaml
 
     if not pipeline.exists():
-        return None
+        return {}
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C reader is ten times as fast, and as safe
-    stages = yaml.load(pipeline.read_text(encoding="utf-8"), Loader=loader)["stages"]
-    if stage not in stages:
-        return None
-    entry = stages[stage].get("do", stages[stage])
-    names = {**raw, "key": key}
+    return yaml.load(pipeline.read_text(encoding="utf-8"), Loader=loader)["stages"]
+
+
+def resolved(stage: str, key: str | None, raw: dict[str, Any], entry: dict[str, Any]) -> Declared:
+    """`entry`, a stage of dvc.yaml, with its templates filled from `raw` and `key`."""
+    entry, names = entry.get("do", entry), {**raw, "key": key}
     deps = tuple(_resolve(dep, names) for dep in entry.get("deps", ()))
     params = tuple(_resolve(param, names) for param in entry.get("params", ()))
     return Declared(f"{stage}@{key}" if key else stage, deps, params)
 
 
 def _resolve(text: str, names: dict[str, Any]) -> str:
-    return re.sub(r"\$\{([^}]+)\}", lambda match: str(_value(names, match[1].strip())), text)
+    return re.sub(r"\$\{([^}]+)\}", lambda match: str(value(names, match[1].strip())), text)
 
 
-def _value(tree: dict[str, Any], dotted: str) -> Any:
-    value: Any = tree
+def value(tree: dict[str, Any], dotted: str) -> Any:
+    """A value by its dotted name; None where there is none."""
+    found: Any = tree
     for part in dotted.split("."):
-        if not isinstance(value, dict) or part not in value:
+        if not isinstance(found, dict) or part not in found:
             return None
-        value = value[part]
-    return value
+        found = found[part]
+    return found
 
 
 class Inputs:
@@ -68,12 +76,12 @@ class Inputs:
     def __init__(self, what: Declared) -> None:
         self.what = what
         self._stats = {dep: _stats(dep) for dep in what.deps}
-        self._hashes = {dep: _hash(dep) for dep in what.deps}
+        self._hashes = {dep: content(dep) for dep in what.deps}
         self._values = self._params()
 
     def _params(self) -> dict[str, Any]:
         raw = read()
-        return {name: _value(raw, name) for name in self.what.params}
+        return {name: value(raw, name) for name in self.what.params}
 
     def fingerprint(self, without: Iterable[str] = ()) -> str:
         """A hash of declared params, inputs and code: what a scratch checkpoint belongs to. `without`: singular sections
@@ -95,7 +103,7 @@ class Inputs:
         changed += [
             dep
             for dep, stats in self._stats.items()
-            if _stats(dep) != stats and _hash(dep) != self._hashes[dep]  # touched, and really different
+            if _stats(dep) != stats and content(dep) != self._hashes[dep]  # touched, and really different
         ]
         if changed:
             raise InputError(
@@ -120,7 +128,8 @@ def _stats(dep: str) -> list[tuple[str, int, int]]:
     return found
 
 
-def _hash(dep: str) -> str:
+def content(dep: str) -> str:
+    """A hash of a file, or of all files of a folder and their names; also of what is not there."""
     digest = hashlib.blake2b(digest_size=16)
     for file in _files(dep):
         digest.update(os.fsencode(file.as_posix()) + b"\0")
