@@ -100,7 +100,8 @@ def value(source: str, row: Result, owner: sweep.Study) -> Any:
     """A metric (`file:name`) of a run, or its value of params.yaml."""
     if ":" in source:
         return results.metric(row, source)
-    found = sweep.changes(owner, row.run).get(source, sweep.value(read(), source))
+    changes = sweep.changes(owner, row.run)
+    found = changes[source] if source in changes else sweep.value(read(), source)
     return found if isinstance(found, int | float | str) and not isinstance(found, bool) else str(found)
 
 
