@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,10 +13,13 @@ import pandas as pd
 import pytest
 import scipy.stats
 from committed import project
+from ruamel.yaml import YAML
 
+from tessera.core import files
 from tessera.core.errors import InputError
 from tessera.core.params import read
-from tessera.studies import direct, pages, queue, ranks, results, sweep
+from tessera.studies import __main__ as command
+from tessera.studies import direct, pages, plan, queue, ranks, results, sweep
 from tessera.studies.results import Result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +101,14 @@ def test_a_run_is_its_preset_then_the_base_then_its_own_values(written):
         ),
         ("title: x\ntext: x\npool: wrong\n", "pool wrong has no runs of its own; it names the pool wrong"),
         ("title: x\ntext: x\npool: other\nruns: {a: {}}\n", "runs of its own and those of the pool other"),
+        (
+            "title: x\ntext: x\nruns: {a: {}}\ntargets: [criterion]\n",
+            r"wrong\.yaml: targets: dvc\.yaml has no stage criterion",
+        ),
+        (
+            "title: x\ntext: x\nruns: {a: {}}\ncolumns: {p: 'criteria:passed'}\n",
+            "verdicts, which are not kept: criteria:passed",
+        ),
     ],
 )
 def test_mistakes_are_named(written, text, said):
@@ -111,15 +124,26 @@ def test_unknown_study_is_named(written):
 
 # without DVC
 
+QUANTIZER, SOURCE = (
+    read(ROOT / "params.yaml")[section][name] for section, name in [("quantizer", "name"), ("dataset", "source")]
+)
+CHOSEN = f"src/tessera/quantizers/{QUANTIZER}.py"
+CODE = ("src/tessera/core/models.py", "src/tessera/steps/samples.py", CHOSEN, SOURCE, "requirements.lock",
+        "src/tessera/quantizers/other.py", "src/tessera/extensions/atlas.py")  # fmt: skip
+
 
 @pytest.fixture
 def made(written, workspace, monkeypatch):
     """`made(run)`: the stages that a direct run had to do itself; the work of a stage is to write its outputs."""
     did = []
+    for name in CODE:
+        (workspace / name).parent.mkdir(parents=True, exist_ok=True)
+        (workspace / name).write_text("as it was")
 
     def work(stage, key, raw):
         did.append(stage)
-        for path in direct.Cache(raw, workspace)._outputs(stage, key):
+        (own,) = [each for each in plan.instances(raw, workspace) if (each.stage, each.key) == (stage, key)]
+        for path in own.outputs:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"seed": raw["seed"]}) if path.endswith(".json") else "epoch,val_usage\n1,0.5\n"
             Path(path).write_text(text)
@@ -145,16 +169,56 @@ def test_runs_share_what_stages_make_of_the_same_values(made):
     assert made("c")[0] == "dataset"  # another seed
 
 
+@pytest.mark.parametrize(
+    ("edited", "first"),
+    [
+        ("src/tessera/core/models.py", "dataset"),
+        ("src/tessera/core/new.py", "dataset"),
+        (SOURCE, "dataset"),
+        ("requirements.lock", "extractor"),
+        (CHOSEN, "tokenizer"),
+        ("src/tessera/steps/samples.py", "samples"),
+        ("src/tessera/quantizers/other.py", None),  # not chosen
+        ("src/tessera/extensions/atlas.py", None),  # not run
+    ],
+)
+def test_what_was_made_before_an_edit_is_not_taken_after_it(made, workspace, edited, first):
+    made("a")
+    (workspace / edited).write_text("edited")
+    assert (made("a") or [None])[0] == first
+
+
+def test_what_was_made_with_other_weights_is_not_taken(made, workspace, monkeypatch):
+    params = sweep.params
+    perceptual = {"perceptual": {"weight": 1.0, "weights": "vgg.pth", "weights_sha256": ""}}
+    monkeypatch.setattr(sweep, "params", lambda *of: (raw := params(*of)) | {"losses": raw["losses"] | perceptual})
+    (workspace / "vgg.pth").write_text("weights")
+    made("a")
+    (workspace / "vgg.pth").write_text("others")
+    assert made("a")[0] == "tokenizer"
+
+
+def test_what_is_edited_while_a_stage_runs_belongs_to_no_version(made, workspace, monkeypatch):
+    work = direct._work
+    monkeypatch.setattr(direct, "_work", lambda *of: (work(*of), (workspace / CODE[0]).write_text("edited")))
+    assert direct.one("pool", "a", {}) == 1
+    assert "src/tessera/core changed while dataset ran" in (direct.folder("pool", "a") / direct.DONE).read_text()
+    assert not [path for path in (workspace / ".scratch/studies/cache/dataset").iterdir() if path.suffix != ".lock"]
+
+
 def test_a_direct_run_is_collected_and_a_failed_one_said(made, monkeypatch, workspace):
     made("a")
     monkeypatch.setattr(direct, "_work", lambda *_: 1 / 0)
     assert direct.one("pool", "c", {}) == 1
     assert "ZeroDivisionError" in (direct.folder("pool", "c") / direct.DONE).read_text()
-    found = {result.run: result for result in results.collect("pool", ["a", "b", "c"], experiments=False)}
-    assert {name: result.state for name, result in found.items()} == {"a": "done", "b": "missing", "c": "failed"}
+    study = sweep.load("pool")
+    found = {result.run: result for result in results.collect("pool", study, None)}
+    states = {name: result.state for name, result in found.items()}
+    assert states == {"a": "done", "b": "missing", "c": "failed", "hot": "missing"}
     assert found["a"].metrics["evaluation/frechet:seed"] == 3
+    assert not any(name.startswith(("gate:", "criteria:")) for name in found["a"].metrics)
     assert list(found["a"].curves["tokenizer"]["val_usage"]) == [0.5]
-    assert list(results.missing("pool", ["a", "b", "c"], experiments=False)) == ["b", "c"]
+    assert [r.run for r in results.missing(found.values(), sweep.counted(study))] == ["b", "c", "hot"]
 
 
 @pytest.mark.parametrize(("code", "left", "said"), [(0, "done", "done"), (1, "done", "failed"), (1, "", "failed")])
@@ -198,7 +262,8 @@ def test_experiments_are_read_as_dvc_shows_them(written, monkeypatch):
         {"rev": "workspace", "name": None, "experiments": None},
         {"rev": "e4", "name": "main", "experiments": [
             {"name": "pool-a", "executor": {"state": "success"}, "revs": [{"rev": "cf", "data": {"metrics": {
-                "metrics/diagnostics/usage.json": {"data": {"grid_0": {"usage": 0.5}}}}}}]},
+                "metrics/diagnostics/usage.json": {"data": {"grid_0": {"usage": 0.5}}},
+                "metrics/extensions/atlas.json": {"data": {"of": "the committed run"}}}}}]},
             {"name": "pool-b", "executor": {"state": "failed"}, "revs": [{"rev": "e0", "data": {"metrics": {
                 "metrics/prior.json": {"error": {"type": "FileNotFoundError"}}}}}]},
             {"name": "mine", "executor": None, "revs": [{"rev": "aa", "data": {}}]},
@@ -206,19 +271,194 @@ def test_experiments_are_read_as_dvc_shows_them(written, monkeypatch):
     ]  # fmt: skip
     monkeypatch.setattr(queue, "dvc", lambda *_: json.dumps(shown))
     monkeypatch.setattr(queue, "read", lambda revision, path: "epoch,val_usage\n1,0.25\n" if revision == "cf" else None)
-    written("pool", POOL)
-    a, b, c = results.collect("pool", ["a", "b", "c"])
+    study = written("pool", POOL)
+    ours = {run: {"params.yaml": {"data": sweep.params(study, run)}} for run in study.runs}
+    for entry in shown[1]["experiments"][:2]:
+        entry["revs"][0]["data"]["params"] = ours[entry["name"].removeprefix("pool-")]
+    a, b, c = results.collect("pool", study)
     assert (a.state, b.state, c.state) == ("done", "failed", "missing")
-    assert a.metrics == {"diagnostics/usage:grid_0.usage": 0.5}
+    assert a.metrics == {"diagnostics/usage:grid_0.usage": 0.5}  # not those of stages that the targets do not run
     assert a.curves["tokenizer"]["val_usage"].iloc[0] == 0.25
+
+
+# runs in the queue
+
+
+class Dvc:
+    """Answers of dvc, as its queue stands at each look: tasks as (name, state), experiments by commit, workers."""
+
+    def __init__(self, looks: list[dict], monkeypatch) -> None:
+        self.looks, self.asked, self.name = looks, [], "pool-a"
+        monkeypatch.setattr(queue, "dvc", self)
+        monkeypatch.setattr(queue.time, "sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        assert len(self.asked) < 200, "it waits for ever"
+        if self.started and len(self.looks) > 1:
+            self.looks.pop(0)
+        if self.started and (then := self.look.get("then")):
+            then()
+
+    @property
+    def started(self) -> bool:
+        return ("queue", "start", "-j", "1") in self.asked
+
+    @property
+    def look(self) -> dict:
+        return self.looks[0] if self.started else {}
+
+    def __call__(self, *arguments: str) -> str:
+        self.asked.append(arguments)
+        recorded = self.look.get("recorded", ())
+        match arguments[:2]:
+            case "queue", "status":
+                rows = [f"{index:07x}  {name}  08:{index:02} AM  {state}" for index, (name, state) in
+                        enumerate(self.look.get("tasks", ()))]  # fmt: skip
+                return "\n".join(
+                    [
+                        "Task  Name  Created  Status",
+                        *rows,
+                        "",
+                        f"Worker status: {self.look.get('workers', 0)} active, 0 idle",
+                    ]
+                )
+            case "exp", "list":
+                return "\n".join(name for name, commit in recorded if commit == arguments[-1])
+            case "exp", "show":
+                at = arguments[arguments.index("--rev") + 1] if "--rev" in arguments else queue.head()
+                names = [name for name, commit in recorded if commit == at]
+                entries = [{"name": n, "executor": None, "revs": [{"rev": "cf", "data": {}}]} for n in names]
+                return json.dumps([{"rev": at, "name": None, "experiments": entries}])
+        return ""
+
+
+@pytest.fixture
+def cloned(written, workspace):
+    """A git repository, and its first commit."""
+    git("init", "-q", "-b", "main")
+    git("add", "-A")
+    git("commit", "-q", "-m", "start")
+    (workspace / SOURCE).parent.mkdir(parents=True, exist_ok=True)
+    (workspace / SOURCE).touch()
+    git("add", SOURCE)
+    return queue.head()
+
+
+def git(*arguments: str, **how: str) -> str:
+    who = ("-c", "user.name=t", "-c", "user.email=t@t", "-c", "protocol.file.allow=always")
+    return subprocess.run(["git", *who, *arguments], check=True, capture_output=True, text=True, **how).stdout
+
+
+MINE = "pool-a"
+ENDS = {
+    "success": ([("Running", 1), ("Success", 1)], True, "done"),
+    "failed": ([("Running", 1), ("Failed", 1)], False, "failed"),
+    "worker killed while it ran": ([("Running", 1), ("Running", 0)], False, "lost"),
+    "worker dead before it began": ([("Queued", 0)], False, "stranded"),
+    "busy worker that does not always answer": (
+        [("Running", 1), ("Running", 0), ("Running", 1), ("Success", 1)],
+        True,
+        "done",
+    ),
+    "task removed": ([("Queued", 1), ("", 1)], False, "removed"),
+    "success without record": ([("Running", 1), ("Success", 1)], False, "unrecorded"),
+    "two of one name": ([("Running", 1), ("Success Queued", 1), ("Success Success", 1)], True, "done"),
+    "two of one name, both lost": ([("Success Success", 0)], False, "unrecorded"),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "head_moves"),
+    [
+        *((case, False) for case in ENDS),
+        *((case, True) for case in ("success", "failed", "task removed", "worker killed while it ran")),
+    ],
+)
+def test_a_study_ends_whatever_becomes_of_a_run(cloned, written, monkeypatch, capsys, case, head_moves):
+    study, (looks, recorded, end) = written("pool", POOL), ENDS[case]
+    looks = [{"tasks": [(MINE, state) for state in states.split()], "workers": workers} for states, workers in looks]
+    looks = [{}, *looks]
+    looks[-1]["recorded"] = [(MINE, cloned)] if recorded else []
+    if head_moves:
+        looks[1]["then"] = lambda: git("commit", "--allow-empty", "-q", "-m", "moved")
+    dvc = Dvc(looks, monkeypatch)
+    assert queue.start("pool", study, ["a"], 1) == ({"a": end}, [cloned])
+    said = capsys.readouterr().out
+    assert re.search(rf"^a: {end}\b", said, re.M)
+    assert (end == "done") == (f"a: {end}\n" in said)  # else what to do is said
+    assert (("queue", "kill", "0000000") in dvc.asked) == (end == "lost")
+
+
+def test_what_is_left_in_the_queue_under_a_name_makes_way(cloned, written, monkeypatch):
+    study = written("pool", POOL)
+    old = {"tasks": [(MINE, "Failed"), ("pool-b", "Queued"), (MINE, "Running")], "recorded": [(MINE, cloned)]}
+    dvc = Dvc([{}, {"tasks": [(MINE, "Success")], "recorded": [(MINE, cloned)]}], monkeypatch)
+    monkeypatch.setattr(Dvc, "look", property(lambda self: self.looks[0] if self.started else old))
+    assert queue.start("pool", study, ["a"], 1)[0] == {"a": "done"}
+    asked = [
+        arguments for arguments in dvc.asked if arguments[0] + arguments[1] in ("queueremove", "queuekill", "expremove")
+    ]
+    assert asked[0] == ("queue", "remove", "0000000")
+    assert {("queue", "kill", "0000002"), ("queue", "remove", "0000002"), ("exp", "remove", MINE)} <= set(asked)
+    assert ("queue", "remove", "0000001") not in asked  # another run's
+
+
+def test_a_shallow_clone_is_refused_before_anything_is_queued(cloned, written, monkeypatch, tmp_path_factory):
+    written("pool", POOL)
+    git("add", "-A")
+    git("commit", "-q", "-m", "more")
+    there = tmp_path_factory.mktemp("clone") / "shallow"
+    git("clone", "-q", "--depth", "1", f"file://{Path.cwd()}", str(there))
+    monkeypatch.chdir(there)
+    dvc = Dvc([{}], monkeypatch)
+    with pytest.raises(InputError, match="git fetch --unshallow"):
+        queue.start("pool", sweep.load("pool"), ["a"], 1)
+    assert dvc.asked == []
+
+
+@pytest.mark.parametrize(
+    ("source", "known", "said"),
+    [
+        ("photos", (), r"photos: 2 files of it, photos/0\.png for one, are neither in git nor in DVC"),
+        ("photos", ("photos/0.png",), r"photos: 1 files of it, photos/1\.png"),
+        ("photos/0.png", (), r"photos/0\.png: it is neither"),
+        ("nowhere", (), "there is no nowhere"),
+        ("../outside", (), "lies outside the repository"),
+        ("photos", ("photos",), ""),
+        ("photos", ("photos.dvc",), ""),
+        ("photos/0.png", ("photos.dvc",), ""),
+        ("/absolute", (), ""),
+    ],
+)
+def test_a_source_that_a_queued_run_would_not_see_is_refused(
+    cloned, written, workspace, source, known, said, monkeypatch
+):
+    for name in ("photos", "../outside"):
+        (workspace / name).mkdir(exist_ok=True)
+        for index in range(2):
+            (workspace / name / f"{index}.png").touch()
+    (workspace / "photos" / ".DS_Store").touch()
+    (workspace / "photos.dvc").touch()
+    for name in known:
+        git("add", name)
+    source = str(workspace / "photos") if source == "/absolute" else source
+    study = written("pool", f"title: x\ntext: x\nruns: {{a: {{dataset.source: {source}}}}}\n")
+    dvc = Dvc([{}, {}], monkeypatch)
+    if said:
+        with pytest.raises(InputError, match=rf"dataset\.source: .*{said}.*\(run a\)"):
+            queue.start("pool", study, ["a"], 1)
+        assert dvc.asked == []
+    else:
+        assert queue.start("pool", study, ["a"], 1)[0] == {"a": "removed"}
 
 
 # what is kept
 
 
-def row(name: str, state: str = "done", **metrics: float) -> Result:
+def row(name: str, state: str = "done", study: sweep.Study | None = None, **metrics: float) -> Result:
     curve = pd.DataFrame({"epoch": [1, 2], "val_usage": [0.5, 0.75]})
-    return Result(name, state, metrics, {"tokenizer": curve} if state == "done" else {})
+    values = sweep.counted(study)[name] if study else {}
+    return Result(name, state, metrics, {"tokenizer": curve} if state == "done" else {}, results.digest(values), values)
 
 
 def test_what_is_kept_is_what_was_collected(workspace):
@@ -244,7 +484,7 @@ def test_page_has_table_figures_published_figures_and_what_failed(written):
     )
     study = written("pool", text)
     usage = {"diagnostics/usage:grid_0.usage": 0.625}
-    results.save("pool", [row("a", **usage), row("b", "failed"), row("c", **usage)])
+    results.save("pool", [row("a", study=study, **usage), row("b", "failed", study), row("c", study=study, **usage)])
     page = pages.write("pool", study).read_text()
     assert "| a | 0.15 | 0.625 |" in page
     assert "| b | 0.5 | - |" in page
@@ -255,17 +495,155 @@ def test_page_has_table_figures_published_figures_and_what_failed(written):
     assert all(f"figures/{name}" in page for name in pictures)
 
 
+CHANGES = {  # file, dotted name ("/" in a run), other value; whether results are of other values then
+    "run": ("studies/pool.yaml", "runs/b/quantizer.beta", 0.7, True),
+    "run, a value more": ("studies/pool.yaml", "runs/b/samples.top_k", 3, True),
+    "base of the pool": ("studies/pool.yaml", "base/seed", 5, True),
+    "preset": ("presets/small.yaml", "tokenizer.vqvae.channels", 32, True),
+    "params.yaml": ("params.yaml", "quantizer/decay", 0.5, True),
+    "data set": ("params.yaml", "dataset/source", "photos", True),
+    "chosen plug-in": ("params.yaml", "quantizer/name", "simvq", True),
+    "chosen loss": ("params.yaml", "losses/l1/weight", 0.5, True),
+    "new name": ("params.yaml", "diagnostics/usage/new", 1, True),
+    "nothing": ("params.yaml", "seed", 0, False),  # of the base are other seeds
+    "another alternative": ("params.yaml", "prior/masked/bound_draws", 9, False),
+    "loss of weight 0": ("params.yaml", "losses/code_entropy/diversity", 2.0, False),
+    "the machine": ("params.yaml", "runtime/threads", 7, False),
+    "threshold": ("params.yaml", "criteria/thresholds/fd/at_most", 4.5, False),
+    "extension": ("params.yaml", "extensions/interpolation/frames", 11, False),
+    "the same, otherwise written": ("studies/pool.yaml", "base/tokenizer.training.lr", 1, False),  # not 1.0
+}
+PINNED = {
+    "quantizer/name": "ema",
+    "prior/name": "pixelsnail",
+    "losses/l1/weight": 0.0,
+    "losses/code_entropy/weight": 0.0,
+}
+
+
+def put(file: Path, values: dict[str, object]) -> None:
+    raw = read(file)
+    for name, value in values.items():
+        *place, last = name.split("/")
+        section = raw
+        for part in place:
+            section = section[part]
+        section[last] = value
+    with open(file, "w") as stream:
+        YAML(typ="safe").dump(raw, stream)
+
+
+@pytest.fixture
+def kept(workspace):
+    """A study with files of its own, whose runs `a` (no more than the base), `b` (a value) and `c` (a preset) have results."""
+    for name in ("studies", "presets"):
+        (workspace / name).mkdir()
+    (workspace / "presets/small.yaml").write_text("tokenizer.vqvae.channels: 64\n")
+    for name in ("params.yaml", "dvc.yaml"):
+        (workspace / name).write_text((project() / name).read_text())
+    put(workspace / "params.yaml", PINNED)
+    text = POOL.replace("vqvae-small", "small").replace("{seed: 3}", "{seed: 3, tokenizer.training.lr: 1.0}")
+    (workspace / "studies/pool.yaml").write_text(text + "columns:\n  beta: quantizer.beta\n  mse: reconstruction:mse\n")
+    study = sweep.load("pool")
+    results.save("pool", [row(run, study=study, **{"reconstruction:mse": 0.25}) for run in study.runs])
+    return study
+
+
+def change_of(workspace: Path, change: str) -> tuple[str, str, bool]:
+    """Make the change; a run that it concerns, the name that is said to differ, whether any is."""
+    file, name, value, differs = CHANGES[change]
+    put(workspace / file, {name: value})
+    return (
+        "c" if change == "preset" else "b",
+        name.removeprefix("runs/b/").removeprefix("base/").replace("/", "."),
+        differs,
+    )
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_page_shows_no_result_of_other_values(kept, workspace, change, capsys):
+    before = results.load("pool")
+    run, name, differs = change_of(workspace, change)
+    page = pages.write("pool", sweep.load("pool")).read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| {run} |")]
+    assert line.endswith("| - |" if differs else "| 0.25 |")
+    assert (f"`{run}` (made with other values: " in page) == (f"{name} " in page) == differs
+    assert [r.metrics for r in results.load("pool")] == [r.metrics for r in before]  # nothing is lost
+    assert command.say_missing(["pool"], without_dvc=True) == 0
+    assert (
+        bool(re.search(rf"^pool/{run}: made with other values: .*{re.escape(name)} ", capsys.readouterr().out, re.M))
+        == differs
+    )
+
+
+@pytest.mark.parametrize("change", ["run", "base of the pool", "preset", "chosen plug-in", "new name"])
+def test_only_new_and_missing_names_can_be_declared_harmless(kept, workspace, change):
+    run = change_of(workspace, change)[0]
+    values = sweep.counted(sweep.load("pool"))
+    if change == "new name":
+        assert len(list(results.declare("pool", values))) == 3
+        assert not list(results.missing(results.load("pool"), values))
+    else:
+        with pytest.raises(InputError, match="no kept result differs"):
+            list(results.declare("pool", {run: values[run]}))
+
+
+@pytest.mark.parametrize("at", ["experiment", "folder"])
+@pytest.mark.parametrize("change", ["nothing", "run", "params.yaml", "another alternative"])
+def test_an_experiment_or_a_folder_of_that_name_and_other_values_is_no_result(kept, workspace, monkeypatch, at, change):
+    (results.PAGES / "pool.csv").unlink()
+    raw = sweep.params(kept, "b")
+    entry = {
+        "name": "pool-b",
+        "revision": "cf",
+        "state": "success",
+        "metrics": {"metrics/reconstruction.json": {"mse": 0.5}},
+    }
+    monkeypatch.setattr(queue, "experiments", lambda commits: [entry | {"params": raw}] if at == "experiment" else [])
+    monkeypatch.setattr(queue, "read", lambda revision, path: None)
+    if at == "folder":
+        files.write_json(direct.folder("pool", "b") / direct.PARAMS, raw)
+        files.write_json(direct.folder("pool", "b") / direct.DONE, {"state": "done"})
+        files.write_json(direct.folder("pool", "b") / "metrics/reconstruction.json", {"mse": 0.5})
+    differs = change_of(workspace, change)[-1]
+    study = sweep.load("pool")
+    found = results.collect("pool", study)
+    assert ("b" in [r.run for r in results.missing(found, sweep.counted(study))]) == differs
+    results.save("pool", found)
+    assert ("| 0.5 | 0.5 |" in pages.write("pool", study).read_text()) == (not differs)
+
+
+def test_a_result_of_unknown_values_is_none(kept):
+    table = pd.read_csv(results.PAGES / "pool.csv").drop(columns="values")  # as it was kept before values were
+    table.to_csv(results.PAGES / "pool.csv", index=False)
+    lost = list(results.missing(results.load("pool"), sweep.counted(kept)))
+    assert [r.why for r in lost] == ["made with other values: nothing is known of its values"] * 3
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.stem.removesuffix("-values") for path in (project() / "docs" / "studies").glob("*.json"))
+)
+def test_committed_results_are_of_the_values_beside_them(name, monkeypatch):
+    monkeypatch.chdir(project())
+    kept = results.load(name)
+    assert kept
+    assert all(result.values and result.digest == results.digest(result.values) for result in kept)
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (project() / "docs" / "studies").glob("*.md")))
-def test_committed_page_is_that_of_the_committed_runs(name, monkeypatch, tmp_path):
+def test_committed_page_is_that_of_the_committed_runs(name, monkeypatch):
     monkeypatch.chdir(project())
     study = sweep.load(name)
     pool, owner = sweep.pool_of(name, study)
     found = {result.run: result for result in results.load(pool)}
     rows = [found[run] for run in sweep.shown(name, study)]
+    values = sweep.counted(owner)
+    own = [row for row in rows if results.fitting(row, values[row.run]) is row]  # others are of an edited params.yaml
     page = (results.PAGES / f"{name}.md").read_text()
     if study.columns:
-        assert pages.markdown(pages.table(study, rows, owner).map(pages.short)) in page
-    if study.ranks:
+        for line in pages.markdown(pages.table(study, own, owner).map(pages.short)).splitlines():
+            assert line in page
+    if study.ranks and own == rows:
         done = [row for row in rows if row.state == "done"]
         assert pages.markdown(ranks.outcomes(done).map(pages.short)) in page
     if study.findings:

@@ -42,10 +42,23 @@ def overrides(name: str) -> dict[str, Any]:
 
 
 def applied(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """`raw` with other values at the dotted names, and without those that have ~ in front.
+    """`raw` with other values, as `changed` has it, and valid.
 
     Raises:
         InputError: a name is not in `raw`, or the result is not valid: all problems at once.
+    """
+    raw = changed(raw, values)
+    found = problems(raw)
+    if found:
+        raise InputError("\n".join(found))
+    return raw
+
+
+def changed(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`raw` with other values at the dotted names, and without those that have ~ in front.
+
+    Raises:
+        InputError: a name is not in `raw`.
     """
     raw = copy.deepcopy(raw)
     for name, value in values.items():
@@ -56,9 +69,6 @@ def applied(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
             del section[last]
         else:
             section[last] = value
-    found = problems(raw)
-    if found:
-        raise InputError("\n".join(found))
     return raw
 
 

@@ -35,18 +35,36 @@ class Declared(NamedTuple):
 
 def declared(stage: str, key: str | None, raw: dict[str, Any], pipeline: Path = Path("dvc.yaml")) -> Declared | None:
     """What dvc.yaml says of a stage; None where there is no dvc.yaml or no such stage in it."""
+    entries = stages(pipeline)
+    return resolved(stage, key, raw, entries[stage]) if stage in entries else None
+
+
+def stages(pipeline: Path = Path("dvc.yaml")) -> dict[str, dict[str, Any]]:
+    """The stages of dvc.yaml as they are written, by name; none where there is no such file."""
     import yaml
 
     if not pipeline.exists():
-        return None
+        return {}
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C reader is ten times as fast, and as safe
     whole = yaml.load(pipeline.read_text(encoding="utf-8"), Loader=loader)
-    stages = whole["stages"]
-    if stage not in stages:
-        return None
-    entry = stages[stage].get("do", stages[stage])
     constants = {name: value for part in whole.get("vars", ()) for name, value in part.items()}
-    names = {**raw, **constants, "key": key}
+    return _with_constants(whole["stages"], constants)
+
+
+def _with_constants(entry: Any, constants: dict[str, Any]) -> Any:
+    """`vars` of dvc.yaml in their places; other templates are left."""
+    if isinstance(entry, dict):
+        return {name: _with_constants(inner, constants) for name, inner in entry.items()}
+    if isinstance(entry, list):
+        return [_with_constants(inner, constants) for inner in entry]
+    for name, constant in constants.items() if isinstance(entry, str) else ():
+        entry = entry.replace(f"${{{name}}}", str(constant))
+    return entry
+
+
+def resolved(stage: str, key: str | None, raw: dict[str, Any], entry: dict[str, Any]) -> Declared:
+    """`entry`, a stage of dvc.yaml, with its templates filled from `raw` and `key`."""
+    entry, names = entry.get("do", entry), {**raw, "key": key}
     deps = tuple(_resolve(dep, names) for dep in entry.get("deps", ()))
     params = tuple(_resolve(param, names) for param in entry.get("params", ()))
     outs = tuple(next(iter(out)) if isinstance(out, dict) else out for out in entry.get("outs", ()))
@@ -54,16 +72,17 @@ def declared(stage: str, key: str | None, raw: dict[str, Any], pipeline: Path = 
 
 
 def _resolve(text: str, names: dict[str, Any]) -> str:
-    return re.sub(r"\$\{([^}]+)\}", lambda match: str(_value(names, match[1].strip())), text)
+    return re.sub(r"\$\{([^}]+)\}", lambda match: str(value(names, match[1].strip())), text)
 
 
-def _value(tree: dict[str, Any], dotted: str) -> Any:
-    value: Any = tree
+def value(tree: dict[str, Any], dotted: str) -> Any:
+    """A value by its dotted name; None where there is none."""
+    found: Any = tree
     for part in dotted.split("."):
-        if not isinstance(value, dict) or part not in value:
+        if not isinstance(found, dict) or part not in found:
             return None
-        value = value[part]
-    return value
+        found = found[part]
+    return found
 
 
 class Inputs:
@@ -82,7 +101,7 @@ class Inputs:
 
     def _params(self) -> dict[str, Any]:
         raw = read()
-        return {name: _value(raw, name) for name in self.what.params}
+        return {name: value(raw, name) for name in self.what.params}
 
     def fingerprint(self, without: Iterable[str] = ()) -> str:
         """A hash of declared params, inputs and code: what a scratch checkpoint belongs to. `without`: singular sections
@@ -137,3 +156,8 @@ def digests(dep: str) -> dict[str, str]:
 def _digest(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def content(dep: str) -> str:
+    """A hash of a file, or of all files of a folder and their names; also of what is not there."""
+    return digest_of(digests(dep))

@@ -4,6 +4,9 @@ python -m tessera.studies NAME          queues the runs that have no result yet,
     --again RUN   this run alone, also where it has a result
     --direct      without DVC experiments: each run in a process and folder of its own, under .scratch/studies/
     --page        only collect what there is, and write the page
+    --missing     only say which runs have no result of their present values, and why; without NAME: of all studies
+    --declare     take kept results for those of the present values, where params.yaml only got or lost names since, which you
+                  know to change nothing; where a value is another, never
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ def main() -> int:
     parser.add_argument("--again", metavar="RUN", action="append", default=[])
     parser.add_argument("--direct", action="store_true")
     parser.add_argument("--page", action="store_true")
+    parser.add_argument("--missing", action="store_true")
+    parser.add_argument("--declare", action="store_true")
     parser.add_argument(
         "--runtime", metavar="NAME=VALUE", action="append", default=[], help="with --direct: the machine"
     )
@@ -37,27 +42,54 @@ def main() -> int:
 
 
 def work(options: argparse.Namespace) -> int:
-    if not options.name:
+    if not options.name and not options.missing:
         for name in sweep.names():
             print(f"{name:20}{sweep.load(name).title}")
         return 0
-    study = sweep.load(options.name)
     if options.one:
         return direct.one(options.name, options.one, direct.options(options.runtime))
+    if options.missing:
+        return say_missing([options.name] if options.name else sweep.names(), options.direct)
+    study = sweep.load(options.name)
     pool, owner = sweep.pool_of(options.name, study)
-    from tessera.studies import pages, queue, results  # seaborn and pandas: not for what is started many times
+    from tessera.studies import pages, results  # seaborn and pandas: not for what is started many times
 
-    if not options.page:
-        wanted = options.again or list(results.missing(pool, sweep.shown(options.name, study), not options.direct))
-        unknown = [run for run in wanted if run not in owner.runs]
-        if unknown:
-            raise InputError(f"--again: no run {', '.join(unknown)}; there are {', '.join(owner.runs)}")
-        if options.direct:
-            direct.start(pool, wanted, options.jobs, [f"--runtime={text}" for text in options.runtime])
-        else:
-            queue.start(pool, owner, wanted, options.jobs)
-    results.save(pool, results.collect(pool, list(owner.runs), not options.direct))
+    ended: dict[str, str] = {}
+    if options.declare:
+        print("\n".join(results.declare(pool, sweep.counted(owner))))
+    else:
+        commits = None if options.direct else ["HEAD"]
+        if not options.page:
+            ended, commits = run(options, pool, owner, sweep.shown(options.name, study), commits)
+        results.save(pool, results.collect(pool, owner, commits, ended))
     print(pages.write(options.name, study))
+    return int(any(state != "done" for state in ended.values()))
+
+
+def run(
+    options: argparse.Namespace, pool: str, owner: sweep.Study, shown: list[str], commits: list[str] | None
+) -> tuple[dict[str, str], list[str] | None]:
+    """Run what `options` ask for; what became of each run, and the commits whose experiments they are."""
+    from tessera.studies import queue, results
+
+    there = [result for result in results.collect(pool, owner, commits) if result.run in shown]
+    wanted = options.again or [result.run for result in results.missing(there, sweep.counted(owner))]
+    if unknown := [name for name in wanted if name not in owner.runs]:
+        raise InputError(f"--again: no run {', '.join(unknown)}; there are {', '.join(owner.runs)}")
+    if not options.direct:
+        return queue.start(pool, owner, wanted, options.jobs)
+    direct.start(pool, wanted, options.jobs, [f"--runtime={text}" for text in options.runtime])
+    return {name: direct.state(pool, name) for name in wanted}, None
+
+
+def say_missing(names: list[str], without_dvc: bool) -> int:
+    """A line for each run that has no result, with the reason; pools once, whatever studies show of them."""
+    from tessera.studies import results
+
+    for name, study in dict(sweep.pool_of(name, sweep.load(name)) for name in names).items():
+        found = results.collect(name, study, None if without_dvc else ["HEAD"])
+        for result in results.missing(found, sweep.counted(study)):
+            print(f"{name}/{result.run}: {result.why or result.state}")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 For machines where DVC is not at hand and minutes count, such as a lent GPU: the stages of a run share one process, so
 torch is imported once and not two dozen times, and runs share what stages made of the same values. What a run
-leaves in `.scratch/studies/STUDY/RUN/` (params.yaml, metrics/, plots/) is collected as an experiment's revision is.
+leaves in `.scratch/studies/STUDY/RUN/` (params.json, metrics/, plots/) is collected as an experiment's revision is.
 """
 
 from __future__ import annotations
@@ -17,21 +17,19 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock
 
 from tessera.core import files
 from tessera.core.errors import InputError
 from tessera.core.params import Params
-from tessera.runtime.inputs import declared
-from tessera.studies import sweep
+from tessera.runtime import inputs
+from tessera.studies import plan, sweep
+from tessera.studies.plan import Stage
 
-DONE, LOG = "run.json", "log.txt"
-SKIPPED = ("extensions", "report")
+DONE, LOG, PARAMS = "run.json", "log.txt", "params.json"
 
 
 def folder(study: str, run: str) -> Path:
@@ -46,7 +44,8 @@ def start(name: str, runs: list[str], jobs: int, overrides: list[str]) -> None:
             run = waiting.pop(0)
             command = [sys.executable, "-m", "tessera.studies", name, "--one", run, *overrides]
             folder(name, run).mkdir(parents=True, exist_ok=True)
-            (folder(name, run) / DONE).unlink(missing_ok=True)  # of an earlier run, which is not this one's result
+            for old in (DONE, PARAMS):  # of an earlier run, which is not this one's result
+                (folder(name, run) / old).unlink(missing_ok=True)
             with open(folder(name, run) / LOG, "wb") as log:
                 running[run] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
             print(f"{run}: started", flush=True)
@@ -67,26 +66,32 @@ def state(study: str, run: str) -> str:
     return files.read_json(where / DONE)["state"] if (where / DONE).exists() else "failed"
 
 
+def params(study: str, run: str) -> dict[str, Any]:
+    """params.yaml as a run had it; empty where it did not come so far."""
+    path = folder(study, run) / PARAMS
+    return files.read_json(path) if path.exists() else {}
+
+
 def one(name: str, run: str, overrides: dict[str, Any]) -> int:
     """Make one run in this process; 0 if it went well."""
     _, study = sweep.pool_of(name, sweep.load(name))
-    raw = sweep.params(study, run)
-    raw["runtime"] |= overrides
     where, root = folder(name, run).resolve(), Path.cwd()
-    for old in ("artifacts", "metrics", "plots", DONE):
+    for old in ("artifacts", "metrics", "plots", DONE, PARAMS):
         shutil.rmtree(where / old) if (where / old).is_dir() else (where / old).unlink(missing_ok=True)
+    raw = sweep.params(study, run)
     where.mkdir(parents=True, exist_ok=True)
+    files.write_json(where / PARAMS, raw)
+    raw["runtime"] |= overrides
+    _make_absolute(raw)
     sys.path.insert(0, str(root))
     begun = time.monotonic()
-    _make_absolute(raw)
     with contextlib.chdir(where):
-        files.write_json(Path("params.json"), raw)
         try:
             cache = Cache(raw, root)
-            for stage, key in cache.plan():
+            for stage in plan.of(study.targets, raw, root):
                 began = time.monotonic()
-                cache.run(stage, key)
-                print(f"{stage}{'@' + key if key else ''}: {time.monotonic() - began:.1f} s", flush=True)
+                cache.run(stage)
+                print(f"{stage.name}: {time.monotonic() - began:.1f} s", flush=True)
         except Exception as error:
             traceback.print_exc()
             files.write_json(Path(DONE), {"state": "failed", "error": f"{type(error).__name__}: {error}"})
@@ -97,10 +102,9 @@ def one(name: str, run: str, overrides: dict[str, Any]) -> int:
 
 def _make_absolute(raw: dict[str, Any]) -> None:
     """The paths in params.yaml, which are relative to the repository."""
-    raw["dataset"]["source"] = os.path.abspath(raw["dataset"]["source"])
-    for section in (raw["extractor"].get("inception", {}), raw["losses"].get("perceptual", {})):
-        if section.get("weights"):
-            section["weights"] = os.path.abspath(section["weights"])
+    for name, path in plan.paths(raw).items():
+        *place, last = name.split(".")
+        inputs.value(raw, ".".join(place))[last] = os.path.abspath(path)
 
 
 def _work(stage: str, key: str | None, raw: dict[str, Any]) -> None:
@@ -113,60 +117,64 @@ def _work(stage: str, key: str | None, raw: dict[str, Any]) -> None:
 
 
 class Cache:
-    """What a stage made of the same values and the same upstream, in whichever run: `.scratch/studies/cache/`.
+    """What a stage made of the same inputs, in whichever run: `.scratch/studies/cache/`.
 
-    A stage is known by the values that dvc.yaml declares for it and by the stages that its inputs are from, so that runs
-    that differ in `samples.temperature` share all that comes before. One process makes it, others wait and take it. Code is
-    not part of it, unlike in DVC: after an edit, delete the folder.
+    A stage is known by the values that dvc.yaml declares for it, by the content of the files that it declares (code, data) or
+    that these values name (weights), and by the stages that its other inputs are from. So runs that differ in
+    `samples.temperature` share all that comes before, and an edit is never answered with what was made before it. One
+    process makes a thing, others wait and take it.
     """
 
     def __init__(self, raw: dict[str, Any], root: Path) -> None:
-        self.raw, self.root, self.known = raw, root, {}
-        self.stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+        self.raw, self.root = raw, root
+        self._made: dict[str, str] = {}  # output -> fingerprint of its stage
+        self._content: dict[str, str] = {}  # file or folder -> hash, as it was when it was first needed
 
-    def plan(self) -> Iterator[tuple[str, str | None]]:
-        """Stages in the order of dvc.yaml, which is that of the arrows, one instance per key."""
-        for stage, entry in self.stages.items():
-            if stage not in SKIPPED:
-                yield from ((stage, key) for key in (self.raw[stage] if "foreach" in entry else [None]))
-
-    def run(self, stage: str, key: str | None) -> None:
-        kept = self.root / ".scratch/studies/cache" / stage / self._fingerprint(stage, key)
+    def run(self, stage: Stage) -> None:
+        """
+        Raises:
+            InputError: a file that the stage depends on was edited meanwhile; nothing is kept then.
+        """
+        fingerprint = self._fingerprint(stage)
+        kept = self.root / ".scratch/studies/cache" / stage.stage / fingerprint
         kept.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{kept}.lock"):
             if not kept.exists():
-                _work(stage, key, self.raw)
+                _work(stage.stage, stage.key, self.raw)
+                self._require_unchanged(stage)
                 half = kept.with_suffix(".half")
                 shutil.rmtree(half, ignore_errors=True)
-                for path in self._outputs(stage, key):
+                for path in stage.outputs:
                     (half / path).parent.mkdir(parents=True, exist_ok=True)
                     shutil.move(path, half / path)
                 os.replace(half, kept)
-        for path in self._outputs(stage, key):
+        for path in stage.outputs:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).symlink_to(kept / path)
+        self._made |= dict.fromkeys(stage.outputs, fingerprint)
 
-    def _entry(self, stage: str) -> dict[str, Any]:
-        return self.stages[stage].get("do", self.stages[stage])
+    def _fingerprint(self, stage: Stage) -> str:
+        values = {name: inputs.value(self.raw, name) for name in stage.params}
+        made = {name: of for name, of in self._made.items() if any(plan.within(name, dep) for dep in stage.deps)}
+        files = self._files(stage)
+        self._content |= {name: inputs.content(path) for name, path in files.items() if name not in self._content}
+        text = json.dumps([stage.name, values, made, {name: self._content[name] for name in files}], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
 
-    def _outputs(self, stage: str, key: str | None) -> list[str]:
-        outputs = [out for kind in ("outs", "metrics", "plots") for out in self._entry(stage).get(kind, ())]
-        names = [next(iter(out)) if isinstance(out, dict) else out for out in outputs]
-        return [name.replace("${key}", str(key)) for name in names]
+    def _files(self, stage: Stage) -> dict[str, str]:
+        """Paths that the stage depends on and that no stage makes, as dvc.yaml or params.yaml names them."""
+        found = [dep for dep in stage.deps if not any(plan.within(name, dep) for name in self._made)]
+        for name, path in plan.paths(self.raw).items():
+            if any(plan.within(name.replace(".", "/"), param.replace(".", "/")) for param in stage.params):
+                found.append(path)
+        return {path: os.path.join(self.root, path) for path in found}
 
-    def _fingerprint(self, stage: str, key: str | None) -> str:
-        what = declared(stage, key, self.raw, self.root / "dvc.yaml")
-        values = {name: sweep.value(self.raw, name) for name in what.params}
-        made = {name: hashed for name, hashed in self.known.items() if any(_within(name, dep) for dep in what.deps)}
-        text = json.dumps([what.name, values, made, list(what.deps)], sort_keys=True)
-        found = hashlib.sha256(text.encode()).hexdigest()[:20]
-        self.known |= dict.fromkeys(self._outputs(stage, key), found)
-        return found
-
-
-def _within(output: str, dep: str) -> bool:
-    """One of two paths holds the other."""
-    return output == dep or output.startswith(f"{dep}/") or dep.startswith(f"{output}/")
+    def _require_unchanged(self, stage: Stage) -> None:
+        edited = [name for name, path in self._files(stage).items() if inputs.content(path) != self._content[name]]
+        if edited:
+            raise InputError(
+                f"{', '.join(edited)} changed while {stage.name} ran, so its result belongs to no version of it"
+            )
 
 
 def options(given: list[str]) -> dict[str, Any]:

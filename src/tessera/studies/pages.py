@@ -44,8 +44,7 @@ def write(name: str, study: sweep.Study) -> Path:
     """The page of a study; figures beside it."""
     pool, owner = sweep.pool_of(name, study)
     chosen = sweep.shown(name, study)
-    found = {result.run: result for result in results.load(pool) if result.run in chosen}
-    rows = [found.get(run, Result(run, "missing", {}, {})) for run in chosen]
+    rows = fitting(pool, owner, chosen)
     for figure in study.figures:
         files.write_picture(FIGURES / f"{name}-{_file(figure)}.png", draw(figure, study, rows, owner))
     if study.columns and (study.pool or study.ranks):
@@ -55,6 +54,12 @@ def write(name: str, study: sweep.Study) -> Path:
     with files.writing(path) as stream:
         stream.write(text(name, study, rows, owner, drawn))
     return path
+
+
+def fitting(pool: str, owner: sweep.Study, runs: list[str]) -> list[Result]:
+    """What is kept of these runs, without results of other values than they have."""
+    kept, values = {result.run: result for result in results.load(pool)}, sweep.counted(owner)
+    return [results.fitting(kept.get(run, Result(run, "missing", {}, {})), values[run]) for run in runs]
 
 
 def text(name: str, study: sweep.Study, rows: list[Result], owner: sweep.Study, ranked: list[str]) -> str:
@@ -67,7 +72,7 @@ def text(name: str, study: sweep.Study, rows: list[Result], owner: sweep.Study, 
         parts += ["## What the runs say", study.findings]
     if study.columns:
         parts += ["## Runs", markdown(table(study, rows, owner).map(short))]
-    lost = [f"`{row.run}` ({row.state})" for row in rows if row.state != "done"]
+    lost = [f"`{row.run}` ({row.why or row.state})" for row in rows if row.state != "done"]
     if lost:
         parts.append(
             f"Without result: {', '.join(lost)}. `python -m tessera.studies {name}` runs these again, and no others."
@@ -95,7 +100,8 @@ def value(source: str, row: Result, owner: sweep.Study) -> Any:
     """A metric (`file:name`) of a run, or its value of params.yaml."""
     if ":" in source:
         return results.metric(row, source)
-    found = sweep.changes(owner, row.run).get(source, sweep.value(read(), source))
+    changes = sweep.changes(owner, row.run)
+    found = changes[source] if source in changes else sweep.value(read(), source)
     return found if isinstance(found, int | float | str) and not isinstance(found, bool) else str(found)
 
 

@@ -1,10 +1,15 @@
-"""What came of each run: its state, its metrics, its curves. Kept as CSV in docs/studies/, from which pages are made."""
+"""What came of each run: its state, its metrics, its curves. Kept as CSV in docs/studies/, from which pages are made.
+
+A result belongs to the values that it was made with: a digest of them stands in its row, the values themselves in
+docs/studies/NAME-values.json. Where the run has other values now, the result is none of this run's, and it is said why.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,58 +18,96 @@ import numpy as np
 import pandas as pd
 
 from tessera.core import files
-from tessera.studies import direct, queue
+from tessera.core.errors import InputError
+from tessera.studies import direct, plan, queue, sweep
 
 PAGES = Path("docs/studies")
 CURVES = ("tokenizer", "prior")  # of plots/<name>.csv
+OWN = ("run", "state", "values")  # columns beside the metrics
+SAID = 5  # differences of a result that is of other values
+Values = dict[str, Any]
 
 
 class Result(NamedTuple):
-    """`metrics` by `file:name`; `curves` by file of plots/, one row an evaluation. `state`: done, failed, missing."""
+    """`metrics` by `file:name`; `curves` by file of plots/, one row an evaluation. `state`: done, failed, missing, and others
+    of `queue.ENDS`. `digest` of the values that it was made with, `values` themselves where they are known, `why` it is missing.
+    """
 
     run: str
     state: str
     metrics: dict[str, float]
     curves: dict[str, pd.DataFrame]
+    digest: str = ""
+    values: Values = {}  # noqa: RUF012 (never changed)
+    why: str = ""
 
 
-def collect(study: str, runs: list[str], experiments: bool = True) -> list[Result]:
-    """Of each run: its experiment of the current commit, else its folder of a run without DVC, else what an earlier
-    collection kept."""
-    found = {entry["name"]: entry for entry in queue.experiments()} if experiments else {}
-    before = {result.run: result for result in load(study)}
+def digest(values: Values) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def collect(
+    name: str, study: sweep.Study, commits: Iterable[str] | None = ("HEAD",), ended: Mapping[str, str] | None = None
+) -> list[Result]:
+    """Of each run the first of these that is of its present values: its experiment of these commits (None: of no commit), its
+    folder of a run without DVC, what an earlier collection kept. Where none is, what is kept of other values, which
+    `fitting` tells from a result. `ended`: what became of a run, where that is known."""
+    found = {entry["name"]: entry for entry in queue.experiments(commits)} if commits is not None else {}
+    before = {result.run: result for result in load(name)}
     results = []
-    for run in runs:
-        entry = found.get(queue.experiment(study, run))
-        if entry is not None:
-            results.append(_of_experiment(run, entry))
-        elif direct.state(study, run) != "missing":
-            results.append(_of_folder(study, run))
-        else:
-            results.append(before.get(run, Result(run, "missing", {}, {})))
+    for run, values in sweep.counted(study).items():
+        there = [_of_experiment(run, found.get(queue.experiment(name, run)), study), _of_folder(name, run, study),
+                 before.get(run)]  # fmt: skip
+        settled = [result for result in there if result is not None and result.state in ("done", *queue.ENDS)]
+        own = [result for result in settled if result.digest == digest(values)]
+        lost = Result(run, (ended or {}).get(run, "missing"), {}, {})
+        results.append((own + settled[::-1] + [lost])[0])
     return results
 
 
-def _of_experiment(run: str, entry: dict[str, Any]) -> Result:
+def fitting(result: Result, values: Values) -> Result:
+    """The result, if it is of these values; else one that is missing, and why."""
+    if result.digest == digest(values) or not (result.digest or result.state == "done"):
+        return result
+    differ = plan.differences(result.values, values) if result.values else ["nothing is known of its values"]
+    more = [f"and {len(differ) - SAID} others"] if len(differ) > SAID else []
+    return Result(result.run, "missing", {}, {}, why="made with other values: " + "; ".join(differ[:SAID] + more))
+
+
+def _of_experiment(run: str, entry: dict[str, Any] | None, study: sweep.Study) -> Result | None:
+    if entry is None:
+        return None
+    values = plan.counted(study.targets, entry["params"])
     state = {"success": "done"}.get(entry["state"], entry["state"])
-    metrics = {}
-    for file, tree in entry["metrics"].items():
-        if file.startswith("metrics/") and tree:
-            metrics |= flat(file.removeprefix("metrics/").removesuffix(".json"), tree)
-    texts = {name: queue.read(entry["revision"], f"plots/{name}.csv") for name in CURVES}
-    curves = {name: pd.read_csv(io.StringIO(text)) for name, text in texts.items() if text}
-    return Result(run, state, metrics, curves) if state == "done" else Result(run, state, {}, {})
-
-
-def _of_folder(study: str, run: str) -> Result:
-    where, state = direct.folder(study, run), direct.state(study, run)
     if state != "done":
-        return Result(run, state, {}, {})
-    metrics = {}
+        return Result(run, state, {}, {}, digest(values), values)
+    written, metrics = plan.written(study.targets, entry["params"]), {}
+    for file, tree in entry["metrics"].items():
+        if file in written and tree:
+            metrics |= flat(file.removeprefix("metrics/").removesuffix(".json"), tree)
+    texts = {
+        name: queue.read(entry["revision"], f"plots/{name}.csv") for name in CURVES if f"plots/{name}.csv" in written
+    }
+    curves = {name: pd.read_csv(io.StringIO(text)) for name, text in texts.items() if text}
+    return Result(run, state, metrics, curves, digest(values), values)
+
+
+def _of_folder(name: str, run: str, study: sweep.Study) -> Result | None:
+    where, state = direct.folder(name, run), direct.state(name, run)
+    if state == "missing":
+        return None
+    raw = direct.params(name, run)
+    values = plan.counted(study.targets, raw) if raw else {}
+    made = Result(run, state, {}, {}, digest(values), values)
+    if state != "done" or not raw:
+        return made
+    written = plan.written(study.targets, raw)
     for path in sorted((where / "metrics").rglob("*.json")):
-        metrics |= flat(path.relative_to(where / "metrics").with_suffix("").as_posix(), json.loads(path.read_text()))
-    curves = {name: pd.read_csv(path) for name in CURVES if (path := where / f"plots/{name}.csv").exists()}
-    return Result(run, state, metrics, curves)
+        if path.relative_to(where).as_posix() in written:
+            file = path.relative_to(where / "metrics").with_suffix("").as_posix()
+            made.metrics.update(flat(file, json.loads(path.read_text())))
+    made.curves.update({name: pd.read_csv(path) for name in CURVES if (path := where / f"plots/{name}.csv").exists()})
+    return made
 
 
 def flat(file: str, tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
@@ -84,8 +127,10 @@ def metric(result: Result, pattern: str) -> float:
 
 
 def save(study: str, results: list[Result]) -> None:
-    rows = [{"run": result.run, "state": result.state, **dict(sorted(result.metrics.items()))} for result in results]
+    rows = [{"run": result.run, "state": result.state, "values": result.digest, **dict(sorted(result.metrics.items()))}
+            for result in results]  # fmt: skip
     files.write_table(PAGES / f"{study}.csv", pd.DataFrame(rows))
+    files.write_json(_values_file(study), _shared({result.run: result.values for result in results if result.values}))
     for name in CURVES:
         parts = [result.curves[name].assign(run=result.run) for result in results if name in result.curves]
         if parts:
@@ -93,20 +138,36 @@ def save(study: str, results: list[Result]) -> None:
             files.write_table(PAGES / f"{study}-{name}.csv", table[["run", *table.columns.drop("run")]])
 
 
+def _values_file(study: str) -> Path:
+    return PAGES / f"{study}-values.json"
+
+
+def _shared(values: dict[str, Values]) -> dict[str, Any]:
+    """What all runs have in common once, and of each run the rest."""
+    first, *others = list(values.values()) or [{}]
+    common = {n: v for n, v in first.items() if all(n in other and other[n] == v for other in others)}
+    runs = {run: {n: v for n, v in own.items() if n not in common} for run, own in values.items()}
+    return {"all": common, "runs": runs}
+
+
 def load(study: str) -> list[Result]:
-    """What docs/studies/ has of a study's runs."""
+    """What docs/studies/ has of a study's runs, of whatever values."""
     path = PAGES / f"{study}.csv"
     if not path.exists():
         return []
-    table = pd.read_csv(path, dtype={"run": str, "state": str})
+    table = pd.read_csv(path, dtype=dict.fromkeys(OWN, str))
+    known = files.read_json(_values_file(study)) if _values_file(study).exists() else {"all": {}, "runs": {}}
+    values = {run: {**known["all"], **own} for run, own in known["runs"].items()}
     curves = {name: _curves(study, name) for name in CURVES}
-    return [_row(row.dropna(), curves) for _, row in table.iterrows()]
+    rows = [_row(row.dropna(), curves, values) for _, row in table.iterrows()]
+    return [row for row in rows if row.state != "missing"]
 
 
-def _row(row: pd.Series, curves: dict[str, dict[str, pd.DataFrame]]) -> Result:
-    metrics = {str(name): float(value) for name, value in row.items() if name not in ("run", "state")}
+def _row(row: pd.Series, curves: dict[str, dict[str, pd.DataFrame]], values: dict[str, Values]) -> Result:
+    metrics = {str(name): float(value) for name, value in row.items() if name not in OWN}
     own = {name: by_run[row["run"]] for name, by_run in curves.items() if row["run"] in by_run}
-    return Result(row["run"], row["state"], metrics, own)
+    known, of = values.get(row["run"], {}), row.get("values", "")
+    return Result(row["run"], row["state"], metrics, own, of, known if of == digest(known) else {})
 
 
 def _curves(study: str, name: str) -> dict[str, pd.DataFrame]:
@@ -118,6 +179,28 @@ def _curves(study: str, name: str) -> dict[str, pd.DataFrame]:
     }
 
 
-def missing(study: str, runs: list[str], experiments: bool = True) -> Iterator[str]:
-    """Runs that have not ended well."""
-    yield from (result.run for result in collect(study, runs, experiments) if result.state != "done")
+def missing(results: Iterable[Result], values: dict[str, Values]) -> Iterator[Result]:
+    """Those that have not ended well, or are of other values."""
+    yield from (result for result in (fitting(r, values[r.run]) for r in results) if result.state != "done")
+
+
+def declare(study: str, values: dict[str, Values]) -> Iterator[str]:
+    """Take what is kept for results of the present values: of those that no value has changed for, but whose values are not
+    known, or to which params.yaml has got or lost names since. What is declared, run by run.
+
+    Raises:
+        InputError: there is nothing to declare.
+    """
+    kept, declared = [], []
+    for result in load(study):
+        now = values.get(result.run)
+        differ = now is not None and result.digest != digest(now)
+        if differ and not plan.changed(result.values, now):
+            names = plan.differences(result.values, now) if result.values else ["its values were not known"]
+            declared.append(f"{result.run}: {'; '.join(names)}")
+            result = result._replace(digest=digest(now), values=now)
+        kept.append(result)
+    if not declared:
+        raise InputError(f"{study}: no kept result differs from its run by new or missing names alone")
+    save(study, kept)
+    yield from declared

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 from tessera import presets
 from tessera.core.errors import InputError
 from tessera.core.params import Strict, read
+from tessera.studies import plan
 
 FOLDER = Path("studies")
 Changes = dict[str, Any]  # dotted name of params.yaml -> value; `preset` names one whose values come first
@@ -100,6 +101,15 @@ def _require_values(name: str, study: Study) -> None:
     unknown = [
         f"  {place}: {source}" for place, sources in used.items() for source in sources if not _known(raw, source)
     ]
+    verdicts = [source for source in (*study.columns.values(), *lines) if source.startswith(("gate:", "criteria:"))]
+    if verdicts:
+        raise InputError(
+            f"studies/{name}.yaml shows verdicts, which are not kept: {', '.join(verdicts)}; show what is judged"
+        )
+    try:
+        plan.of(study.targets, raw)
+    except InputError as error:
+        raise InputError(f"studies/{name}.yaml: {error}") from None
     if unknown:
         raise InputError(f"studies/{name}.yaml names values that params.yaml does not have:\n" + "\n".join(unknown))
 
@@ -141,6 +151,12 @@ def changes(study: Study, run: str) -> Changes:
 def params(study: Study, run: str) -> dict[str, Any]:
     """params.yaml as this run has it, validated."""
     return presets.applied(read(), changes(study, run))
+
+
+def counted(study: Study) -> dict[str, dict[str, Any]]:
+    """Of each run, the values that its result depends on; see `plan.counted`."""
+    raw = read()
+    return {run: plan.counted(study.targets, presets.changed(raw, changes(study, run))) for run in study.runs}
 
 
 def value(raw: dict[str, Any], name: str) -> Any:

@@ -1,0 +1,117 @@
+"""Which stages of dvc.yaml a study's targets run, what these read of params.yaml, and what they write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tessera.core.errors import InputError
+from tessera.runtime import inputs
+
+VERDICTS = ("gate", "criteria")  # what they judge is kept, so that thresholds may change; they change no figure
+UNCOUNTED = ("runtime", *VERDICTS)
+
+
+class Stage(NamedTuple):
+    """One instance of a stage, templates filled in."""
+
+    stage: str
+    key: str | None
+    deps: tuple[str, ...]
+    params: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}@{self.key}" if self.key else self.stage
+
+
+def of(targets: Iterable[str], raw: dict[str, Any], root: Path = Path()) -> list[Stage]:
+    """The targets (`criteria`, `diagnostics`, `diagnostics@usage`) and all that they are made from, in the order of dvc.yaml,
+    which is that of the arrows.
+
+    Raises:
+        InputError: dvc.yaml has no such target.
+    """
+    found = list(instances(raw, root))
+    known = {name for stage in found for name in (stage.stage, stage.name)}
+    if unknown := [target for target in targets if target not in known]:
+        raise InputError(f"targets: dvc.yaml has no stage {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    wanted: dict[str, Stage] = {stage.name: stage for stage in found if {stage.stage, stage.name} & set(targets)}
+    for stage in reversed(found):  # from the targets against the arrows
+        needed = [dep for later in wanted.values() for dep in later.deps]
+        if any(within(output, dep) for output in stage.outputs for dep in needed):
+            wanted[stage.name] = stage
+    return [stage for stage in found if stage.name in wanted]
+
+
+def instances(raw: dict[str, Any], root: Path = Path()) -> Iterable[Stage]:
+    """All stages of dvc.yaml, one for each key."""
+    for stage, entry in inputs.stages(root / "dvc.yaml").items():
+        for key in raw.get(stage) or () if "foreach" in entry else [None]:
+            what = inputs.resolved(stage, key, raw, entry)
+            yield Stage(stage, key, what.deps, what.params, tuple(_outputs(entry.get("do", entry), key)))
+
+
+def _outputs(entry: dict[str, Any], key: str | None) -> Iterable[str]:
+    for kind in ("outs", "metrics", "plots"):
+        for output in entry.get(kind, ()):
+            name = next(iter(output)) if isinstance(output, dict) else output
+            yield name.replace("${key}", str(key))
+
+
+def within(output: str, dep: str) -> bool:
+    """One of two paths holds the other."""
+    return output == dep or output.startswith(f"{dep}/") or dep.startswith(f"{output}/")
+
+
+def counted(targets: Iterable[str], raw: dict[str, Any], root: Path = Path()) -> dict[str, Any]:
+    """The values that figures of the targets depend on, by dotted name, one a leaf: those that dvc.yaml declares for the
+    stages that are run. So neither the machine nor an alternative that is not chosen counts, nor a loss of weight 0, which is
+    not built, nor thresholds, by which figures are judged."""
+    names = {name for stage in of(targets, raw, root) for name in stage.params}
+    names = {name for name in names if name.partition(".")[0] not in UNCOUNTED}
+    built = {loss: values for loss, values in (raw.get("losses") or {}).items() if inputs.value(values, "weight")}
+    leaves = (leaf for name in sorted(names) for leaf in _leaves(name, inputs.value({**raw, "losses": built}, name)))
+    return {name: value for name, value in leaves if value is not None}
+
+
+def _leaves(name: str, value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _leaves(f"{name}.{key}", inner)
+    else:
+        yield name, _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """1.0 is 1: they are equal values, however they are written."""
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def written(targets: Iterable[str], raw: dict[str, Any]) -> frozenset[str]:
+    """Files and folders of the figures of the targets: what else a revision holds is of another run."""
+    stages = [stage for stage in of(targets, raw) if stage.stage not in VERDICTS]
+    return frozenset(output for stage in stages for output in stage.outputs)
+
+
+def paths(raw: dict[str, Any]) -> dict[str, str]:
+    """Files and folders that chosen plug-ins read, by dotted name."""
+    names = ["dataset.source", f"extractor.{inputs.value(raw, 'extractor.name')}.weights"]
+    names += ["losses.perceptual.weights"] if inputs.value(raw, "losses.perceptual.weight") else []
+    return {name: path for name in names if (path := inputs.value(raw, name))}
+
+
+def changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Names in both whose values differ."""
+    return [name for name in then if name in now and then[name] != now[name]]
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """In words: values that are others, names that are new or gone."""
+    words = [f"{name} was {then[name]!r}, is {now[name]!r}" for name in changed(then, now)]
+    words += [f"{name} is new ({now[name]!r})" for name in now if name not in then]
+    return words + [f"{name} is gone ({then[name]!r})" for name in then if name not in now]
