@@ -182,9 +182,18 @@ def recorded(commit: str) -> list[str]:
 
 
 def experiments(commits: Iterable[str] = ("HEAD",)) -> Iterator[dict[str, Any]]:
-    """Of these commits: name, revision, state (success, failed, queued, running), metrics by file, params.yaml."""
+    """Of these commits: name, revision, state (success, failed, queued, running), metrics by file, params.yaml.
+
+    Raises:
+        InputError: dvc failed, as it does while a task counts as running whose worker died early.
+    """
     revisions = [part for commit in commits for part in ("--rev", commit)]
-    for commit in json.loads(dvc("exp", "show", "--json", *revisions)):
+    try:
+        shown = json.loads(dvc("exp", "show", "--json", *revisions))
+    except InputError as error:
+        remedy = "if `dvc queue status` names a task as running and no worker, end it by dvc queue kill TASK"
+        raise InputError(f"{error}\n{remedy}") from None
+    for commit in shown:
         for entry in commit["experiments"] or ():
             newest = entry["revs"][0]
             executor = entry["executor"] or {"state": "success"}  # made in the workspace
