@@ -271,6 +271,30 @@ def test_stage_fails_by_name_when_an_input_changes(stage_of_the_test):
         stage.enter(lambda run: CHANGES["param"]())
 
 
+@pytest.mark.parametrize(
+    "place", ["extractor", "tokenizer", "prior", "extensions.inpainting", "extensions.super_resolution"]
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_a_precision_that_this_machine_lacks_stops_the_first_stage(stage_of_the_test, raw, monkeypatch, place, there):
+    """Not the prior, hours later."""
+    import torch
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there)
+    section = raw
+    for part in place.split("."):
+        section = section[part]
+    section["training"]["precision"] = "fp16"
+    began = []
+    if there:
+        stage.enter(began.append)
+    else:
+        with pytest.raises(
+            SystemExit, match=rf"no accelerator:\n  {place}\.training\.precision: must be no or bf16 on a CPU"
+        ):
+            stage.enter(began.append)
+    assert bool(began) == there
+
+
 def test_bad_input_ends_in_one_line(stage_of_the_test):
     def main(run: Run) -> None:
         raise InputError("dataset.source is empty")

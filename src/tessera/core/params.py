@@ -506,7 +506,8 @@ def _rules(params: Params) -> Iterator[str]:
             f"with {str(prior.conditional).lower()} and {prior.label_dropout:g}: guidance compares with the prior that is "
             "told no label, which training without dropout never sees"
         )
-    yield from _precisions(params)
+    if params.runtime.device == "cpu":  # under auto the machine decides: `runtime.devices.require_precisions`
+        yield from in_fp16(params.raw)
     configs = [params.config(section) for section in CHOOSES]
     configs += [params.config(section, key) for section in PLURAL for key in params.keys(section)]
     found: list[str] = []
@@ -518,15 +519,13 @@ def _rules(params: Params) -> Iterator[str]:
     yield from dict.fromkeys(found)
 
 
-def _precisions(params: Params) -> Iterator[str]:
-    """Where `runtime.device` is cpu; elsewhere the machine decides, and `fit` asks it."""
-    if params.runtime.device == "cpu":
-        trained = {section: getattr(params, section) for section in ("extractor", "tokenizer", "prior")}
-        trained |= {f"extensions.{key}": params.config("extensions", key) for key in params.keys("extensions")}
-        for place, section in trained.items():
-            training = getattr(section, "training", None)
-            if training is not None and training.precision == "fp16":
-                yield f"{place}.training.precision: {FP16_ON_A_CPU}"
+def in_fp16(raw: dict[str, Any], place: str = "") -> Iterator[str]:
+    """A problem of each training in fp16, on a machine without accelerator."""
+    for key, value in raw.items():
+        if key == "training" and value["precision"] == "fp16":
+            yield f"{place}training.precision: {FP16_ON_A_CPU}"
+        elif isinstance(value, dict):
+            yield from in_fp16(value, f"{place}{key}.")
 
 
 def _unknown_metrics(params: Params) -> Iterator[str]:

@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tessera.core.params import FP16_ON_A_CPU
+from tessera.core.errors import InputError
+from tessera.core.params import FP16_ON_A_CPU, in_fp16
 from tessera.core.params import Runtime as Settings
 from tessera.runtime import process, ranks
 from tessera.runtime.scratch import Scratch, root
@@ -20,6 +21,23 @@ from tessera.runtime.scratch import Scratch, root
 
 class Interrupted(SystemExit):
     """The stage was told to stop (INT or TERM) and has saved its state."""
+
+
+def require_precisions(raw: dict[str, Any]) -> None:
+    """Before any work, so that hours of a tokenizer do not come before a prior that this machine cannot train. It is asked of
+    the machine, and therefore at each stage, not once for each version of params.yaml.
+
+    Args:
+        raw: params.yaml, validated.
+
+    Raises:
+        InputError: a training is in fp16, and there is no accelerator; all of them are named.
+    """
+    if found := list(in_fp16(raw)):  # most often there is none, and torch is not loaded to ask
+        import torch
+
+        if not torch.accelerator.is_available():
+            raise InputError("this machine has no accelerator:\n" + "\n".join(f"  {problem}" for problem in found))
 
 
 class Runtime:

@@ -22,7 +22,7 @@ from tessera.core.errors import InputError, NonFiniteError
 from tessera.core.params import CHOOSES, PLURAL, Params, load, read
 from tessera.core.run import Run
 from tessera.runtime import process, provenance, ranks
-from tessera.runtime.devices import Runtime
+from tessera.runtime.devices import Runtime, require_precisions
 from tessera.runtime.inputs import Declared, Inputs, declared
 from tessera.runtime.scratch import Scratch, root
 
@@ -48,6 +48,7 @@ def enter(
             raise InputError(f"this stage is the work of one process: start it by python -m stages.{stage}")
         params = Params(read() if ranks.follows() else _validated())
         _require_key(stage, sys.argv[1:], params)
+        require_precisions(params.raw)
         _run(main, stage, key, params, shares, trains, after_training)
     except (InputError, NonFiniteError) as error:
         sys.exit(f"error in {title}: {error}")
