@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from tessera.core.params import Params
 
 CHUNK = 1 << 22  # entries of the [N,K] score matrix held at once: bounds the memory, not the result
-CACHED = 1 << 18  # of them on a CPU, for each thread: what the cache of its core holds
+CACHED = 1 << 19  # of them on a CPU: what its cores' caches hold
 DOUBLINGS = 60  # of the noise that parts equal codes: from a rounding error of any latents to more than all of them
-SAMPLE = 32  # latents that `centre` looks at
+SAMPLE = 16  # latents that `centre` looks at
 KNOWN = 1e-3  # distance to its code, as a share of the draws' root mean square, under which a latent has one of its own
 ROUNDING = 1e-5  # of a mean of many equal latents, as a share of their length
 HASH = 6364136223846793005  # multiplier of Knuth's MMIX generator: odd, with bits all over
@@ -59,8 +59,8 @@ def nearest(z: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> Int[Tens
     middle = centre(z)
     codebook = codebook - middle
     half = 0.5 * codebook.square().sum(1, keepdim=True)
-    held = min(CACHED * torch.get_num_threads(), CHUNK) if z.is_cpu else CHUNK
-    parts = (part - middle for part in z.split(max(1, held // len(codebook))))
+    rows = max(1, (min(CACHED, CHUNK) if z.is_cpu else CHUNK) // len(codebook))
+    parts = (part - middle for part in z.split(rows))
     return torch.cat([_first_maximum(torch.addmm(half, codebook, part.t(), beta=-1)) for part in parts])
 
 
@@ -372,8 +372,9 @@ class Codebook(nn.Module):
         """
         draws = _from_rank_0(torch.randint(len(rows) * ranks(), (len(is_dead),), device="cpu").to(rows.device))
         found, codes = _joined_rows(rows, draws), self.codebooks[0].detach()
-        error = (found - codes[_joined_rows(chosen[:, None], draws)[:, 0]]).square().sum(1)
-        own = (error <= KNOWN**2 * error.mean()) | (error <= ROUNDING**2 * found.square().sum(1))
+        distance = torch.linalg.vector_norm(found - codes[_joined_rows(chosen[:, None], draws)[:, 0]], dim=1)
+        near = KNOWN * distance.square().mean().sqrt()
+        own = (distance <= near) | (distance <= ROUNDING * torch.linalg.vector_norm(found, dim=1))
         twice = _repeated(torch.where(is_dead, row_hashes(found), 0))
         self.place(is_dead & ~own & ~twice, found, self.counts.mean())
 
