@@ -937,6 +937,7 @@ def test_two_processes_end_with_the_codebook_of_one(tiny, tmp_path):
 
 
 def test_the_benchmark_runs(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(seams.PACKAGE.parents[1])
     from benchmarks import quantizers as benchmark
 
     monkeypatch.setattr(benchmark, "SIZES", ((4, 3),))
