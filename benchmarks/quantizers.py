@@ -29,7 +29,7 @@ MAP = (64, 16, 16)  # images, height, width: 16,384 latents
 def ours(k: int, d: int, estimator: str) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     config = ema.Config(
         beta=0.25, codebook_size=k, code_dim=d, estimator=estimator, distance="euclidean", decay=0.99,
-        initialisation="latents", restart="dead", restart_below=0.1,
+        initialisation="latents", restart="dead", restart_below=0.1, smoothing=0.0,
     )  # fmt: skip
     quantizer = ema.build(config, None).train()
 

@@ -114,7 +114,8 @@ def run_row(table: str, name: str, seed: int, threads: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def judged(tokenizer: nn.Module, run: Run) -> dict[str, float]:
-    """Of the validation split: codes over all of it, and pictures as 8-bit images; `psnr_db` of the mean MSE."""
+    """Of the validation split: codes over all of it, and pictures as 8-bit images; `psnr_db` of the mean MSE,
+    `ssim` with uniform windows (`nn.scores`)."""
     pixels, codes, decoded = run.images("val"), [], []
     for where in images.batches(len(pixels), 256):
         codes.append(tokenizer.encode(images.to_model(pixels[where])))

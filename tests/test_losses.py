@@ -558,12 +558,15 @@ def test_code_entropy_in_closed_form(tiny, diversity):
     assert entropy_term(config, [at_one], 50 * corners).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_code_entropy_by_scipy(tiny):
-    config = tiny(code_entropy.Config, temperature=0.7, diversity=0.3)
-    z, book = torch.randn(2, 3, 4, 5), torch.randn(6, 3)
+@pytest.mark.parametrize(("offset", "spread"), [(0.0, 1.0), (100.0, 1.0), (-3000.0, 1.0), (1000.0, 0.1), (5.0, 0.01)])
+def test_code_entropy_by_scipy(tiny, offset, spread):
+    """Also far from the origin, where distances by products of matrices round by more than they differ."""
+    config = tiny(code_entropy.Config, temperature=0.7 * spread**2, diversity=0.3)
+    draws = torch.Generator().manual_seed(0)
+    z, book = (offset + spread * torch.randn(*shape, generator=draws) for shape in ((2, 3, 4, 5), (6, 3)))
     rows = z.permute(0, 2, 3, 1).reshape(-1, 3).double().numpy()
     squares = ((rows[:, None] - book.double().numpy()) ** 2).sum(2)
-    p = softmax(-squares / 0.7, axis=1)
+    p = softmax(-squares / config.temperature, axis=1)
     expected = entropy(p, axis=1).mean() - 0.3 * entropy(p.mean(0))
     assert entropy_term(config, [z], book).item() == pytest.approx(expected, rel=1e-4)
 

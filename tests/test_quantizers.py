@@ -203,6 +203,93 @@ def test_of_equal_codes_the_lowest_index(n, k):
     assert found.tolist() == scores.argmax(0).tolist()
 
 
+FAR = [  # offset of all latents, or of each channel in turn; their spread; their type; K; D; share of dead codes, at the origin
+    ([100.0], 0.01, torch.float32, 256, 64, 0.0),
+    ([-1000.0], 0.1, torch.float32, 64, 16, 0.0),
+    ([0.0, 300.0, -7.0], 0.01, torch.float32, 512, 9, 0.0),
+    ([1e4], 1.0, torch.float32, 1000, 32, 0.0),
+    ([100.0], 1.0, torch.bfloat16, 128, 8, 0.0),
+    ([100.0], 0.2, torch.float16, 128, 8, 0.0),
+    ([100.0], 0.01, torch.float32, 256, 64, 0.4),
+    ([0.0], 1.0, torch.float32, 256, 64, 0.0),
+    ([1e5], 1.0, torch.float32, 1, 3, 0.0),
+    ([1e-6], 1e-9, torch.float32, 64, 16, 0.0),
+]
+
+
+def far_away(offset, spread, dtype, k, d, dead, n=512) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents of one image [1,D,1,n] and a codebook [K,D]."""
+    draws = torch.Generator().manual_seed(0)
+    place = torch.tensor(offset).repeat(-(-d // len(offset)))[:d]
+    codes = place + spread * torch.randn(k, d, generator=draws)
+    codes[torch.rand(k, generator=draws) < dead] *= 1e-3
+    z = (place + spread * torch.randn(n, d, generator=draws)).to(dtype)
+    return z.t()[None, :, None], codes
+
+
+def assert_nearest(chosen: torch.Tensor, z: torch.Tensor, codes: torch.Tensor) -> None:
+    """As near as in float64: where another code is chosen, it is as near but for rounding."""
+    rows = z[0, :, 0].t().double().numpy()
+    squares = ((rows[:, None] - codes.double().numpy()) ** 2).sum(-1)
+    found = squares[np.arange(len(rows)), chosen.flatten().numpy()]
+    np.testing.assert_allclose(found, squares.min(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("offset", "spread", "dtype", "k", "d", "dead"), FAR)
+def test_far_from_the_origin_the_nearest_code_is_that_of_float64(offset, spread, dtype, k, d, dead):
+    """z.e - |e|^2 / 2 of latents at 100 rounds in float32 by more than codes are apart: nearly every choice was another."""
+    z, codes = far_away(offset, spread, dtype, k, d, dead)
+    assert_nearest(codebook.nearest(codebook.to_rows(z), codes), z, codes)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("name", ["ema", "gradient", "simvq", "residual", "kmeans"])
+def test_far_from_the_origin_every_quantizer_finds_the_nearest_code(name, autocast, training, tiny):
+    module = seams.plugin("quantizers", name)
+    fields = {"codebook_size": 64, "code_dim": 16, "initialisation": "normal", "depth": 1, "distance": "euclidean"}
+    config = tiny(module.Config, **{key: value for key, value in fields.items() if key in module.Config.model_fields})
+    quantizer = module.build(config, None).train(training)
+    z, codes = far_away([100.0, -30.0], 0.01, torch.float32, 64, 16, 0.0)
+    with torch.no_grad():
+        if name == "simvq":
+            quantizer.coefficients.copy_(codes)
+            quantizer.map.weight.copy_(torch.eye(16))
+        else:
+            (quantizer.depths[0] if name == "residual" else quantizer).codes.copy_(codes)
+        if name == "kmeans":
+            quantizer.fitted.fill_(True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            assert_nearest(quantizer(z).codes, z, codes)
+
+
+@pytest.mark.parametrize(
+    ("z", "codes", "first"),
+    [
+        ([0.0], [[-1.0], [1.0], [9.0]], 0),
+        ([101.0], [[102.0], [100.0], [110.0]], 0),
+        ([1e6], [[1e6 + 8], [1e6 + 2], [1e6 - 2], [3e6]], 1),
+        ([0.5, 7.0], [[9.0, 9.0], [0.0, 7.0], [1.0, 7.0], [0.5, 7.5]], 1),
+        ([-300.25, 4.0], [[-300.0, 4.0], [-300.5, 4.0]], 0),
+        ([5.0], [[5.0], [5.0], [5.0]], 0),
+    ],
+)
+def test_of_codes_at_equal_distance_the_first(z, codes, first):
+    """Beside other latents too."""
+    others, book = torch.tensor(codes).repeat(40, 1) + 3, torch.tensor(codes)
+    for rows in (torch.tensor([z, z, z]), torch.cat([torch.tensor([z, z, z]), others])):
+        assert codebook.nearest(rows, book)[:3].tolist() == [first] * 3
+
+
+def test_latents_that_are_not_numbers_leave_those_of_other_images_alone():
+    z, codes = far_away([100.0], 0.01, torch.float32, 256, 64, 0.0)
+    rows = codebook.to_rows(z)
+    broken = rows.clone()
+    broken[::3] = torch.nan
+    whole = torch.arange(len(rows)) % 3 > 0
+    assert torch.equal(codebook.nearest(broken, codes)[whole], codebook.nearest(rows, codes)[whole])
+
+
 def test_of_equal_code_vectors_the_nearest_is_the_first():
     z, codes = torch.randint(-9, 9, (300, 4)).float(), torch.randint(-9, 9, (7, 4)).float()  # sums of these are exact
     assert torch.equal(codebook.nearest(z, codes.repeat(3, 1)), codebook.nearest(z, codes))
@@ -272,6 +359,80 @@ def test_fewer_latents_than_codes_give_codes_that_differ(how, z):
     assert torch.isfinite(codes).all()
     if how == "latents":
         assert len(codes.unique(dim=0)) == 8
+
+
+def crowded(n: int, d: int, share: float, offset: float, spread: float) -> torch.Tensor:
+    """Latents of which a share are equal, mixed among the others."""
+    draws = torch.Generator().manual_seed(0)
+    z = offset + spread * torch.randn(n, d, generator=draws)
+    z[torch.randperm(n, generator=draws)[: round(share * n)]] = offset
+    return z
+
+
+CROWDED = [  # latents, D, share of equal ones, offset, spread, K
+    (1024, 8, 0.6, 0.7, 1.0, 256),
+    (1024, 8, 0.75, 0.0, 1.0, 256),
+    (4096, 3, 0.99, 5.0, 1.0, 64),
+    (300, 4, 0.9, 100.0, 0.01, 64),
+    (300, 4, 1.0, 100.0, 0.0, 64),
+    (40, 1, 0.5, 1e4, 1e-2, 128),
+    (64, 2, 0.0, 0.0, 1e-30, 64),
+    (50, 1, 1.0, 0.0, 0.0, 512),
+]
+
+
+@pytest.mark.parametrize("how", ["latents", "kmeans"])
+@pytest.mark.parametrize(("n", "d", "share", "offset", "spread", "k"), CROWDED)
+def test_first_codes_differ_however_many_latents_are_equal(n, d, share, offset, spread, k, how):
+    """60 % of the latents equal once left 110 of 256 codes that differ."""
+    z = crowded(n, d, share, offset, spread)
+    torch.manual_seed(0)
+    codes = codebook.initial_codes(z, k, how)
+    assert codes.shape == (k, d)
+    assert len(codes.unique(dim=0)) == k
+    if how == "latents":
+        differing = min(k, len(z.unique(dim=0)))
+        on_latents = (codes[:, None] == z[None]).all(2).any(1)
+        assert on_latents.sum() == differing
+        assert on_latents[:differing].all()
+    torch.manual_seed(0)
+    assert torch.equal(codebook.initial_codes(z, k, how), codes)
+
+
+def test_zero_has_one_sign():
+    z = torch.tensor([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    assert codebook.repeats(z).tolist() == [False, True, False, True]
+
+
+@given(st.integers(1, 60), st.integers(1, 4), st.integers(0, 10**6), st.sampled_from([torch.float32, torch.float64]))
+def test_repeats_by_comparing_rows(n, d, seed, dtype):
+    rows = torch.randint(-1, 2, (n, d), generator=torch.Generator().manual_seed(seed)).to(dtype)
+    expected = [any(torch.equal(rows[i], rows[j]) for j in range(i)) for i in range(n)]
+    assert codebook.repeats(rows).tolist() == expected
+
+
+def test_latents_beyond_float32_end_the_search_for_codes_that_differ():
+    """No endless loop; the loss will tell."""
+    assert codebook.parted(torch.full((3, 2), torch.inf)).shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "share", "offset", "spread", "k"), [row for row in CROWDED if row[0] > 64 and row[2] < 1]
+)
+@pytest.mark.parametrize(("name", "distance"), [("ema", "euclidean"), ("ema", "cosine"), ("gradient", "cosine"),
+                                                ("gradient", "euclidean"), ("residual", None)])  # fmt: skip
+def test_restarts_on_equal_latents_give_no_code_twice(n, d, share, offset, spread, k, name, distance, tiny):
+    """Every code but one starts far away, and dies: those that are put on latents get one each."""
+    module = seams.plugin("quantizers", name)
+    fields = {"codebook_size": k, "code_dim": d, "initialisation": "normal", "depth": 1, "distance": distance,
+              "restart": "dead", "restart_below": 0.1, "decay": 0.5, "smoothing": 0.0}  # fmt: skip
+    config = tiny(module.Config, **{key: value for key, value in fields.items() if key in module.Config.model_fields})
+    quantizer = module.build(config, None).train()
+    z = crowded(n, d, share, offset, spread).t()[None, :, None]
+    for _ in range(25):
+        quantizer(z)
+    (book,) = quantizer.codebooks
+    assert len(book.unique(dim=0)) == k
 
 
 def test_initial_codes_by_kmeans_lie_nearer_than_latents_and_those_nearer_than_random_ones():
@@ -724,6 +885,7 @@ import sys
 from datetime import timedelta
 import torch, torch.distributed as dist
 from safetensors.torch import save_file
+from tessera.nn import codebook
 from tessera.quantizers import ema
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
@@ -741,6 +903,8 @@ for initialisation, restart in (("normal", "none"), ("latents", "dead"), ("kmean
         z = torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(step))
         quantizer(z[rank::2])
     found |= {f"{initialisation}/{name}": value for name, value in quantizer.state_dict().items()}
+rows = torch.arange(24.0).view(2, 12, 1)[rank].clamp(max=14)  # 0 to 14, the last ten times on the second rank
+found["crowded"] = codebook.initial_codes(rows, 15, "latents")
 save_file(found, f"{folder}/{rank}.safetensors")
 dist.destroy_process_group()
 """
@@ -760,9 +924,28 @@ def test_two_processes_end_with_the_codebook_of_one(tiny, tmp_path):
     assert ranks[0].keys() == ranks[1].keys()
     for name, value in ranks[0].items():
         assert torch.equal(value, ranks[1][name]), name
+    assert sorted(ranks[0]["crowded"].flatten().tolist()) == list(range(15))
     torch.manual_seed(0)
     alone = built(tiny, codebook_size=6, code_dim=3, decay=0.8).train()
     for step in range(4):
         alone(torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(step)))
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(ranks[0][f"normal/{name}"], value)
+
+
+# the benchmark
+
+
+def test_the_benchmark_runs(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(seams.PACKAGE.parents[1])
+    from benchmarks import quantizers as benchmark
+
+    monkeypatch.setattr(benchmark, "SIZES", ((4, 3),))
+    monkeypatch.setattr(benchmark, "MAP", (2, 4, 4))
+    monkeypatch.setattr(sys, "argv", ["quantizers", "--repeats", "1", "--threads", "1"])
+    kept = torch.get_num_threads()
+    try:
+        benchmark.main()
+    finally:
+        torch.set_num_threads(kept)
+    assert capsys.readouterr().out.count("1.00x") >= 2 * len(benchmark.MODES)

@@ -94,11 +94,76 @@ def test_ssim_is_symmetric_and_falls_with_noise():
     assert scores.ssim(noisy[0], a)[0] == pytest.approx(values[0])
 
 
-def test_ssim_of_two_constant_images_in_closed_form():
+@pytest.mark.parametrize("measure", [scores.ssim, scores.ssim_gaussian])
+@pytest.mark.parametrize("side", [4, 8, 11, 16])
+def test_ssim_of_two_constant_images_in_closed_form(measure, side):
     """Without variance only the luminance term is left: (2 a b + C1) / (a^2 + b^2 + C1), C1 = (0.01 * 255)^2."""
     a, b, c1 = 50.0, 100.0, (0.01 * 255) ** 2
-    found = scores.ssim(np.full((1, 8, 8, 1), 50, np.uint8), np.full((1, 8, 8, 1), 100, np.uint8))[0]
-    assert found == pytest.approx((2 * a * b + c1) / (a * a + b * b + c1))
+    found = measure(np.full((1, side, side, 1), 50, np.uint8), np.full((1, side, side, 1), 100, np.uint8))[0]
+    assert found == pytest.approx((2 * a * b + c1) / (a * a + b * b + c1), abs=1e-5)
+
+
+def damaged(n: int, height: int, width: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Smooth images, and the same with ever more noise, the first with none."""
+    draws = np.random.default_rng(0)
+    waves = np.sin(np.arange(height)[:, None, None] / 3 + np.arange(width)[:, None] / 5 + np.arange(channels))
+    a = np.stack([127 + 100 * waves] * n)
+    noise = draws.normal(size=a.shape) * np.linspace(0, 60, n)[:, None, None, None]
+    return a.astype(np.uint8), (a + noise).clip(0, 255).astype(np.uint8)
+
+
+SHAPES = [(5, 32, 32, 3), (3, 11, 11, 3), (3, 64, 64, 3), (4, 12, 40, 1), (2, 28, 28, 1), (70, 16, 16, 3)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_both_ssim_by_scikit_image(shape):
+    from skimage.metrics import structural_similarity
+
+    a, b = damaged(*shape)
+    gaussian = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    for found, options in ((scores.ssim(a, b), {}), (scores.ssim_gaussian(a, b), gaussian)):
+        expected = [
+            structural_similarity(x, y, channel_axis=-1, data_range=255, **options) for x, y in zip(a, b, strict=True)
+        ]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert abs(scores.ssim(a, b) - scores.ssim_gaussian(a, b)).max() > 1e-3  # they are two measures
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "window"), [(4, 4, 3), (8, 8, 7), (10, 32, 9), (11, 32, 11), (5, 8, 5), (40, 40, 11)]
+)
+def test_gaussian_ssim_by_brute_force(height, width, window):
+    """Eq. 13 and section III.C at each place of the window; a small image has the largest odd one that fits."""
+    a, b = damaged(3, height, width, 3)
+    offsets = np.arange(window) - window // 2
+    weights = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 1.5**2))
+    weights /= weights.sum()
+    x, y = (np.lib.stride_tricks.sliding_window_view(v.astype(float), (window, window), axis=(1, 2)) for v in (a, b))
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return (values * weights).sum((-2, -1))
+
+    mx, my, c1, c2 = mean(x), mean(y), (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    covariance, variances = mean(x * y) - mx * my, mean(x * x) - mx**2 + mean(y * y) - my**2
+    similar = (2 * mx * my + c1) * (2 * covariance + c2) / ((mx**2 + my**2 + c1) * (variances + c2))
+    np.testing.assert_allclose(scores.ssim_gaussian(a, b), similar.mean((1, 2, 3)), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gaussian_ssim_by_pytorch_msssim_and_the_loss(shape):
+    import torch
+    from pytorch_msssim import SSIM
+
+    a, b = damaged(*shape)
+    x, y = (torch.from_numpy(v).permute(0, 3, 1, 2).float() for v in (a, b))
+    expected = SSIM(data_range=255, size_average=False, channel=shape[-1])(x, y)
+    np.testing.assert_allclose(scores.ssim_gaussian(a, b), expected, atol=1e-4)
+
+
+def test_psnr_of_the_mean_error_is_at_most_the_mean_of_the_images_own():
+    a, b = damaged(5, 16, 16, 3)
+    error = scores.mse(a[1:], b[1:])
+    assert scores.psnr_db(error.mean()) < scores.psnr_db(error).mean()
 
 
 @given(st.lists(st.tuples(st.floats(-10, 10), st.sampled_from("abcd")), min_size=1, max_size=12))

@@ -1115,6 +1115,7 @@ def test_reconstruction_scores_by_hand(saved, make_images, batch_size):
         table["mse_from_z"], ((continuous / 127.5 - pixels / 127.5) ** 2).mean((1, 2, 3)), rtol=1e-5
     )
     np.testing.assert_allclose(table["ssim"], scores.ssim(quantized, pixels))
+    np.testing.assert_allclose(table["ssim_gaussian"], scores.ssim_gaussian(quantized, pixels))
 
 
 def test_reconstruction_metrics_in_closed_form():
@@ -1124,6 +1125,7 @@ def test_reconstruction_metrics_in_closed_form():
             "mse": [0.04, 0.04, 0.4],
             "psnr_db": [20.0, 20.0, 10.0],
             "ssim": [0.9, 0.9, 0.6],
+            "ssim_gaussian": [0.8, 0.8, 0.5],
             "mse_from_z": [0.004] * 3,
             "family": ["a", "a", "b"],
         }
@@ -1133,13 +1135,19 @@ def test_reconstruction_metrics_in_closed_form():
     assert list(splits["split"]) == ["val", "test"]
     assert list(splits["psnr_db_per_image"]) == pytest.approx([50 / 3] * 2)
     found = reconstruction.metrics(splits)
-    assert found["val"] == pytest.approx({"mse": 0.004, "psnr_db": 30, "ssim": 0.3})
+    assert found["val"] == pytest.approx(
+        {"mse": 0.004, "psnr_db": 30, "psnr_db_per_image": 50 / 3, "ssim": 0.3, "ssim_gaussian": 0.7}
+    )
     assert found["mse"] == pytest.approx(0.16)
     assert found["psnr_db"] == pytest.approx(10 * np.log10(4 / 0.16))
     assert found["ssim"] == pytest.approx(0.8)
     assert found["psnr_db_from_z"] == pytest.approx(30)
     assert found["by_family"]["psnr_db"] == pytest.approx(10 * np.log10(4 / 0.22))
     assert found["by_family"]["ssim"] == pytest.approx(0.75)
+    assert found["psnr_db_per_image"] == pytest.approx(50 / 3)
+    assert found["ssim_gaussian"] == pytest.approx(0.7)
+    assert found["by_family"]["psnr_db_per_image"] == pytest.approx(15)
+    assert found["by_family"]["ssim_gaussian"] == pytest.approx(0.65)
 
 
 def test_reconstruction_picture_shows_each_family_once(make_images):

@@ -58,10 +58,10 @@ Method = Callable[[Any, Images, Images], Int[Tensor, "1 t"]]  # of a tokenizer, 
 
 @torch.no_grad()
 def measure(config: Config, run: Run) -> Report:
-    """All against reconstructions, so that the tokenizer's own loss does not count. `edges`: SSIM of the edges of the result
-    and of the content: 1 where it is kept, and `edges_unrelated`, of the style image in place of the result, where it is not.
-    `colours_after` and `codes_after`: total variation distance, 0 to 1, between the histograms of result and style, of codes
-    the mean over grids; `_before`, of the content in place of the result."""
+    """All against reconstructions, so that the tokenizer's own loss does not count. `edges`: SSIM (uniform windows of 7x7) of
+    the edges of the result and of the content: 1 where it is kept, and `edges_unrelated`, of the style image in place of the
+    result, where it is not. `colours_after` and `codes_after`: total variation distance, 0 to 1, between the histograms of
+    result and style, of codes the mean over grids; `_before`, of the content in place of the result."""
     tokenizer, pixels, names = run.tokenizer(), run.images("test"), run.table("test")["name"]
     chosen = drawn(run, config.contents + config.styles)
     x = images.to_model(pixels[chosen], run.runtime.device)

@@ -76,8 +76,11 @@ def entropies(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean entropy of the assignments, and entropy of the mean assignment, nats.
 
-    In logarithms throughout: the gradient of p log p is not finite where p underflows. |z|^2 changes no softmax.
+    In logarithms throughout: the gradient of p log p is not finite where p underflows. |z|^2 changes no softmax; see
+    `codebook.nearest` for why both are centred.
     """
+    middle = codebook.centre(z.detach())
+    z, codes = z - middle, codes - middle
     log_p = ((2 * z @ codes.t() - codes.square().sum(1)) / temperature).log_softmax(1)
     log_mean = log_p.logsumexp(0) - torch.tensor(float(len(z)), device=z.device).log()
     return -(log_p.exp() * log_p).sum(1).mean(), -(log_mean.exp() * log_mean).sum()

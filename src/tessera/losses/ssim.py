@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tessera.core.contracts import Output, Tokenizer
 from tessera.core.params import Strict
+from tessera.nn import scores
 
 if TYPE_CHECKING:
     from tessera.core.run import Run
@@ -22,18 +23,16 @@ class Config(Strict):
     weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
 
 
-WINDOW = 11  # pixels a side, Gaussian of sigma 1.5 (paper, section III.C)
-
-
 class SSIM(nn.Module):
-    """On intensities between 0 and 1, colour channels apart, mean over all windows that lie within the image; from 0
-    (equal) to 2. Images smaller than the window get the largest odd one that fits."""
+    """With Gaussian windows of 11x11 pixels, sigma 1.5 (paper, section III.C): 1 - `nn.scores.ssim_gaussian`, but not
+    rounded to 8 bits. The metric `ssim` has other windows. On intensities between 0 and 1, colour channels apart, mean over
+    all windows that lie within the image; from 0 (equal) to 2. A smaller image has the largest odd window that fits."""
 
     def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
-        side = min(WINDOW, *x.shape[2:])
+        window = scores.odd_window(scores.GAUSSIAN, *x.shape[2:])
         with torch.autocast(x.device.type, enabled=False):  # variances are differences of squares
             images, decoded = (x.float() + 1) / 2, (output.reconstruction.float() + 1) / 2
-            return 1 - ssim(images, decoded, data_range=1.0, win_size=side - 1 + side % 2)
+            return 1 - ssim(images, decoded, data_range=1.0, win_size=window)
 
 
 def build(config: Config, run: Run, tokenizer: Tokenizer) -> SSIM:

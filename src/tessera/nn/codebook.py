@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 22  # entries of the [N,K] score matrix held at once: bounds the memory, not the result
 CACHED = 1 << 19  # of them on a CPU: what its cores' caches hold
+DOUBLINGS = 60  # of the noise that parts equal codes: from a rounding error of any latents to more than all of them
+SAMPLE = 16  # latents that `centre` looks at
+KNOWN = 1e-3  # distance to its code, as a share of the draws' root mean square, under which a latent has one of its own
+ROUNDING = 1e-5  # of a mean of many equal latents, as a share of their length
+HASH = 6364136223846793005  # multiplier of Knuth's MMIX generator: odd, with bits all over
 LEAST = 1e-30  # EMA count, below which the last code vector stands
 RANDOM = ("normal", "uniform")  # initialisations that see no latent
 
@@ -45,13 +50,28 @@ def to_map(rows: Float[Tensor, "b*h*w d"], like: Float[Tensor, "b d h w"]) -> Fl
 
 
 def nearest(z: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> Int[Tensor, " n"]:
-    """Index of the nearest code vector in Euclidean distance (van den Oord et al. 2017, eq. 1).
+    """Index of the nearest code vector in Euclidean distance (van den Oord et al. 2017, eq. 1); of equally near ones, where
+    their scores are exact, the lowest.
 
-    argmin |z - e|^2 = argmin |e|^2 - 2 z.e: |z|^2 and the root change no order.
+    argmin |z - e|^2 = argmin |e|^2 - 2 z.e: |z|^2 and the root change no order. z and e are counted from the `centre` of z:
+    far from the origin these squares would be so large that float32 has no digits left for their differences.
     """
+    middle = centre(z)
+    codebook = codebook - middle
     half = 0.5 * codebook.square().sum(1, keepdim=True)
     rows = max(1, (min(CACHED, CHUNK) if z.is_cpu else CHUNK) // len(codebook))
-    return torch.cat([_first_maximum(torch.addmm(half, codebook, part.t(), beta=-1)) for part in z.split(rows)])
+    parts = (part - middle for part in z.split(rows))
+    return torch.cat([_first_maximum(torch.addmm(half, codebook, part.t(), beta=-1)) for part in parts])
+
+
+def centre(z: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
+    """A point amid the latents: of each channel the (lower) median of a few of them, evenly spaced.
+
+    Of latents and not of the code vectors, of which most may be dead, and far from where the others are. A median and not a
+    mean: a number that is there, to which differences are exact where the numbers lie on a lattice, so that equal distances
+    stay equal; and it leaves out the latents of an image that are no numbers.
+    """
+    return z[:: -(-len(z) // SAMPLE)].nanmedian(0).values
 
 
 def _first_maximum(scores: Float[Tensor, "k n"]) -> Int[Tensor, " n"]:
@@ -66,7 +86,7 @@ def _first_maximum(scores: Float[Tensor, "k n"]) -> Int[Tensor, " n"]:
     width = math.gcd(n, 8)
     image = scores.view(1, k, width, n // width).permute(0, 3, 1, 2)
     _, places = F.max_pool2d(image, (k, 1), return_indices=True)
-    return places.permute(0, 2, 3, 1).flatten() // width
+    return places.permute(0, 2, 3, 1).flatten() >> (width.bit_length() - 1)  # by a power of two: a division is slow
 
 
 def blind_to_length(loss: str, params: Params) -> Iterator[str]:
@@ -127,7 +147,7 @@ class _Rotation(torch.autograd.Function):
 
 
 def _dots(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    return torch.linalg.vecdot(a, b)
+    return torch.einsum("nd,nd->n", a, b)  # as a product of matrices: no [N,D] array in between, as vecdot makes
 
 
 def rotation(z: Float[Tensor, "n d"], z_q: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
@@ -155,17 +175,26 @@ def random_codes(k: int, dim: int, how: str) -> Float[Tensor, "k d"]:
 
 
 def initial_codes(z: Float[Tensor, "n d"], k: int, how: str) -> Float[Tensor, "k d"]:
-    """K code vectors to start from, drawn by torch's global generator: `latents` distinct rows of z (with repetition only
-    where there are fewer than K), or `kmeans` on z started from those. z is the joined batch of all ranks, and rank 0
-    draws."""
-    total = len(z) * ranks()
-    codes = _joined_rows(z, torch.randperm(total, device="cpu").repeat(-(-k // total))[:k])
-    if total < k:  # copies of one latent would never part again
-        spread = codes[:total].std(correction=0)
-        spread = torch.where(spread > 0, spread, codes.abs().mean().clamp(min=1e-3))  # of equal latents, or one number
-        codes = codes + 1e-2 * spread * torch.randn_like(codes)
-    codes = _from_rank_0(codes)
-    return _from_rank_0(kmeans(z, codes)) if how == "kmeans" else codes
+    """K distinct code vectors to start from, drawn by torch's global generator: `latents` distinct rows of z, or `kmeans` on
+    z started from those. Where fewer than K rows of z differ, each is taken equally often, and all copies but one are
+    `parted` from it by noise. z is the joined batch of all ranks, and rank 0 draws."""
+    found = _distinct_rows(z, k)
+    codes = _from_rank_0(parted(found.repeat(-(-k // len(found)), 1)[:k]))
+    return _from_rank_0(parted(kmeans(z, codes))) if how == "kmeans" else codes
+
+
+def parted(codes: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
+    """The codes, of which those that equal an earlier one are moved, since copies would never part again: by normal noise of
+    a hundredth of the standard deviation of each channel, doubled until all differ."""
+    scale = 1e-2 * codes.std(0, correction=0)
+    scale = torch.where(scale > 0, scale, 1e-2 * codes.abs().mean().clamp(min=1e-3))  # of equal codes, or one number
+    for doublings in range(DOUBLINGS):
+        repeated = repeats(codes)
+        if not repeated.any():
+            break
+        moved = codes + 2**doublings * scale * torch.randn_like(codes)
+        codes = torch.where(repeated[:, None], moved, codes)
+    return codes
 
 
 def kmeans(z: Float[Tensor, "n d"], codes: Float[Tensor, "k d"], iterations: int = 10) -> Float[Tensor, "k d"]:
@@ -204,9 +233,8 @@ def _from_rank_0(tensor: Tensor) -> Tensor:
 
 
 def _joined_rows(z: Float[Tensor, "n d"], where: Int[Tensor, " k"]) -> Float[Tensor, "k d"]:
-    """Rows of the joined batch, rank after rank, at the indices that rank 0 has drawn. Each rank fills in its own rows:
-    K*D numbers travel, however large the batch."""
-    where = _from_rank_0(where.to(z.device))
+    """Rows of the joined batch, rank after rank, at indices that are the same on every rank. Each rank fills in its own
+    rows: K*D numbers travel, however large the batch."""
     if ranks() == 1:
         return z[where]
     own = where - dist.get_rank() * len(z)
@@ -214,6 +242,33 @@ def _joined_rows(z: Float[Tensor, "n d"], where: Int[Tensor, " k"]) -> Float[Ten
     rows = torch.where(here[:, None], z[own.clamp(0, len(z) - 1)], 0)
     summed_over_ranks(rows)
     return rows
+
+
+def _distinct_rows(z: Float[Tensor, "n d"], k: int) -> Float[Tensor, "u d"]:
+    """The first K distinct rows of the joined batch in a random order, or all that differ: the same on every rank."""
+    order = _from_rank_0(torch.randperm(len(z) * ranks(), device="cpu").to(z.device))
+    hashes = z.new_zeros(ranks(), len(z), dtype=torch.int64)
+    hashes[dist.get_rank() if ranks() > 1 else 0] = row_hashes(z)
+    summed_over_ranks(hashes)  # of zeros and each rank's own
+    return _joined_rows(z, order[~_repeated(hashes.flatten()[order])][:k])
+
+
+def row_hashes(rows: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
+    """A number for each row, the same for equal rows; rows that differ have the same only by a rare chance. Their bits as
+    digits of a number in base `HASH`, modulo 2^64."""
+    digits = (rows + 0.0).contiguous().view(torch.int32)  # + 0: -0 equals 0
+    return (digits * torch.full_like(digits[0], HASH, dtype=torch.int64).cumprod(0)).sum(1)
+
+
+def repeats(rows: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
+    """Which rows equal an earlier one."""
+    return _repeated(row_hashes(rows))
+
+
+def _repeated(numbers: Shaped[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    ascending, order = numbers.sort(stable=True)
+    found = torch.zeros_like(numbers, dtype=torch.bool)
+    return found.scatter_(0, order[1:], ascending[1:] == ascending[:-1])
 
 
 def ema_codes(counts: Float[Tensor, " k"], sums: Float[Tensor, "k d"], epsilon: float) -> Float[Tensor, "k d"]:
@@ -228,11 +283,6 @@ def ema_codes(counts: Float[Tensor, " k"], sums: Float[Tensor, "k d"], epsilon: 
 def dead(counts: Float[Tensor, " k"], below: float) -> Bool[Tensor, " k"]:
     """Codes whose running count is under `below` times the mean count."""
     return counts < below * counts.mean()
-
-
-def drawn(z: Float[Tensor, "n d"], k: int) -> Float[Tensor, "k d"]:
-    """K random rows of the joined batch, the same on every rank."""
-    return _joined_rows(z, torch.randint(len(z) * ranks(), (k,), device="cpu"))
 
 
 # modules that hold a codebook
@@ -279,6 +329,11 @@ class Codebook(nn.Module):
         self.register_buffer("initialised", torch.tensor(settings.initialisation in RANDOM))
         self._ready = False  # the buffer's value, once it is True: reading it again would wait for the device
 
+    @property
+    def codebooks(self) -> tuple[Float[Tensor, "k d"], ...]:
+        """The code vectors as latents are compared with them."""
+        return (self.codes,)
+
     def prepare(self, rows: Float[Tensor, "n d"]) -> None:
         """Take the first code vectors from the first training batch.
 
@@ -300,16 +355,28 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update(self, rows: Float[Tensor, "n d"], chosen: Int[Tensor, " n"]) -> None:
-        """Count the choices, move, then restart dead codes: on latents, with the count of a code of mean use. A batch that
-        is not finite changes nothing; the loss tells."""
+        """Count the choices, move, then restart dead codes. A batch that is not finite changes nothing; the loss tells."""
         counts, sums = statistics(rows, chosen, len(self.counts))
         summed_over_ranks(counts, sums)
         finite = torch.isfinite(sums).all()
         self.counts.lerp_(torch.where(finite, counts, self.counts), 1 - self.settings.decay)
         self.move(sums, finite)
         if self.settings.restart == "dead":
-            is_dead = dead(self.counts, self.settings.restart_below) & finite
-            self.place(is_dead, drawn(rows, len(self.counts)), self.counts.mean())
+            self.restart(dead(self.counts, self.settings.restart_below) & finite, rows, chosen)
+
+    def restart(self, is_dead: Bool[Tensor, " k"], rows: Float[Tensor, "n d"], chosen: Int[Tensor, " n"]) -> None:
+        """Each dead code draws a latent of the joined batch, and is put on it, with the count of a code of mean use.
+
+        But where two draws are equal, one of the codes stays, and draws again after the next batch; and so does one whose
+        latent has a code of its own already: else two codes would share what one is enough for.
+        """
+        draws = _from_rank_0(torch.randint(len(rows) * ranks(), (len(is_dead),), device="cpu").to(rows.device))
+        found, codes = _joined_rows(rows, draws), self.codebooks[0].detach()
+        distance = torch.linalg.vector_norm(found - codes[_joined_rows(chosen[:, None], draws)[:, 0]], dim=1)
+        near = KNOWN * distance.square().mean().sqrt()
+        own = (distance <= near) | (distance <= ROUNDING * torch.linalg.vector_norm(found, dim=1))
+        twice = _repeated(torch.where(is_dead, row_hashes(found), 0))
+        self.place(is_dead & ~own & ~twice, found, self.counts.mean())
 
     def move(self, sums: Float[Tensor, "k d"], finite: Bool[Tensor, ""]) -> None:
         """A step of the code vectors towards the batch's sums, if it is `finite`; none where a gradient moves them."""

@@ -1,4 +1,5 @@
-"""How good a fill-in is: errors and structural similarity (Wang et al. 2004) inside a mask, and the seam along its edge."""
+"""How good a fill-in is: errors and structural similarity (`nn.scores.ssim`: uniform windows of 7x7 pixels) inside a mask,
+and the seam along its edge."""
 
 from __future__ import annotations
 
@@ -48,8 +49,7 @@ def similarity(a: Pixels, b: Pixels) -> Float[np.ndarray, "n h w"]:
 
 
 def _window(pixels: Pixels) -> int:
-    """7 pixels, or the largest odd number that fits."""
-    return min(7, pixels.shape[1] - (pixels.shape[1] + 1) % 2, pixels.shape[2] - (pixels.shape[2] + 1) % 2)
+    return scores.odd_window(scores.UNIFORM, *pixels.shape[1:3])
 
 
 def seam(pixels: Pixels, masks: Masks) -> float:

@@ -31,10 +31,6 @@ class EMA(codebook.EMACodebook):
         self.config, self.dim = config, dim
         self.codebook_sizes = (config.codebook_size,)
 
-    @property
-    def codebooks(self) -> tuple[Float[Tensor, "k d"], ...]:
-        return (self.codes,)
-
     def decode(self, codes: Int[Tensor, "b 1 h w"]) -> Float[Tensor, "b d h w"]:
         return F.embedding(codes[:, 0], self.codes).permute(0, 3, 1, 2)
 

@@ -100,7 +100,7 @@ class Geodesic(nn.Module):
 
     def assign(self, z: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
         """The code of each latent by the rule above; a latent equal to a node has that node's code."""
-        centre = self.codes.mean(0)  # scores of centred latents round less
+        centre = codebook.centre(self.codes)
         nodes = self.nodes - centre
         half = torch.where(self.node_distances.isinf(), torch.inf, 0.5 * nodes.square().sum(1))
         rows = max(1, codebook.CHUNK // len(nodes))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from tessera.core import files, images, pictures
 from tessera.nn import scores
 
 SHOWN, COLUMNS = 48, 12
+PICTURES = ("psnr_db", "psnr_db_per_image", "ssim", "ssim_gaussian")  # measures of pictures
 
 
 def decoded(
@@ -21,8 +24,8 @@ def decoded(
 ) -> pd.DataFrame:
     """Write the reconstructions to `path`, batch by batch; return the scores of each image.
 
-    Columns: `mse` (in units of [-1,1]^2, as the loss), `psnr_db` and `ssim` on 8-bit images, and `mse_from_z`, the error
-    that remains when the latents are decoded without being quantized.
+    Columns: `mse` (in units of [-1,1]^2, as the loss); on 8-bit images `psnr_db` of each, `ssim` with uniform windows and
+    `ssim_gaussian`; and `mse_from_z`, the error that remains when the latents are decoded without being quantized.
     """
 
     def both(x: torch.Tensor) -> torch.Tensor:
@@ -40,6 +43,7 @@ def decoded(
                 "mse": 4 * error,
                 "psnr_db": scores.psnr_db(error),
                 "ssim": scores.ssim(quantized, pixels[where]),
+                "ssim_gaussian": scores.ssim_gaussian(quantized, pixels[where]),
                 "mse_from_z": 4 * scores.mse(continuous, pixels[where]),
             }
             rows.append(pd.DataFrame(columns))
@@ -47,31 +51,30 @@ def decoded(
 
 
 def summary(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a split. `psnr_db` is of the mean MSE; `psnr_db_per_image` the mean over images, which is larger (Jensen).
+    """One row a split, both conventions of PSNR and of SSIM (`nn.scores`): `psnr_db` is of the mean MSE, `psnr_db_per_image`
+    the mean over images, which is larger (Jensen); `ssim` has uniform windows, `ssim_gaussian` Gaussian ones.
     `by_family` counts each family once: about half of the emoji are tone variants."""
     rows = []
     for split, table in tables.items():
-        families = list(table["family"])
-        row = {
-            "split": split,
-            "mse": table["mse"].mean(),
-            "psnr_db": _psnr(table["mse"].mean()),
-            "psnr_db_per_image": table["psnr_db"].mean(),
-            "ssim": table["ssim"].mean(),
-            "psnr_db_from_z": _psnr(table["mse_from_z"].mean()),
-            "psnr_db_by_family": _psnr(scores.by_family(table["mse"].to_numpy(), families)),
-            "ssim_by_family": scores.by_family(table["ssim"].to_numpy(), families),
-        }
-        rows.append(row)
+        means = _measures(lambda values: values.mean(), table)
+        by_family = _measures(partial(scores.by_family, families=list(table["family"])), table)
+        from_z = {"psnr_db_from_z": _psnr(table["mse_from_z"].mean())}
+        named = {f"{name}_by_family": by_family[name] for name in PICTURES}
+        rows.append({"split": split, **means, **from_z, **named})
     return pd.DataFrame(rows)
+
+
+def _measures(mean: Callable[[np.ndarray], float], table: pd.DataFrame) -> dict[str, float]:
+    mse, psnr_db, *similar = (mean(table[name].to_numpy()) for name in ("mse", "psnr_db", "ssim", "ssim_gaussian"))
+    return {"mse": mse, **dict(zip(PICTURES, (_psnr(mse), psnr_db, *similar), strict=True))}
 
 
 def metrics(splits: pd.DataFrame) -> dict[str, Any]:
     """Of the test split; under `val` what the gate judges by, which must leave the test split alone."""
     test, val = (splits.set_index("split").loc[split] for split in ("test", "val"))
-    by_family = {"psnr_db": test["psnr_db_by_family"], "ssim": test["ssim_by_family"]}
-    headline = {name: test[name] for name in ("mse", "psnr_db", "ssim", "psnr_db_from_z")}
-    return {**headline, "by_family": by_family, "val": {name: val[name] for name in ("mse", "psnr_db", "ssim")}}
+    by_family = {name: test[f"{name}_by_family"] for name in PICTURES}
+    headline = {name: test[name] for name in ("mse", *PICTURES, "psnr_db_from_z")}
+    return {**headline, "by_family": by_family, "val": {name: val[name] for name in ("mse", *PICTURES)}}
 
 
 def _psnr(mse: float) -> float:

@@ -187,7 +187,7 @@ def _evaluate(objective: Objective, data: Data) -> Row:
 
 def _scores(objective: Objective, data: Data, pixels: UInt8[np.ndarray, "n h w c"]) -> Row:
     """Every loss term, their `total`, terms that are only reported, and what codes and pictures are worth, over all of
-    `pixels`."""
+    `pixels`: `psnr_db` of the mean squared error, `ssim` with uniform windows (`nn.scores`)."""
     sums, reported = Counter(), Counter()
     codes, errors, similar = [], [], []
     for where in images.batches(len(pixels), data.batch_size):

@@ -38,6 +38,9 @@ LABELS = {  # of axes
     "val_psnr_db": "PSNR, dB, validation",
     "val_usage": "share of code vectors used, validation",
 }
+MEASURES = (
+    "`psnr_db` is of the mean error over images, `ssim` has uniform windows of 7x7 pixels (`src/tessera/nn/scores.py`)."
+)
 
 
 def write(name: str, study: sweep.Study) -> Path:
@@ -71,7 +74,8 @@ def text(name: str, study: sweep.Study, rows: list[Result], owner: sweep.Study, 
     if study.findings:
         parts += ["## What the runs say", study.findings]
     if study.columns:
-        parts += ["## Runs", markdown(table(study, rows, owner).map(short))]
+        named = [MEASURES] if {"psnr_db", "ssim"} & set(study.columns) else []
+        parts += ["## Runs", *named, markdown(table(study, rows, owner).map(short))]
     lost = [f"`{row.run}` ({row.why or row.state})" for row in rows if row.state != "done"]
     if lost:
         parts.append(
