@@ -135,7 +135,7 @@ def test_what_is_made_smaller_is_in_the_log_of_the_first_process_alone(runtime, 
     assert capsys.readouterr().out.splitlines() == [
         "prior.training.batch_size: 4 instead of 11, since the train split has 10 images",
         "prior.training.warmup_steps: 0 instead of 100000, since there are 8 steps",
-        "prior.training.epochs: 4 are 8 steps, hardly a training; raise it",
+        "prior.training.epochs: 8 steps in all are hardly a training; raise it, now 4",
     ]
     runtime.main = False
     fit(task(Line()), given_by, 0, runtime)
@@ -923,7 +923,7 @@ def test_prior_is_trained_on_train_and_chosen_by_val(runtime):
     objective = prior_training.Objective(Known([0.4, 0.3, 0.3]))
     given_to_prior = prior_training.task(objective, prior_data(CODES, 5))
     assert given_to_prior.score({"val_nll_bits_per_code": 2.0}) < given_to_prior.score({"val_nll_bits_per_code": 1.0})
-    fitted = fit(given_to_prior, training(epochs=1, batch_size=5), 0, runtime)
+    fitted = fit(given_to_prior, training(epochs=1, batch_size=1, lr=1e-9), 0, runtime)  # each example is a step
     assert sorted(objective.prior.seen) == sorted(CODES["train"][:, 0])
     assert fitted.history[0]["train_nll"] == pytest.approx(-np.log(np.array([0.4, 0.3, 0.3]))[CODES["train"]].mean())
 

@@ -130,7 +130,7 @@ def suited(task: Task, training: Training, ranks: int) -> tuple[Training, tuple[
             f"{own}.warmup_steps: {warmup_steps} instead of {training.warmup_steps}, since there are {steps} steps"
         )
     if steps < FEW:
-        notes.append(f"{own}.epochs: {training.epochs} are {steps} steps, hardly a training; raise it")
+        notes.append(f"{own}.epochs: {steps} steps in all are hardly a training; raise it, now {training.epochs}")
     return training.model_copy(update={"batch_size": batch_size, "warmup_steps": warmup_steps}), tuple(notes)
 
 
