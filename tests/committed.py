@@ -25,8 +25,15 @@ OWN_NAMES = ("thresholds", "structured")  # keys below are the user's own, not n
 @cache
 def project() -> Path:
     """A folder that holds what is in `WRITTEN` as the last commit has it, and links to the rest of the workspace. Without git
-    (an archive of a release), the workspace itself."""
-    return snapshot(ROOT, Path(_kept().name)) if (ROOT / ".git").exists() else ROOT
+    or a commit (an archive of a release), the workspace itself."""
+    return snapshot(ROOT, Path(_kept().name)) if has_commit(ROOT) else ROOT
+
+
+def has_commit(root: Path) -> bool:
+    command = ["git", "rev-parse", "--verify", "-q", "HEAD"]
+    return (root / ".git").exists() and subprocess.run(
+        command, cwd=root, capture_output=True, check=False
+    ).returncode == 0
 
 
 @cache

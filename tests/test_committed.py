@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from committed import snapshot
+from committed import has_commit, snapshot
 
 FILES = {
     "params.yaml": "seed: 0  # every stream\nquantizer:\n  beta: 0.15\ndiagnostics:\n  usage: {}\ngate:\n  thresholds: {}\n",
@@ -45,6 +45,12 @@ def test_what_a_run_wrote_is_not_read(name, staged, repository, tmp_path):
 def test_what_a_run_removed_is_there(name, repository, tmp_path):
     (repository / name).unlink()
     assert (snapshot(repository, tmp_path / "seen") / name).read_text() == FILES[name]
+
+
+def test_a_repository_without_a_commit_is_read_as_it_lies(tmp_path):
+    assert not has_commit(tmp_path)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    assert not has_commit(tmp_path)
 
 
 def test_keys_that_an_experiment_removed_are_there_and_its_own_thresholds_are_not(repository, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from tessera.core import files
 from tessera.core.errors import InputError
-from tessera.runtime import provenance
+from tessera.runtime import pipeline, provenance
 from tessera.runtime.inputs import Declared, Inputs
 
 STAGES = {  # as in dvc.yaml: what each reads, and its folder
@@ -152,6 +153,12 @@ def test_an_artefact_without_record_is_refused_and_one_that_is_not_there_left_to
     provenance.require_consistent("reader", ("artifacts/codes",), {})
 
 
+def test_a_single_file_has_no_record(run):
+    provenance.forget(("artifacts/gate.txt", "report.html"))
+    provenance.write(("artifacts/gate.txt", "report.html"), ("artifacts/codes",), {})
+    assert Path("artifacts/gate.txt").is_file()
+
+
 def test_a_stage_that_fails_leaves_no_record(run):
     """Half of it may be new."""
     what = Declared("codes", STAGES["codes"], (), ("artifacts/codes",))
@@ -165,3 +172,97 @@ def test_a_study_reads_what_belongs_together_and_nothing_else(run):
     provenance.require_together("dataset", "tokenizer")
     with pytest.raises(InputError, match=r"artifacts/codes was made from .* Run `dvc repro`, without -s"):
         provenance.require_together("tokenizer", "codes")
+
+
+# metrics and plots
+
+PIPELINE = """\
+stages:
+  tokenizer:
+    cmd: x
+    params: [quantizer.beta]
+    outs: [artifacts/tokenizer]
+  reconstruction:
+    cmd: x
+    deps: [artifacts/tokenizer]
+    metrics: [metrics/reconstruction.json]
+  diagnostics:
+    foreach: ${diagnostics}
+    do:
+      cmd: x
+      deps: [artifacts/tokenizer]
+      params: ["diagnostics.${key}"]
+      metrics: ["metrics/diagnostics/${key}.json"]
+  gate:
+    cmd: x
+    deps: [metrics/reconstruction.json, metrics/diagnostics]
+    params: [gate]
+"""
+RAW = {"quantizer": {"beta": 0.1}, "diagnostics": {"usage": {"a": 1}, "probe": {}}, "gate": {"at_least": 1}}
+
+
+def locked(**versions: str) -> dict:
+    """dvc.lock after all stages ran; `versions` of the tokenizer that `made` it, and that others read."""
+    of = {"made": "1", "reconstruction": "1", "usage": "1", "probe": "1"} | versions
+
+    def entry(read: str, **params: object) -> dict:
+        return {"deps": [{"path": "artifacts/tokenizer", "md5": read}], "params": {"params.yaml": params}}
+
+    outs = [{"path": "artifacts/tokenizer", "md5": of["made"]}]
+    return {
+        "tokenizer": {"outs": outs, "params": {"params.yaml": {"quantizer.beta": 0.1}}},
+        "reconstruction": entry(of["reconstruction"]),
+        "diagnostics@usage": entry(of["usage"], **{"diagnostics.usage": {"a": 1}}),
+        "diagnostics@probe": entry(of["probe"], **{"diagnostics.probe": {}}),
+    }
+
+
+@pytest.fixture
+def judge(workspace):
+    """`judge(stages)`: the gate begins on this dvc.lock."""
+    Path("dvc.yaml").write_text(PIPELINE)
+
+    def begin(stages: dict, raw: dict = RAW) -> None:
+        files.write_json(Path("dvc.lock"), {"schema": "2.0", "stages": stages})
+        pipeline.require_up_to_date("gate", ("metrics/reconstruction.json", "metrics/diagnostics"), raw)
+
+    return begin
+
+
+OUT_OF_DATE = {
+    "tokenizer alone made anew": (locked(made="2"), "tokenizer has made another artifacts/tokenizer since"),
+    "and the reconstruction": (locked(made="2", reconstruction="2"), "diagnostics@usage wrote is out of date"),
+    "one diagnostic of another": (locked(probe="2"), "diagnostics@probe wrote is out of date"),
+}
+
+
+@pytest.mark.parametrize("case", OUT_OF_DATE)
+def test_metrics_of_another_tokenizer_are_not_judged(case, judge):
+    stages, said = OUT_OF_DATE[case]
+    with pytest.raises(InputError, match=rf"{said}.*Run `dvc repro gate`, without -s"):
+        judge(stages)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [(("quantizer", "beta"), r"quantizer\.beta"), (("diagnostics", "usage"), r"diagnostics\.usage")]
+)
+def test_metrics_of_other_values_are_not_judged(place, name, judge):
+    raw = copy.deepcopy(RAW)
+    raw[place[0]][place[1]] = 7
+    with pytest.raises(InputError, match=rf"out of date: {name} is another now"):
+        judge(locked(), raw)
+
+
+GOOD = {
+    "all of one run": (locked(), RAW),
+    "a new threshold": (locked(), {**RAW, "gate": {"at_least": 2}}),
+    "a diagnostic that is not run any more": (locked(probe="2"), {**RAW, "diagnostics": {"usage": {"a": 1}}}),
+    "stages that dvc never ran": ({}, RAW),
+}
+
+
+@pytest.mark.parametrize("case", GOOD)
+def test_metrics_that_belong_together_are_judged(case, judge):
+    judge(*GOOD[case])
+    Path("dvc.lock").unlink()
+    pipeline.require_up_to_date("gate", ("metrics/reconstruction.json",), RAW)  # without dvc

@@ -108,7 +108,8 @@ def _record(artefact: str, stage: str) -> dict[str, str]:
 def forget(outs: Iterable[str]) -> None:
     """Before a stage writes: half of it would otherwise bear the record of what was there."""
     for out in outs:
-        (Path(out) / MADE_FROM).unlink(missing_ok=True)
+        if Path(out).is_dir():
+            (Path(out) / MADE_FROM).unlink(missing_ok=True)
 
 
 def write(outs: Iterable[str], deps: Iterable[str], hashed: Digests) -> None:

@@ -21,7 +21,7 @@ from tessera.core import seams
 from tessera.core.errors import InputError, NonFiniteError
 from tessera.core.params import CHOOSES, PLURAL, Params, load, read
 from tessera.core.run import Run
-from tessera.runtime import process, provenance, ranks
+from tessera.runtime import pipeline, process, provenance, ranks
 from tessera.runtime.devices import Runtime, require_precisions
 from tessera.runtime.inputs import Declared, Inputs, declared
 from tessera.runtime.scratch import Scratch, root
@@ -70,6 +70,7 @@ def _run(
     inputs = Inputs(what) if what is not None and ranks.leads(settings) else None
     if inputs is not None:
         provenance.require_consistent(what.name, what.deps, inputs.files)
+        pipeline.require_up_to_date(what.name, what.deps, params.raw)
         provenance.forget(what.outs)
     with contextlib.ExitStack() as stack:
         scratch = None

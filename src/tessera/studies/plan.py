@@ -4,66 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from tessera.core.errors import InputError
 from tessera.runtime import inputs
+from tessera.runtime.pipeline import Stage, instances, of, within
 
+__all__ = ["Stage", "instances", "of", "within"]
 VERDICTS = ("gate", "criteria")  # what they judge is kept, so that thresholds may change; they change no figure
 UNCOUNTED = ("runtime", *VERDICTS)
-
-
-class Stage(NamedTuple):
-    """One instance of a stage, templates filled in."""
-
-    stage: str
-    key: str | None
-    deps: tuple[str, ...]
-    params: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.stage}@{self.key}" if self.key else self.stage
-
-
-def of(targets: Iterable[str], raw: dict[str, Any], root: Path = Path()) -> list[Stage]:
-    """The targets (`criteria`, `diagnostics`, `diagnostics@usage`) and all that they are made from, in the order of dvc.yaml,
-    which is that of the arrows.
-
-    Raises:
-        InputError: dvc.yaml has no such target.
-    """
-    found = list(instances(raw, root))
-    known = {name for stage in found for name in (stage.stage, stage.name)}
-    if unknown := [target for target in targets if target not in known]:
-        raise InputError(f"targets: dvc.yaml has no stage {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-    wanted: dict[str, Stage] = {stage.name: stage for stage in found if {stage.stage, stage.name} & set(targets)}
-    for stage in reversed(found):  # from the targets against the arrows
-        needed = [dep for later in wanted.values() for dep in later.deps]
-        if any(within(output, dep) for output in stage.outputs for dep in needed):
-            wanted[stage.name] = stage
-    return [stage for stage in found if stage.name in wanted]
-
-
-def instances(raw: dict[str, Any], root: Path = Path()) -> Iterable[Stage]:
-    """All stages of dvc.yaml, one for each key."""
-    for stage, entry in inputs.stages(root / "dvc.yaml").items():
-        for key in raw.get(stage) or () if "foreach" in entry else [None]:
-            what = inputs.resolved(stage, key, raw, entry)
-            yield Stage(stage, key, what.deps, what.params, tuple(_outputs(entry.get("do", entry), key)))
-
-
-def _outputs(entry: dict[str, Any], key: str | None) -> Iterable[str]:
-    for kind in ("outs", "metrics", "plots"):
-        for output in entry.get(kind, ()):
-            name = next(iter(output)) if isinstance(output, dict) else output
-            yield name.replace("${key}", str(key))
-
-
-def within(output: str, dep: str) -> bool:
-    """One of two paths holds the other."""
-    return output == dep or output.startswith(f"{dep}/") or dep.startswith(f"{output}/")
 
 
 def counted(targets: Iterable[str], raw: dict[str, Any], root: Path = Path()) -> dict[str, Any]:
