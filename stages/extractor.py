@@ -20,7 +20,7 @@ def main(run: Run) -> None:
         fitted = step.train(network, role, splits, own, seed, run.runtime)
         if run.runtime.main:  # metrics and curve are those of the scorer, which comes last
             metrics = {"features": network.dim, **step.metrics(fitted, splits["val"])}
-            run.save_model("extractor", network, recipe, metrics, role)
+            run.save_model("extractor", network, recipe, metrics, role, fitted.notes)
             files.write_history("extractor", fitted.history or [{"epoch": 0}])
 
 

@@ -16,7 +16,7 @@ def main(run: Run) -> None:
     objective = step.Objective(models.build(recipe))
     fitted = step.fitted(objective, data) or fit(step.task(objective, data), own.training, run.params.seed, run.runtime)
     if run.runtime.main:
-        run.save_model("prior", objective.prior, recipe, step.metrics(fitted))
+        run.save_model("prior", objective.prior, recipe, step.metrics(fitted), notes=fitted.notes)
         files.write_history("prior", fitted.history)
 
 

@@ -13,7 +13,7 @@ def main(run: Run) -> None:
     fitted = step.train(objective, data, run)
     tokenizer = step.with_codebook(objective.tokenizer, recipe, data, run)
     if run.runtime.main:
-        run.save_model("tokenizer", tokenizer, recipe, step.metrics(fitted, tokenizer, data))
+        run.save_model("tokenizer", tokenizer, recipe, step.metrics(fitted, tokenizer, data), notes=fitted.notes)
         files.write_history("tokenizer", fitted.history)
         step.write_snapshots(fitted, data)
 

@@ -100,7 +100,7 @@ def test_every_library_computes_on_as_many_threads_as_it_is_told(count):
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(2, None), (0, "one for each core"), (1, "is 1;"), (8, "is 8;"), (64, "is 64;")]
+    ("count", "said"), [(2, None), (1, "on 1 threads"), (3, "on 3 threads"), (8, "on 8 threads"), (64, "on 64 threads")]
 )
 def test_other_threads_than_the_committed_runs_are_said_to_give_other_bits(count, said):
     text = process.other_bits(count)

@@ -281,11 +281,12 @@ def test_of_codes_at_equal_distance_the_first(z, codes, first):
         assert codebook.nearest(rows, book)[:3].tolist() == [first] * 3
 
 
-def test_latents_that_are_not_numbers_leave_those_of_other_images_alone():
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_latents_that_are_not_numbers_leave_those_of_other_images_alone(value):
     z, codes = far_away([100.0], 0.01, torch.float32, 256, 64, 0.0)
     rows = codebook.to_rows(z)
     broken = rows.clone()
-    broken[::3] = torch.nan
+    broken[::3] = value
     whole = torch.arange(len(rows)) % 3 > 0
     assert torch.equal(codebook.nearest(broken, codes)[whole], codebook.nearest(rows, codes)[whole])
 

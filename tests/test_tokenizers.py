@@ -974,6 +974,14 @@ def test_card_says_how_to_load_this_very_folder(tiny_run, stage, part):
     assert tessera.load(named).state_dict().keys() == models.load_weights(folder / models.WEIGHTS).keys()
 
 
+def test_card_says_by_what_a_small_set_was_trained_instead(tiny_run):
+    run = tiny_run()
+    folder = run.folder("tokenizer")
+    notes = ("tokenizer.training.batch_size: 4 instead of 32, since the train split has 40 images",)
+    run.save_model("tokenizer", models.load(folder), models.read_recipe(folder), {"epoch": 1}, notes=notes)
+    assert f"## Params\n\n- {notes[0]}\n\n```yaml" in (folder / "README.md").read_text()
+
+
 def test_weights_of_a_view_and_of_channels_last_are_stored_plainly(tmp_path):
     """safetensors refuses tensors that share memory or are not contiguous."""
     base = torch.arange(24.0).view(1, 2, 3, 4)

@@ -102,7 +102,8 @@ def task(line: nn.Module, score: Callable[[dict], float] = lambda row: -row["val
         (64, 1, 8, 8),
         (40, 1, 4, 10),
         (40, 2, 4, 10),  # however many compute
-        (40, 8, 8, 5),  # each needs one
+        (40, 8, 16, 2),  # each needs two, for batch normalisation
+        (12, 8, 8, 1),
         (12, 1, 4, 3),
         (4, 1, 4, 1),
         (3, 1, 3, 1),
@@ -135,7 +136,7 @@ def test_what_is_made_smaller_is_in_the_log_of_the_first_process_alone(runtime, 
     assert capsys.readouterr().out.splitlines() == [
         "prior.training.batch_size: 4 instead of 11, since the train split has 10 images",
         "prior.training.warmup_steps: 0 instead of 100000, since there are 8 steps",
-        "prior.training.epochs: 8 steps in all are hardly a training; raise it, now 4",
+        "prior.training.epochs: 4 are 8 steps in all, hardly a training; raise epochs",
     ]
     runtime.main = False
     fit(task(Line()), given_by, 0, runtime)

@@ -7,6 +7,7 @@ plug-in and carries its `Config` and the facts it was built with, so that a mode
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -142,17 +143,21 @@ def load(folder: str | Path, device: str = "cpu") -> Any:
     return model.to(device).eval()
 
 
-def card(folder: str, recipe: Recipe, stage_params: dict[str, Any], metrics: dict[str, Any]) -> str:
-    """A model card in the hub's form: YAML head, how to load it, params and metrics of the run that made it."""
+def card(
+    folder: str, recipe: Recipe, stage_params: dict[str, Any], metrics: dict[str, Any], notes: Sequence[str] = ()
+) -> str:
+    """A model card in the hub's form: YAML head, how to load it, params and metrics of the run that made it, and where it was
+    trained by other values than these (`notes`)."""
     import yaml
 
     head = {"library_name": "tessera", "tags": [recipe.seam, recipe.name], "license": "apache-2.0"}
     rows = "\n".join(f"| {name} | {value:.5g} |" for name, value in _flat(metrics))
+    said = "".join(f"- {note}\n" for note in notes) + ("\n" if notes else "")
     values = yaml.safe_dump(stage_params, sort_keys=False, default_flow_style=False)
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {recipe.seam.removesuffix('s')}: {recipe.name}\n\n"
         f'```python\nimport tessera\n\nmodel = tessera.load("{folder}")\n```\n\n'
-        f"## Metrics\n\n| metric | value |\n|---|---|\n{rows}\n\n## Params\n\n```yaml\n{values}```\n"
+        f"## Metrics\n\n| metric | value |\n|---|---|\n{rows}\n\n## Params\n\n{said}```yaml\n{values}```\n"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,12 +102,18 @@ class Run:
         return models.load(folder, self.runtime.device if self.runtime else "cpu")
 
     def save_model(
-        self, stage: str, model: Any, recipe: models.Recipe, metrics: dict[str, Any], part: str = ""
+        self,
+        stage: str,
+        model: Any,
+        recipe: models.Recipe,
+        metrics: dict[str, Any],
+        part: str = "",
+        notes: Sequence[str] = (),
     ) -> None:
-        """`artifacts/<stage>/` with a card of the params and metrics, and `metrics/<stage>.json`."""
+        """`artifacts/<stage>/` with a card of the params, of `notes` on them, and of the metrics; `metrics/<stage>.json`."""
         files.write_metrics(stage, metrics)
         folder = self.folder(stage) / part
-        models.save(folder, model, recipe, models.card(folder.as_posix(), recipe, self.params.chosen(), metrics))
+        models.save(folder, model, recipe, models.card(folder.as_posix(), recipe, self.params.chosen(), metrics, notes))
 
     # samples and features
 

@@ -65,11 +65,13 @@ class Task(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """`history` has one row per evaluation; `epoch` is the one whose weights the objective now holds."""
+    """`history` has one row per evaluation; `epoch` is the one whose weights the objective now holds; `notes` say which values
+    of params.yaml the set was too small for, and what they were instead."""
 
     history: list[Row]
     epoch: int
     snapshots: dict[str, Tensor]  # "<epoch>/<name>" -> tensor
+    notes: tuple[str, ...] = ()
 
 
 def learning_rate(step: int, training: Training, steps_per_epoch: int) -> float:
@@ -111,7 +113,8 @@ def largest_batch(task: Task, training: Training, ranks: int) -> int:
             "source with more images"
         )
     few = min(task.examples, 1 << (max(SMALL, task.examples // STEPS).bit_length() - 1))
-    return max(1, few // ranks) * ranks
+    least = min(2, task.examples // ranks)  # of each process: what batch normalisation of a 1x1 grid needs
+    return max(least, few // ranks) * ranks
 
 
 def suited(task: Task, training: Training, ranks: int) -> tuple[Training, tuple[str, ...]]:
@@ -130,7 +133,7 @@ def suited(task: Task, training: Training, ranks: int) -> tuple[Training, tuple[
             f"{own}.warmup_steps: {warmup_steps} instead of {training.warmup_steps}, since there are {steps} steps"
         )
     if steps < FEW:
-        notes.append(f"{own}.epochs: {steps} steps in all are hardly a training; raise it, now {training.epochs}")
+        notes.append(f"{own}.epochs: {training.epochs} are {steps} steps in all, hardly a training; raise epochs")
     return training.model_copy(update={"batch_size": batch_size, "warmup_steps": warmup_steps}), tuple(notes)
 
 
@@ -171,7 +174,7 @@ def fit(task: Task, training: Training, seed: int, runtime: Any) -> Fitted:
         state.end_epoch(epoch + 1, last=state.step == steps)
         runtime.checkpoint(task.name, state.pack, force=state.step == steps or state.stopped)
     bar.close()
-    return state.keep_best()
+    return state.keep_best()._replace(notes=notes)
 
 
 def _share(indices: np.ndarray, rank: int, ranks: int) -> np.ndarray:

@@ -69,9 +69,11 @@ def centre(z: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
 
     Of latents and not of the code vectors, of which most may be dead, and far from where the others are. A median and not a
     mean: a number that is there, to which differences are exact where the numbers lie on a lattice, so that equal distances
-    stay equal; and it leaves out the latents of an image that are no numbers.
+    stay equal; and it leaves out the latents of an image that are not finite. It serves one cloud of latents: where a few lie
+    in another, far from it, those are compared with as few digits as without.
     """
-    return z[:: -(-len(z) // SAMPLE)].nanmedian(0).values
+    some = z[:: max(1, -(-len(z) // SAMPLE))]
+    return torch.where(some.isfinite(), some, torch.nan).nanmedian(0).values.nan_to_num(0.0)
 
 
 def _first_maximum(scores: Float[Tensor, "k n"]) -> Int[Tensor, " n"]:

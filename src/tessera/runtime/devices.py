@@ -130,10 +130,11 @@ class Runtime:
         return FP16_ON_A_CPU if precision == "fp16" and self.device.type == "cpu" else None
 
     def prepare(self, model: Any, optimizer: Any, precision: str) -> tuple[Any, Any]:
+        import torch
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
-        if self.device.type == "cpu" and self.main and (said := process.other_bits(self._settings.threads)):
+        if self.device.type == "cpu" and self.main and (said := process.other_bits(torch.get_num_threads())):
             print(said, flush=True)
         AcceleratorState._reset_state()  # it would hold the next training of this process to the precision of the last
         self._accelerator = Accelerator(mixed_precision=precision, cpu=self.device.type == "cpu")

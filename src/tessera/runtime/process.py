@@ -50,11 +50,10 @@ def use_threads(count: int) -> None:
 
 
 def other_bits(count: int) -> str | None:
-    """What to tell a user whose threads are not those of the committed run."""
+    """What to tell a user whose process computes on so many threads, if the committed run's had others."""
     if count == COMMITTED_THREADS:
         return None
-    chosen = count or "0, one for each core"
     return (
-        f"runtime.threads is {chosen}; the committed run has {COMMITTED_THREADS}. Sums are taken in another order, so that "
-        "results agree with it within noise, not to the bit"
+        f"computing on {count} threads (runtime.threads), the committed run on {COMMITTED_THREADS}: sums are taken in another "
+        "order, so that results agree with it within noise, not to the bit"
     )

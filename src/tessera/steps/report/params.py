@@ -10,7 +10,9 @@ from tessera.steps.report import elements
 
 def body(chosen: dict[str, Any]) -> str:
     """Chosen values by section, folded; thresholds stand among the verdicts. A loss of weight 0 is not built: it is named."""
-    cards = []
+    cards = [
+        "<p>As params.yaml has them. Where a set is too small for some, the model's card says what they were instead.</p>"
+    ]
     for section in [name for name in chosen if name not in ("runtime", "gate", "criteria")]:
         values = chosen[section]
         if section == "losses":
