@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -173,6 +175,13 @@ LOST: dict[str, tuple[dict[str, Any], str]] = {
     "broken zips": ({"a.zip": b"x", "b.zip": b"", **images("c")}, r"a\.zip \(.*\), .*b\.zip \(it is empty"),
     "broken parquets": ({"a.parquet": b"x", "b.parquet": b"", "c.parquet": 2}, r"a\.parquet \(.*, .*b\.parquet \(it is empty"),
     "pointers": ({"a.parquet": b"version https://git-lfs.github.com/spec/v1\n"}, r"a\.parquet \(it is a Git LFS pointer.*lfs pull"),
+    "a web page": ({"a.tar": b"<!doctype html>"}, r"a\.tar \(it is a web page\. Download"),
+    "a pointer to a csv": ({"a.csv": b"version https://git-lfs.github.com/spec/v1\n"}, r"a\.csv \(it is a Git LFS pointer"),
+    "a pointer to an arrow": ({"a.arrow": b"version https://git-lfs.github.com/spec/v1\n"}, r"a\.arrow \(it is a Git LFS pointer"),
+    "an empty json": ({"a.json": b""}, r"a\.json \(it is empty"),
+    "hdf5": ({"a.h5": b"x", "b.HDF5": b"x"}, r"cannot be read: a\.h5, b\.HDF5\. .*save it as parquet"),
+    "a cut zip": ({"a.zip": b"PK\x03\x04\x14\0"}, r"a\.zip \(it is cut short or damaged"),
+    "a broken arrow": ({"a.arrow": b"ARROW1\0\0"}, r"cannot load .*a\.arrow"),
     "no rows": ({"a.parquet": 0}, r"no row is in .*a\.parquet"),
 }  # fmt: skip
 
@@ -183,6 +192,46 @@ def test_what_would_not_be_read_is_an_error_that_names_it(case: str, tmp_path: P
     (tmp_path / "set").mkdir()
     with pytest.raises(InputError, match=said):
         load(make(tmp_path / "set", files))
+
+
+def tar(count: int = 8, first: int = 0) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for i in range(first, first + count):
+            data = png(i)
+            member = tarfile.TarInfo(f"{i}.png")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return stream.getvalue()
+
+
+WHOLE_TAR, MEMBER = tar(), 1024  # a header and a block of data
+DAMAGED = {
+    "within a header": WHOLE_TAR[: 3 * MEMBER + 200],
+    "between two files": WHOLE_TAR[: 3 * MEMBER],
+    "within a file": WHOLE_TAR[: 3 * MEMBER + 600],
+    "before the end": WHOLE_TAR[: 8 * MEMBER],
+    "a checksum": WHOLE_TAR[: 3 * MEMBER + 150] + b"\xff" + WHOLE_TAR[3 * MEMBER + 151 :],
+    "the first checksum": WHOLE_TAR[:150] + b"\xff" + WHOLE_TAR[151:],
+    "zeros": tar(20)[: 3 * MEMBER] + bytes(20 * MEMBER),
+    "two in one": WHOLE_TAR + tar(first=8),
+    "packed, then cut": gzip.compress(WHOLE_TAR)[:-300],
+    "cut, then packed": gzip.compress(WHOLE_TAR[: 3 * MEMBER]),
+    "no file": bytes(10240),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_tar_that_is_not_whole_is_named(case: str, tmp_path: Path) -> None:
+    source = make(tmp_path / "set", {"a.tar": DAMAGED[case], "b.tar": WHOLE_TAR})
+    what = "there is no file in it" if case == "no file" else "it is cut short or damaged"
+    with pytest.raises(InputError, match=rf"^cannot be read as webdataset files: .*a\.tar \(.*({what})"):
+        load(source, image_column="png")
+
+
+@pytest.mark.parametrize("data", [WHOLE_TAR, WHOLE_TAR[: 9 * MEMBER], gzip.compress(WHOLE_TAR), tar(1), tar(20)])
+def test_a_whole_tar_is_read(data: bytes, tmp_path: Path) -> None:
+    assert rows(load(make(tmp_path / "set", {"a.tar": data}), image_column="png"))["train"] in (1, 8, 20)
 
 
 def test_tables_of_different_columns_are_named(tmp_path: Path) -> None:

@@ -103,23 +103,29 @@ def taken_for(data: bytes) -> tuple[str, str] | None:
     for start, what, remedy in IMPOSTORS:
         if head.startswith(start):
             return what, remedy
-    if b"<svg" in head:
+    if head.startswith(b"<") and b"<svg" in head:
         return "an SVG drawing", "Draw it to a PNG first"
-    if b"/annex/objects/" in head:
+    if b"/annex/objects/" in head.partition(b"\n")[0]:
         return "a git-annex pointer", "Run `git annex get` in its repository"
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1"):
         return "a HEIF photograph", "Save it as PNG or JPEG"
     return None if head else ("empty", "Replace or remove it")
 
 
-def reason(path: Path, error: Exception) -> str:
-    """Why the file at `path` cannot be read: what it is instead, or what `error` says."""
+def reason(path: Path, error: Exception, itself: str = "") -> str:
+    """Why the file at `path` cannot be read: what it is instead, or what `error` says.
+
+    Args:
+        itself: what the file should be, in the words of `taken_for`: then it is damaged.
+    """
     try:
         with open(path, "rb") as stream:
             other = taken_for(stream.read(1024))
     except OSError:
         other = None
-    return f"it is {other[0]}. {other[1]}" if other else str(error).splitlines()[0]
+    if other and other[0] == itself:
+        return "it is cut short or damaged"
+    return f"it is {other[0]}. {other[1]}" if other else next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -9,9 +9,12 @@ what the set lacks is taken. No code of a set is ever run.
 from __future__ import annotations
 
 import glob
+import lzma
 import mmap
 import os
+import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field, model_validator
 
 from tessera.core.contracts import Source
-from tessera.core.decoding import Encoded, reason
+from tessera.core.decoding import Encoded, reason, taken_for
 from tessera.core.errors import InputError, listed
 from tessera.core.files import ARTIFACTS
 from tessera.core.params import Params, Strict
@@ -116,14 +119,11 @@ def _loading(title: str) -> Iterator[None]:
     Raises:
         InputError: `datasets` cannot load what is called `title`.
     """
-    import datasets
-    import yaml
-
     try:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, TypeError, RuntimeError, yaml.YAMLError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # its readers raise whatever malformed bytes lead them to
         texts = [str(told).strip() for told in (error.__cause__, error) if told is not None]
         reason = next((text.splitlines()[0] for text in texts if text), "no more is said")
         raise InputError(f"cannot load {title}: {type(error).__name__}: {reason}") from error
@@ -162,6 +162,8 @@ def _local(config: Config, source: Path) -> Rows:
     kind = _only_kind(kinds, source, [*hidden, *(str(file.path) for file in others)])
     if kind == "parquet":
         kinds[kind] = _whole(kinds[kind])
+    elif kind != IMAGE:
+        _require_whole(kind, kinds[kind])
     by_split = _by_split(kinds[kind], stated, source.is_file(), kind == IMAGE)
     if kind == IMAGE:
         parts, opened = _images(by_split, metadata), {str(file.path): file for file in kinds[kind]}
@@ -243,7 +245,8 @@ def _only_kind(kinds: dict[str, list[File]], source: Path, others: list[str]) ->
     """
     if unread := kinds.get(UNREAD):
         names = listed(file.path for file in unread)
-        raise InputError(f"{source} holds what may be images or rows, and cannot be read: {names}. Unpack or remove it")
+        what = f"{source} holds what may be images or rows, and cannot be read: {names}"
+        raise InputError(f"{what}. Unpack it, save it as parquet, or remove it")
     if not kinds:
         there = f"; there is {listed(others)}" if others else ""
         raise InputError(f"cannot load {source}: it holds neither images nor tables{there}")
@@ -362,6 +365,48 @@ def _whole(files: list[File]) -> list[File]:
             what = f"{path} has the columns {', '.join(names)}, and {first} has {', '.join(columns[first])}"
             raise InputError(f"{what}: they are not one set. Remove one, or take it as dataset.source alone")
     return filled
+
+
+def _require_whole(kind: str, files: list[File]) -> None:
+    """
+    Raises:
+        InputError: files that are not parquet are something else than their names say, or tars are damaged (all are named).
+    """
+    broken = []
+    for file in files:
+        if kind == "webdataset":
+            damage = _damage(file.stands)
+        else:
+            with file.open() as stream:
+                other = taken_for(stream.read(1024))
+            damage = f"it is {other[0]}. {other[1]}" if other else ""
+        if damage:
+            broken.append(f"{file.title} ({damage})")
+    if broken:
+        raise InputError(f"cannot be read as {kind} files: {listed(broken)}. Replace or remove them")
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a tar, packed or not; empty: nothing. `tarfile` takes a broken header, and a cut between two
+    files, for the end: so there must be the block of zeros that ends a tar, and then at most what fills its last record."""
+    most = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
+    try:
+        with tarfile.open(path) as archive:
+            filled = False
+            while member := archive.next():
+                filled |= member.isfile()
+                archive.members.clear()  # there may be millions
+            if not filled:
+                return "there is no file in it"
+            archive.fileobj.seek(archive.offset)
+            rest = archive.fileobj.read(most + 1)
+    except (EOFError, tarfile.TarError, zlib.error, lzma.LZMAError):
+        return reason(path, OSError("it is cut short or damaged"), itself="compressed by gzip")
+    except OSError as error:
+        return reason(path, error, itself="compressed by gzip")
+    if tarfile.BLOCKSIZE <= len(rest) <= most and not any(rest):
+        return ""
+    return f"it is cut short or damaged: no end of a tar follows byte {archive.offset}"
 
 
 def _on_disk(stream: IterableDataset) -> Dataset:

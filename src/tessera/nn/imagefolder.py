@@ -35,9 +35,10 @@ NO_WORDS = ("", "of", "zip")  # train-00000-of-00002, train.zip
 
 IMAGE, UNREAD, OTHER = "image", "unread", "other"
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".csv": "csv", ".tsv": "tsv", ".json": "json",
-          ".jsonl": "json", ".ndjson": "json", ".h5": "hdf5", ".hdf5": "hdf5"}  # fmt: skip
+          ".jsonl": "json", ".ndjson": "json"}  # fmt: skip
 DESCRIBE = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # the set
-NEVER_READ = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".npy", ".npz", ".mat", ".pkl", ".tfrecord")
+NEVER_READ = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".npy", ".npz", ".mat", ".pkl", ".tfrecord",
+              ".h5", ".hdf5", ".lmdb", ".mdb")  # fmt: skip
 NEVER_DECODED = (".svg", ".heic", ".heif", ".jxl")  # images to a reader: the error says what helps
 KNOWN_BY_CONTENT = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")  # whatever their names end in
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -82,7 +83,7 @@ def found(source: Path) -> tuple[list[File], list[str]]:
         try:
             members = _members(path, where)
         except (OSError, zipfile.BadZipFile) as error:
-            broken.append(f"{where} ({reason(where, error)})")
+            broken.append(f"{where} ({reason(where, error, 'a zip archive')})")
             continue
         seen += [file for file in members if not _is_hidden(file.path)]
         hidden += [str(file.path) for file in members if _is_hidden(file.path)]
