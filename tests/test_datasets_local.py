@@ -234,6 +234,69 @@ def test_a_whole_tar_is_read(data: bytes, tmp_path: Path) -> None:
     assert rows(load(make(tmp_path / "set", {"a.tar": data}), image_column="png"))["train"] in (1, 8, 20)
 
 
+def by_path(path: Path, *names: str) -> None:
+    images = [{"bytes": None, "path": name} for name in names] + [{"bytes": png(), "path": "whatever.png"}]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": pa.array(images, pa.struct({"bytes": pa.binary(), "path": pa.string()}))}), path)
+
+
+@pytest.mark.parametrize("name", ["pics/0.png", "../pics/0.png", "{}/pics/0.png", ".link/0.png", "a/../../pics/0.png"])
+@pytest.mark.parametrize("single", [True, False])
+def test_rows_that_name_images_outside_the_source_are_named(name: str, single: bool, tmp_path: Path) -> None:
+    write(tmp_path / "pics" / "0.png")
+    source = tmp_path / "set"
+    by_path(source / "a.parquet", "0.png", name.format(tmp_path))
+    (source / ".link").symlink_to(tmp_path / "pics")
+    if single or name == "pics/0.png":
+        source /= "a.parquet"
+    said = r"split train of .* names images that do not lie in the folder dataset\.source.*row 1: .*0\.png.*Store their"
+    with pytest.raises(InputError, match=said):
+        load(source)
+
+
+@pytest.mark.parametrize("name", ["pics/0.png", "./pics/0.png", "{}/pics/0.png"])
+def test_rows_may_name_images_inside_the_source(name: str, tmp_path: Path) -> None:
+    source = tmp_path / "set"
+    write(source / "pics" / "0.png", seed=5)
+    by_path(source / "a.parquet", name.format(source))
+    write(source / "README.md", b"---\nconfigs:\n- config_name: default\n  data_files: a.parquet\n---\n")
+    assert np.array_equal(load(source).images[0], pixels(5))
+
+
+SHARDS: dict[str, tuple[list[str], str]] = {
+    "the middle": (["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"], "^1 .*/train-00001-of-00003.parquet\\."),
+    "the first": (["d/train-00001-of-00002.parquet"], "^1 .*/d/train-00000-of-00002.parquet"),
+    "the last": (["x-000-of-002.csv"], "/x-001-of-002.csv"),
+    "with a hash": (["test-00001-of-00002-ab12.parquet", "train.parquet"], "^1 .*/test-00000-of-00002.parquet"),
+    "zips": (["train-00000-of-00003.zip"], "^2 .*/train-00001-of-00003.zip, .*/train-00002-of-00003.zip"),
+    "tars of two splits": (["a-00000-of-00001.tar", "b-00001-of-00003.tar"], "^2 .*/b-00000-of-00003.tar, .*/b-00002"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SHARDS)
+def test_shards_that_are_not_there_are_named(case: str, tmp_path: Path) -> None:
+    names, said = SHARDS[case]
+    content = {".parquet": 2, ".csv": b"image\n1\n", ".zip": {"a.png": None}, ".tar": WHOLE_TAR}
+    source = make(tmp_path / "set", {name: content[Path(name).suffix] for name in names})
+    with pytest.raises(InputError, match=said):
+        load(source)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a-00000-of-00001.parquet"],
+        ["a-00001-of-00002.parquet", "a-00002-of-00002.parquet"],
+        ["a-00000-of-00002-ff.parquet", "a-00001-of-00002-0a.parquet"],
+        ["page-1-of-9.parquet"],
+    ],
+)
+def test_whole_sets_of_shards_are_read(names: list[str], tmp_path: Path) -> None:
+    assert rows(load(make(tmp_path / "set", dict.fromkeys(names, 2)))) == {"train": 2 * len(names)}
+    write(tmp_path / "train-00003-of-00009.parquet", 3)
+    assert rows(load(tmp_path / "train-00003-of-00009.parquet")) == {"train": 3}
+
+
 def test_tables_of_different_columns_are_named(tmp_path: Path) -> None:
     make(tmp_path / "set", {"a.parquet": 2})
     pq.write_table(pa.table({"other": [1]}), tmp_path / "set" / "b.parquet")
@@ -307,6 +370,13 @@ def test_metadata_stands_beside_its_images_and_may_name_several_columns(tmp_path
         ("file_name\n1.png\n2.png\n../1.png\n", r"not there: \.\./1\.png"),
         ("name\n1.png\n2.png\n", r"metadata\.csv has no column file_name .*; there is name"),
         ("", r"metadata\.csv is no whole table"),
+        ("file_name,y,y\n1.png,1,2\n2.png,1,2\n", r"metadata\.csv is no whole table.*several columns are called y"),
+        ("file_name,image\n1.png,1\n2.png,2\n", r"file_name becomes the column image, which is there, too"),
+        (
+            "file_name,image_file_name\n1.png,1.png\n2.png,2.png\n",
+            r"file_name, image_file_name becomes the column image",
+        ),
+        ("x_file_name\n1\n2\n", r"metadata\.csv calls an image 1, which is no text"),
     ],
 )
 def test_metadata_that_does_not_fit_the_images(text: str, said: str, tmp_path: Path) -> None:
@@ -314,6 +384,34 @@ def test_metadata_that_does_not_fit_the_images(text: str, said: str, tmp_path: P
     (source / "metadata.csv").write_text(text)
     with pytest.raises(InputError, match=said):
         load(source)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (("file_name,y\n1.png,1\n", "file_name,y\n1.png,x\n"), r"do not fit together \(.*y.*int64.*one type"),
+        (("file_name,y\n1.png,1\n", "file_name,y\n1.png,2020-01-01\n"), "a/metadata.csv, b/metadata.csv do not fit"),
+        (("file_name\n1.png\n", "file_name,image\n1.png,x\n"), "becomes the column image"),
+        (("file_name\n1.png\n", "x_file_name,image\n1.png,3\n"), "becomes the column image"),
+        (("file_name\n1.png\n", "image_file_name\n1.png\n"), "becomes the column image"),
+    ],
+)
+def test_metadata_files_that_do_not_fit_each_other(texts: tuple[str, str], said: str, tmp_path: Path) -> None:
+    source = make(tmp_path / "set", {"a/1.png": None, "b/1.png": None})
+    for name, text in zip("ab", texts, strict=True):
+        (source / name / "metadata.csv").write_text(text)
+    with pytest.raises(InputError, match=said):
+        load(source)
+
+
+@pytest.mark.parametrize(("column", "splits"), [("A", {"train": 3}), ("B", {"test": 3})])
+def test_of_several_images_in_a_row_the_wanted_one_says_the_split(
+    column: str, splits: dict[str, int], tmp_path: Path
+) -> None:
+    source = make(tmp_path / "set", images("train", "test"))
+    lines = [f"train/{i}.png,test/{i}.png" for i in range(3)]
+    (source / "metadata.csv").write_text("\n".join(["A_file_name,B_file_name", *lines]))
+    assert rows(load(source, image_column=column)) == splits
 
 
 CARD = """---
@@ -345,6 +443,14 @@ def test_a_card_states_the_splits(place: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("---\nconfigs: [a]\n---\n", r"the card of .*README\.md: configs must .* got \['a'\]"),
+        ("---\nconfigs: a\n---\n", r"configs must be a list"),
+        ("---\nconfigs:\n  a: b\n---\n", r"configs must be a list"),
+        ("---\nconfigs:\n- data_files: a.png\n---\n", r"entries that have a config_name"),
+        ("---\nconfigs:\n- config_name: [a]\n---\n", r"entries that have a config_name"),
+        ("---\nconfigs:\n- config_name: a\n  data_files: 5\n---\n", r"cannot load the card of"),
+        ("---\nconfigs:\n- config_name: a\n  data_dir: [b]\n---\n", r"cannot load the card of"),
+        ("---\nconfigs:\n- config_name: a\n  data_files: {train: [[a.png]]}\n---\n", r"cannot load the card of"),
         ("---\n: [\n---\n", r"cannot load the card of .*ParserError"),
         (
             "---\nconfigs:\n- config_name: default\n  data_files: x/*.png\n---\n",

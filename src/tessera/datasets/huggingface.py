@@ -91,6 +91,9 @@ def load(config: Config, source: Path, generator: np.random.Generator) -> Source
     for data in parts.values():
         _require_columns(config, data, title)
     encoded = {part: _encoded(data, config.image_column, title) for part, data in parts.items()}
+    if not config.hub and not rows.files:
+        for part, data in encoded.items():
+            _require_inside(data, config.image_column, source, f"split {part} of {title}")
     ids = [f"{part}-{row}" for part, row in places]
     column = partial(_column, parts)
     labels, label_names = _labels(parts, config.label_column, title) if config.label_column else (None, [])
@@ -103,7 +106,7 @@ def load(config: Config, source: Path, generator: np.random.Generator) -> Source
         return file.title if file else f"{title}, split {places[i][0]}, row {places[i][1]}"
 
     return Source(
-        images=Encoded(len(ids), lambda i: _bytes(value(i), rows.files), called),
+        images=Encoded(len(ids), lambda i: _bytes(value(i), rows.files, source), called),
         names=[str(name) for name in column(config.name_column)] if config.name_column else ids,
         families=_families(column(config.family_column), ids) if config.family_column else ids,
         labels=labels,
@@ -160,13 +163,15 @@ def _local(config: Config, source: Path) -> Rows:
     kinds, metadata = _kinds(chosen)
     others = kinds.pop(OTHER, [])
     kind = _only_kind(kinds, source, [*hidden, *(str(file.path) for file in others)])
+    if source.is_dir():  # a shard alone is meant
+        imagefolder.require_shards(chosen)
     if kind == "parquet":
         kinds[kind] = _whole(kinds[kind])
     elif kind != IMAGE:
         _require_whole(kind, kinds[kind])
     by_split = _by_split(kinds[kind], stated, source.is_file(), kind == IMAGE)
     if kind == IMAGE:
-        parts, opened = _images(by_split, metadata), {str(file.path): file for file in kinds[kind]}
+        parts, opened = _images(by_split, metadata, config.image_column), {str(file.path): file for file in kinds[kind]}
     else:
         parts, opened = _tables(kind, by_split, _features(config, source)), {}
     used = {file.path for file in (*kinds[kind], *metadata)}
@@ -184,27 +189,32 @@ def _stated(config: Config, source: Path) -> tuple[Path, dict[str, set[Path]] | 
     Raises:
         InputError: the card is broken, has no such configuration, or states files that are not there.
     """
+    from datasets.data_files import sanitize_patterns
     from huggingface_hub import DatasetCard
 
     entries = []
     if _has_card(source):
         with _loading(f"the card of {source}, README.md"):
             entries = DatasetCard.load(source / "README.md").data.to_dict().get("configs") or []
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and isinstance(e.get("config_name"), str) for e in entries
+    ):
+        raise InputError(
+            f"the card of {source}, README.md: configs must be a list of entries that have a config_name, got {entries!r}. "
+            "Mend it, or remove its configs"
+        )
     known = {entry["config_name"]: entry for entry in entries} or {"default": {}}
     default = [name for name, entry in known.items() if entry.get("default") or name == "default" or len(known) == 1]
     name = config.configuration or next(iter(default), "")
     if name not in known:
         what = f"configuration {name!r} not found" if name else "it has several configurations, set one"
         raise InputError(f"cannot load {source}: {what}. Available: {list(known)}")
-    base = source / (known[name].get("data_dir") or "")
-    if "data_files" not in known[name]:
-        return base, None
-    from datasets.data_files import sanitize_patterns
-
-    splits = {
-        split: _matches(base, patterns) for split, patterns in sanitize_patterns(known[name]["data_files"]).items()
-    }
-    return base, splits
+    with _loading(f"the card of {source}, README.md"):
+        base = source / (known[name].get("data_dir") or "")
+        if "data_files" not in known[name]:
+            return base, None
+        patterns = sanitize_patterns(known[name]["data_files"])
+        return base, {split: _matches(base, own) for split, own in patterns.items()}
 
 
 def _has_card(source: Path) -> bool:
@@ -278,8 +288,9 @@ def _places(files: list[File]) -> str:
     return listed(dict.fromkeys(names), 10)
 
 
-def _images(by_split: dict[str, list[File]], metadata: list[File]) -> dict[str, Dataset]:
-    """Rows with the path of each image, its class folder as `label`, or what metadata says of it instead."""
+def _images(by_split: dict[str, list[File]], metadata: list[File], column: str) -> dict[str, Dataset]:
+    """Rows with the path of each image, its class folder as `label`, or what metadata says of it instead. Of several
+    images in a row, that of `column` says the split."""
     import datasets
     import pyarrow as pa
 
@@ -287,7 +298,8 @@ def _images(by_split: dict[str, list[File]], metadata: list[File]) -> dict[str, 
     if metadata:
         table, images = imagefolder.described(metadata, [file for own in by_split.values() for file in own])
         at = {str(path): split for split, path in found}
-        splits = [at[path] for path in table[images[0]].to_pylist()]
+        first = sorted(images, key=lambda name: name != column)
+        splits = [next(at[row[name]] for name in first if row[name]) for row in table.select(images).to_pylist()]
     else:
         splits, images = [split for split, _ in found], ["image"]
         table = pa.table({"image": [str(path) for _, path in found]})
@@ -455,11 +467,34 @@ def _encoded(data: Dataset, column: str, title: str) -> Dataset:
         raise InputError(f"dataset.huggingface.image_column: {column!r} of {title} holds {kind}, no images") from error
 
 
-def _bytes(value: dict[str, Any], files: dict[str, File]) -> bytes:
+def _require_inside(data: Dataset, column: str, source: Path, title: str) -> None:
+    """
+    Raises:
+        InputError: rows name images by path that do not lie in the folder `source`: they could change unseen, since DVC
+            watches the source alone.
+    """
+    import pyarrow.compute as pc
+
+    values = data.data.column(column)
+    named = pc.if_else(pc.is_null(pc.struct_field(values, "bytes")), pc.struct_field(values, "path"), None).to_pylist()
+    folder = source.resolve()
+    outside = [
+        f"row {row}: {path}"
+        for row, path in enumerate(named)
+        if path and not (source.is_dir() and (folder / path).parent.resolve().is_relative_to(folder))
+    ]
+    if outside:
+        raise InputError(
+            f"{title} names images that do not lie in the folder dataset.source, so a change of them would go unseen: "
+            f"{listed(outside, 5)}. Store their bytes in the rows, or put them into that folder with a metadata.csv"
+        )
+
+
+def _bytes(value: dict[str, Any], files: dict[str, File], source: Path) -> bytes:
     if value.get("bytes") is not None:
         return value["bytes"]
     if path := value.get("path"):
-        return files[path].read() if path in files else Path(path).read_bytes()
+        return files[path].read() if path in files else (source / path).read_bytes()
     raise OSError("the row has no image")
 
 
