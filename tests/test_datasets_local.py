@@ -263,6 +263,18 @@ def test_rows_may_name_images_inside_the_source(name: str, tmp_path: Path) -> No
     assert np.array_equal(load(source).images[0], pixels(5))
 
 
+@pytest.mark.parametrize("name", ["test", "test.zip", "test.parquet", "val.tar", "test.png"])
+def test_what_the_source_is_called_says_no_split(name: str, tmp_path: Path) -> None:
+    content = {".zip": {"a.png": None}, ".parquet": 1, ".tar": tar(1), ".png": None, "": None}[Path(name).suffix]
+    write(tmp_path / name / "a.png" if name == "test" else tmp_path / name, content)
+    assert rows(load(tmp_path / name, image_column="png" if name == "val.tar" else "image")) == {"train": 1}
+
+
+def test_folders_of_the_only_zip_say_the_splits(tmp_path: Path) -> None:
+    write(tmp_path / "test.zip", {"train/1.png": None, "Val/2.png": None})
+    assert rows(load(tmp_path / "test.zip")) == {"train": 1, "val": 1}
+
+
 SHARDS: dict[str, tuple[list[str], str]] = {
     "the middle": (["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"], "^1 .*/train-00001-of-00003.parquet\\."),
     "the first": (["d/train-00001-of-00002.parquet"], "^1 .*/d/train-00000-of-00002.parquet"),

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, model_validator
@@ -275,9 +275,8 @@ def _by_split(
     if stated is not None:
         splits = {split: [file for file in files if file.stands in own] for split, own in stated.items()}
         return {split: own for split, own in splits.items() if own}
-    if single and not images:  # what a table is called that is the whole set says nothing
-        return {"train": files}
-    told = imagefolder.splits([file.path for file in files], images)
+    # what a file is called that is the whole set says nothing
+    told = imagefolder.splits([PurePosixPath(*file.path.parts[single:]) for file in files], images)
     splits = {split: [file for file, at in zip(files, told, strict=True) if at == split] for split in OWN_SPLITS}
     return {split: own for split, own in splits.items() if own}
 
