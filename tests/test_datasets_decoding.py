@@ -52,14 +52,14 @@ ODD = {
     "cut short": exif(SIX, (0x011A, 5, 1, BEHIND))[:-9],
     "an orientation of another type": exif((0x0112, 4, 1, struct.pack("<I", 6)), (0x0100, 9, 1, struct.pack("<i", -5))),
 }
-MAKE, MODEL = ((tag, 2, 500, struct.pack("<I", 9999)) for tag in (0x010F, 0x0110))
+MAKE, MODEL = ((tag, 2, 20, struct.pack("<I", 9999)) for tag in (0x010F, 0x0110))
 ODD |= {
     "a maker beyond the end, before it": exif(MAKE, SIX),
     "two broken tags before it": exif(MAKE, MODEL, SIX),
     "a broken tag before a long": exif(MAKE, (0x0112, 4, 1, struct.pack("<I", 6))),
     "a broken tag before a byte": exif(MAKE, (0x0112, 1, 1, b"\6\0\0\0")),
     "more entries than there are": exif(MAKE, SIX).replace(b"\2\0", b"\x50\0", 1),
-    "the other order of bytes": b"MM\0*" + struct.pack(">IHHHII", 8, 2, 0x010F, 2, 500, 9999)
+    "the other order of bytes": b"MM\0*" + struct.pack(">IHHHII", 8, 2, 0x010F, 2, 20, 9999)
     + struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + bytes(4),
 }  # fmt: skip
 UNREADABLE = {
