@@ -108,6 +108,8 @@ WHOLE: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "folders and capitals": (images("Train/cat", "TEST/cat", "Dev/dog"), {"train": 3, "test": 3, "val": 3}),
     "a class under a split": (images("test/train", "train/test_tube", count=2), {"test": 2, "train": 2}),
     "years": (images("train2017", "val2017", count=2), {"train": 2, "val": 2}),
+    "two domains": (images("trainA", "trainB", "testA", "testB"), {"train": 6, "test": 6}),
+    "sets": (images("trainset", "testset", "ValSet"), {"train": 3, "test": 3, "val": 3}),
     "eval and evaluation": (images("eval", "training"), {"test": 3, "train": 3}),
     "mixed depth": (dict.fromkeys(["1.png", "train/2.png", "test/a/3.png", "b/c/4.png"]), {"train": 3, "test": 1}),
     "zips by split": ({"train.zip": {"cat/1.png": None, "dog/2.png": None}, "test.zip": {"3.png": None}}, {"train": 2, "test": 1}),
@@ -142,7 +144,8 @@ def test_the_log_tells_which_split_is_of_what_and_what_is_not_read(tmp_path: Pat
     ("names", "split"),
     [
         (["train"], "train"), (["Validation"], "validation"), (["dev"], "validation"), (["evaluation"], "test"),
-        (["test-00000-of-00002"], "test"), (["my test"], "test"), (["val.2"], "validation"), (["trainset"], None),
+        (["test-00000-of-00002"], "test"), (["my test"], "test"), (["val.2"], "validation"),
+        (["trainset"], "train"), (["TestSet"], "test"), (["testA"], "test"), (["trainB"], "train"), (["val_set"], "validation"), (["testa"], None), (["asset"], None), (["sunset"], None),
         (["contest"], None), (["test_tube", "train"], "train"), (["train", "test"], "train"), (["a", "b_test"], "test"), ([], None),
     ],
 )  # fmt: skip

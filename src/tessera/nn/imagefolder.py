@@ -31,6 +31,7 @@ SPLIT_WORDS = {  # those of `datasets`
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 BETWEEN_WORDS = re.compile(r"[-._ \d]+")
+ADDED = re.compile(r"(?i:set)$|(?<=[a-z])[A-Z]$")  # testset, trainA
 SHARD = re.compile(r"(.+)-(\d{3,6})-of-(\d{3,6})(-\w+)?\.\w+")  # -hash: as older sets of the hub have it
 NO_WORDS = ("", "of", "zip")  # train-00000-of-00002, train.zip
 
@@ -127,10 +128,11 @@ def kind(file: File) -> str:
 
 def said(names: Iterable[str]) -> str | None:
     """The split that names say, outermost first: `train`, `validation`, `test`, or None. A name that says nothing else
-    (Test, val2017) counts before one that has such a word in it (test_tube)."""
+    (Test, val2017, testset, trainA) counts before one that has such a word in it (test_tube)."""
     within = None
     for name in names:
-        words = [word for word in BETWEEN_WORDS.split(name.lower()) if word not in NO_WORDS]
+        words = [ADDED.sub("", word).lower() for word in BETWEEN_WORDS.split(name)]
+        words = [word for word in words if word not in NO_WORDS]
         splits = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
         if splits and len(splits) == len(words):
             return splits[0]
