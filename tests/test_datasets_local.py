@@ -145,7 +145,8 @@ def test_the_log_tells_which_split_is_of_what_and_what_is_not_read(tmp_path: Pat
     [
         (["train"], "train"), (["Validation"], "validation"), (["dev"], "validation"), (["evaluation"], "test"),
         (["test-00000-of-00002"], "test"), (["my test"], "test"), (["val.2"], "validation"),
-        (["trainset"], "train"), (["TestSet"], "test"), (["testA"], "test"), (["trainB"], "train"), (["val_set"], "validation"), (["testa"], None), (["asset"], None), (["sunset"], None),
+        (["trainset"], "train"), (["TestSet"], "test"), (["testA"], "test"), (["trainB"], "train"), (["val_set"], "validation"),
+        (["testa"], None), (["asset"], None), (["sunset"], None),
         (["contest"], None), (["test_tube", "train"], "train"), (["train", "test"], "train"), (["a", "b_test"], "test"), ([], None),
     ],
 )  # fmt: skip
