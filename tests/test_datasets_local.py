@@ -185,7 +185,9 @@ LOST: dict[str, tuple[dict[str, Any], str]] = {
     "an empty json": ({"a.json": b""}, r"a\.json \(it is empty"),
     "hdf5": ({"a.h5": b"x", "b.HDF5": b"x"}, r"cannot be read: a\.h5, b\.HDF5\. .*save it as parquet"),
     "a cut zip": ({"a.zip": b"PK\x03\x04\x14\0"}, r"a\.zip \(it is cut short or damaged"),
-    "a broken arrow": ({"a.arrow": b"ARROW1\0\0"}, r"cannot load .*a\.arrow"),
+    "a broken arrow": ({"a.arrow": b"ARROW1\0\0"}, r"a\.arrow \(it is cut short or damaged"),
+    "an arrow that only ends well": ({"a.arrow": b"ARROW1\0\0ARROW1"}, r"cannot load .*a\.arrow"),
+    "a tiny arrow": ({"a.arrow": b"x"}, r"a\.arrow \(it is cut short or damaged"),
     "no rows": ({"a.parquet": 0}, r"no row is in .*a\.parquet"),
 }  # fmt: skip
 
@@ -236,6 +238,20 @@ def test_a_tar_that_is_not_whole_is_named(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [WHOLE_TAR, WHOLE_TAR[: 9 * MEMBER], gzip.compress(WHOLE_TAR), tar(1), tar(20)])
 def test_a_whole_tar_is_read(data: bytes, tmp_path: Path) -> None:
     assert rows(load(make(tmp_path / "set", {"a.tar": data}), image_column="png"))["train"] in (1, 8, 20)
+
+
+@pytest.mark.parametrize("new", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_an_arrow_that_is_cut_between_two_batches_is_named(new: Any, tmp_path: Path) -> None:
+    table, stream = pa.table({"image": [{"bytes": png(), "path": None}] * 4}), io.BytesIO()
+    with new(stream, table.schema) as writer:
+        writer.write_table(table)
+        cut = stream.tell()
+        writer.write_table(table)
+    source = make(tmp_path / "set", {"a.arrow": stream.getvalue()})
+    assert rows(load(source)) == {"train": 8}
+    write(source / "a.arrow", stream.getvalue()[:cut])
+    with pytest.raises(InputError, match=r"a\.arrow \(it is cut short or damaged"):
+        load(source)
 
 
 def by_path(path: Path, *names: str) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 OWN_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+ARROW_ENDS = (b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0")  # of a file, of a stream
 BATCH = 256  # rows that are held in memory at once
 
 
@@ -383,21 +384,25 @@ def _require_whole(kind: str, files: list[File]) -> None:
     Raises:
         InputError: files that are not parquet are something else than their names say, or tars are damaged (all are named).
     """
-    broken = []
-    for file in files:
-        if kind == "webdataset":
-            damage = _damage(file.stands)
-        else:
-            with file.open() as stream:
-                other = taken_for(stream.read(1024))
-            damage = f"it is {other[0]}. {other[1]}" if other else ""
-        if damage:
-            broken.append(f"{file.title} ({damage})")
-    if broken:
+    damage = _damage_of_tar if kind == "webdataset" else partial(_damage, kind)
+    damages = {file.title: damage(file.stands) for file in files}
+    if broken := [f"{title} ({what})" for title, what in damages.items() if what]:
         raise InputError(f"cannot be read as {kind} files: {listed(broken)}. Replace or remove them")
 
 
-def _damage(path: Path) -> str:
+def _damage(kind: str, path: Path) -> str:
+    """What is wrong with a table, as far as its first and last bytes tell; empty: nothing. A stream of Arrow that is cut
+    between two batches can be read, without the rest."""
+    with path.open("rb") as stream:
+        if other := taken_for(stream.read(1024)):
+            return f"it is {other[0]}. {other[1]}"
+        stream.seek(-min(8, path.stat().st_size), os.SEEK_END)
+        if kind == "arrow" and not stream.read().endswith(ARROW_ENDS):
+            return "it is cut short or damaged: its end is missing"
+    return ""
+
+
+def _damage_of_tar(path: Path) -> str:
     """What is wrong with a tar, packed or not; empty: nothing. `tarfile` takes a broken header, and a cut between two
     files, for the end: so there must be the block of zeros that ends a tar, and then at most what fills its last record."""
     most = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
