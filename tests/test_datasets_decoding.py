@@ -16,7 +16,7 @@ from conftest import example
 from PIL import Image
 
 from tessera.core import seams
-from tessera.core.decoding import decode
+from tessera.core.decoding import decode, taken_for
 from tessera.core.errors import InputError
 from tessera.core.params import Dataset
 from tessera.core.seeding import numpy_generator
@@ -208,6 +208,20 @@ def test_what_is_no_image_is_called_what_it_is(data: bytes, what: str) -> None:
     with pytest.raises(InputError, match=rf"^a\.png is corrupt, cut short or no image \(it is {what}") as caught:
         decode(data, "a.png")
     assert "BytesIO" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"name,drawing\na,<svg/>\n",
+        b'{"code": "<svg></svg>"}',
+        b"path,hash\n/annex/objects/x,1\n",
+        b"outs,b\n1,2\n",
+        b"x",
+    ],
+)
+def test_a_table_that_speaks_of_such_is_none(data: bytes) -> None:
+    assert taken_for(data) is None
 
 
 # all at once
