@@ -822,16 +822,39 @@ def test_a_source_with_all_three_splits_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "own", "small", "rows"),
+    ("n", "own", "small", "rows", "remedy"),
     [
-        (1, None, "train", 1),
-        (30, None, "val", 3),
-        (5, ["test"] * 5, "train", 0),
-        (9, ["train"] * 6 + ["val"] * 3, "val", 3),
+        (1, None, "train", 1, r"Take a source with more images, or raise dataset\.split"),
+        (30, None, "val", 3, r"Take a source with more images, or raise dataset\.split"),
+        (30, ["test"] * 5 + ["train"] * 25, "val", 3, r"Take a source with more images, or raise dataset\.split"),
+        (5, ["test"] * 5, "train", 0, "All but 0 stand in the source's own test: .*take it alone as dataset.source"),
+        (
+            12,
+            ["test"] * 5 + ["val"] * 5 + ["train"] * 2,
+            "train",
+            2,
+            "All but 2 stand in the source's own val and test",
+        ),
+        (
+            25,
+            ["val"] * 20 + ["train"] * 5,
+            "test",
+            1,
+            "All but 5 stand in the source's own val: .*rename the folder or",
+        ),
+        (
+            9,
+            ["train"] * 6 + ["val"] * 3,
+            "val",
+            3,
+            "It is the source's own: add images to it, or rename .* called val$",
+        ),
+        (49, ["train"] * 46 + ["test"] * 3, "test", 3, "It is the source's own: .* called test$"),
     ],
 )
-def test_a_split_that_is_too_small_is_an_error_with_a_remedy(n: int, own: Any, small: str, rows: int) -> None:
-    remedy = r"Take a source with more images, or raise dataset\.split"
+def test_a_split_that_is_too_small_is_an_error_with_a_remedy(
+    n: int, own: Any, small: str, rows: int, remedy: str
+) -> None:
     message = rf"the {small} split must have at least 4 images, got {rows} \({n} images, .*\)\. {remedy}"
     with pytest.raises(InputError, match=message):
         divide([str(i) for i in range(n)], [0] * n, own=own)

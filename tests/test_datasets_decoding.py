@@ -16,7 +16,7 @@ from conftest import example
 from PIL import Image
 
 from tessera.core import seams
-from tessera.core.decoding import decode
+from tessera.core.decoding import decode, taken_for
 from tessera.core.errors import InputError
 from tessera.core.params import Dataset
 from tessera.core.seeding import numpy_generator
@@ -52,11 +52,24 @@ ODD = {
     "cut short": exif(SIX, (0x011A, 5, 1, BEHIND))[:-9],
     "an orientation of another type": exif((0x0112, 4, 1, struct.pack("<I", 6)), (0x0100, 9, 1, struct.pack("<i", -5))),
 }
+MAKE, MODEL = ((tag, 2, 20, struct.pack("<I", 9999)) for tag in (0x010F, 0x0110))
+ODD |= {
+    "a maker beyond the end, before it": exif(MAKE, SIX),
+    "two broken tags before it": exif(MAKE, MODEL, SIX),
+    "a broken tag before a long": exif(MAKE, (0x0112, 4, 1, struct.pack("<I", 6))),
+    "a broken tag before a byte": exif(MAKE, (0x0112, 1, 1, b"\6\0\0\0")),
+    "more entries than there are": exif(MAKE, SIX).replace(b"\2\0", b"\x50\0", 1),
+    "the other order of bytes": b"MM\0*" + struct.pack(">IHHHII", 8, 2, 0x010F, 2, 20, 9999)
+    + struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + bytes(4),
+}  # fmt: skip
 UNREADABLE = {
     "no orientation": exif((0x0100, 9, 1, struct.pack("<i", -5))),
     "an orientation of 0": exif((0x0112, 3, 1, struct.pack("<HH", 0, 0))),
     "an orientation of 99": exif((0x0112, 3, 1, struct.pack("<HH", 99, 0))),
     "an orientation in words": exif((0x0112, 2, 2, b"6\0\0\0")),
+    "a broken tag before an orientation of 9": exif(MAKE, (0x0112, 3, 1, struct.pack("<HH", 9, 0))),
+    "a broken tag before words": exif(MAKE, (0x0112, 2, 2, b"6\0\0\0")),
+    "a broken tag and no more": exif(MAKE)[:-8],
     "nonsense": b"nonsense",
     "a header only": b"II*\0",
     "an offset into nothing": b"II*\0" + struct.pack("<I", 70000),
@@ -195,6 +208,20 @@ def test_what_is_no_image_is_called_what_it_is(data: bytes, what: str) -> None:
     with pytest.raises(InputError, match=rf"^a\.png is corrupt, cut short or no image \(it is {what}") as caught:
         decode(data, "a.png")
     assert "BytesIO" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"name,drawing\na,<svg/>\n",
+        b'{"code": "<svg></svg>"}',
+        b"path,hash\n/annex/objects/x,1\n",
+        b"outs,b\n1,2\n",
+        b"x",
+    ],
+)
+def test_a_table_that_speaks_of_such_is_none(data: bytes) -> None:
+    assert taken_for(data) is None
 
 
 # all at once

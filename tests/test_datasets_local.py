@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -106,6 +108,8 @@ WHOLE: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "folders and capitals": (images("Train/cat", "TEST/cat", "Dev/dog"), {"train": 3, "test": 3, "val": 3}),
     "a class under a split": (images("test/train", "train/test_tube", count=2), {"test": 2, "train": 2}),
     "years": (images("train2017", "val2017", count=2), {"train": 2, "val": 2}),
+    "two domains": (images("trainA", "trainB", "testA", "testB"), {"train": 6, "test": 6}),
+    "sets": (images("trainset", "testset", "ValSet"), {"train": 3, "test": 3, "val": 3}),
     "eval and evaluation": (images("eval", "training"), {"test": 3, "train": 3}),
     "mixed depth": (dict.fromkeys(["1.png", "train/2.png", "test/a/3.png", "b/c/4.png"]), {"train": 3, "test": 1}),
     "zips by split": ({"train.zip": {"cat/1.png": None, "dog/2.png": None}, "test.zip": {"3.png": None}}, {"train": 2, "test": 1}),
@@ -140,7 +144,9 @@ def test_the_log_tells_which_split_is_of_what_and_what_is_not_read(tmp_path: Pat
     ("names", "split"),
     [
         (["train"], "train"), (["Validation"], "validation"), (["dev"], "validation"), (["evaluation"], "test"),
-        (["test-00000-of-00002"], "test"), (["my test"], "test"), (["val.2"], "validation"), (["trainset"], None),
+        (["test-00000-of-00002"], "test"), (["my test"], "test"), (["val.2"], "validation"),
+        (["trainset"], "train"), (["TestSet"], "test"), (["testA"], "test"), (["trainB"], "train"), (["val_set"], "validation"),
+        (["testa"], None), (["asset"], None), (["sunset"], None),
         (["contest"], None), (["test_tube", "train"], "train"), (["train", "test"], "train"), (["a", "b_test"], "test"), ([], None),
     ],
 )  # fmt: skip
@@ -173,6 +179,15 @@ LOST: dict[str, tuple[dict[str, Any], str]] = {
     "broken zips": ({"a.zip": b"x", "b.zip": b"", **images("c")}, r"a\.zip \(.*\), .*b\.zip \(it is empty"),
     "broken parquets": ({"a.parquet": b"x", "b.parquet": b"", "c.parquet": 2}, r"a\.parquet \(.*, .*b\.parquet \(it is empty"),
     "pointers": ({"a.parquet": b"version https://git-lfs.github.com/spec/v1\n"}, r"a\.parquet \(it is a Git LFS pointer.*lfs pull"),
+    "a web page": ({"a.tar": b"<!doctype html>"}, r"a\.tar \(it is a web page\. Download"),
+    "a pointer to a csv": ({"a.csv": b"version https://git-lfs.github.com/spec/v1\n"}, r"a\.csv \(it is a Git LFS pointer"),
+    "a pointer to an arrow": ({"a.arrow": b"version https://git-lfs.github.com/spec/v1\n"}, r"a\.arrow \(it is a Git LFS pointer"),
+    "an empty json": ({"a.json": b""}, r"a\.json \(it is empty"),
+    "hdf5": ({"a.h5": b"x", "b.HDF5": b"x"}, r"cannot be read: a\.h5, b\.HDF5\. .*save it as parquet"),
+    "a cut zip": ({"a.zip": b"PK\x03\x04\x14\0"}, r"a\.zip \(it is cut short or damaged"),
+    "a broken arrow": ({"a.arrow": b"ARROW1\0\0"}, r"a\.arrow \(it is cut short or damaged"),
+    "an arrow that only ends well": ({"a.arrow": b"ARROW1\0\0ARROW1"}, r"cannot load .*a\.arrow"),
+    "a tiny arrow": ({"a.arrow": b"x"}, r"a\.arrow \(it is cut short or damaged"),
     "no rows": ({"a.parquet": 0}, r"no row is in .*a\.parquet"),
 }  # fmt: skip
 
@@ -183,6 +198,135 @@ def test_what_would_not_be_read_is_an_error_that_names_it(case: str, tmp_path: P
     (tmp_path / "set").mkdir()
     with pytest.raises(InputError, match=said):
         load(make(tmp_path / "set", files))
+
+
+def tar(count: int = 8, first: int = 0) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for i in range(first, first + count):
+            data = png(i)
+            member = tarfile.TarInfo(f"{i}.png")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return stream.getvalue()
+
+
+WHOLE_TAR, MEMBER = tar(), 1024  # a header and a block of data
+DAMAGED = {
+    "within a header": WHOLE_TAR[: 3 * MEMBER + 200],
+    "between two files": WHOLE_TAR[: 3 * MEMBER],
+    "within a file": WHOLE_TAR[: 3 * MEMBER + 600],
+    "before the end": WHOLE_TAR[: 8 * MEMBER],
+    "a checksum": WHOLE_TAR[: 3 * MEMBER + 150] + b"\xff" + WHOLE_TAR[3 * MEMBER + 151 :],
+    "the first checksum": WHOLE_TAR[:150] + b"\xff" + WHOLE_TAR[151:],
+    "zeros": tar(20)[: 3 * MEMBER] + bytes(20 * MEMBER),
+    "two in one": WHOLE_TAR + tar(first=8),
+    "packed, then cut": gzip.compress(WHOLE_TAR)[:-300],
+    "cut, then packed": gzip.compress(WHOLE_TAR[: 3 * MEMBER]),
+    "no file": bytes(10240),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_tar_that_is_not_whole_is_named(case: str, tmp_path: Path) -> None:
+    source = make(tmp_path / "set", {"a.tar": DAMAGED[case], "b.tar": WHOLE_TAR})
+    what = "there is no file in it" if case == "no file" else "it is cut short or damaged"
+    with pytest.raises(InputError, match=rf"^cannot be read as webdataset files: .*a\.tar \(.*({what})"):
+        load(source, image_column="png")
+
+
+@pytest.mark.parametrize("data", [WHOLE_TAR, WHOLE_TAR[: 9 * MEMBER], gzip.compress(WHOLE_TAR), tar(1), tar(20)])
+def test_a_whole_tar_is_read(data: bytes, tmp_path: Path) -> None:
+    assert rows(load(make(tmp_path / "set", {"a.tar": data}), image_column="png"))["train"] in (1, 8, 20)
+
+
+@pytest.mark.parametrize("new", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_an_arrow_that_is_cut_between_two_batches_is_named(new: Any, tmp_path: Path) -> None:
+    table, stream = pa.table({"image": [{"bytes": png(), "path": None}] * 4}), io.BytesIO()
+    with new(stream, table.schema) as writer:
+        writer.write_table(table)
+        cut = stream.tell()
+        writer.write_table(table)
+    source = make(tmp_path / "set", {"a.arrow": stream.getvalue()})
+    assert rows(load(source)) == {"train": 8}
+    write(source / "a.arrow", stream.getvalue()[:cut])
+    with pytest.raises(InputError, match=r"a\.arrow \(it is cut short or damaged"):
+        load(source)
+
+
+def by_path(path: Path, *names: str) -> None:
+    images = [{"bytes": None, "path": name} for name in names] + [{"bytes": png(), "path": "whatever.png"}]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": pa.array(images, pa.struct({"bytes": pa.binary(), "path": pa.string()}))}), path)
+
+
+@pytest.mark.parametrize("name", ["pics/0.png", "../pics/0.png", "{}/pics/0.png", ".link/0.png", "a/../../pics/0.png"])
+@pytest.mark.parametrize("single", [True, False])
+def test_rows_that_name_images_outside_the_source_are_named(name: str, single: bool, tmp_path: Path) -> None:
+    write(tmp_path / "pics" / "0.png")
+    source = tmp_path / "set"
+    by_path(source / "a.parquet", "0.png", name.format(tmp_path))
+    (source / ".link").symlink_to(tmp_path / "pics")
+    if single or name == "pics/0.png":
+        source /= "a.parquet"
+    said = r"split train of .* names images that do not lie in the folder dataset\.source.*row 1: .*0\.png.*Store their"
+    with pytest.raises(InputError, match=said):
+        load(source)
+
+
+@pytest.mark.parametrize("name", ["pics/0.png", "./pics/0.png", "{}/pics/0.png"])
+def test_rows_may_name_images_inside_the_source(name: str, tmp_path: Path) -> None:
+    source = tmp_path / "set"
+    write(source / "pics" / "0.png", seed=5)
+    by_path(source / "a.parquet", name.format(source))
+    write(source / "README.md", b"---\nconfigs:\n- config_name: default\n  data_files: a.parquet\n---\n")
+    assert np.array_equal(load(source).images[0], pixels(5))
+
+
+@pytest.mark.parametrize("name", ["test", "test.zip", "test.parquet", "val.tar", "test.png"])
+def test_what_the_source_is_called_says_no_split(name: str, tmp_path: Path) -> None:
+    content = {".zip": {"a.png": None}, ".parquet": 1, ".tar": tar(1), ".png": None, "": None}[Path(name).suffix]
+    write(tmp_path / name / "a.png" if name == "test" else tmp_path / name, content)
+    assert rows(load(tmp_path / name, image_column="png" if name == "val.tar" else "image")) == {"train": 1}
+
+
+def test_folders_of_the_only_zip_say_the_splits(tmp_path: Path) -> None:
+    write(tmp_path / "test.zip", {"train/1.png": None, "Val/2.png": None})
+    assert rows(load(tmp_path / "test.zip")) == {"train": 1, "val": 1}
+
+
+SHARDS: dict[str, tuple[list[str], str]] = {
+    "the middle": (["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"], "^1 .*/train-00001-of-00003.parquet\\."),
+    "the first": (["d/train-00001-of-00002.parquet"], "^1 .*/d/train-00000-of-00002.parquet"),
+    "the last": (["x-000-of-002.csv"], "/x-001-of-002.csv"),
+    "with a hash": (["test-00001-of-00002-ab12.parquet", "train.parquet"], "^1 .*/test-00000-of-00002.parquet"),
+    "zips": (["train-00000-of-00003.zip"], "^2 .*/train-00001-of-00003.zip, .*/train-00002-of-00003.zip"),
+    "tars of two splits": (["a-00000-of-00001.tar", "b-00001-of-00003.tar"], "^2 .*/b-00000-of-00003.tar, .*/b-00002"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SHARDS)
+def test_shards_that_are_not_there_are_named(case: str, tmp_path: Path) -> None:
+    names, said = SHARDS[case]
+    content = {".parquet": 2, ".csv": b"image\n1\n", ".zip": {"a.png": None}, ".tar": WHOLE_TAR}
+    source = make(tmp_path / "set", {name: content[Path(name).suffix] for name in names})
+    with pytest.raises(InputError, match=said):
+        load(source)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a-00000-of-00001.parquet"],
+        ["a-00001-of-00002.parquet", "a-00002-of-00002.parquet"],
+        ["a-00000-of-00002-ff.parquet", "a-00001-of-00002-0a.parquet"],
+        ["page-1-of-9.parquet"],
+    ],
+)
+def test_whole_sets_of_shards_are_read(names: list[str], tmp_path: Path) -> None:
+    assert rows(load(make(tmp_path / "set", dict.fromkeys(names, 2)))) == {"train": 2 * len(names)}
+    write(tmp_path / "train-00003-of-00009.parquet", 3)
+    assert rows(load(tmp_path / "train-00003-of-00009.parquet")) == {"train": 3}
 
 
 def test_tables_of_different_columns_are_named(tmp_path: Path) -> None:
@@ -258,6 +402,13 @@ def test_metadata_stands_beside_its_images_and_may_name_several_columns(tmp_path
         ("file_name\n1.png\n2.png\n../1.png\n", r"not there: \.\./1\.png"),
         ("name\n1.png\n2.png\n", r"metadata\.csv has no column file_name .*; there is name"),
         ("", r"metadata\.csv is no whole table"),
+        ("file_name,y,y\n1.png,1,2\n2.png,1,2\n", r"metadata\.csv is no whole table.*several columns are called y"),
+        ("file_name,image\n1.png,1\n2.png,2\n", r"file_name becomes the column image, which is there, too"),
+        (
+            "file_name,image_file_name\n1.png,1.png\n2.png,2.png\n",
+            r"file_name, image_file_name becomes the column image",
+        ),
+        ("x_file_name\n1\n2\n", r"metadata\.csv calls an image 1, which is no text"),
     ],
 )
 def test_metadata_that_does_not_fit_the_images(text: str, said: str, tmp_path: Path) -> None:
@@ -265,6 +416,34 @@ def test_metadata_that_does_not_fit_the_images(text: str, said: str, tmp_path: P
     (source / "metadata.csv").write_text(text)
     with pytest.raises(InputError, match=said):
         load(source)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (("file_name,y\n1.png,1\n", "file_name,y\n1.png,x\n"), r"do not fit together \(.*y.*int64.*one type"),
+        (("file_name,y\n1.png,1\n", "file_name,y\n1.png,2020-01-01\n"), "a/metadata.csv, b/metadata.csv do not fit"),
+        (("file_name\n1.png\n", "file_name,image\n1.png,x\n"), "becomes the column image"),
+        (("file_name\n1.png\n", "x_file_name,image\n1.png,3\n"), "becomes the column image"),
+        (("file_name\n1.png\n", "image_file_name\n1.png\n"), "becomes the column image"),
+    ],
+)
+def test_metadata_files_that_do_not_fit_each_other(texts: tuple[str, str], said: str, tmp_path: Path) -> None:
+    source = make(tmp_path / "set", {"a/1.png": None, "b/1.png": None})
+    for name, text in zip("ab", texts, strict=True):
+        (source / name / "metadata.csv").write_text(text)
+    with pytest.raises(InputError, match=said):
+        load(source)
+
+
+@pytest.mark.parametrize(("column", "splits"), [("A", {"train": 3}), ("B", {"test": 3})])
+def test_of_several_images_in_a_row_the_wanted_one_says_the_split(
+    column: str, splits: dict[str, int], tmp_path: Path
+) -> None:
+    source = make(tmp_path / "set", images("train", "test"))
+    lines = [f"train/{i}.png,test/{i}.png" for i in range(3)]
+    (source / "metadata.csv").write_text("\n".join(["A_file_name,B_file_name", *lines]))
+    assert rows(load(source, image_column=column)) == splits
 
 
 CARD = """---
@@ -296,6 +475,14 @@ def test_a_card_states_the_splits(place: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("---\nconfigs: [a]\n---\n", r"the card of .*README\.md: configs must .* got \['a'\]"),
+        ("---\nconfigs: a\n---\n", r"configs must be a list"),
+        ("---\nconfigs:\n  a: b\n---\n", r"configs must be a list"),
+        ("---\nconfigs:\n- data_files: a.png\n---\n", r"entries that have a config_name"),
+        ("---\nconfigs:\n- config_name: [a]\n---\n", r"entries that have a config_name"),
+        ("---\nconfigs:\n- config_name: a\n  data_files: 5\n---\n", r"cannot load the card of"),
+        ("---\nconfigs:\n- config_name: a\n  data_dir: [b]\n---\n", r"cannot load the card of"),
+        ("---\nconfigs:\n- config_name: a\n  data_files: {train: [[a.png]]}\n---\n", r"cannot load the card of"),
         ("---\n: [\n---\n", r"cannot load the card of .*ParserError"),
         (
             "---\nconfigs:\n- config_name: default\n  data_files: x/*.png\n---\n",

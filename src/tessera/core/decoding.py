@@ -6,7 +6,9 @@ memory, is refused by name.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import struct
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +34,8 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by EXIF's orientat
     7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
     8: np.rot90,
 }
+
+INTEGERS = {1: "B", 3: "H", 4: "I"}  # TIFF's BYTE, SHORT and LONG, as `struct` calls them
 
 IMPOSTORS = (  # first bytes in lower case, what it is, what helps
     (b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its repository"),
@@ -103,31 +107,61 @@ def taken_for(data: bytes) -> tuple[str, str] | None:
     for start, what, remedy in IMPOSTORS:
         if head.startswith(start):
             return what, remedy
-    if b"<svg" in head:
+    if head.startswith(b"<") and b"<svg" in head:
         return "an SVG drawing", "Draw it to a PNG first"
-    if b"/annex/objects/" in head:
+    if b"/annex/objects/" in head.partition(b"\n")[0]:
         return "a git-annex pointer", "Run `git annex get` in its repository"
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1"):
         return "a HEIF photograph", "Save it as PNG or JPEG"
     return None if head else ("empty", "Replace or remove it")
 
 
-def reason(path: Path, error: Exception) -> str:
-    """Why the file at `path` cannot be read: what it is instead, or what `error` says."""
+def reason(path: Path, error: Exception, itself: str = "") -> str:
+    """Why the file at `path` cannot be read: what it is instead, or what `error` says.
+
+    Args:
+        itself: what the file should be, in the words of `taken_for`: then it is damaged.
+    """
     try:
         with open(path, "rb") as stream:
             other = taken_for(stream.read(1024))
     except OSError:
         other = None
-    return f"it is {other[0]}. {other[1]}" if other else str(error).splitlines()[0]
+    if other and other[0] == itself:
+        return "it is cut short or damaged"
+    return f"it is {other[0]}. {other[1]}" if other else next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _orientation(image: Image.Image) -> int:
     """EXIF's, 1 to 8; 1 where there is none, or none that can be read."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # the parser raises whatever malformed tags lead it to
-        return 1
+    found = None
+    with contextlib.suppress(Exception):  # the parser raises whatever malformed tags lead it to
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    if found not in range(1, 9) and image.format != "TIFF":  # Pillow turns a TIFF itself, and drops the tag
+        with contextlib.suppress(ValueError, IndexError, struct.error):
+            found = _raw_orientation(_raw_exif(image.info))
+    return found if found in UPRIGHT else 1
+
+
+def _raw_exif(info: dict[str, Any]) -> bytes:
+    """As JPEG, WebP and PNG have it, or as hex digits in the text of a PNG."""
+    if "exif" in info:
+        return info["exif"]
+    return bytes.fromhex("".join(info.get("Raw profile type exif", "").split("\n")[3:]))
+
+
+def _raw_orientation(exif: bytes) -> int | None:
+    """Pillow reads no tag behind a broken one; this goes through the 12-byte entries (tag, type, count, value) of the
+    first directory, and reads none of what lies elsewhere. TIFF 6.0, section 2."""
+    start = exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")  # some write it twice
+    order = ">" if start.startswith(b"MM") else "<"
+    (directory,) = struct.unpack_from(f"{order}I", start, 4)
+    (count,) = struct.unpack_from(f"{order}H", start, directory)
+    for at in range(directory + 2, directory + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(f"{order}HH", start, at)
+        if tag == ExifTags.Base.Orientation and kind in INTEGERS:
+            return struct.unpack_from(order + INTEGERS[kind], start, at + 8)[0]
+    return None
 
 
 def require_pixels(width: int, height: int, title: str, remedy: str = "Remove it, or shrink it") -> None:

@@ -9,20 +9,23 @@ what the set lacks is taken. No code of a set is ever run.
 from __future__ import annotations
 
 import glob
+import lzma
 import mmap
 import os
+import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, model_validator
 
 from tessera.core.contracts import Source
-from tessera.core.decoding import Encoded, reason
+from tessera.core.decoding import Encoded, reason, taken_for
 from tessera.core.errors import InputError, listed
 from tessera.core.files import ARTIFACTS
 from tessera.core.params import Params, Strict
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 OWN_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+ARROW_ENDS = (b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0")  # of a file, of a stream
 BATCH = 256  # rows that are held in memory at once
 
 
@@ -88,6 +92,9 @@ def load(config: Config, source: Path, generator: np.random.Generator) -> Source
     for data in parts.values():
         _require_columns(config, data, title)
     encoded = {part: _encoded(data, config.image_column, title) for part, data in parts.items()}
+    if not config.hub and not rows.files:
+        for part, data in encoded.items():
+            _require_inside(data, config.image_column, source, f"split {part} of {title}")
     ids = [f"{part}-{row}" for part, row in places]
     column = partial(_column, parts)
     labels, label_names = _labels(parts, config.label_column, title) if config.label_column else (None, [])
@@ -100,7 +107,7 @@ def load(config: Config, source: Path, generator: np.random.Generator) -> Source
         return file.title if file else f"{title}, split {places[i][0]}, row {places[i][1]}"
 
     return Source(
-        images=Encoded(len(ids), lambda i: _bytes(value(i), rows.files), called),
+        images=Encoded(len(ids), lambda i: _bytes(value(i), rows.files, source), called),
         names=[str(name) for name in column(config.name_column)] if config.name_column else ids,
         families=_families(column(config.family_column), ids) if config.family_column else ids,
         labels=labels,
@@ -116,14 +123,11 @@ def _loading(title: str) -> Iterator[None]:
     Raises:
         InputError: `datasets` cannot load what is called `title`.
     """
-    import datasets
-    import yaml
-
     try:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, TypeError, RuntimeError, yaml.YAMLError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # its readers raise whatever malformed bytes lead them to
         texts = [str(told).strip() for told in (error.__cause__, error) if told is not None]
         reason = next((text.splitlines()[0] for text in texts if text), "no more is said")
         raise InputError(f"cannot load {title}: {type(error).__name__}: {reason}") from error
@@ -160,11 +164,15 @@ def _local(config: Config, source: Path) -> Rows:
     kinds, metadata = _kinds(chosen)
     others = kinds.pop(OTHER, [])
     kind = _only_kind(kinds, source, [*hidden, *(str(file.path) for file in others)])
+    if source.is_dir():  # a shard alone is meant
+        imagefolder.require_shards(chosen)
     if kind == "parquet":
         kinds[kind] = _whole(kinds[kind])
+    elif kind != IMAGE:
+        _require_whole(kind, kinds[kind])
     by_split = _by_split(kinds[kind], stated, source.is_file(), kind == IMAGE)
     if kind == IMAGE:
-        parts, opened = _images(by_split, metadata), {str(file.path): file for file in kinds[kind]}
+        parts, opened = _images(by_split, metadata, config.image_column), {str(file.path): file for file in kinds[kind]}
     else:
         parts, opened = _tables(kind, by_split, _features(config, source)), {}
     used = {file.path for file in (*kinds[kind], *metadata)}
@@ -182,27 +190,32 @@ def _stated(config: Config, source: Path) -> tuple[Path, dict[str, set[Path]] | 
     Raises:
         InputError: the card is broken, has no such configuration, or states files that are not there.
     """
+    from datasets.data_files import sanitize_patterns
     from huggingface_hub import DatasetCard
 
     entries = []
     if _has_card(source):
         with _loading(f"the card of {source}, README.md"):
             entries = DatasetCard.load(source / "README.md").data.to_dict().get("configs") or []
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and isinstance(e.get("config_name"), str) for e in entries
+    ):
+        raise InputError(
+            f"the card of {source}, README.md: configs must be a list of entries that have a config_name, got {entries!r}. "
+            "Mend it, or remove its configs"
+        )
     known = {entry["config_name"]: entry for entry in entries} or {"default": {}}
     default = [name for name, entry in known.items() if entry.get("default") or name == "default" or len(known) == 1]
     name = config.configuration or next(iter(default), "")
     if name not in known:
         what = f"configuration {name!r} not found" if name else "it has several configurations, set one"
         raise InputError(f"cannot load {source}: {what}. Available: {list(known)}")
-    base = source / (known[name].get("data_dir") or "")
-    if "data_files" not in known[name]:
-        return base, None
-    from datasets.data_files import sanitize_patterns
-
-    splits = {
-        split: _matches(base, patterns) for split, patterns in sanitize_patterns(known[name]["data_files"]).items()
-    }
-    return base, splits
+    with _loading(f"the card of {source}, README.md"):
+        base = source / (known[name].get("data_dir") or "")
+        if "data_files" not in known[name]:
+            return base, None
+        patterns = sanitize_patterns(known[name]["data_files"])
+        return base, {split: _matches(base, own) for split, own in patterns.items()}
 
 
 def _has_card(source: Path) -> bool:
@@ -243,7 +256,8 @@ def _only_kind(kinds: dict[str, list[File]], source: Path, others: list[str]) ->
     """
     if unread := kinds.get(UNREAD):
         names = listed(file.path for file in unread)
-        raise InputError(f"{source} holds what may be images or rows, and cannot be read: {names}. Unpack or remove it")
+        what = f"{source} holds what may be images or rows, and cannot be read: {names}"
+        raise InputError(f"{what}. Unpack it, save it as parquet, or remove it")
     if not kinds:
         there = f"; there is {listed(others)}" if others else ""
         raise InputError(f"cannot load {source}: it holds neither images nor tables{there}")
@@ -262,9 +276,8 @@ def _by_split(
     if stated is not None:
         splits = {split: [file for file in files if file.stands in own] for split, own in stated.items()}
         return {split: own for split, own in splits.items() if own}
-    if single and not images:  # what a table is called that is the whole set says nothing
-        return {"train": files}
-    told = imagefolder.splits([file.path for file in files], images)
+    # what a file is called that is the whole set says nothing
+    told = imagefolder.splits([PurePosixPath(*file.path.parts[single:]) for file in files], images)
     splits = {split: [file for file, at in zip(files, told, strict=True) if at == split] for split in OWN_SPLITS}
     return {split: own for split, own in splits.items() if own}
 
@@ -275,8 +288,9 @@ def _places(files: list[File]) -> str:
     return listed(dict.fromkeys(names), 10)
 
 
-def _images(by_split: dict[str, list[File]], metadata: list[File]) -> dict[str, Dataset]:
-    """Rows with the path of each image, its class folder as `label`, or what metadata says of it instead."""
+def _images(by_split: dict[str, list[File]], metadata: list[File], column: str) -> dict[str, Dataset]:
+    """Rows with the path of each image, its class folder as `label`, or what metadata says of it instead. Of several
+    images in a row, that of `column` says the split."""
     import datasets
     import pyarrow as pa
 
@@ -284,7 +298,8 @@ def _images(by_split: dict[str, list[File]], metadata: list[File]) -> dict[str, 
     if metadata:
         table, images = imagefolder.described(metadata, [file for own in by_split.values() for file in own])
         at = {str(path): split for split, path in found}
-        splits = [at[path] for path in table[images[0]].to_pylist()]
+        first = sorted(images, key=lambda name: name != column)
+        splits = [next(at[row[name]] for name in first if row[name]) for row in table.select(images).to_pylist()]
     else:
         splits, images = [split for split, _ in found], ["image"]
         table = pa.table({"image": [str(path) for _, path in found]})
@@ -364,6 +379,52 @@ def _whole(files: list[File]) -> list[File]:
     return filled
 
 
+def _require_whole(kind: str, files: list[File]) -> None:
+    """
+    Raises:
+        InputError: files that are not parquet are something else than their names say, or tars are damaged (all are named).
+    """
+    damage = _damage_of_tar if kind == "webdataset" else partial(_damage, kind)
+    damages = {file.title: damage(file.stands) for file in files}
+    if broken := [f"{title} ({what})" for title, what in damages.items() if what]:
+        raise InputError(f"cannot be read as {kind} files: {listed(broken)}. Replace or remove them")
+
+
+def _damage(kind: str, path: Path) -> str:
+    """What is wrong with a table, as far as its first and last bytes tell; empty: nothing. A stream of Arrow that is cut
+    between two batches can be read, without the rest."""
+    with path.open("rb") as stream:
+        if other := taken_for(stream.read(1024)):
+            return f"it is {other[0]}. {other[1]}"
+        stream.seek(-min(8, path.stat().st_size), os.SEEK_END)
+        if kind == "arrow" and not stream.read().endswith(ARROW_ENDS):
+            return "it is cut short or damaged: its end is missing"
+    return ""
+
+
+def _damage_of_tar(path: Path) -> str:
+    """What is wrong with a tar, packed or not; empty: nothing. `tarfile` takes a broken header, and a cut between two
+    files, for the end: so there must be the block of zeros that ends a tar, and then at most what fills its last record."""
+    most = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
+    try:
+        with tarfile.open(path) as archive:
+            filled = False
+            while member := archive.next():
+                filled |= member.isfile()
+                archive.members.clear()  # there may be millions
+            if not filled:
+                return "there is no file in it"
+            archive.fileobj.seek(archive.offset)
+            rest = archive.fileobj.read(most + 1)
+    except (EOFError, tarfile.TarError, zlib.error, lzma.LZMAError):
+        return reason(path, OSError("it is cut short or damaged"), itself="compressed by gzip")
+    except OSError as error:
+        return reason(path, error, itself="compressed by gzip")
+    if tarfile.BLOCKSIZE <= len(rest) <= most and not any(rest):
+        return ""
+    return f"it is cut short or damaged: no end of a tar follows byte {archive.offset}"
+
+
 def _on_disk(stream: IterableDataset) -> Dataset:
     """The rows in a file without a name: it is gone when the process ends, however it ends, and takes no memory."""
     import datasets
@@ -410,11 +471,34 @@ def _encoded(data: Dataset, column: str, title: str) -> Dataset:
         raise InputError(f"dataset.huggingface.image_column: {column!r} of {title} holds {kind}, no images") from error
 
 
-def _bytes(value: dict[str, Any], files: dict[str, File]) -> bytes:
+def _require_inside(data: Dataset, column: str, source: Path, title: str) -> None:
+    """
+    Raises:
+        InputError: rows name images by path that do not lie in the folder `source`: they could change unseen, since DVC
+            watches the source alone.
+    """
+    import pyarrow.compute as pc
+
+    values = data.data.column(column)
+    named = pc.if_else(pc.is_null(pc.struct_field(values, "bytes")), pc.struct_field(values, "path"), None).to_pylist()
+    folder = source.resolve()
+    outside = [
+        f"row {row}: {path}"
+        for row, path in enumerate(named)
+        if path and not (source.is_dir() and (folder / path).parent.resolve().is_relative_to(folder))
+    ]
+    if outside:
+        raise InputError(
+            f"{title} names images that do not lie in the folder dataset.source, so a change of them would go unseen: "
+            f"{listed(outside, 5)}. Store their bytes in the rows, or put them into that folder with a metadata.csv"
+        )
+
+
+def _bytes(value: dict[str, Any], files: dict[str, File], source: Path) -> bytes:
     if value.get("bytes") is not None:
         return value["bytes"]
     if path := value.get("path"):
-        return files[path].read() if path in files else Path(path).read_bytes()
+        return files[path].read() if path in files else (source / path).read_bytes()
     raise OSError("the row has no image")
 
 

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
@@ -31,13 +31,16 @@ SPLIT_WORDS = {  # those of `datasets`
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 BETWEEN_WORDS = re.compile(r"[-._ \d]+")
+ADDED = re.compile(r"(?i:set)$|(?<=[a-z])[A-Z]$")  # testset, trainA
+SHARD = re.compile(r"(.+)-(\d{3,6})-of-(\d{3,6})(-\w+)?\.\w+")  # -hash: as older sets of the hub have it
 NO_WORDS = ("", "of", "zip")  # train-00000-of-00002, train.zip
 
 IMAGE, UNREAD, OTHER = "image", "unread", "other"
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".csv": "csv", ".tsv": "tsv", ".json": "json",
-          ".jsonl": "json", ".ndjson": "json", ".h5": "hdf5", ".hdf5": "hdf5"}  # fmt: skip
+          ".jsonl": "json", ".ndjson": "json"}  # fmt: skip
 DESCRIBE = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # the set
-NEVER_READ = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".npy", ".npz", ".mat", ".pkl", ".tfrecord")
+NEVER_READ = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".npy", ".npz", ".mat", ".pkl", ".tfrecord",
+              ".h5", ".hdf5", ".lmdb", ".mdb")  # fmt: skip
 NEVER_DECODED = (".svg", ".heic", ".heif", ".jxl")  # images to a reader: the error says what helps
 KNOWN_BY_CONTENT = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")  # whatever their names end in
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -82,7 +85,7 @@ def found(source: Path) -> tuple[list[File], list[str]]:
         try:
             members = _members(path, where)
         except (OSError, zipfile.BadZipFile) as error:
-            broken.append(f"{where} ({reason(where, error)})")
+            broken.append(f"{where} ({reason(where, error, 'a zip archive')})")
             continue
         seen += [file for file in members if not _is_hidden(file.path)]
         hidden += [str(file.path) for file in members if _is_hidden(file.path)]
@@ -125,10 +128,11 @@ def kind(file: File) -> str:
 
 def said(names: Iterable[str]) -> str | None:
     """The split that names say, outermost first: `train`, `validation`, `test`, or None. A name that says nothing else
-    (Test, val2017) counts before one that has such a word in it (test_tube)."""
+    (Test, val2017, testset, trainA) counts before one that has such a word in it (test_tube)."""
     within = None
     for name in names:
-        words = [word for word in BETWEEN_WORDS.split(name.lower()) if word not in NO_WORDS]
+        words = [ADDED.sub("", word).lower() for word in BETWEEN_WORDS.split(name)]
+        words = [word for word in words if word not in NO_WORDS]
         splits = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
         if splits and len(splits) == len(words):
             return splits[0]
@@ -146,6 +150,29 @@ def splits(paths: Sequence[PurePosixPath], images: bool) -> list[str]:
     if images and not all(whole):
         whole = [said(path.parts[:-1]) for path in paths]
     return [split or "train" for split in whole]
+
+
+def require_shards(there: Iterable[File]) -> None:
+    """
+    Raises:
+        InputError: of the files called `train-00000-of-00003.parquet` and so on, one is not there (all are named).
+    """
+    sets: dict[tuple[Path, str, str], set[int]] = {}
+    for stands in dict.fromkeys(file.stands for file in there):
+        shard = SHARD.fullmatch(stands.name)
+        if shard and stands.suffix.lower() in (*TABLES, ".zip"):
+            start, number, count, _ = shard.groups()
+            sets.setdefault((stands.parent / start, count, stands.suffix), set()).add(int(number))
+    missing = []
+    for (start, count, ending), numbers in sets.items():
+        first = int(int(count) in numbers)  # some count from 1
+        absent = [i for i in range(first, first + int(count)) if i not in numbers]
+        missing += [f"{start}-{i:0{len(count)}}-of-{count}{ending}" for i in absent]
+    if missing:
+        raise InputError(
+            f"{len(missing)} shards of the set are not there: {listed(missing)}. Fetch them, or take a single file as "
+            "dataset.source"
+        )
 
 
 def classes(paths: Sequence[PurePosixPath]) -> list[str] | None:
@@ -175,10 +202,10 @@ def described(tables: Sequence[File], images: Sequence[File]) -> tuple[pa.Table,
             raise InputError(f"{file.path} has no column file_name that says which image a row is of; there is {there}")
         columns |= {name: name.removesuffix("file_name").rstrip("_") or "image" for name in own}
         for name in own:
-            paths = [_below(file.path.parent, value) for value in table[name].to_pylist()]
+            paths = [_below(file, value) for value in table[name].to_pylist()]
             missing += [f"{path or 'an empty name'} (of {file.path})" for path in paths if path not in known]
             used.update(paths)
-            table = table.set_column(table.column_names.index(name), columns[name], pa.array(paths, pa.string()))
+            table = table.set_column(table.column_names.index(name), name, pa.array(paths, pa.string()))
         rows.append(table)
     if missing:
         raise InputError(
@@ -187,7 +214,31 @@ def described(tables: Sequence[File], images: Sequence[File]) -> tuple[pa.Table,
     if unnamed := sorted(known - used):
         many = "image is named in no metadata file" if len(unnamed) == 1 else "images are named in no metadata file"
         raise InputError(f"{len(unnamed)} {many}, so would not be read: {listed(unnamed)}. Add rows, or remove them")
-    return pa.concat_tables(rows, promote_options="permissive"), list(dict.fromkeys(columns.values()))
+    return _one_table(tables, rows, columns), list(columns.values())
+
+
+def _one_table(files: Sequence[File], rows: Sequence[pa.Table], columns: dict[str, str]) -> pa.Table:
+    """The rows of all metadata, with their columns of images renamed as `columns` says.
+
+    Raises:
+        InputError: columns would have the same name, or hold values of several types.
+    """
+    import pyarrow as pa
+
+    try:
+        table = pa.concat_tables(rows, promote_options="permissive")
+    except pa.ArrowException as error:
+        names, what = listed(file.path for file in files), str(error).splitlines()[0]
+        raise InputError(
+            f"{names} do not fit together ({what}). Write each column in one type in all of them"
+        ) from error
+    renamed = [columns.get(name, name) for name in table.column_names]
+    if doubled := {name for name in renamed if renamed.count(name) > 1}:
+        names, source = listed(file.path for file in files), [old for old, new in columns.items() if new in doubled]
+        raise InputError(
+            f"{names}: {listed(source)} becomes the column {listed(doubled)}, which is there, too. Rename one"
+        )
+    return table.rename_columns(renamed)
 
 
 def _metadata(file: File) -> pa.Table:
@@ -197,16 +248,26 @@ def _metadata(file: File) -> pa.Table:
     try:
         data = file.read()
         if file.path.suffix == ".csv":
-            return csv.read_csv(
+            table = csv.read_csv(
                 io.BytesIO(data), convert_options=csv.ConvertOptions(column_types={"file_name": pa.string()})
             )
-        if file.path.suffix == ".jsonl":
-            return json.read_json(io.BytesIO(data), json.ReadOptions(block_size=len(data) + 1))
-        return parquet.read_table(io.BytesIO(data))
+        elif file.path.suffix == ".jsonl":
+            table = json.read_json(io.BytesIO(data), json.ReadOptions(block_size=len(data) + 1))
+        else:
+            table = parquet.read_table(io.BytesIO(data))
+        if doubled := {name for name in table.column_names if table.column_names.count(name) > 1}:
+            raise OSError(f"several columns are called {listed(doubled)}")
+        return table
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{file.path} is no whole table of metadata ({str(error).splitlines()[0]})") from error
 
 
-def _below(folder: PurePosixPath, name: str | None) -> str | None:
-    """The path below the source that metadata in `folder` calls `name`; `./a.png` is `a.png`."""
-    return str(folder / name) if name else None
+def _below(metadata: File, name: Any) -> str | None:
+    """The path below the source of the image that `metadata` calls `name`; `./a.png` is `a.png`.
+
+    Raises:
+        InputError: it is no text.
+    """
+    if not isinstance(name, str | None):
+        raise InputError(f"{metadata.path} calls an image {name!r}, which is no text. Write the whole name of its file")
+    return str(metadata.path.parent / name) if name else None

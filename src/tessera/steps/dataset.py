@@ -330,7 +330,7 @@ def divide(
             where = int(lacking.argmax())
             result[free[group]] = wanted[where]
             lacking[where] -= len(group)
-    _require_rows(result, len(groups), split)
+    _require_rows(result, own, len(groups), split)
     return result
 
 
@@ -342,11 +342,22 @@ def _groups(by: np.ndarray) -> list[Int[np.ndarray, " m"]]:
     return np.split(order, np.flatnonzero(by[order][1:] != by[order][:-1]) + 1)
 
 
-def _require_rows(splits: np.ndarray, groups: int, split: Split) -> None:
+def _require_rows(splits: np.ndarray, own: Sequence[str], groups: int, split: Split) -> None:
+    fixed = [name for name in ("val", "test") if name in set(own)]
+    free = sum(name == "train" for name in own)
     for name in SPLITS:
         rows = int((splits == name).sum())
-        if rows < LEAST:
-            what = f"{len(splits)} images" + (f", {groups} families to divide" if split.by == "family" else "")
-            remedy = f"Take a source with more images, or raise dataset.split.{name} (now {getattr(split, name):g})"
-            also = ", or set dataset.split.by to random" if split.by == "family" else ""
-            raise InputError(f"the {name} split must have at least {LEAST} images, got {rows} ({what}). {remedy}{also}")
+        if rows >= LEAST:
+            continue
+        what = f"{len(splits)} images" + (f", {groups} families to divide" if split.by == "family" else "")
+        remedy = f"Take a source with more images, or raise dataset.split.{name} (now {getattr(split, name):g})"
+        if split.by == "family":
+            remedy += ", or set dataset.split.by to random"
+        if name in fixed:  # no share of it is taken
+            remedy = f"It is the source's own: add images to it, or rename the folder or file that is called {name}"
+        elif fixed and free < LEAST * (len(SPLITS) - len(fixed)):
+            remedy = (
+                f"All but {free} stand in the source's own {' and '.join(fixed)}: add images for train, or rename the folder "
+                "or file that is called so, or take it alone as dataset.source"
+            )
+        raise InputError(f"the {name} split must have at least {LEAST} images, got {rows} ({what}). {remedy}")
