@@ -373,6 +373,8 @@ class Codebook(nn.Module):
         latent has a code of its own already: else two codes would share what one is enough for.
         """
         draws = _from_rank_0(torch.randint(len(rows) * ranks(), (len(is_dead),), device="cpu").to(rows.device))
+        if is_dead.is_cpu and not is_dead.any():  # asked only where the answer does not have to be waited for
+            return
         found, codes = _joined_rows(rows, draws), self.codebooks[0].detach()
         distance = torch.linalg.vector_norm(found - codes[_joined_rows(chosen[:, None], draws)[:, 0]], dim=1)
         near = KNOWN * distance.square().mean().sqrt()
