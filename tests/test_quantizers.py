@@ -291,6 +291,14 @@ def test_latents_that_are_not_numbers_leave_those_of_other_images_alone(value):
     assert torch.equal(codebook.nearest(broken, codes)[whole], codebook.nearest(rows, codes)[whole])
 
 
+@pytest.mark.parametrize("offset", [0.0, 1.0, 100.0])
+def test_a_gpu_which_is_asked_nothing_finds_the_same_codes(offset, monkeypatch):
+    z, codes = offset + latents(64).permute(0, 2, 3, 1).flatten(0, 2), offset + torch.randn(9, 64)
+    found = codebook.nearest(z, codes)
+    monkeypatch.setattr(codebook, "readable", lambda tensor: False)
+    assert torch.equal(codebook.nearest(z, codes), found)
+
+
 def test_of_equal_code_vectors_the_nearest_is_the_first():
     z, codes = torch.randint(-9, 9, (300, 4)).float(), torch.randint(-9, 9, (7, 4)).float()  # sums of these are exact
     assert torch.equal(codebook.nearest(z, codes.repeat(3, 1)), codebook.nearest(z, codes))
@@ -618,6 +626,18 @@ def test_first_codes_are_not_taken_from_latents_that_are_not_finite(tiny):
     assert not quantizer.initialised
 
 
+def test_where_no_code_is_dead_a_step_draws_and_ends_as_one_that_looks_for_none(tiny, monkeypatch):
+    results = []
+    for asked in (True, False):
+        monkeypatch.setattr(codebook, "readable", lambda tensor, asked=asked: asked)
+        torch.manual_seed(0)
+        quantizer = built(tiny, restart="dead", restart_below=0.0).train()
+        for step in range(3):
+            quantizer(latents(4, seed=step))
+        results.append([*quantizer.state_dict().values(), torch.get_rng_state()])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
 def test_codebook_error_is_reported_and_not_trained_on(tiny):
     quantizer, z = built(tiny, beta=0.5).eval(), latents(4).requires_grad_()
     out = quantizer(z)
@@ -652,8 +672,9 @@ class NeverAsks(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", ["ema", "gradient", "residual", "simvq", "fsq", "lfq"])
-def test_no_training_step_but_the_first_waits_for_the_device(name, tiny):
+def test_no_training_step_but_the_first_waits_for_the_device(name, tiny, monkeypatch):
     """Restarts included: every code is dead here in every step."""
+    monkeypatch.setattr(codebook, "readable", lambda tensor: False)  # as on a device
     module = seams.plugin("quantizers", name)
     fields = {"restart_below": 0.99, "restart": "dead"}
     config = tiny(module.Config, **{key: value for key, value in fields.items() if key in module.Config.model_fields})

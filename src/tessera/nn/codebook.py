@@ -53,14 +53,16 @@ def nearest(z: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> Int[Tens
     """Index of the nearest code vector in Euclidean distance (van den Oord et al. 2017, eq. 1); of equally near ones, where
     their scores are exact, the lowest.
 
-    argmin |z - e|^2 = argmin |e|^2 - 2 z.e: |z|^2 and the root change no order. z and e are counted from the `centre` of z:
-    far from the origin these squares would be so large that float32 has no digits left for their differences.
+    argmin |z - e|^2 = argmin |e|^2 - 2 z.e: |z|^2 and the root change no order. Latents far from the origin, compared with
+    how far apart they lie, are counted from their `centre`, and the code vectors with them: their squares would be so large
+    that float32 has no digits left for the differences.
     """
     middle = centre(z)
-    codebook = codebook - middle
+    far = not readable(z) or bool(middle.square().sum() > (_some(z) - middle).square().sum(1).nanmedian())
+    codebook = codebook - middle if far else codebook
     half = 0.5 * codebook.square().sum(1, keepdim=True)
     rows = max(1, (min(CACHED, CHUNK) if z.is_cpu else CHUNK) // len(codebook))
-    parts = (part - middle for part in z.split(rows))
+    parts = (part - middle if far else part for part in z.split(rows))
     return torch.cat([_first_maximum(torch.addmm(half, codebook, part.t(), beta=-1)) for part in parts])
 
 
@@ -72,8 +74,17 @@ def centre(z: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
     stay equal; and it leaves out the latents of an image that are not finite. It serves one cloud of latents: where a few lie
     in another, far from it, those are compared with as few digits as without.
     """
-    some = z[:: max(1, -(-len(z) // SAMPLE))]
+    some = _some(z)
     return torch.where(some.isfinite(), some, torch.nan).nanmedian(0).values.nan_to_num(0.0)
+
+
+def _some(z: Float[Tensor, "n d"]) -> Float[Tensor, "s d"]:
+    return z[:: max(1, -(-len(z) // SAMPLE))]
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether Python may look at a value at no cost: on a GPU it would wait for all work that goes before."""
+    return tensor.is_cpu
 
 
 def _first_maximum(scores: Float[Tensor, "k n"]) -> Int[Tensor, " n"]:
@@ -373,7 +384,7 @@ class Codebook(nn.Module):
         latent has a code of its own already: else two codes would share what one is enough for.
         """
         draws = _from_rank_0(torch.randint(len(rows) * ranks(), (len(is_dead),), device="cpu").to(rows.device))
-        if is_dead.is_cpu and not is_dead.any():  # asked only where the answer does not have to be waited for
+        if readable(is_dead) and not is_dead.any():
             return
         found, codes = _joined_rows(rows, draws), self.codebooks[0].detach()
         distance = torch.linalg.vector_norm(found - codes[_joined_rows(chosen[:, None], draws)[:, 0]], dim=1)
