@@ -15,7 +15,7 @@ else
 endif
 
 check: setup
-	@python -m tessera.core.params
+	@python -m tessera.runtime.validation
 	@python -m tessera.runtime.lockfile
 
 test: lint

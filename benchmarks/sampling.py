@@ -7,7 +7,7 @@ timed at 4 heights and scaled. The table gives seconds and multiples of the full
 The full pass and `sample` take turns, and the fastest of `--repeats` counts, since whatever else a machine does only
 adds. `--plot FILE` draws the cost of a code against its position. A time is no artefact: the pipeline writes none.
 
-With `--device cuda` there is a way more: the walk of `sample` captured as one CUDA graph and replayed (`nn/graphs.py`),
+With `--device cuda` there is a way more: the walk of `sample` captured as one CUDA graph and replayed,
 and what capturing costs, once. `--device cuda --check` times nothing: it compares the codes of both, of small priors,
 with labels and without, truncated, guided, and with known codes, and fails where they differ.
 """
@@ -28,11 +28,11 @@ process.prepare()  # threads and memory as in a stage, said before torch is load
 import torch  # noqa: E402
 
 from benchmarks.memory import peak_mib  # noqa: E402
+from tessera.autoregression.cuda_graphs import Replay  # noqa: E402
+from tessera.autoregression.sampling import draw, truncate  # noqa: E402
+from tessera.codes.sequences import length  # noqa: E402
 from tessera.core import seams  # noqa: E402
 from tessera.core.contracts import Grids, Sampling  # noqa: E402
-from tessera.nn.graphs import Replay  # noqa: E402
-from tessera.nn.sampling import draw, truncate  # noqa: E402
-from tessera.nn.sequences import length  # noqa: E402
 
 POSITIONS, HEIGHTS = 8, 4
 SIZE = {"batch": 64, "grid": 16, "codebook_size": 256, "channels": 128, "layers": 12, "kv_heads": 1}

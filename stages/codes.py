@@ -1,18 +1,109 @@
-"""codes: dataset, tokenizer -> artifacts/codes/, of every split, and of augmented copies of the training images; their rate"""
+"""codes: dataset, tokenizer -> artifacts/codes/, of every split, and of augmented copies of the training images; their rate
 
+Images to codes, batch by batch: any number of images in constant memory, on any number of processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from pydantic import Field
+from torch import Tensor
+
+from tessera import augmentation
+from tessera.augmentation import Augmentation
+from tessera.codes import statistics
 from tessera.core import files
-from tessera.core.run import Run
+from tessera.core.params import Strict
+from tessera.core.run import SPLITS, Run
+from tessera.core.seeding import generator
+from tessera.images import arrays
 from tessera.runtime.stage import enter
-from tessera.steps import codes as step
+
+
+class Settings(Strict):
+    batch_size: int = Field(ge=1, description="images per forward pass")
+    copies: int = Field(ge=0, description="augmented copies of the training images that are encoded too, from weak to "
+                        "strong; 0: none")  # fmt: skip
+    augmentation: Augmentation
 
 
 def main(run: Run) -> None:
     tokenizer, folder = run.tokenizer(), run.folder("codes")
-    step.encode(tokenizer, run, folder)
+    encode(tokenizer, run, folder)
     if run.runtime.main:
         facts = {"grids": tokenizer.grids, "codebook_sizes": tokenizer.codebook_sizes}
         files.write_json(folder / "facts.json", facts)
-        files.write_metrics("codes", step.metrics(run))
+        files.write_metrics("codes", metrics(run))
+
+
+def encode(tokenizer: Any, run: Run, folder: Path) -> None:
+    """`<split>.npy` [N,T] int32 of every split as it is; `augmented.npy` [copies,N,T] of the training images changed at
+    random, from weak to strong (`strengths`): on a small set, a prior that sees each image in one way only learns it by
+    heart."""
+    own, length = run.params.section("codes", Settings), sum(height * width for height, width in tokenizer.grids)
+    for split in SPLITS:
+        _write(folder / f"{split}.npy", (len(run.images(split)), length), _encoded(tokenizer, run, split), run)
+
+    def copies() -> Iterator[tuple[Any, np.ndarray]]:
+        for copy, strength in enumerate(strengths(own.copies)):
+            draws = generator(run.params.seed, "codes", "augmentation", copy)
+            change = partial(augmentation.augmented, how=own.augmentation, generator=draws, strength=strength)
+            yield from (((copy, where), codes) for where, codes in _encoded(tokenizer, run, "train", change))
+
+    _write(folder / "augmented.npy", (own.copies, len(run.images("train")), length), copies(), run)
+
+
+def metrics(run: Run) -> dict[str, float]:
+    """The rate: codes of an image, bits if all of a codebook are equally likely, and by the frequencies of `val`."""
+    entropy = statistics.order_zero_bits(run.codes("val"), run.grids, run.codebook_sizes)
+    sizes = zip(run.grids, run.codebook_sizes, strict=True)
+    bits = sum(height * width * math.log2(k) for (height, width), k in sizes)
+    return {"codes_per_image": len(entropy), "bits_per_image": bits, "entropy_bits_per_image": float(entropy.sum())}
+
+
+def strengths(copies: int) -> tuple[float, ...]:
+    """Of each copy: 1/copies, 2/copies ... 1."""
+    return tuple((copy + 1) / copies for copy in range(copies))
+
+
+def _write(path: Path, shape: tuple[int, ...], pieces: Iterator[tuple[Any, np.ndarray]], run: Run) -> None:
+    """One process writes: maps of one file on several machines may lose each other's pages."""
+    if run.runtime.main:
+        with files.streamed_array(path, shape, "int32") as stored:
+            for where, codes in pieces:
+                stored[where] = codes
+    else:
+        for _ in pieces:
+            pass
+
+
+def _encoded(
+    tokenizer: Any, run: Run, split: str, change: Callable[[Tensor], Tensor] = lambda x: x
+) -> Iterator[tuple[slice, Int[np.ndarray, "b t"]]]:
+    """(where, codes there) of every batch of a split, on the process that writes. Ranks take turns at the very batches that
+    one process would encode, so that the codes are the same to the bit."""
+    pixels, runtime, codes = run.images(split), run.runtime, None
+    turns = arrays.batches(len(pixels), run.params.section("codes", Settings).batch_size)
+    while batches := list(islice(turns, runtime.ranks)):
+        for rank, where in enumerate(batches):
+            if rank == runtime.rank:
+                with torch.no_grad():
+                    x = change(arrays.to_model(pixels[where], runtime.device))
+                    codes = tokenizer.encode(x).cpu().numpy()
+            else:  # what is drawn for another rank's images, which does not depend on their size
+                change(torch.empty(where.stop - where.start, pixels.shape[-1], 1, 1))
+        found = runtime.gathered(codes) if runtime.ranks > 1 else [codes]
+        if runtime.main:
+            yield from zip(batches, found, strict=False)  # in the last round some ranks have no batch
 
 
 if __name__ == "__main__":

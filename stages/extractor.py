@@ -1,27 +1,124 @@
 """extractor: dataset -> artifacts/extractor/, plots/extractor.csv, two feature networks, differently seeded
 
 The scorer scores, and nothing is ever trained against it; the perceptual one may serve as a loss.
+
+How a feature network is trained: its own `losses` on the train split, its own `accuracy` on the validation split.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Generator, Tensor, nn
+
+from tessera.augmentation import Augmentation, augmented
 from tessera.core import files, models
+from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
+from tessera.images.arrays import batches, to_model
 from tessera.runtime.stage import enter
-from tessera.steps import extractor as step
+from tessera.training.loop import Fitted, Row, Task, fit
+from tessera.training.settings import Training
+
+
+class Settings(Strict):
+    name: str
+    augmentation: Augmentation
+    training: Training
 
 
 def main(run: Run) -> None:
-    own, seed = run.params.extractor, run.params.seed
+    own, seed = run.params.section("extractor", Settings), run.params.seed
     recipe = models.extractor_recipe(run.params, run.image_shape, len(run.label_names))
-    splits = {split: step.Labelled(run.images(split), run.labels(split)) for split in ("train", "val")}
+    splits = {split: Labelled(run.images(split), run.labels(split)) for split in ("train", "val")}
     for role in ("perceptual", "scorer"):
         seed_globally(seed, "extractor", role, "initialisation")
         network = models.build(recipe)
-        fitted = step.train(network, role, splits, own, seed, run.runtime)
+        fitted = train(network, role, splits, own, seed, run.runtime)
         if run.runtime.main:  # metrics and curve are those of the scorer, which comes last
-            metrics = {"features": network.dim, **step.metrics(fitted, splits["val"])}
-            run.save_model("extractor", network, recipe, metrics, role, fitted.notes)
+            found = {"features": network.dim, **metrics(fitted, splits["val"])}
+            run.save_model("extractor", network, recipe, found, role, fitted.notes)
             files.write_history("extractor", fitted.history or [{"epoch": 0}])
+
+
+class Labelled(NamedTuple):
+    """A split: images, and the class of each where the set has labels."""
+
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int[np.ndarray, " n"] | None
+
+    def at(self, where: Any, device: Any) -> tuple[Tensor, Tensor | None]:
+        labels = None if self.labels is None else torch.from_numpy(np.array(self.labels[where])).to(device)
+        return to_model(self.images[where], device), labels
+
+
+class Objective(nn.Module):
+    """What `fit` calls: forward is the network's losses."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        return self.network.losses(x, labels)
+
+
+def train(
+    network: nn.Module, role: str, splits: Mapping[str, Labelled], settings: Settings, seed: int, runtime: Any
+) -> Fitted:
+    """Train `network` in place; the epoch of highest validation accuracy is kept.
+
+    `role` (`scorer`, `perceptual`) names the random streams and the checkpoint, so that one stage can train several. A
+    network without `losses` loads its weights from elsewhere, and has no history.
+    """
+    if not hasattr(network, "losses"):
+        network.load_pretrained()
+        return Fitted([], 0, {})
+
+    def batch(indices: np.ndarray, draws: Generator, done: float) -> tuple[Tensor, Tensor | None]:
+        x, labels = splits["train"].at(indices, runtime.device)
+        return augmented(x, settings.augmentation, draws), labels
+
+    def evaluate(objective: Any) -> Row:
+        return judge(objective.network, splits["val"], settings.training.batch_size, runtime.device)
+
+    task = Task(
+        name=f"extractor/{role}",
+        objective=Objective(network),
+        examples=len(splits["train"].images),
+        batch=batch,
+        evaluate=evaluate,
+        score=lambda row: row["val_accuracy"],
+    )
+    return fit(task, settings.training, seed, runtime)
+
+
+@torch.no_grad()
+def judge(network: Any, split: Labelled, batch_size: int, device: Any) -> Row:
+    """Means over a split of the network's losses and accuracy; the network is in evaluation mode."""
+    sums: Row = {}
+    for where in batches(len(split.images), batch_size):
+        x, labels = split.at(where, device)
+        for name, value in {**network.losses(x, labels), "accuracy": network.accuracy(x, labels)}.items():
+            sums[f"val_{name}"] = sums.get(f"val_{name}", 0.0) + float(value) * len(x)
+    return {name: value / len(split.images) for name, value in sums.items()}
+
+
+def metrics(fitted: Fitted, val: Labelled) -> Row:
+    """Of the kept epoch; `majority` is the accuracy of always naming the most frequent class, which is to be beaten.
+
+    Empty for a network that was not trained here.
+    """
+    row = next((row for row in fitted.history if row["epoch"] == fitted.epoch), {})
+    kept = {name: row[name] for name in row if name == "val_accuracy"}
+    if kept and val.labels is not None:
+        kept["val_majority"] = float(np.bincount(val.labels).max() / len(val.labels))
+    return kept
 
 
 if __name__ == "__main__":

@@ -1,13 +1,22 @@
 """features: dataset, extractor, reconstruction, samples -> artifacts/features/, what every evaluation reads"""
 
+from __future__ import annotations
+
+from pydantic import Field
+
 from tessera.core import files
-from tessera.core.images import map_batches
+from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
+from tessera.images.arrays import map_batches
 from tessera.runtime.stage import enter
 
 
+class Settings(Strict):
+    batch_size: int = Field(ge=1, description="images per forward pass")
+
+
 def main(run: Run) -> None:
-    extractor, batch_size = run.extractor("scorer"), run.params.features.batch_size
+    extractor, batch_size = run.extractor("scorer"), run.params.section("features", Settings).batch_size
     pixels = {split: run.images(split) for split in SPLITS}
     pixels |= {"reconstruction": run.images("test", "reconstruction")}
     pixels |= {of: run.samples(of) for of in run.sample_sets}

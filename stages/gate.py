@@ -3,16 +3,16 @@
 `prior` depends on the file alone, whose text never changes: other metrics that still pass train no prior again.
 """
 
+from tessera import verdict
 from tessera.core import files
 from tessera.core.run import Run
 from tessera.runtime.stage import enter
-from tessera.steps import verdict
 
 OPEN = "The prior may be trained; metrics/gate.json says how its codes were judged.\n"
 
 
 def main(run: Run) -> None:
-    verdict.write("gate", run.params.gate, run)
+    verdict.write("gate", run.params.section("gate", verdict.Verdict), run)
     with files.writing(run.folder("gate.txt")) as stream:
         stream.write(OPEN)
 

@@ -1,23 +1,177 @@
-"""prior: codes -> artifacts/prior/, plots/prior.csv"""
+"""prior: codes -> artifacts/prior/, plots/prior.csv
+
+What training a prior minimises, and how it is judged: by the likelihood of codes it has not seen.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from pydantic import Field
+from torch import Generator, Tensor, nn
 
 from tessera.core import files, models
+from tessera.core.errors import InputError
+from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
-from tessera.core.training import fit
+from tessera.images import arrays
 from tessera.runtime.stage import enter
-from tessera.steps import prior as step
+from tessera.training.loop import Fitted, Row, Task, fit
+from tessera.training.settings import Training
+
+LOOKED_AT = 1000  # images of a split behind one point of a curve, at most; `evaluation/likelihood` reads whole splits
+
+
+class Settings(Strict):
+    name: str
+    conditional: bool = Field(description="condition on the labels of the data set")
+    label_dropout: float = Field(ge=0, lt=1, description="probability that a training example loses its label, which "
+                                 "samples.guidance needs", examples=[0.1])  # fmt: skip
+    augmented: float = Field(
+        ge=0, le=1, description="share of training examples taken from the augmented copies of codes"
+    )
+    annealing: float = Field(ge=0, le=1, description="share of training, at its end, over which the strength of these "
+                             "copies falls to none; 0: it does not fall", examples=[0.5])  # fmt: skip
+    training: Training
 
 
 def main(run: Run) -> None:
-    own = run.params.prior
-    data = step.Data.of(run)
+    own = run.params.section("prior", Settings)
+    data = Data.of(run)
     recipe = models.prior_recipe(run.params, run.grids, run.codebook_sizes, data.classes)
     seed_globally(run.params.seed, "prior", "initialisation")
-    objective = step.Objective(models.build(recipe))
-    fitted = step.fitted(objective, data) or fit(step.task(objective, data), own.training, run.params.seed, run.runtime)
+    objective = Objective(models.build(recipe))
+    fitted = in_closed_form(objective, data) or fit(task(objective, data), own.training, run.params.seed, run.runtime)
     if run.runtime.main:
-        run.save_model("prior", objective.prior, recipe, step.metrics(fitted), notes=fitted.notes)
+        run.save_model("prior", objective.prior, recipe, metrics(fitted), notes=fitted.notes)
         files.write_history("prior", fitted.history)
+
+
+class Objective(nn.Module):
+    def __init__(self, prior: nn.Module) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, done: float) -> dict[str, Tensor]:
+        return self.prior.losses(codes, labels, done)
+
+
+class Data:
+    """Codes by split, and labels where the prior is conditioned on them."""
+
+    def __init__(
+        self,
+        codes: dict[str, Int[np.ndarray, "n t"]],
+        augmented: Int[np.ndarray, "copies n t"],
+        labels: dict[str, Int[np.ndarray, " n"]] | None,
+        classes: int,
+        own: Settings,
+        device: Any,
+    ) -> None:
+        self.codes, self.augmented, self.labels, self.classes = codes, augmented, labels, classes
+        self.own, self.batch_size, self.device = own, own.training.batch_size, device
+        count = min(LOOKED_AT, *(len(array) for array in codes.values()))
+        self.looked_at = {split: arrays.evenly(len(array), count) for split, array in codes.items()}
+
+    @classmethod
+    def of(cls, run: Any) -> Data:
+        conditional, splits = run.params.value("prior.conditional"), ("train", "val")
+        if conditional and not run.label_names:
+            raise InputError("prior.conditional: must be false where the data set has no labels, got true; set it to false, or "
+                             "let the data set read labels")  # fmt: skip
+        return cls(
+            {split: run.codes(split) for split in splits},
+            run.augmented_codes(),
+            {split: run.labels(split) for split in splits} if conditional else None,
+            len(run.label_names) if conditional else 0,
+            run.params.section("prior", Settings),
+            run.runtime.device,
+        )
+
+    def rows(self, split: str, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        codes = torch.from_numpy(self.codes[split][indices].astype(np.int64)).to(self.device)
+        labels = torch.from_numpy(self.labels[split][indices]).to(self.device) if self.labels is not None else None
+        return codes, labels
+
+    def batch(self, indices: np.ndarray, generator: Generator, done: float) -> tuple[Tensor, Tensor | None, float]:
+        """Training examples: the plain codes of an image, or with probability `augmented` those of one of its copies that
+        are weak enough for this moment; its label, or with probability `label_dropout` none."""
+        codes, labels = self.rows("train", indices)
+        usable = weak_enough(len(self.augmented), done, self.own.annealing) if self.own.augmented else 0
+        if usable:
+            copy = torch.randint(usable, (len(indices),), generator=generator).numpy()
+            changed = torch.from_numpy(self.augmented[copy, indices].astype(np.int64)).to(self.device)
+            chosen = torch.rand(len(indices), generator=generator) < self.own.augmented
+            codes = torch.where(chosen[:, None].to(self.device), changed, codes)
+        if labels is not None and self.own.label_dropout:
+            lost = torch.rand(len(indices), generator=generator) < self.own.label_dropout
+            labels = labels.masked_fill(lost.to(self.device), self.classes)
+        return codes, labels, done
+
+
+def weak_enough(copies: int, done: float, annealing: float) -> int:
+    """How many of the copies, which are ordered from weak to strong, may be used when the share `done` of the training is
+    done: all at first, then ever fewer over the last `annealing` of it, none at its end (Zhang et al. 2023, "phased data
+    augmentation", arXiv 2305.12681, narrows it in phases)."""
+    left = (1 - done) / annealing if annealing else 1.0
+    return math.floor(copies * min(1.0, left))
+
+
+def task(objective: Objective, data: Data) -> Task:
+    """What `fit` takes; the epoch with the best held-out likelihood is kept."""
+    return Task(
+        name="prior",
+        objective=objective,
+        examples=len(data.codes["train"]),
+        batch=data.batch,
+        evaluate=lambda objective: _evaluate(objective, data, data.looked_at),
+        score=lambda row: -row["val_nll_bits_per_code"],
+    )
+
+
+def in_closed_form(objective: Objective, data: Data) -> Fitted | None:
+    """The fit of a prior in closed form (one that has `fit`), or None for one that is trained."""
+    if not hasattr(objective.prior, "fit"):
+        return None
+    objective.prior.fit(*data.rows("train", np.arange(len(data.codes["train"]))))
+    objective.to(data.device).eval()
+    with torch.no_grad():
+        row = {"epoch": 0, **_evaluate(objective, data, data.looked_at)}
+    objective.cpu()
+    return Fitted([row], 0, {})
+
+
+def _evaluate(objective: Objective, data: Data, looked_at: dict[str, np.ndarray]) -> Row:
+    """Bits per code and per image, and top-1 accuracy, of validation and of as many training images, in eval mode. Where
+    the prior is not exact (`bound` 1), the bits are an upper bound."""
+    row: Row = {"bound": float(not objective.prior.exact)}
+    for split, indices in looked_at.items():
+        nats, right = 0.0, 0.0
+        for where in arrays.batches(len(indices), data.batch_size):
+            found = objective.prior.likelihood(*data.rows(split, indices[where]))
+            nats -= float(found.log_prob.sum())
+            right += float(found.accuracy.sum())
+        bits = nats / math.log(2) / len(indices)
+        row[f"{split}_nll_bits_per_code"] = bits / data.codes[split].shape[1]
+        row[f"{split}_nll_bits_per_image"] = bits
+        row[f"{split}_accuracy"] = right / len(indices)
+    return row
+
+
+def metrics(fitted: Fitted) -> dict[str, Any]:
+    """Of the kept epoch. The gap between train and val is what the prior has memorised. Bits that are a bound say so in
+    their name, and are never compared with others by `dvc metrics diff`."""
+    row = next(row for row in fitted.history if row["epoch"] == fitted.epoch)
+    bits = "nll_bound_bits_per_code" if row["bound"] else "nll_bits_per_code"
+    split = {
+        name: {bits: row[f"{name}_nll_bits_per_code"], "accuracy": row[f"{name}_accuracy"]} for name in ("val", "train")
+    }
+    return {"epoch": fitted.epoch, **split}
 
 
 if __name__ == "__main__":

@@ -1,23 +1,99 @@
 """samples: prior, tokenizer, codes -> artifacts/samples/, of the prior, of the baseline, and of N(0, I) where the
-tokenizer can decode that, and sheets of them"""
+tokenizer can decode that, and sheets of them
 
-from tessera.core import files
+Drawing samples: codes from a prior, images from the tokenizer's decoder. Sheets show them unselected.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from pydantic import Field
+
+from tessera.core import files, models
+from tessera.core.contracts import Sampling
+from tessera.core.params import Strict
 from tessera.core.run import Run
+from tessera.core.seeding import generator, numpy_generator
+from tessera.images import arrays, pictures
 from tessera.runtime.stage import enter
-from tessera.steps import samples as step
+
+SHOWN, COLUMNS = 96, 12
+
+
+class Settings(Strict):
+    count: int = Field(ge=4, description="samples drawn")
+    batch_size: int = Field(ge=1, description="samples drawn at once")
+    temperature: float = Field(gt=0, description="divides the logits")
+    top_k: int = Field(ge=0, description="draw among the k likeliest codes; 0: all")
+    top_p: float = Field(gt=0, le=1, description="draw among the fewest codes of this probability; 1: all")
+    guidance: float = Field(ge=0, description="of a conditional prior: 1 is p(codes | label), 0 forgets the label, more "
+                            "exaggerates it")  # fmt: skip
+    baseline: str = Field(description="closed-form prior whose samples stand beside, a file of priors/")
 
 
 def main(run: Run) -> None:
     tokenizer = run.tokenizer().to(run.runtime.device)
-    sets = {"samples": run.prior(), "baseline": step.baseline(run)}
-    drawn = {of: step.draw(of, prior.to(run.runtime.device), tokenizer, run) for of, prior in sets.items()}
+    sets = {"samples": run.prior(), "baseline": baseline(run)}
+    drawn = {of: draw(of, prior.to(run.runtime.device), tokenizer, run) for of, prior in sets.items()}
     if hasattr(tokenizer, "sample"):
-        drawn["gaussian"] = step.draw_without_prior("gaussian", tokenizer, run)
-    for of, arrays in drawn.items():
-        for kind, array in arrays.items():
+        drawn["gaussian"] = draw_without_prior("gaussian", tokenizer, run)
+    for of, kinds in drawn.items():
+        for kind, array in kinds.items():
             files.save_array(run.folder("samples") / of / f"{kind}.npy", array)
-        files.write_picture(files.PLOTS / "samples" / f"{of}.png", step.picture(arrays["images"]))
+        files.write_picture(files.PLOTS / "samples" / f"{of}.png", picture(kinds["images"]))
     files.write_json(run.folder("samples") / "facts.json", {"sets": list(drawn)})
+
+
+def baseline(run: Run) -> Any:
+    """The closed-form prior `samples.baseline`, fitted on the training codes: what a prior must be better than."""
+    recipe = models.prior_recipe(
+        run.params, run.grids, run.codebook_sizes, 0, run.params.section("samples", Settings).baseline
+    )
+    prior = models.build(recipe)
+    prior.fit(torch.from_numpy(run.codes("train").astype(np.int64)), None)
+    return prior.eval()
+
+
+def draw(of: str, prior: Any, tokenizer: Any, run: Run) -> dict[str, np.ndarray]:
+    """`codes` [N,T] int32, `images` uint8 [N,H,W,C], and `labels` [N] for a conditional prior, drawn with the
+    frequencies of the training labels. The stream of each batch depends on (seed, `of`, batch) alone."""
+    own = run.params.section("samples", Settings)
+    sampling = Sampling(own.temperature, own.top_k, own.top_p, own.guidance)
+    labels = None
+    if prior.classes:
+        labels = numpy_generator(run.params.seed, of, "labels").choice(run.labels("train"), own.count)
+    codes, pixels = [], []
+    bar = run.runtime.progress(total=own.count, desc=of)
+    for index, where in enumerate(arrays.batches(own.count, own.batch_size)):
+        n = where.stop - where.start
+        given = torch.from_numpy(labels[where]).to(run.runtime.device) if labels is not None else None
+        with torch.no_grad():
+            drawn = prior.sample(n, generator(run.params.seed, of, index), sampling, labels=given)
+            pixels.append(arrays.to_pixels(tokenizer.decode(drawn)))
+        codes.append(drawn.cpu().numpy().astype(np.int32))
+        bar.update(n)
+    bar.close()
+    found = {"codes": np.concatenate(codes), "images": np.concatenate(pixels)}
+    return found | ({"labels": labels} if labels is not None else {})
+
+
+def draw_without_prior(of: str, tokenizer: Any, run: Run) -> dict[str, np.ndarray]:
+    """`images` of a tokenizer with `sample(n, generator)`: a VAE decodes N(0, I), the prior that it was trained with."""
+    own = run.params.section("samples", Settings)
+    pixels = [
+        arrays.to_pixels(tokenizer.sample(where.stop - where.start, generator(run.params.seed, of, index)))
+        for index, where in enumerate(arrays.batches(own.count, own.batch_size))
+    ]
+    return {"images": np.concatenate(pixels)}
+
+
+def picture(pixels: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "height width c"]:
+    """The first samples, as they came."""
+    return pictures.sheet(pixels[:SHOWN], COLUMNS)
 
 
 if __name__ == "__main__":

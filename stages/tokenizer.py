@@ -1,21 +1,322 @@
-"""tokenizer: dataset, extractor -> artifacts/tokenizer/, plots/tokenizer.csv, plots/tokenizer/"""
+"""tokenizer: dataset, extractor -> artifacts/tokenizer/, plots/tokenizer.csv, plots/tokenizer/
 
-from tessera.core import files, models
+What training a tokenizer minimises, what validation reports, and what is kept of chosen epochs.
+
+Contracts only: no plug-in is known here by name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from pydantic import Field, model_validator
+from torch import Generator, Tensor, nn
+
+from tessera import augmentation
+from tessera.augmentation import Augmentation
+from tessera.codes import statistics
+from tessera.codes.sequences import flatten_levels
+from tessera.core import files, models, seams
+from tessera.core.errors import InputError
+from tessera.core.params import Strict
 from tessera.core.run import Run
+from tessera.core.seeding import generator, seed_globally
+from tessera.images import arrays, pictures, scores
 from tessera.runtime.stage import enter
-from tessera.steps import tokenizer as step
+from tessera.training.loop import Fitted, Row, Task, fit
+from tessera.training.settings import Training
+
+LOOKED_AT = 1000  # images of a split behind one point of a curve; the stage `reconstruction` reads whole splits
+FITTED_ON = 1_000_000  # latents that a post-hoc codebook is given, at most
+SHOWN = 16  # images whose reconstructions are kept at the snapshot epochs
+
+
+class Settings(Strict):
+    name: str
+    keep: Literal["best", "best_usage", "last"] = Field(description="which epoch's weights go on to the next stages")
+    keep_every: int = Field(ge=0, description="keep the weights of every n-th epoch too; 0: none")
+    snapshot_epochs: list[Annotated[int, Field(ge=0)]] = Field(
+        description="epochs whose codebook and reconstructions are kept; 0: untrained"
+    )
+    augmentation: Augmentation
+    training: Training
+
+    @model_validator(mode="after")
+    def _stops(self) -> Settings:
+        if self.keep == "last" and self.training.patience:
+            raise ValueError(
+                f"training.patience must be 0 while keep is last, by which every epoch is better than those before, got "
+                f"{self.training.patience}; set it to 0, or keep to best"
+            )
+        return self
+
+
+class Quantizer(Strict):
+    name: str
 
 
 def main(run: Run) -> None:
     recipe = models.tokenizer_recipe(run.params, run.image_shape)
-    data = step.Data.of(run)
-    objective = step.objective(recipe, run)
-    fitted = step.train(objective, data, run)
-    tokenizer = step.with_codebook(objective.tokenizer, recipe, data, run)
+    data = Data.of(run)
+    objective = initialised(recipe, run)
+    fitted = train(objective, data, run)
+    tokenizer = with_codebook(objective.tokenizer, recipe, data, run)
     if run.runtime.main:
-        run.save_model("tokenizer", tokenizer, recipe, step.metrics(fitted, tokenizer, data), notes=fitted.notes)
+        run.save_model("tokenizer", tokenizer, recipe, metrics(fitted, tokenizer, data), notes=fitted.notes)
         files.write_history("tokenizer", fitted.history)
-        step.write_snapshots(fitted, data)
+        write_snapshots(fitted, data)
+
+
+class Objective(nn.Module):
+    """Image terms of `losses:` with their weights, and the quantizer's own terms, which come weighted."""
+
+    def __init__(self, tokenizer: nn.Module, terms: dict[str, tuple[float, nn.Module]]) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.terms = nn.ModuleDict({name: term for name, (_, term) in terms.items()})
+        self.weights = {name: weight for name, (weight, _) in terms.items()}
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> dict[str, Tensor]:
+        return self.losses(x, self.tokenizer(x))
+
+    def losses(self, x: Float[Tensor, "b c h w"], output: Any) -> dict[str, Tensor]:
+        losses = {name: self.weights[name] * term(x, output) for name, term in self.terms.items()}
+        for level in output.quantized:
+            for name, value in level.losses.items():
+                losses[name] = losses.get(name, 0) + value
+        return losses
+
+
+def loss_terms(run: Run, tokenizer: Any) -> dict[str, tuple[float, nn.Module]]:
+    """The losses of params.yaml by name, each with its weight; a term of weight 0 is not built and costs nothing."""
+    configs = {name: run.params.config("losses", name) for name in run.params.keys("losses")}
+    return {
+        name: (config.weight, seams.plugin("losses", name).build(config, run, tokenizer))
+        for name, config in configs.items()
+        if config.weight
+    }
+
+
+def initialised(recipe: models.Recipe, run: Run) -> Objective:
+    """The tokenizer of `recipe`, freshly initialised, with its loss terms. Where the quantizer is post-hoc it is left out:
+    what training gives must not depend on it."""
+    seed_globally(run.params.seed, "tokenizer", "initialisation")
+    tokenizer = models.build(recipe._replace(quantizer=None) if run.params.post_hoc else recipe)
+    return Objective(tokenizer, loss_terms(run, tokenizer))
+
+
+class Data:
+    """Training batches, and the fixed images that curves are computed on."""
+
+    def __init__(
+        self,
+        pixels: dict[str, UInt8[np.ndarray, "n h w c"]],
+        augmentation: Augmentation,
+        batch_size: int,
+        device: Any,
+    ) -> None:
+        self.pixels, self.augmentation, self.batch_size, self.device = pixels, augmentation, batch_size, device
+        # as many training as validation images: perplexity over fewer images is lower
+        count = min(LOOKED_AT, *(len(array) for array in pixels.values()))
+        self.looked_at = {split: array[arrays.evenly(len(array), count)] for split, array in pixels.items()}
+        self.shown = self.looked_at["val"][arrays.evenly(len(self.looked_at["val"]), SHOWN)]
+
+    @classmethod
+    def of(cls, run: Run) -> Data:
+        own = run.params.section("tokenizer", Settings)
+        pixels = {split: run.images(split) for split in ("train", "val")}
+        return cls(pixels, own.augmentation, own.training.batch_size, run.runtime.device)
+
+    def batch(self, indices: np.ndarray, generator: Generator, done: float = 0.0) -> tuple[Tensor]:
+        x = arrays.to_model(self.pixels["train"][np.sort(indices)], self.device)  # sorted: a memory map reads forward
+        return (augmentation.augmented(x, self.augmentation, generator),)
+
+
+def train(objective: Objective, data: Data, run: Run) -> Fitted:
+    """Train the objective in place. A tokenizer without weights (`pixels`) is only looked at."""
+    own = run.params.section("tokenizer", Settings)
+    late = [str(epoch) for epoch in own.snapshot_epochs if epoch > own.training.epochs]
+    if late and run.runtime.main:
+        print(
+            f"tokenizer.snapshot_epochs: {', '.join(late)} are left out, since there are {own.training.epochs} epochs"
+        )
+    if any(parameter.requires_grad for parameter in objective.tokenizer.parameters()):
+        return fit(task(objective, data, own), own.training, run.params.seed, run.runtime)
+    print(f"tokenizer.name = {own.name} has nothing to train: tokenizer.training, quantizer and losses are not read")
+    with torch.no_grad():
+        row = _evaluate(objective.to(run.runtime.device).eval(), data)
+    objective.to("cpu")
+    return Fitted([{"epoch": 0, **row}], 0, {})
+
+
+def with_codebook(tokenizer: Any, recipe: models.Recipe, data: Data, run: Run) -> Any:
+    """The trained tokenizer; one that was trained without its post-hoc quantizer gets it here, fitted to the latents of
+    the training images (a million of them at most, of images drawn at random)."""
+    if not run.params.post_hoc:
+        return tokenizer
+    whole = models.build(recipe)
+    whole.load_state_dict(tokenizer.state_dict(), strict=False)  # all but the quantizer's
+    draws = generator(run.params.seed, "tokenizer", "codebook")
+    for level, quantizer in enumerate(module for module in whole.modules() if hasattr(module, "fit")):
+        quantizer.fit(_latents(tokenizer.to(run.runtime.device), level, data, draws), draws)
+    return whole.to("cpu").eval()
+
+
+@torch.no_grad()
+def _latents(tokenizer: Any, level: int, data: Data, draws: Generator) -> Float[Tensor, "n d"]:
+    found, rows = [], 0
+    order = torch.randperm(len(data.pixels["train"]), generator=draws).numpy()
+    for where in arrays.batches(len(order), data.batch_size):
+        x = arrays.to_model(data.pixels["train"][np.sort(order[where])], data.device)
+        found.append(tokenizer.latents(x)[level].permute(0, 2, 3, 1).flatten(0, 2).cpu())
+        rows += len(found[-1])
+        if rows >= FITTED_ON:
+            break
+    return torch.cat(found)[:FITTED_ON]
+
+
+def task(objective: Objective, data: Data, section: Settings) -> Task:
+    """What `fit` takes."""
+    if section.keep == "best_usage" and not objective.tokenizer.grids:
+        raise InputError("tokenizer.keep: must be best or last, got 'best_usage': there are no codes while a tokenizer trains "
+                         "whose quantizer is fitted afterwards")  # fmt: skip
+    every, epochs = section.keep_every, section.training.epochs
+    kept = set(range(every, epochs + 1, every)) if every else set()
+    score = {
+        "best": lambda row: -row["val_total"],
+        "best_usage": lambda row: row["val_usage"],
+        "last": lambda row: row["epoch"],
+    }[section.keep]
+
+    def snapshot(objective: Objective, epoch: int) -> dict[str, Tensor]:
+        taken = _snapshot(objective, data) if epoch in section.snapshot_epochs else {}
+        if epoch in kept:
+            taken |= {f"weights/{name}": value for name, value in objective.tokenizer.state_dict().items()}
+        return taken
+
+    return Task(
+        name="tokenizer",
+        objective=objective,
+        examples=len(data.pixels["train"]),
+        batch=data.batch,
+        evaluate=lambda objective: _evaluate(objective, data),
+        score=score,
+        snapshot=snapshot,
+        snapshot_epochs={*section.snapshot_epochs, *kept},
+    )
+
+
+def _snapshot(objective: Objective, data: Data) -> dict[str, Tensor]:
+    reconstruction = objective.tokenizer(arrays.to_model(data.shown, data.device)).reconstruction
+    books = {f"codebook_{index}": book for index, book in enumerate(objective.tokenizer.codebooks)}
+    return {"reconstruction": torch.from_numpy(arrays.to_pixels(reconstruction)), **books}
+
+
+def _evaluate(objective: Objective, data: Data) -> Row:
+    """Validation row: every loss term and score of `val`; of `train` the scores, in eval mode, beside the loss terms
+    that training itself has averaged."""
+    train = _scores(objective, data, data.looked_at["train"])
+    val = _scores(objective, data, data.looked_at["val"])
+    row = {f"val_{name}": value for name, value in val.items()}
+    seen = ("usage", "perplexity", "codebook_error", "mse_pixels", "psnr_db", "ssim")
+    return row | {f"train_{name}": train[name] for name in seen if name in train}
+
+
+def _scores(objective: Objective, data: Data, pixels: UInt8[np.ndarray, "n h w c"]) -> Row:
+    """Every loss term, their `total`, terms that are only reported, and what codes and pictures are worth, over all of
+    `pixels`: `psnr_db` of the mean squared error, `ssim` with uniform windows (`nn.scores`)."""
+    sums, reported = Counter(), Counter()
+    codes, errors, similar = [], [], []
+    for where in arrays.batches(len(pixels), data.batch_size):
+        x = arrays.to_model(pixels[where], data.device)
+        output = objective.tokenizer(x)
+        for name, value in objective.losses(x, output).items():
+            sums[name] += float(value) * len(x)
+        for name, value in [item for level in output.quantized for item in level.reported.items()]:
+            reported[name] += float(value) * len(x)
+        decoded = arrays.to_pixels(output.reconstruction)
+        codes.append(flatten_levels([level.codes for level in output.quantized]).cpu().numpy())
+        errors.append(scores.mse(decoded, pixels[where]))
+        similar.append(scores.ssim(decoded, pixels[where]))
+    row = {name: value / len(pixels) for name, value in sums.items()}
+    row["total"] = sum(row.values())
+    row |= {name: value / len(pixels) for name, value in reported.items()}
+    row["mse_pixels"] = float(np.concatenate(errors).mean())
+    row["psnr_db"] = float(scores.psnr_db(row["mse_pixels"]))
+    row["ssim"] = float(np.concatenate(similar).mean())
+    return row | _code_scores(np.concatenate(codes), objective.tokenizer)
+
+
+def _code_scores(codes: Int[np.ndarray, "n t"], tokenizer: Any) -> Row:
+    """Usage and perplexity over all the codes, mean over the grids; none without grids."""
+    if not tokenizer.grids:
+        return {}
+    folded = statistics.split_grids(codes, tokenizer.grids)
+    shares = [statistics.frequencies(grid, k) for grid, k in zip(folded, tokenizer.codebook_sizes, strict=True)]
+    return {
+        "usage": float(np.mean([statistics.usage(p) for p in shares])),
+        "perplexity": float(np.mean([statistics.perplexity(p) for p in shares])),
+    }
+
+
+def metrics(fitted: Fitted, tokenizer: Any, data: Data) -> dict[str, Any]:
+    """Of the kept epoch: loss and codebook; the pictures' scores over whole splits are the stage `reconstruction`'s."""
+    row = next(row for row in fitted.history if row["epoch"] == fitted.epoch)
+    if "val_usage" not in row:  # the codebook was fitted afterwards
+        with torch.no_grad():
+            scored = _scores(Objective(tokenizer.to(data.device), {}), data, data.looked_at["val"])
+        row = row | {f"val_{name}": scored[name] for name in ("usage", "perplexity")}
+        tokenizer.to("cpu")
+    return {
+        "epoch": fitted.epoch,
+        "val": {name: row[f"val_{name}"] for name in ("total", "usage", "perplexity")},
+        "train": {"total": row["train_total"]} if "train_total" in row else {},
+    }
+
+
+def write_snapshots(fitted: Fitted, data: Data) -> None:
+    """Pictures of the snapshot epochs (one row each, under the originals; the codebook's two main directions), their
+    codebooks as `artifacts/tokenizer/snapshots.safetensors`, and the weights of every n-th epoch where asked."""
+    epochs = sorted({int(name.partition("/")[0]) for name in fitted.snapshots})
+    books, rows = {}, [data.shown]
+    for epoch in epochs:
+        taken = {n.partition("/")[2]: t for n, t in fitted.snapshots.items() if n.startswith(f"{epoch}/")}
+        weights = {name.removeprefix("weights/"): t for name, t in taken.items() if name.startswith("weights/")}
+        if weights:
+            models.save_weights(files.ARTIFACTS / "tokenizer" / "epochs" / f"{epoch:04d}.safetensors", weights)
+        if "reconstruction" in taken:
+            rows.append(taken["reconstruction"].numpy())
+            books |= {f"{epoch}/{name}": t for name, t in taken.items() if name.startswith("codebook_")}
+    models.save_weights(files.ARTIFACTS / "tokenizer" / "snapshots.safetensors", books)
+    folder = files.PLOTS / "tokenizer"
+    files.write_picture(folder / "reconstructions.png", pictures.sheet(np.concatenate(rows), len(data.shown)))
+    if books:
+        files.write_picture(folder / "codebook.png", _codebooks({n: t.numpy() for n, t in books.items()}))
+
+
+def _codebooks(books: dict[str, Float[np.ndarray, "k d"]]) -> Any:
+    """Each snapshot's code vectors on the two principal directions of the last one, so that motion is seen."""
+    from matplotlib.figure import Figure
+
+    grids = sorted({name.partition("/")[2] for name in books})
+    epochs = sorted({int(name.partition("/")[0]) for name in books})
+    figure = Figure(figsize=(2.6 * len(epochs), 2.8 * len(grids)))
+    axes = figure.subplots(len(grids), len(epochs), squeeze=False, sharex="row", sharey="row")
+    for row, grid in enumerate(grids):
+        last = books[f"{epochs[-1]}/{grid}"]
+        centre = last.mean(0)
+        _, _, directions = np.linalg.svd(last - centre, full_matrices=False)
+        for column, epoch in enumerate(epochs):
+            points = (books[f"{epoch}/{grid}"] - centre) @ directions[:2].T
+            points = np.pad(points, [(0, 0), (0, 2 - points.shape[1])])  # code vectors of one number lie on a line
+            axes[row, column].scatter(*points.T, s=6, alpha=0.7, linewidths=0)
+            axes[row, column].set_title(f"{grid.replace('_', ' ')}, epoch {epoch}", fontsize=9)
+            axes[row, column].set_aspect("equal", "box")
+    return figure
 
 
 if __name__ == "__main__":

@@ -23,12 +23,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from studies import tables
-from tessera.core import files, images, pictures, seams
+from tessera.codes import statistics
+from tessera.core import files, seams
 from tessera.core.errors import InputError
 from tessera.core.params import Params, read
 from tessera.core.run import Run
 from tessera.core.seeding import generator
-from tessera.nn import scores
+from tessera.images import arrays, pictures
 from tessera.runtime import provenance
 from tessera.tokenizers.vae import divergence
 
@@ -53,7 +54,7 @@ def evidence(vae: Any, x: Tensor, draws: torch.Generator) -> tuple[float, float]
 
 def codebooks(vae: Any, run: Run) -> dict[str, Any]:
     """Both post-hoc quantizers, fitted to the latents of the same training images."""
-    x = images.to_model(run.images("train")[:FITTED_ON])
+    x = arrays.to_model(run.images("train")[:FITTED_ON])
     latents = vae.latents(x)[0].movedim(1, 3).flatten(0, 2)
     found = {}
     for name in ("kmeans", "geodesic"):
@@ -73,29 +74,29 @@ def order_zero(train: Int[np.ndarray, "n t"], test: Int[np.ndarray, "m t"], k: i
 def measured(run: Run) -> tuple[pd.DataFrame, np.ndarray]:
     vae, draws = run.tokenizer(), generator(run.params.seed, "elbo")
     test = run.images("test")[:COUNT]
-    batches = [images.to_model(test[where]) for where in images.batches(len(test), BATCH)]
+    batches = [arrays.to_model(test[where]) for where in arrays.batches(len(test), BATCH)]
     pairs = [evidence(vae, x, draws) for x in batches]
     likelihood, kl = np.mean(pairs, axis=0)
     rows = [{"codes": "none: N(0, I)", "log p(x|z)": likelihood, "rate": kl, "bound": likelihood - kl}]
-    sheet = [test[:SHOWN], images.to_pixels(vae.decode_vectors(vae.latents(batches[0][:SHOWN])))]
+    sheet = [test[:SHOWN], arrays.to_pixels(vae.decode_vectors(vae.latents(batches[0][:SHOWN])))]
     for name, quantizer in codebooks(vae, run).items():
         quantized = [quantizer(vae.latents(x)[0]) for x in batches]
         decoded = [vae.decode_vectors((level.z_q,)) for level in quantized]
         likelihood = float(np.mean([bernoulli(x, y) for x, y in zip(batches, decoded, strict=True)]))
-        seen = [quantizer(vae.latents(images.to_model(run.images("train")[where]))[0]).codes.flatten(1).numpy()
-                for where in images.batches(FITTED_ON, BATCH)]  # fmt: skip
+        seen = [quantizer(vae.latents(arrays.to_model(run.images("train")[where]))[0]).codes.flatten(1).numpy()
+                for where in arrays.batches(FITTED_ON, BATCH)]  # fmt: skip
         codes = np.concatenate([level.codes.flatten(1).numpy() for level in quantized])
         rate = order_zero(np.concatenate(seen), codes, quantizer.codebook_sizes[0])
-        share = scores.frequencies(codes, quantizer.codebook_sizes[0])
+        share = statistics.frequencies(codes, quantizer.codebook_sizes[0])
         rows.append({"codes": f"{name}, order 0", "log p(x|z)": likelihood, "rate": rate, "bound": likelihood - rate,
-                     "usage": scores.usage(share), "perplexity": scores.perplexity(share)})  # fmt: skip
-        if name == run.params.quantizer.name and (files.METRICS / "prior.json").exists():
+                     "usage": statistics.usage(share), "perplexity": statistics.perplexity(share)})  # fmt: skip
+        if name == run.params.value("quantizer.name") and (files.METRICS / "prior.json").exists():
             bits = files.read_json(files.METRICS / "prior.json")["val"]["nll_bits_per_code"]
             rate = bits * math.log(2) * codes.shape[1]
             rows.append(
                 {"codes": f"{name}, trained prior", "log p(x|z)": likelihood, "rate": rate, "bound": likelihood - rate}
             )
-        sheet.append(images.to_pixels(decoded[0][:SHOWN]))
+        sheet.append(arrays.to_pixels(decoded[0][:SHOWN]))
     return pd.DataFrame(rows), pictures.sheet(np.concatenate(sheet), SHOWN)
 
 
@@ -104,9 +105,9 @@ def require_vae(params: Params) -> None:
     Raises:
         InputError: the tokenizer of params.yaml, which artifacts/ has, is no VAE with a post-hoc codebook.
     """
-    if params.tokenizer.name != "vae":
+    if params.value("tokenizer.name") != "vae":
         raise InputError(
-            f"tokenizer.name must be vae, whose model artifacts/tokenizer then is, got {params.tokenizer.name}; run "
+            f"tokenizer.name must be vae, whose model artifacts/tokenizer then is, got {params.value('tokenizer.name')}; run "
             "`dvc exp run $(python -m tessera.presets geodesic-mnist) prior` before"
         )
 

@@ -14,17 +14,17 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
+from stages import samples as drawing
 from studies import tables
 from tessera import presets
-from tessera.core import images
 from tessera.core.params import Params, read
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
-from tessera.nn.frechet import distance
-from tessera.nn.neighbours import overlap
+from tessera.features.frechet import distance
+from tessera.features.neighbours import overlap
+from tessera.images import arrays
 from tessera.runtime import provenance
 from tessera.runtime.devices import Runtime
-from tessera.steps import samples as drawing
 
 OF = "noise"  # names the streams of this study: the committed samples are drawn from others
 
@@ -36,8 +36,8 @@ def new_samples(count: int, threads: int) -> Float[np.ndarray, "n f"]:
     run = Run(params, runtime=Runtime(params.runtime))
     drawn = drawing.draw(OF, run.prior(), run.tokenizer(), run)["images"]
     extractor = run.extractor("scorer")
-    batches = images.batches(count, params.features.batch_size)
-    return np.concatenate([extractor(images.to_model(drawn[where])).numpy() for where in batches])
+    batches = arrays.batches(count, params.value("features.batch_size"))
+    return np.concatenate([extractor(arrays.to_model(drawn[where])).numpy() for where in batches])
 
 
 def scores(real: Float[np.ndarray, "m f"], fake: Float[np.ndarray, "m f"], k: int) -> dict[str, float]:

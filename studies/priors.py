@@ -18,20 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from stages import codes as encoding
+from stages import prior as step
+from stages import samples as drawing
 from studies import tables
 from tessera import presets
-from tessera.core import images, models
+from tessera.core import models
 from tessera.core.params import Params, read
 from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
-from tessera.core.training import Fitted, fit
 from tessera.evaluation import frechet, memorisation
-from tessera.nn import neighbours
+from tessera.features import neighbours
+from tessera.images import arrays
 from tessera.runtime import provenance
 from tessera.runtime.devices import Runtime
-from tessera.steps import codes as encoding
-from tessera.steps import prior as step
-from tessera.steps import samples as drawing
+from tessera.training.loop import Fitted, fit
 
 OF = "priors"  # names the streams of this study
 
@@ -109,7 +110,9 @@ def run_row(table: str, name: str, seed: int, threads: int) -> dict[str, Any]:
     seed_globally(seed, "prior", "initialisation")
     objective = step.Objective(models.build(recipe))
     begun = time.perf_counter()
-    fitted = step.fitted(objective, data) or fit(step.task(objective, data), params.prior.training, seed, run.runtime)
+    fitted = step.fitted(objective, data) or fit(
+        step.task(objective, data), params.value("prior.training"), seed, run.runtime
+    )
     return {"row": name, "seed": seed} | judged(objective.prior.eval(), fitted, time.perf_counter() - begun, run)
 
 
@@ -156,7 +159,7 @@ def compared(pixels: np.ndarray, run: Run, repeats: int = 4) -> dict[str, float]
     extractor, val = run.extractor("scorer"), run.images("val")
     draws = np.random.default_rng(0)
     sets = {
-        name: np.concatenate([f.numpy() for _, f in images.map_batches(extractor, np.asarray(array), 256)])
+        name: np.concatenate([f.numpy() for _, f in arrays.map_batches(extractor, np.asarray(array), 256)])
         for name, array in {"samples": pixels, "val": val, "train": run.images("train")}.items()
     }
     n = len(sets["val"])

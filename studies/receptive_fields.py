@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
+from tessera.autoregression.gated import GatedPixelCNN
+from tessera.autoregression.masked_conv import MaskedPixelCNN
 from tessera.core import files
-from tessera.nn.gated import GatedPixelCNN
-from tessera.nn.masked_conv import MaskedPixelCNN
 
 PATH = Path("docs/results/receptive-fields.png")
 SIDE, DEPTHS, KERNEL, FIRST = 15, (1, 3, 6), 3, 7  # codes; layers; kernel sizes of params.yaml

@@ -20,16 +20,17 @@ import pandas as pd
 import torch
 from torch import nn
 
+from stages import tokenizer as step
 from studies import tables
 from tessera import presets
-from tessera.core import files, images, models, pictures
+from tessera.codes import statistics
+from tessera.core import files, models
 from tessera.core.params import Params, read
 from tessera.core.run import Run
-from tessera.core.training import Fitted
 from tessera.evaluation.frechet import distance
-from tessera.nn import scores
+from tessera.images import arrays, pictures, scores
 from tessera.runtime.devices import Runtime
-from tessera.steps import tokenizer as step
+from tessera.training.loop import Fitted
 
 SHORT = {"tokenizer.training.epochs": 30, "tokenizer.snapshot_epochs": [0]}  # the default schedule has 100
 VAE = {"tokenizer.name": "vae", "tokenizer.vae.kl_weight": 0.002}
@@ -101,7 +102,7 @@ def run_row(table: str, name: str, seed: int, threads: int) -> dict[str, Any]:
     objective = step.objective(recipe, run)
     fitted = step.train(objective, data, run)
     tokenizer = step.with_codebook(objective.tokenizer, recipe, data, run)
-    row = {"row": name, "seed": seed, "epochs": params.tokenizer.training.epochs, "kept_epoch": fitted.epoch,
+    row = {"row": name, "seed": seed, "epochs": params.value("tokenizer.training").epochs, "kept_epoch": fitted.epoch,
            "parameters": sum(p.numel() for p in tokenizer.parameters())}  # fmt: skip
     if table.startswith("cifar10"):
         path = tables.FOLDER / f"{table}-{name.replace(' ', '-')}.png"
@@ -117,18 +118,18 @@ def judged(tokenizer: nn.Module, run: Run) -> dict[str, float]:
     """Of the validation split: codes over all of it, and pictures as 8-bit images; `psnr_db` of the mean MSE,
     `ssim` with uniform windows (`nn.scores`)."""
     pixels, codes, decoded = run.images("val"), [], []
-    for where in images.batches(len(pixels), 256):
-        codes.append(tokenizer.encode(images.to_model(pixels[where])))
-        decoded.append(images.to_pixels(tokenizer.decode(codes[-1])))
+    for where in arrays.batches(len(pixels), 256):
+        codes.append(tokenizer.encode(arrays.to_model(pixels[where])))
+        decoded.append(arrays.to_pixels(tokenizer.decode(codes[-1])))
     pictures, extractor = np.concatenate(decoded), run.extractor("scorer")
-    features = [extractor(images.to_model(set_)).numpy() for set_ in (pictures, np.asarray(pixels))]
-    grids = scores.split_grids(torch.cat(codes).numpy(), tokenizer.grids)
-    shares = [scores.frequencies(grid, k) for grid, k in zip(grids, tokenizer.codebook_sizes, strict=True)]
+    features = [extractor(arrays.to_model(set_)).numpy() for set_ in (pictures, np.asarray(pixels))]
+    grids = statistics.split_grids(torch.cat(codes).numpy(), tokenizer.grids)
+    shares = [statistics.frequencies(grid, k) for grid, k in zip(grids, tokenizer.codebook_sizes, strict=True)]
     return {
         "codes": sum(h * w for h, w in tokenizer.grids),
         "bits": sum(h * w * np.log2(k) for (h, w), k in zip(tokenizer.grids, tokenizer.codebook_sizes, strict=True)),
-        "usage": np.mean([scores.usage(p) for p in shares]),
-        "perplexity": np.mean([scores.perplexity(p) for p in shares]),
+        "usage": np.mean([statistics.usage(p) for p in shares]),
+        "perplexity": np.mean([statistics.perplexity(p) for p in shares]),
         "psnr_db": float(scores.psnr_db(scores.mse(pictures, pixels).mean())),
         "ssim": scores.ssim(pictures, pixels).mean(),
         "fd": distance(*features),
@@ -146,19 +147,19 @@ def by_epoch(fitted: Fitted, data: step.Data) -> np.ndarray:
 def published(tokenizer: nn.Module, pixels: np.ndarray, params: Params, count: int = 10_000) -> dict[str, float]:
     """Columns of the published table, of the first images: total = reconstruction + (1 + beta) codebook."""
     sums, codes, n = np.zeros(2), [], min(count, len(pixels))
-    for where in images.batches(n, 500):
-        x = images.to_model(pixels[where])
+    for where in arrays.batches(n, 500):
+        x = arrays.to_model(pixels[where])
         output = tokenizer(x)
         (level,) = output.quantized
         terms = nn.functional.mse_loss(output.reconstruction, x), level.reported["codebook_error"]
         sums += np.array([float(term) for term in terms]) * len(x)
         codes.append(level.codes.flatten())
     reconstruction, codebook = sums / n
-    share = scores.frequencies(torch.cat(codes).numpy(), tokenizer.codebook_sizes[0])
+    share = statistics.frequencies(torch.cat(codes).numpy(), tokenizer.codebook_sizes[0])
     total = reconstruction + (1 + params.raw["quantizer"]["beta"]) * codebook
     return {
         "total": total, "reconstruction": reconstruction, "codebook": codebook,
-        "perplexity": scores.perplexity(share), "usage": scores.usage(share),
+        "perplexity": statistics.perplexity(share), "usage": statistics.usage(share),
         "psnr_db": float(scores.psnr_db(reconstruction / 4)),
     }  # fmt: skip
 

@@ -19,11 +19,12 @@ from committed import project
 from pydantic import BaseModel
 
 from tessera.core import files, models, seams
-from tessera.core.images import to_model
-from tessera.core.params import CHOOSES, PLURAL, SECTIONS, Params, read
+from tessera.core.params import CHOOSES, PLURAL, Params, read
 from tessera.core.run import SPLITS, Run
 from tessera.core.seeding import seed_globally
+from tessera.images.arrays import to_model
 from tessera.runtime import provenance
+from tessera.runtime.validation import sections
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ("round", "square")
@@ -87,7 +88,7 @@ TINY = {
 def shrunk(raw: dict[str, Any]) -> dict[str, Any]:
     """params.yaml with the same names chosen, and every other value as small as its `examples`."""
     small = copy.deepcopy(raw)
-    for section, model in SECTIONS.items():
+    for section, model in sections().items():
         for name, field in model.model_fields.items():
             if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) and name != "split":
                 small[section][name] = examples(field.annotation)

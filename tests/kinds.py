@@ -9,10 +9,10 @@ import torch
 from conftest import trained, write_tokenizer
 
 from tessera.core import models
-from tessera.core.images import to_model
 from tessera.core.params import Params
 from tessera.core.run import Run
 from tessera.core.seeding import generator, seed_globally
+from tessera.images.arrays import to_model
 
 KINDS = {  # tokenizer, quantizer, values of the tokenizer
     "vqvae": ("vqvae", "ema", {"downsampling": 2}),
@@ -44,7 +44,7 @@ def run_of(kind: str, raw: dict[str, Any], runtime: Any, key: str) -> Run:
     if kind not in _made:
         _made[kind] = _tokenizer(recipe, to_model(run.images("train")))
     write_tokenizer(_made[kind], recipe, run)
-    classes = len(run.label_names) if run.params.prior.conditional else 0
+    classes = len(run.label_names) if run.params.value("prior.conditional") else 0
     recipe = models.prior_recipe(run.params, run.grids, run.codebook_sizes, classes)
     prior = models.build(recipe)
     labels = torch.tensor(run.labels("train")) if classes else None

@@ -24,14 +24,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tessera.core import decoding, files, seams
+from stages import dataset as preparation
+from stages.dataset import Settings as Dataset
+from stages.dataset import Split
+from tessera.core import files, seams
 from tessera.core.contracts import SPLITS, Source
 from tessera.core.errors import InputError
-from tessera.core.params import Dataset, Params, Split
+from tessera.core.params import Params
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
 from tessera.datasets import folder, huggingface, noto
-from tessera.steps import dataset as preparation
+from tessera.decoding import compressed
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = {"by": "family", "train": 0.8, "val": 0.1, "test": 0.1}
@@ -190,9 +193,9 @@ def test_a_missing_source_is_named(name: str, tmp_path: Path) -> None:
 
 
 def test_neither_preparation_nor_a_plugin_imports_torch() -> None:
-    modules = ["tessera.steps.dataset", *(f"tessera.datasets.{name}" for name in seams.names("datasets"))]
+    modules = ["stages.dataset", *(f"tessera.datasets.{name}" for name in seams.names("datasets"))]
     code = f"import sys, importlib; [importlib.import_module(m) for m in {modules}]; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 # noto
@@ -498,7 +501,7 @@ def test_a_broken_or_vanished_file_is_named(tmp_path: Path) -> None:
 
 
 def decode(data: bytes) -> np.ndarray:
-    return decoding.decode(data, "picture 7")
+    return compressed.decode(data, "picture 7")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -538,7 +541,7 @@ def test_a_decompression_bomb_is_refused_with_its_size_and_the_limit(width: int,
 
 
 def test_the_largest_image_passes_the_limit() -> None:
-    decoding.require_pixels(8192, 8192, "picture 7")
+    compressed.require_pixels(8192, 8192, "picture 7")
 
 
 def test_kinds_of_pixels() -> None:

@@ -15,12 +15,12 @@ import pytest
 from conftest import example
 from PIL import Image
 
+from stages import dataset as preparation
+from stages.dataset import Settings as Dataset
 from tessera.core import seams
-from tessera.core.decoding import decode, taken_for
 from tessera.core.errors import InputError
-from tessera.core.params import Dataset
 from tessera.core.seeding import numpy_generator
-from tessera.steps import dataset as preparation
+from tessera.decoding.compressed import decode, taken_for
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
 

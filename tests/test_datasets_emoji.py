@@ -15,13 +15,13 @@ import pytest
 from conftest import example
 from PIL import Image
 
+from stages import dataset as preparation
+from stages.dataset import Settings as Dataset
 from tessera.core.contracts import Source
 from tessera.core.errors import InputError
-from tessera.core.params import Dataset
 from tessera.core.seeding import numpy_generator
 from tessera.datasets import emoji, noto
-from tessera.nn.emoji import spelling
-from tessera.steps import dataset as preparation
+from tessera.decoding.emoji import spelling
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = (  # name, codepoints, group, subgroup

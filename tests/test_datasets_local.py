@@ -25,7 +25,7 @@ from PIL import Image
 from tessera.core.contracts import Source
 from tessera.core.errors import InputError
 from tessera.datasets import emoji, folder, huggingface
-from tessera.nn import imagefolder
+from tessera.datasets.huggingface import imagefolder
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tessera.codes import statistics
 from tessera.core import files, seams
 from tessera.core.run import SPLITS
 from tessera.diagnostics import learnability, oracle, positions, semantics, transitions
-from tessera.nn import scores
 
 
 def of_codes(codes: Any, grids: tuple, sizes: tuple[int, ...], seed: int = 0) -> Any:
@@ -103,7 +103,7 @@ def test_copying_by_loops():
     both = [(n, y, x) for n in range(5) for y in range(1, 3) for x in range(1, 4)]
     left = [grid[n, y, x] == grid[n, y, x - 1] for n, y, x in both]
     above = [grid[n, y, x] == grid[n, y - 1, x] for n, y, x in both]
-    found = scores.copying(grid)
+    found = statistics.copying(grid)
     assert found["left"] == pytest.approx(np.mean(left))
     assert found["above"] == pytest.approx(np.mean(above))
     assert found["better"] == max(found["left"], found["above"])
@@ -123,12 +123,12 @@ def test_copying_of_uniform_codes_is_chance():
 
 @pytest.mark.parametrize(("codes", "right"), [(np.zeros((3, 9), int), 1), (board(3, 3, 3), 0)])
 def test_copying_of_one_code_and_of_a_checkerboard(codes, right):
-    found = scores.copying(codes.reshape(3, 3, 3))
+    found = statistics.copying(codes.reshape(3, 3, 3))
     assert found == {"left": right, "above": right, "better": right, "either": right}
 
 
 def test_columns_are_copied_from_above_only():
-    found = scores.copying(np.tile(np.arange(4), (2, 3, 1)))
+    found = statistics.copying(np.tile(np.arange(4), (2, 3, 1)))
     assert found == {"left": 0, "above": 1, "better": 1, "either": 1}
 
 
@@ -148,12 +148,12 @@ def test_oracle_is_of_val_and_the_constant_is_of_train():
 def test_entropies_given_by_loops():
     a, b = draw((60,), 5), draw((60,), 7, seed=1)
     a[a == 3] = 2  # a code that never occurs
-    n, found = scores.entropies_given(a, b, 7)
+    n, found = statistics.entropies_given(a, b, 7)
     for code in range(7):
         following = Counter(b[a == code].tolist())
         assert n[code] == sum(following.values())
         assert found[code] == pytest.approx(bits(following.values()))
-    assert scores.entropy_given(a, b, 7) == pytest.approx(
+    assert statistics.entropy_given(a, b, 7) == pytest.approx(
         bits(Counter(zip(a.tolist(), b.tolist(), strict=True)).values()) - bits(Counter(a.tolist()).values())
     )
 
@@ -161,7 +161,8 @@ def test_entropies_given_by_loops():
 def test_pairs_are_neighbours():
     grid = np.arange(6).reshape(1, 2, 3)
     found = {
-        name: list(zip(a.tolist(), b.tolist(), strict=True)) for name, (a, b) in scores.neighbour_pairs(grid).items()
+        name: list(zip(a.tolist(), b.tolist(), strict=True))
+        for name, (a, b) in statistics.neighbour_pairs(grid).items()
     }
     assert found == {"right": [(0, 1), (1, 2), (3, 4), (4, 5)], "lower": [(0, 3), (1, 4), (2, 5)]}
 
@@ -246,8 +247,8 @@ def test_each_code_stands_with_its_likeliest_neighbour():
 
 
 def test_published_entropy_by_the_formula_is_39_percent_not_11():
-    assert scores.predictability(4.9, 256) == pytest.approx(0.39, abs=0.005)
-    assert scores.predictability(4.9 * 8 / 5.5, 256) == pytest.approx(0.11, abs=0.005)  # 1 - 4.9 / 5.5
+    assert statistics.predictability(4.9, 256) == pytest.approx(0.39, abs=0.005)
+    assert statistics.predictability(4.9 * 8 / 5.5, 256) == pytest.approx(0.11, abs=0.005)  # 1 - 4.9 / 5.5
 
 
 # learnability

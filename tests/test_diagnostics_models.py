@@ -14,11 +14,12 @@ from sklearn.metrics import adjusted_rand_score
 
 from tessera.core import files, models
 from tessera.core.contracts import Quantized
-from tessera.core.images import to_model, to_pixels
 from tessera.core.run import SPLITS
 from tessera.diagnostics import equivariance, geometry, probe, robustness
 from tessera.evaluation import frechet as evaluated
-from tessera.nn import frechet, scores
+from tessera.features import frechet
+from tessera.images import scores
+from tessera.images.arrays import to_model, to_pixels
 from tessera.quantizers import ema, fsq, kmeans, residual
 from tessera.tokenizers import pixels, vae, vqvae2
 

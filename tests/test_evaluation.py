@@ -24,7 +24,7 @@ from tessera.core.errors import InputError
 from tessera.core.params import read
 from tessera.core.run import SPLITS, Run
 from tessera.evaluation import coverage, frechet, likelihood, memorisation
-from tessera.nn import neighbours
+from tessera.features import neighbours
 
 
 def gaussian(n: int, f: int = 4, shift: float = 0.0, seed: int = 0) -> np.ndarray:

@@ -10,9 +10,9 @@ import torch
 from conftest import example
 from kinds import KINDS, run_of
 
-from tessera.core import images
+from tessera.codes import statistics
 from tessera.extensions import atlas
-from tessera.nn import scores
+from tessera.images import arrays
 
 CONFIG = example(atlas.Config)
 
@@ -38,7 +38,7 @@ def test_every_grid_has_its_pictures_and_numbers(run, kind):
     assert set(report.pictures) == {
         f"{grid}_{name}" for grid in report.metrics for name in ("whole", "single", "context")
     }
-    codes = scores.split_grids(current.codes("train"), grids)
+    codes = statistics.split_grids(current.codes("train"), grids)
     for grid, values in enumerate(report.metrics.values()):
         assert values["shown"] == min(8, sizes[grid])
         assert values["used"] == min(8, len(np.unique(codes[grid])))
@@ -46,7 +46,7 @@ def test_every_grid_has_its_pictures_and_numbers(run, kind):
         assert values["context_rmse"] >= 0
         assert 0 <= values["spill"] <= 1
         table = report.tables["codes"].query(f"grid == {grid}")
-        np.testing.assert_allclose(table["share"], scores.frequencies(codes[grid], sizes[grid])[table["code"]])
+        np.testing.assert_allclose(table["share"], statistics.frequencies(codes[grid], sizes[grid])[table["code"]])
 
 
 @pytest.mark.parametrize("kind", ["vqvae", "vae, kmeans"])
@@ -55,7 +55,7 @@ def test_whole_is_the_picture_of_one_code_everywhere(run, kind):
     """Of a single grid; whatever the context."""
     current = run(kind)
     tokenizer, shown = current.tokenizer(), np.array([3, 0, 7])
-    expected = images.to_pixels(tokenizer.decode(torch.tensor(shown)[:, None].expand(-1, 16)))
+    expected = arrays.to_pixels(tokenizer.decode(torch.tensor(shown)[:, None].expand(-1, 16)))
     found = atlas.filled(page(current), shown, everywhere=True)
     assert abs(found.astype(int) - expected).max() <= 1
 
@@ -77,7 +77,7 @@ def test_codes_stand_amid_the_mean_of_the_context(run, kind):
                 codes[:, [start + place for place in places]] = int(code)
                 levels = [tokenizer.vectors(row[None]) for row in codes]
                 mean = tuple(torch.stack(level).mean(0) for level in zip(*levels, strict=True))
-                assert abs(picture.astype(int) - images.to_pixels(tokenizer.decode_vectors(mean))[0]).max() <= 1
+                assert abs(picture.astype(int) - arrays.to_pixels(tokenizer.decode_vectors(mean))[0]).max() <= 1
             smaller = atlas.filled(page(current, grid, batch_size=1), shown, everywhere)
             assert abs(found.astype(int) - smaller).max() <= 1
 

@@ -14,14 +14,17 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from tessera.core import files, images
+from tessera.autoregression import sampling
+from tessera.autoregression.base import Autoregressive
+from tessera.codes import sequences
+from tessera.core import files
 from tessera.core.contracts import Sampling
 from tessera.core.errors import InputError
 from tessera.core.run import Run
 from tessera.core.seeding import generator
 from tessera.extensions import inpainting
-from tessera.nn import figures, inpainting_masks, mask_scores, metropolis, sampling, scores, sequences
-from tessera.nn.autoregressive import Autoregressive
+from tessera.extensions.inpainting import mask_scores, masks, metropolis
+from tessera.images import arrays, figures, scores
 
 KINDS = {
     **kinds.GRIDS,
@@ -80,7 +83,7 @@ def test_masks_cover_what_their_names_say(config):
         centre=[0.2, 0.25], bottom=[0.3], random=[0.3], patches=[0.3], tiles=8, square=[0.25],
         structured={"eyes": [0.25, 0.125, 0.5, 0.875]},
     )  # fmt: skip
-    found = inpainting_masks.masks(own, 5, 32, 32, seed=0)
+    found = masks.masks(own, 5, 32, 32, seed=0)
     assert list(found) == ["centre_20", "centre_25", "bottom_30", "random_30", "patches_30", "square_25", "eyes"]
     counts = {name: set(mask.sum(axis=(1, 2)).tolist()) for name, mask in found.items()}
     assert counts == {
@@ -99,7 +102,7 @@ def test_masks_cover_what_their_names_say(config):
 
 def test_masks_at_random_differ_between_images_and_follow_the_seed(config):
     own = config(random=[0.3], patches=[0.3], square=[0.25])
-    first, again, other = (inpainting_masks.masks(own, 6, 16, 16, seed) for seed in (0, 0, 1))
+    first, again, other = (masks.masks(own, 6, 16, 16, seed) for seed in (0, 0, 1))
     for name in ("random_30", "patches_30", "square_25"):
         assert len(np.unique(first[name], axis=0)) > 1
         np.testing.assert_array_equal(first[name], again[name])
@@ -108,7 +111,7 @@ def test_masks_at_random_differ_between_images_and_follow_the_seed(config):
 
 def test_a_mask_that_leaves_nothing_is_named(config):
     with pytest.raises(InputError, match="mask centre_99 leaves nothing of images of 8x8"):
-        inpainting_masks.masks(config(centre=[0.99]), 2, 8, 8, seed=0)
+        masks.masks(config(centre=[0.99]), 2, 8, 8, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,7 @@ def test_a_mask_that_leaves_nothing_is_named(config):
     [
         ({"structured": {"eyes": [0.5, 0.1, 0.4, 0.9]}}, "structured.eyes must have top < bottom"),
         ({"centre": [0.2, 0.201]}, "centre must have shares that differ in whole percent"),
-        ({kind: [] for kind in inpainting_masks.KINDS} | {"structured": {}}, "at least one mask"),
+        ({kind: [] for kind in masks.KINDS} | {"structured": {}}, "at least one mask"),
         ({"exploration": 0.0}, "greater than 0"),
     ],
 )
@@ -131,7 +134,7 @@ def test_a_code_is_hidden_where_its_cell_has_a_masked_pixel():
     mask[0, 2, 4] = True
     mask[1, 5, :2] = True
     grids = ((1, 1), (2, 3), (4, 4), (6, 6))
-    found = inpainting_masks.cells(mask, grids)
+    found = masks.cells(mask, grids)
     for image, row in zip(mask, found, strict=True):
         expected = []
         for h, w in grids:
@@ -309,9 +312,9 @@ def test_what_is_known_stays(inpainting_run, config, kind, prior, conditional):
     pixels = np.asarray(run.images("test")[:3])
     labels = torch.tensor([0, 1, 0]) if conditional else None
     bidirectional = inpainting._trained(own, run, model) if model.exact else model
-    for name, mask in inpainting_masks.masks(config(structured={}), 3, 8, 8, seed=0).items():
-        scene = inpainting_masks.seen(tokenizer, pixels, mask, None, labels, "cpu")
-        np.testing.assert_array_equal(scene.hidden, inpainting_masks.cells(mask, tokenizer.grids))
+    for name, mask in masks.masks(config(structured={}), 3, 8, 8, seed=0).items():
+        scene = masks.seen(tokenizer, pixels, mask, None, labels, "cpu")
+        np.testing.assert_array_equal(scene.hidden, masks.cells(mask, tokenizer.grids))
         found = inpainting.fill_ins(own, scene, model, bidirectional, 0, name)
         assert list(found) == (["raster", "gibbs", "masked"] if model.exact else ["masked"])
         for codes, facts in found.values():
@@ -322,7 +325,7 @@ def test_what_is_known_stays(inpainting_run, config, kind, prior, conditional):
             ):
                 assert 0 <= int(part.min()) <= int(part.max()) < size
             assert ("bits" in facts) == model.exact
-            filled = inpainting_masks.decoded(tokenizer, scene, codes[0])
+            filled = masks.decoded(tokenizer, scene, codes[0])
             np.testing.assert_array_equal(filled[~mask], pixels[~mask])
         if scene.hidden.sum() > 3:
             assert (found["masked"][0][0] != found["masked"][0][1]).any()
@@ -331,8 +334,8 @@ def test_what_is_known_stays(inpainting_run, config, kind, prior, conditional):
 def test_raster_is_the_prior_given_the_known_codes_and_gibbs_starts_there(inpainting_run, config):
     run = inpainting_run()
     prior, own = run.prior(), config(samples=1, batch_size=3, sweeps=4, updates=100)
-    mask = inpainting_masks.masks(own, 3, 8, 8, seed=0)["centre_25"]
-    scene = inpainting_masks.seen(run.tokenizer(), np.asarray(run.images("test")[:3]), mask, None, None, "cpu")
+    mask = masks.masks(own, 3, 8, 8, seed=0)["centre_25"]
+    scene = masks.seen(run.tokenizer(), np.asarray(run.images("test")[:3]), mask, None, None, "cpu")
     scene = scene._replace(hidden=torch.tensor([[False, True, False, True]]).expand(3, -1))
     found = inpainting.fill_ins(own, scene, prior, prior, 0, "centre_25")
     given = {"known": scene.known, "known_mask": ~scene.hidden}
@@ -353,8 +356,8 @@ def test_draws_are_at_the_temperature_asked_for(inpainting_run, config, prior):
     run = inpainting_run(prior=prior)
     model, method = run.prior(), "masked" if prior == "masked" else "raster"
     pixels = np.asarray(run.images("test")[:3])
-    mask = inpainting_masks.masks(config(), 3, 8, 8, seed=0)["centre_25"]
-    scene = inpainting_masks.seen(run.tokenizer(), pixels, mask, None, None, "cpu")
+    mask = masks.masks(config(), 3, 8, 8, seed=0)["centre_25"]
+    scene = masks.seen(run.tokenizer(), pixels, mask, None, None, "cpu")
     scene = scene._replace(hidden=torch.ones_like(scene.hidden))
     for temperature in (1.0, 0.5):
         own = config(samples=2, batch_size=6, updates=1, temperature=temperature)
@@ -377,21 +380,17 @@ def test_nothing_of_a_masked_pixel_is_seen(inpainting_run, config):
     run = inpainting_run()
     own, tokenizer = config(samples=1), run.tokenizer()
     pixels = np.asarray(run.images("test")[:3])
-    mask = inpainting_masks.masks(own, 3, 8, 8, seed=0)["square_25"]
+    mask = masks.masks(own, 3, 8, 8, seed=0)["square_25"]
     other = np.where(mask[..., None], 255 - pixels, pixels)
     with torch.no_grad():
-        assert not torch.equal(*(tokenizer.encode(images.to_model(each)) for each in (pixels, other)))
+        assert not torch.equal(*(tokenizer.encode(arrays.to_model(each)) for each in (pixels, other)))
     for smooth in (False, True):
         first, second = (
-            inpainting_masks.seen(
-                tokenizer, each, mask, inpainting_masks.biharmonic(each, mask) if smooth else None, None, "cpu"
-            )
+            masks.seen(tokenizer, each, mask, masks.biharmonic(each, mask) if smooth else None, None, "cpu")
             for each in (pixels, other)
         )
         assert torch.equal(first.known, second.known)
-    np.testing.assert_array_equal(
-        inpainting_masks.biharmonic(pixels, mask)[mask], inpainting_masks.biharmonic(other, mask)[mask]
-    )
+    np.testing.assert_array_equal(masks.biharmonic(pixels, mask)[mask], masks.biharmonic(other, mask)[mask])
 
 
 def test_autoencoder_replaces_masked_pixels_by_the_reconstruction_of_the_masked_image(inpainting_run, config):
@@ -399,13 +398,13 @@ def test_autoencoder_replaces_masked_pixels_by_the_reconstruction_of_the_masked_
     tokenizer, pixels = run.tokenizer(), np.asarray(run.images("test")[:2])
     mask = np.zeros((2, 8, 8), bool)
     mask[:, 2:5, 1:4] = True
-    scene = inpainting_masks.seen(tokenizer, pixels, mask, None, None, "cpu")
+    scene = masks.seen(tokenizer, pixels, mask, None, None, "cpu")
     covered = pixels.copy()
     for index in range(2):
         covered[index][mask[index]] = pixels[index][~mask[index]].mean(0).round()
     with torch.no_grad():
-        rebuilt = images.to_pixels(tokenizer(images.to_model(covered)).reconstruction)
-    found = inpainting_masks.decoded(tokenizer, scene, scene.known).astype(int)
+        rebuilt = arrays.to_pixels(tokenizer(arrays.to_model(covered)).reconstruction)
+    found = masks.decoded(tokenizer, scene, scene.known).astype(int)
     assert abs(found - np.where(mask[..., None], rebuilt, pixels)).max() <= 1
 
 
@@ -416,7 +415,7 @@ def test_biharmonic_is_that_of_each_image_alone(make_images):
     mask = np.zeros((4, 12, 12), bool)
     mask[:2, 4:8, 4:8] = True
     mask[2:, 1:4, 5:11] = True
-    found = inpainting_masks.biharmonic(pixels, mask)
+    found = masks.biharmonic(pixels, mask)
     np.testing.assert_array_equal(found[~mask], pixels[~mask])
     for image, where, filled in zip(pixels, mask, found, strict=True):
         alone = inpaint_biharmonic(image / 255, where, channel_axis=-1)

@@ -12,10 +12,10 @@ import torch
 from conftest import example
 from kinds import KINDS, LEVELS, apart, run_of
 
-from tessera.core import images
 from tessera.extensions import interpolation
-from tessera.nn import paths, scores
-from tessera.nn.roads import learned, shortest
+from tessera.extensions.interpolation import paths
+from tessera.extensions.interpolation.roads import learned, shortest
+from tessera.images import arrays, scores
 
 MODES = ["index", "embedding", "latent", "slerp", "hierarchical", "prior", "learned"]
 CONFIG = example(interpolation.Config)
@@ -49,9 +49,9 @@ def spread(*values: float) -> torch.Tensor:
 def test_every_way_goes_from_one_reconstruction_to_the_other(run, kind):
     tokenizer, ends, walks = ways(run(kind))
     assert set(walks) == set(MODES) - ({"hierarchical"} if kind not in LEVELS else set())
-    expected = images.to_pixels(tokenizer.decode(ends.codes)).astype(int)
+    expected = arrays.to_pixels(tokenizer.decode(ends.codes)).astype(int)
     for mode, walk in walks.items():
-        frames = images.to_pixels(walk(tokenizer, ends, torch.linspace(0, 1, 4)))
+        frames = arrays.to_pixels(walk(tokenizer, ends, torch.linspace(0, 1, 4)))
         assert frames.shape == (4, 8, 8, 3), mode
         assert abs(frames[[0, -1]].astype(int) - expected).max() <= 1, mode  # rounding of 8-bit values
 
@@ -62,7 +62,7 @@ def test_an_image_to_itself_stays(run):
     tokenizer, ends, walks = ways(run("vqvae2"), rows=(0, 0))
     for mode in set(walks) - {"learned"}:
         frames = walks[mode](tokenizer, ends, torch.linspace(0, 1, 4))
-        assert abs(images.to_pixels(frames).astype(int) - images.to_pixels(frames[:1])).max() <= 1, mode
+        assert abs(arrays.to_pixels(frames).astype(int) - arrays.to_pixels(frames[:1])).max() <= 1, mode
 
 
 # between
@@ -277,7 +277,7 @@ def test_learned_frames_lie_on_the_path_at_equal_steps(run):
     (frames,) = seen
     starts = [int(np.linalg.norm(roads.points - place, axis=1).argmin()) for place in roads.place(ends.codes.numpy())]
     visited = roads.rows[shortest(roads.edges, *starts)]
-    (between,) = tokenizer.latents(images.to_model(roads.pixels[visited]))
+    (between,) = tokenizer.latents(arrays.to_model(roads.pixels[visited]))
     stops = torch.cat([ends.z[0][:1], between, ends.z[0][1:]]).flatten(1).double()
     lengths = stops.diff(dim=0).norm(dim=1)
     total = float(lengths.sum())
@@ -321,7 +321,7 @@ def test_report_by_hand(run):
         tokenizer = current.tokenizer()
         with torch.no_grad():
             ends = interpolation.loaded(current, tokenizer, places)
-            frames = images.to_pixels(paths.latent(tokenizer, ends, torch.linspace(0, 1, 3)))
+            frames = arrays.to_pixels(paths.latent(tokenizer, ends, torch.linspace(0, 1, 3)))
         steps = [scores.ssim(a[None], b[None])[0] for a, b in itertools.pairwise(frames)]
         assert pair.smoothness == pytest.approx(np.mean(steps))
         if pair.origin == "drawn":
@@ -338,7 +338,7 @@ def test_pairs_are_drawn_from_the_test_images_by_the_seed(run):
     pairs = list(interpolation.drawn(config, current))
     assert pairs == list(interpolation.drawn(config, current))
     assert all(first != last and first[0] == last[0] == "test" for first, last in pairs)
-    current.params.seed = 1
+    current.params.raw["seed"] = 1
     assert pairs != list(interpolation.drawn(config, current))
 
 

@@ -10,9 +10,9 @@ import torch
 from conftest import example
 from kinds import KINDS, LEVELS, apart, run_of
 
-from tessera.core import images
+from tessera.codes import statistics
 from tessera.extensions import style_transfer as style
-from tessera.nn import scores
+from tessera.images import arrays
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def run(raw, tiny_run, runtime):
 
 def two(run) -> tuple[object, style.Images, style.Images]:
     """Tokenizer, and two images with different codes."""
-    tokenizer, x = run.tokenizer(), images.to_model(run.images("test")[apart(run)])
+    tokenizer, x = run.tokenizer(), arrays.to_model(run.images("test")[apart(run)])
     with torch.no_grad():
         seen = style.Images(tokenizer.latents(x), tokenizer.encode(x))
     return tokenizer, seen.only(0), seen.only(1)
@@ -62,7 +62,7 @@ def test_palette_uses_no_code_that_the_style_lacks(run, kind):
     tokenizer, content, other = two(run(kind))
     codes = style.palette(tokenizer, content, other)[0].numpy()
     grids = [
-        scores.split_grids(part[None], tokenizer.grids)
+        statistics.split_grids(part[None], tokenizer.grids)
         for part in (codes, *(c.codes[0].numpy() for c in (content, other)))
     ]
     for result, before, allowed, book in zip(*grids, tokenizer.codebooks, strict=True):
@@ -101,13 +101,13 @@ def test_measures_by_hand(run):
     """Of a picture in its own style; of one that became the style; and histograms that can be counted."""
     tokenizer, content, other = two(run())
     codes = torch.cat([content.codes, other.codes])
-    pixels, codes = images.to_pixels(tokenizer.decode(codes)), codes.numpy()
+    pixels, codes = arrays.to_pixels(tokenizer.decode(codes)), codes.numpy()
     same = style.judged(pixels[[0, 0, 0]], codes[[0, 0, 0]], tokenizer)
     assert same == {"edges": 1, "edges_unrelated": 1} | dict.fromkeys(style.MEASURES[2:], 0)
     became = style.judged(pixels[[1, 0, 1]], codes[[1, 0, 1]], tokenizer)
     assert became["edges"] == became["edges_unrelated"] < 1
     assert became["colours_after"] == became["codes_after"] == 0
-    assert became["codes_before"] == style.total_variation(*(scores.frequencies(row, 8) for row in codes)) > 0
+    assert became["codes_before"] == style.total_variation(*(statistics.frequencies(row, 8) for row in codes)) > 0
     black, white = (style.colour_histogram(np.full((4, 4, 3), shade, np.uint8)) for shade in (0, 255))
     assert (black[0], white[-1], black.sum(), len(black)) == (1, 1, 1, 64)
     assert style.total_variation(black, white) == 1
@@ -121,7 +121,7 @@ def test_images_are_of_different_families_where_there_are_enough(run):
     assert sorted(style.drawn(current, 5)) == [0, 1, 2, 3, 4]
     assert len(style.drawn(current, 7)) == 7
     first = style.drawn(current, 5).tolist()
-    current.params.seed = 1
+    current.params.raw["seed"] = 1
     assert style.drawn(current, 5).tolist() != first
 
 
@@ -141,12 +141,12 @@ def test_table_and_picture_hold_every_content_in_every_style(run):
     assert sheet.shape == (3 * 68 + 4, 4 * 68 + 4, 3)
     tokenizer, names = run().tokenizer(), list(run().table("test")["name"])
     with torch.no_grad():
-        x = images.to_model(run().images("test"))
+        x = arrays.to_model(run().images("test"))
         seen = style.Images(tokenizer.latents(x), tokenizer.encode(x))
-        plain = images.to_pixels(tokenizer.decode(seen.codes))
+        plain = arrays.to_pixels(tokenizer.decode(seen.codes))
         for (row, column), pair in zip(itertools.product(range(2), range(3)), table.itertuples(), strict=True):
             content, other = names.index(pair.content), names.index(pair.style)
-            result = images.to_pixels(tokenizer.decode(style.palette(tokenizer, seen.only(content), seen.only(other))))
+            result = arrays.to_pixels(tokenizer.decode(style.palette(tokenizer, seen.only(content), seen.only(other))))
             cell = {(0, column + 1): plain[other], (row + 1, 0): plain[content], (row + 1, column + 1): result[0]}
             for (down, right), image in cell.items():
                 top, left = 4 + 68 * down, 4 + 68 * right

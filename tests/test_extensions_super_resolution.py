@@ -12,12 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tessera.core import files, images, models
+from tessera.core import files, models
 from tessera.core.contracts import SPLITS
 from tessera.core.params import Params
 from tessera.core.run import Run
 from tessera.extensions import super_resolution as extension
-from tessera.nn import scores, upscaling
+from tessera.extensions.super_resolution import upscaling
+from tessera.images import arrays, scores
 
 KINDS = {  # tokenizer, quantizer, values of the tokenizer
     "vqvae": ("vqvae", "ema", {"downsampling": 4}),
@@ -56,11 +57,11 @@ def _encode(run: Run, train: Callable[..., Any]) -> None:
     recipe = models.tokenizer_recipe(run.params, run.image_shape)
     tokenizer = models.build(recipe)
     if any(True for _ in tokenizer.parameters()):
-        train(tokenizer, images.to_model(run.images("train")), steps=10)
+        train(tokenizer, arrays.to_model(run.images("train")), steps=10)
     models.save(run.folder("tokenizer"), tokenizer, recipe, "")
     for split in SPLITS:
         with torch.no_grad():
-            codes = tokenizer.eval().encode(images.to_model(run.images(split)))
+            codes = tokenizer.eval().encode(arrays.to_model(run.images(split)))
         files.save_array(run.folder("codes") / f"{split}.npy", codes.numpy().astype(np.int32))
 
 
@@ -146,7 +147,7 @@ def test_a_little_training_adds_detail_and_keeps_the_picture(larger_run):
     """Nearer to the targets than the enlargement that it starts from; shrunk again, near the reconstruction."""
     run = larger_run("pixels", epochs=30, lr=0.02, evaluate_every=15)
     decoder, fitted = extension.trained(config_of(run), run.tokenizer(), run)
-    seen, target = seen_by(run), images.to_model(run.images("test", "targets"))
+    seen, target = seen_by(run), arrays.to_model(run.images("test", "targets"))
     with torch.no_grad():
         made, plain = decoder(seen), upscaling.enlarged(seen.reconstruction)
     assert F.mse_loss(made, target) < 0.9 * F.mse_loss(plain, target)
@@ -207,10 +208,10 @@ def test_report_by_hand(larger_run):
         "decoder": upscaling.enlarged(seen.reconstruction),
         "bicubic": upscaling.enlarged(seen.reconstruction),
         "nearest": seen.reconstruction.repeat_interleave(2, 2).repeat_interleave(2, 3),
-        "bicubic_of_original": upscaling.enlarged(images.to_model(run.images("test"))),
+        "bicubic_of_original": upscaling.enlarged(arrays.to_model(run.images("test"))),
     }
     for name, x in made.items():
-        pixels = images.to_pixels(x)
+        pixels = arrays.to_pixels(x)
         error = ((pixels.astype(float) - target) / 127.5) ** 2
         assert metrics[name]["mse"] == pytest.approx(error.mean(), rel=1e-3)
         assert metrics[name]["psnr_db"] == pytest.approx(10 * np.log10(4 / error.mean()), abs=1e-2)
@@ -226,7 +227,7 @@ def test_picture_shows_target_bicubic_and_decoder(larger_run):
     sheet, target = report.pictures["test"], run.images("test", "targets")
     first = np.unique(run.table("test")["family"], return_index=True)[1]
     np.testing.assert_array_equal(sheet[4:68:4, 4:68:4], target[min(first)])
-    bicubic = images.to_pixels(upscaling.enlarged(seen_by(run).reconstruction))
+    bicubic = arrays.to_pixels(upscaling.enlarged(seen_by(run).reconstruction))
     np.testing.assert_array_equal(sheet[72:136:4, 4:68:4], bicubic[min(first)])
     run.write("extensions", report)
     assert {path.name for path in Path("plots/extensions/super_resolution").iterdir()} == {

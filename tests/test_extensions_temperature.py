@@ -11,12 +11,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tessera.core import images
+from tessera.autoregression import sampling
 from tessera.core.contracts import Sampling
 from tessera.core.run import Run
 from tessera.core.seeding import derive, generator
 from tessera.extensions import temperature
-from tessera.nn import frechet, neighbours, sampling
+from tessera.features import frechet, neighbours
+from tessera.images import arrays
 
 KINDS = kinds.GRIDS
 
@@ -76,8 +77,8 @@ def test_measures_are_those_of_evaluation(temperature_run):
     tokenizer, extractor = run.tokenizer(), run.extractor()
     with torch.no_grad():
         codes = run.prior().sample(5, generator(0, "temperature", 0))
-        fake = extractor(images.to_model(images.to_pixels(tokenizer.decode(codes)))).numpy()
-        test = extractor(images.to_model(run.images("test"))).numpy()
+        fake = extractor(arrays.to_model(arrays.to_pixels(tokenizer.decode(codes)))).numpy()
+        test = extractor(arrays.to_model(run.images("test"))).numpy()
     assert extractor.distance == "fd_classifier"
     assert row["fd_classifier"] == pytest.approx(frechet.distance(fake, test), rel=1e-6)
     kernel = frechet.kid(fake, test, subsets=3, size=2, seed=derive(0, "temperature", "kid"))

@@ -11,12 +11,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tessera.core import images
+from tessera.autoregression import sampling
 from tessera.core.contracts import Sampling
 from tessera.core.run import Run
 from tessera.core.seeding import generator
 from tessera.extensions import variations
-from tessera.nn import sampling, scores
+from tessera.images import arrays, scores
 
 KINDS = kinds.GRIDS
 
@@ -64,7 +64,7 @@ def test_share_0_is_the_reconstruction(variations_run):
     report = run.measure("extensions")
     row = report.tables["variations"].iloc[0]
     with torch.no_grad():
-        rebuilt = images.to_pixels(run.tokenizer().decode(torch.from_numpy(run.codes("test").astype(np.int64))))
+        rebuilt = arrays.to_pixels(run.tokenizer().decode(torch.from_numpy(run.codes("test").astype(np.int64))))
     pixels = run.images("test")
     assert row["codes_changed"] == 0
     assert row["psnr_db"] == pytest.approx(float(scores.psnr_db(scores.mse(pixels, rebuilt).mean())), abs=0.01)

@@ -18,15 +18,17 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 
 import stages.extractor
 import stages.features
-from tessera.core import files, images, models, seams
+from stages import extractor as feature_training
+from stages.extractor import Settings as Extractor
+from tessera.core import files, models, seams
 from tessera.core.errors import InputError
-from tessera.core.params import Extractor, Params
-from tessera.core.params import Runtime as Settings
+from tessera.core.params import Params
 from tessera.core.run import SPLITS, Run
 from tessera.extractors import classifier, inception
+from tessera.images import arrays
 from tessera.runtime.devices import Interrupted, Runtime
 from tessera.runtime.scratch import Scratch
-from tessera.steps import extractor as feature_training
+from tessera.runtime.settings import Settings
 
 SHAPE = (3, 8, 8)
 
@@ -47,7 +49,7 @@ def networks() -> dict[str, Any]:
 
 @pytest.fixture
 def x() -> torch.Tensor:
-    return images.to_model(pictures(3))
+    return arrays.to_model(pictures(3))
 
 
 # the contract
@@ -135,20 +137,20 @@ def test_it_learns(labelled):
     labels = torch.arange(24) % 2 if labelled else None
     network = classifier.build(example(classifier.Config, dropout=0.0), SHAPE, 2 if labelled else 0)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
-    before = float(network.eval().accuracy(images.to_model(pixels), labels))
+    before = float(network.eval().accuracy(arrays.to_model(pixels), labels))
     for _ in range(60):
         optimizer.zero_grad()
-        network.train().losses(images.to_model(pixels), labels)["cross_entropy"].backward()
+        network.train().losses(arrays.to_model(pixels), labels)["cross_entropy"].backward()
         optimizer.step()
     assert before < 0.8
-    assert float(network.eval().accuracy(images.to_model(pixels), labels)) > 0.9
+    assert float(network.eval().accuracy(arrays.to_model(pixels), labels)) > 0.9
 
 
 # training
 
 
 def settings(raw: dict[str, Any], **training: Any) -> Extractor:
-    section = Params(raw).extractor
+    section = Params(raw).section("extractor", Extractor)
     return section.model_copy(update={"training": section.training.model_copy(update=training)})
 
 
@@ -237,7 +239,9 @@ def test_stage_writes_two_networks_and_the_same_bytes_twice(tiny_run):
     metrics = files.read_json(Path("metrics/extractor.json"))
     assert metrics["features"] == run.extractor().dim
     assert 0 <= metrics["val_accuracy"] <= 1
-    assert list(files.read_table(Path("plots/extractor.csv"))["epoch"])[-1] == run.params.extractor.training.epochs
+    assert list(files.read_table(Path("plots/extractor.csv"))["epoch"])[-1] == run.params.value(
+        "extractor.training.epochs"
+    )
 
 
 def test_stage_trains_without_labels(tiny_run):
@@ -261,7 +265,7 @@ def test_features_stage_sees_every_set_through_the_scorer(tiny_run):
     for name, pixels in sets.items():
         features = run.features(name)
         assert features.dtype == np.float32
-        np.testing.assert_allclose(features, network(images.to_model(pixels.copy())).detach(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(features, network(arrays.to_model(pixels.copy())).detach(), rtol=1e-4, atol=1e-5)
     assert run.distance == "fd_classifier"
 
 
@@ -286,11 +290,11 @@ def test_inception_agrees_with_torch_fidelity(weights):
     theirs = FeatureExtractorInceptionV3("witness", ["2048"], feature_extractor_weights_path=weights[0])(pixels)[0]
     network = built(weights[0], weights[1][:12])
     network.load_pretrained()
-    assert torch.equal(network(images.to_model(pictures(2))), theirs)
+    assert torch.equal(network(arrays.to_model(pictures(2))), theirs)
 
 
 def test_inception_repeats_grey_to_three_channels(networks):
-    grey = images.to_model(pictures(1, channels=1))
+    grey = arrays.to_model(pictures(1, channels=1))
     assert torch.equal(networks["inception"](grey), networks["inception"](grey.repeat(1, 3, 1, 1)))
 
 

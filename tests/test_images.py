@@ -10,10 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessera.core import images as conversions
-from tessera.core import pictures
-from tessera.core.params import Augmentation
+from tessera import augmentation
+from tessera.augmentation import Augmentation
 from tessera.core.seeding import generator
+from tessera.images import arrays as conversions
+from tessera.images import pictures
 
 
 def draws(seed: int = 0) -> torch.Generator:
@@ -114,19 +115,19 @@ def test_map_batches_computes_no_gradients(images):
 
 def test_no_augmentation_is_the_identity():
     x = random_images(4)
-    assert torch.equal(conversions.augment(x, 0.0, 0, draws()), x)
+    assert torch.equal(augmentation.augment(x, 0.0, 0, draws()), x)
 
 
 def test_flip_with_probability_1_is_the_mirror():
     x = random_images(4)
-    flipped = conversions.augment(x, 1.0, 0, draws())
+    flipped = augmentation.augment(x, 1.0, 0, draws())
     for column in range(7):
         assert torch.equal(flipped[..., column], x[..., 6 - column])
 
 
 def test_flip_is_drawn_for_each_image_with_its_probability():
     x = random_images(2000, 1, 1, 2)
-    flipped = (conversions.augment(x, 0.25, 0, draws()) != x).flatten(1).any(1)
+    flipped = (augmentation.augment(x, 0.25, 0, draws()) != x).flatten(1).any(1)
     assert 0.22 < flipped.float().mean() < 0.28
 
 
@@ -134,7 +135,7 @@ def test_shift_by_brute_force():
     """Every image is one of the (2 s + 1)^2 shifts of itself, white comes in, and all shifts occur."""
     shift, n, h, w = 2, 300, 5, 7
     x = random_images(n, 3, h, w)
-    moved, seen = conversions.augment(x, 0.0, shift, draws()), set()
+    moved, seen = augmentation.augment(x, 0.0, shift, draws()), set()
     for before, after in zip(x, moved, strict=True):
         matches = []
         for dy in range(-shift, shift + 1):
@@ -153,17 +154,17 @@ def test_shift_by_brute_force():
 def test_augmentation_depends_on_its_generator_alone():
     x = random_images(8)
     torch.manual_seed(1)
-    first = conversions.augment(x, 0.5, 2, draws(3))
+    first = augmentation.augment(x, 0.5, 2, draws(3))
     torch.manual_seed(2)
-    assert torch.equal(conversions.augment(x, 0.5, 2, draws(3)), first)
-    assert not torch.equal(conversions.augment(x, 0.5, 2, draws(4)), first)
+    assert torch.equal(augmentation.augment(x, 0.5, 2, draws(3)), first)
+    assert not torch.equal(augmentation.augment(x, 0.5, 2, draws(4)), first)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_augmentation_keeps_shape_and_channels_together(channels):
     """Three equal channels stay equal. In memory the channels come last, on which convolutions are faster."""
     x = random_images(6, 1).repeat(1, channels, 1, 1)
-    changed = conversions.augment(x, 0.5, 1, draws())
+    changed = augmentation.augment(x, 0.5, 1, draws())
     assert changed.shape == x.shape
     assert torch.equal(changed, changed[:, :1].expand_as(changed))
     assert changed.is_contiguous(memory_format=torch.channels_last)
@@ -173,7 +174,7 @@ def test_augmentation_keeps_shape_and_channels_together(channels):
 def test_recolouring_puts_the_channels_of_some_images_in_another_order(probability):
     """All 6 orders are as likely; the old one is among them."""
     x = random_images(3000, 3, 1, 1)
-    changed = conversions.recolour(x, probability, draws())
+    changed = augmentation.recolour(x, probability, draws())
     assert torch.equal(changed.sort(dim=1).values, x.sort(dim=1).values)
     orders, counts = changed.argsort(1).flatten(1).eq(x.argsort(1).flatten(1)).all(1).unique(return_counts=True)
     assert orders.tolist() == [False, True]
@@ -185,7 +186,7 @@ def test_recolouring_puts_the_channels_of_some_images_in_another_order(probabili
 def test_recolouring_moves_whole_channels_and_keeps_white():
     x = random_images(20)
     x[:, :, 0, 0] = 1
-    changed = conversions.recolour(x, 1.0, draws())
+    changed = augmentation.recolour(x, 1.0, draws())
     assert (changed[:, :, 0, 0] == 1).all()
     for before, after in zip(x, changed, strict=True):
         assert all(any(torch.equal(channel, old) for old in before) for channel in after)
@@ -193,40 +194,40 @@ def test_recolouring_moves_whole_channels_and_keeps_white():
 
 def test_recolouring_leaves_grey_images_and_probability_0():
     grey, colour = random_images(4, 1), random_images(4)
-    assert torch.equal(conversions.recolour(grey, 1.0, draws()), grey)
-    assert torch.equal(conversions.recolour(colour, 0.0, draws()), colour)
+    assert torch.equal(augmentation.recolour(grey, 1.0, draws()), grey)
+    assert torch.equal(augmentation.recolour(colour, 0.0, draws()), colour)
 
 
 def test_rescaling_is_about_the_centre_and_lets_white_in():
     """Within 1/1.5 and 1.5 times; a disc stays centred, its area changes by the square of the factor."""
     rows, columns = torch.meshgrid(torch.arange(33) - 16, torch.arange(33) - 16, indexing="ij")
     disc = torch.where(rows**2 + columns**2 <= 64, -1.0, 1.0).expand(200, 3, 33, 33)
-    ink = (1 - conversions.rescale(disc, 0.5, draws())) / 2
+    ink = (1 - augmentation.rescale(disc, 0.5, draws())) / 2
     area = ink.sum((1, 2, 3)) / ((1 - disc[:1]) / 2).sum()
     assert 1 / 1.5**2 * 0.95 < area.min() < 0.6
     assert 1.7 < area.max() < 1.5**2 * 1.05
     assert abs(area.log().mean()) < 0.1, "as often smaller as larger"
     centre = (ink[:, 0] * rows).sum((1, 2)) / ink[:, 0].sum((1, 2))
     assert centre.abs().max() < 1e-3
-    assert conversions.rescale(torch.ones(20, 3, 8, 8), 0.5, draws()).eq(1).all(), "white stays white at the edges"
+    assert augmentation.rescale(torch.ones(20, 3, 8, 8), 0.5, draws()).eq(1).all(), "white stays white at the edges"
 
 
 def test_a_weak_augmentation_is_a_part_of_a_strong_one(tiny):
     x, how = random_images(500), tiny(Augmentation, flip=1.0, shift=2, scale=0.0, recolour=0.0)
-    assert torch.equal(conversions.augmented(x, how, draws(), strength=0.0), x)
-    half = conversions.augmented(x, how, draws(), strength=0.5)
-    assert torch.equal(half, conversions.augment(x, 0.5, 1, draws()))
+    assert torch.equal(augmentation.augmented(x, how, draws(), strength=0.0), x)
+    half = augmentation.augmented(x, how, draws(), strength=0.5)
+    assert torch.equal(half, augmentation.augment(x, 0.5, 1, draws()))
 
 
 def test_augmented_does_all_that_is_asked_for(tiny):
     x = random_images(4)
     draw = draws()
-    scaled = conversions.rescale(conversions.augment(x, 1.0, 2, draw), 0.3, draw)
-    by_hand = conversions.recolour(scaled, 1.0, draw)
+    scaled = augmentation.rescale(augmentation.augment(x, 1.0, 2, draw), 0.3, draw)
+    by_hand = augmentation.recolour(scaled, 1.0, draw)
     how = tiny(Augmentation, flip=1.0, shift=2, scale=0.3, recolour=1.0)
-    assert torch.equal(conversions.augmented(x, how, draws()), by_hand)
+    assert torch.equal(augmentation.augmented(x, how, draws()), by_hand)
     nothing = tiny(Augmentation, flip=0.0, shift=0, scale=0.0, recolour=0.0)
-    assert torch.equal(conversions.augmented(x, nothing, draws()), x)
+    assert torch.equal(augmentation.augmented(x, nothing, draws()), x)
 
 
 # sheets

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from tessera.core import seams
+from tessera.core import files, seams
 from tessera.core.errors import InputError
 from tessera.core.params import Params
 from tessera.core.run import Run
@@ -263,7 +263,7 @@ def test_stage_reads_what_it_declares(stage_of_the_test):
     stage.enter(lambda run: seen.append((list(run.params.chosen()), run.key)))
     assert seen == [(["seed", "tokenizer", "quantizer"], None)]
     with pytest.raises(AssertionError, match="params section 'prior'"):
-        stage.enter(lambda run: run.params.prior)
+        stage.enter(lambda run: run.params.value("prior.name"))
 
 
 def test_stage_fails_by_name_when_an_input_changes(stage_of_the_test):
@@ -384,9 +384,12 @@ def test_a_file_found_good_is_not_validated_again(repository, monkeypatch):
     monkeypatch.setattr(stage.seams, "PACKAGE", repository)
     calls = []
 
-    def check():
+    def check(good: Path) -> int:
         calls.append(1)
-        return int("beta: -1" in Path("params.yaml").read_text())
+        found = int("beta: -1" in Path("params.yaml").read_text())
+        if not found:
+            files.write_json(good, {"unread": {}})
+        return found
 
     monkeypatch.setattr(stage, "_check", check)
     assert stage._validated() == stage._validated()
@@ -404,7 +407,7 @@ def test_a_file_found_good_is_not_validated_again(repository, monkeypatch):
 
 def test_a_validation_that_is_killed_is_named_and_finds_nothing_good(repository, monkeypatch):
     monkeypatch.setattr(stage.seams, "PACKAGE", repository)
-    monkeypatch.setattr(stage, "_load", lambda: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(stage, "_record", lambda good: os.kill(os.getpid(), signal.SIGKILL))
     monkeypatch.setattr(stage.sys, "platform", "linux")
     for _ in range(2):
         with pytest.raises(InputError, match=r"params\.yaml was killed by signal 9"):
@@ -416,10 +419,12 @@ def test_validation_names_all_problems_and_imports_nothing_here(workspace, raw, 
     monkeypatch.setattr(stage.sys, "platform", platform)
     before = set(sys.modules)
     Path("params.yaml").write_text(json.dumps(raw))
-    assert stage._check() == 0
+    assert stage._check(workspace / "good.json") == 0
+    assert "quantizer" in files.read_json(workspace / "good.json")["unread"]
     raw["codes"]["batch_size"], raw["features"]["batch_size"] = 0, 0
     Path("params.yaml").write_text(json.dumps(raw))
-    assert stage._check() == 1
+    assert stage._check(workspace / "bad.json") == 1
+    assert not (workspace / "bad.json").exists()
     printed = capfd.readouterr()
     assert printed.err.startswith("error: params.yaml has 2 problems")
     assert "Traceback" not in printed.err

@@ -17,10 +17,14 @@ from skimage.metrics import structural_similarity
 from torch import nn
 from torch.nn import functional as F
 
-from tessera.core import images, models, seams
+from stages.tokenizer import Objective
+from tessera.attention.causal import Block, CausalTransformer, Size, raster
+from tessera.codes.levels import Level, levels_of
+from tessera.core import models, seams
 from tessera.core.contracts import Output, Quantized
 from tessera.core.errors import InputError
 from tessera.core.params import Params
+from tessera.images import arrays
 from tessera.losses import (
     bce,
     code_entropy,
@@ -33,9 +37,6 @@ from tessera.losses import (
     smoothness,
     ssim,
 )
-from tessera.nn import probe
-from tessera.nn.causal import Block, CausalTransformer, Size, raster
-from tessera.steps.tokenizer import Objective
 
 OF_IMAGES = ("bce", "l1", "mse", "perceptual", "ssim")  # terms that compare x with its reconstruction, and nothing else
 
@@ -47,7 +48,7 @@ def tokenizer(raw) -> nn.Module:
 
 @pytest.fixture
 def x(make_images) -> torch.Tensor:
-    return images.to_model(make_images(6))
+    return arrays.to_model(make_images(6))
 
 
 @pytest.fixture
@@ -226,7 +227,7 @@ def test_bce_of_grey_that_is_decoded_as_grey_is_one_bit():
     (0.5, {"output": "linear"}, 1), (0.5, {"output": "tanh"}, 0), (0.5, {}, 0), (0.0, {"output": "linear"}, 0),
 ])  # fmt: skip
 def test_bce_needs_a_decoder_that_stays_within_the_range(tiny, weight, values, lines):
-    params = SimpleNamespace(config=lambda _: SimpleNamespace(**values), tokenizer=SimpleNamespace(name="vqvae"))
+    params = SimpleNamespace(config=lambda _: SimpleNamespace(**values), value=lambda _: "vqvae")
     found = list(tiny(bce.Config, weight=weight).rule(params))
     assert len(found) == lines
     if lines:
@@ -453,12 +454,12 @@ class Toy(nn.Module):
 
 def test_levels_of_a_tokenizer():
     toy = Toy(side=(4, 8), pools=(2, 1), sizes=((5, 6), (7,))).train()
-    assert probe.levels(toy) == ((2, 2, 4, 0, 2), (2, 4, 8, 2, 1))
+    assert levels_of(toy) == ((2, 2, 4, 0, 2), (2, 4, 8, 2, 1))
     assert toy.training
 
 
 def test_levels_of_params_yamls_tokenizer(tokenizer):
-    (level,) = probe.levels(tokenizer)
+    (level,) = levels_of(tokenizer)
     assert (level.height, level.width) == tokenizer.grids[0]
     assert level.depth == len(tokenizer.codebook_sizes)
 
@@ -672,7 +673,7 @@ def test_predictability_by_hand(tiny):
 def test_predictability_falls_where_a_latent_tells_the_next():
     """Constant along the sequence: nothing but the first stays unknown. Independent latents stay as they are."""
     constant, independent = torch.randn(64, 2, 1, 1).expand(-1, -1, 4, 4), torch.randn(64, 2, 4, 4)
-    config, level = predictability.Config(weight=1.0, channels=16, layers=1, heads=2), probe.Level(2, 4, 4, 0, 0)
+    config, level = predictability.Config(weight=1.0, channels=16, layers=1, heads=2), Level(2, 4, 4, 0, 0)
     ends = {}
     for name, z in {"constant": constant, "independent": independent}.items():
         loss = predictability.Predictability(config, (level,))
@@ -682,7 +683,7 @@ def test_predictability_falls_where_a_latent_tells_the_next():
 
 
 def test_predictability_moves_the_predicted_and_what_predicts_it(tiny):
-    loss = predictability.Predictability(tiny(predictability.Config), (probe.Level(2, 1, 2, 0, 0),))
+    loss = predictability.Predictability(tiny(predictability.Config), (Level(2, 1, 2, 0, 0),))
     z = torch.randn(1, 2, 1, 2, requires_grad=True)
     loss(z, output_of(latents=[z])).backward()
     network = loss.networks[0]
@@ -711,7 +712,7 @@ def test_joint_prior_learns_codes_that_follow_from_those_before():
     """Code = 1 + the code before, modulo 4, from a start of 0: near 0 nats. Drawn codes: not below log 4."""
     fixed = (torch.arange(16) % 4).view(1, 1, 4, 4).expand(64, -1, -1, -1)
     drawn = torch.randint(4, (64, 1, 4, 4))
-    config, level = joint_prior.Config(weight=1.0, channels=16, layers=1, heads=2), probe.Level(4, 4, 4, 0, 1)
+    config, level = joint_prior.Config(weight=1.0, channels=16, layers=1, heads=2), Level(4, 4, 4, 0, 1)
     ends = {}
     for name, codes in {"fixed": fixed, "drawn": drawn}.items():
         loss = joint_prior.JointPrior(config, (level,), (4,))
@@ -730,7 +731,7 @@ def test_joint_prior_refuses_training_without_codes(tiny):
 @pytest.mark.parametrize("name", ["joint_prior", "code_entropy"])
 @pytest.mark.parametrize(("weight", "post_hoc", "lines"), [(0.5, True, 1), (0.5, False, 0), (0.0, True, 0)])
 def test_terms_on_codes_exclude_quantizers_that_are_fitted_afterwards(tiny, name, weight, post_hoc, lines):
-    params = SimpleNamespace(post_hoc=post_hoc, quantizer=SimpleNamespace(name="kmeans"), config=lambda _: None)
+    params = SimpleNamespace(post_hoc=post_hoc, value=lambda _: "kmeans", config=lambda _: None)
     found = list(tiny(seams.plugin("losses", name).Config, weight=weight).rule(params))
     assert len(found) == lines
     assert all(line.startswith(f"losses.{name}.weight: must be 0") and "got 0.5" in line for line in found)

@@ -15,8 +15,9 @@ from committed import project
 from ruamel.yaml import YAML
 
 from tessera.core import seams
-from tessera.core.params import CHOOSES, PLURAL, SECTIONS, read
+from tessera.core.params import CHOOSES, PLURAL, read
 from tessera.runtime.inputs import declared
+from tessera.runtime.validation import sections
 
 ROOT = Path(__file__).resolve().parent.parent
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -53,9 +54,10 @@ def imported(file: Path) -> set[Path]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         for name in names:
-            path = ROOT / "src" / Path(*name.split("."))
-            if name.startswith("tessera") and path.with_suffix(".py").exists():
-                found.add(path.with_suffix(".py"))
+            path = ROOT / ("src" if name.startswith("tessera") else ".") / Path(*name.split("."))
+            for file in (path.with_suffix(".py"), path / "__init__.py"):
+                if name.startswith(("tessera", "stages.")) and file.exists():
+                    found.add(file)
     return found
 
 
@@ -70,6 +72,7 @@ def closure(files: set[Path]) -> set[Path]:
 
 def test_stage_is_script_is_command():
     scripts = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"}
+    scripts |= {path.parent.name for path in (ROOT / "stages").glob("*/__main__.py")}
     assert scripts == set(STAGES)
     for stage in STAGES:
         key = " ${key}" if "foreach" in STAGES[stage] else ""
@@ -119,7 +122,7 @@ def test_sections_read_are_declared(stage):
         f for f in closure({ROOT / "stages" / f"{stage}.py"}) if "core" not in f.parts and "runtime" not in f.parts
     }
     read_here = {section for file in files for section in re.findall(r"run\.params\.([a-z]+)", file.read_text())}
-    assert read_here & {*SECTIONS, *PLURAL, "seed"} <= {*what(stage, EACH[stage][0]).sections, "runtime"}
+    assert read_here & {*sections(), *PLURAL, "seed"} <= {*what(stage, EACH[stage][0]).sections, "runtime"}
 
 
 def test_declared_params_exist():
@@ -141,7 +144,7 @@ def test_every_value_of_a_chosen_section_is_declared_where_the_section_is_read()
 
 def test_every_section_is_read_by_a_stage():
     declared_sections = {section for stage, key in INSTANCES for section in what(stage, key).sections}
-    assert {*SECTIONS, *PLURAL, "seed"} - {"runtime"} == declared_sections
+    assert {*sections(), *PLURAL, "seed"} - {"runtime"} == declared_sections
 
 
 def test_outputs_are_named_after_their_stage():

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,11 +18,12 @@ from committed import project
 from pydantic import BaseModel, Field
 from ruamel.yaml import YAML
 
-from tessera.core import params, seams
+from tessera.core import files, params, seams
 from tessera.core.errors import InputError
-from tessera.core.params import CHOOSES, PLURAL, SECTIONS, Params, Strict
-from tessera.runtime import stage
+from tessera.core.params import CHOOSES, PLURAL, Params, Strict
+from tessera.runtime import stage, validation
 from tessera.runtime.inputs import Declared
+from tessera.runtime.validation import sections
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = project() / "params.yaml"
@@ -30,8 +31,8 @@ FILE = project() / "params.yaml"
 
 def problem(raw: dict[str, Any], where: str) -> str:
     """The one line about `where`."""
-    found = [line for line in params.problems(raw) if line.startswith(f"{where}: ")]
-    assert len(found) == 1, params.problems(raw)
+    found = [line for line in validation.problems(raw) if line.startswith(f"{where}: ")]
+    assert len(found) == 1, validation.problems(raw)
     return found[0]
 
 
@@ -59,11 +60,11 @@ def plug_in(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_params_yaml_is_valid():
-    assert params.problems(params.read(FILE)) == []
+    assert validation.problems(params.read(FILE)) == []
 
 
 def test_small_params_of_the_tests_are_valid(raw):
-    assert params.problems(raw) == []
+    assert validation.problems(raw) == []
 
 
 def test_every_alternative_has_its_values_in_params_yaml():
@@ -132,10 +133,10 @@ def configs() -> Iterator[type[BaseModel]]:
 
 def test_no_field_has_a_default():
     """params.yaml is the only place where values live."""
-    sections = [model for section in SECTIONS.values() for model in nested(section)]
+    own = [model for section in sections().values() for model in nested(section)]
     with_default = [
         f"{model.__module__}.{model.__name__}.{name}"
-        for model in [*sections, *configs()]
+        for model in [*own, *configs()]
         for name, field in model.model_fields.items()
         if not field.is_required()
     ]
@@ -189,7 +190,7 @@ def test_all_problems_at_once_with_path_rule_and_value(raw, tmp_path):
     raw["losses"]["mse"]["weight"] = -1.0
     raw["runtime"]["device"] = "tpu"
     with pytest.raises(InputError) as caught:
-        params.load(write(tmp_path / "params.yaml", raw))
+        validation.load(write(tmp_path / "params.yaml", raw))
     first, *lines = str(caught.value).splitlines()
     assert first.endswith("has 6 problems:")
     assert [line.strip() for line in lines] == [
@@ -248,7 +249,7 @@ def test_wrong_type_is_not_converted(raw, section, key, value, rule):
 def test_whole_number_counts_as_a_float(raw):
     """`-S quantizer.beta=1` writes 1."""
     raw["quantizer"]["beta"] = 1
-    assert params.problems(raw) == []
+    assert validation.problems(raw) == []
 
 
 def test_negative_snapshot_epoch_is_refused(raw):
@@ -305,14 +306,14 @@ def test_shared_value_out_of_range_is_reported_once(raw, plug_in):
     plug_in("quantizers", "twin", Twin)
     raw["quantizer"]["twin"] = {}
     raw["quantizer"]["beta"] = -0.5
-    found = [line for line in params.problems(raw) if "beta" in line]
+    found = [line for line in validation.problems(raw) if "beta" in line]
     assert found == ["quantizer.beta: should be greater than or equal to 0, got -0.5"]
 
 
 def test_wrong_value_that_hides_a_shared_one_is_named_where_it_stands(raw):
     raw["quantizer"]["ema"]["beta"] = -0.5
     assert problem(raw, "quantizer.ema.beta").endswith("got -0.5")
-    assert not [line for line in params.problems(raw) if line.startswith("quantizer.beta")]
+    assert not [line for line in validation.problems(raw) if line.startswith("quantizer.beta")]
 
 
 def test_shared_value_that_nobody_reads(raw):
@@ -342,7 +343,7 @@ def test_rules_of_a_plug_in_apply_where_it_is_chosen(raw):
     module = seams.plugin("tokenizers", "vqvae")
     raw["dataset"] |= {"image_size": 10, "target_size": 10}
     config = module.Config.model_validate(raw["tokenizer"]["vqvae"])
-    params = [SimpleNamespace(dataset=SimpleNamespace(image_size=size), post_hoc=False) for size in (12, 10)]
+    params = [Params({**raw, "dataset": {**raw["dataset"], "image_size": size}}) for size in (12, 10)]
     assert list(config.rule(params[0])) == []
     assert len(list(config.rule(params[1]))) == 1
 
@@ -372,13 +373,13 @@ def test_pairs_that_make_no_sense_are_refused(raw, tokenizer, quantizer, rule):
                                                       ("vqvae", "lfq"), ("pixels", "geodesic")])  # fmt: skip
 def test_pairs_that_make_sense(raw, tokenizer, quantizer):
     raw["tokenizer"]["name"], raw["quantizer"]["name"] = tokenizer, quantizer
-    assert params.problems(raw) == []
+    assert validation.problems(raw) == []
 
 
 def test_a_codebook_that_cannot_be_built_is_listed_once_with_the_others(raw):
     raw["quantizer"] |= {"name": "lfq", "codebook_size": 300}
     raw["dataset"] |= {"image_size": 10, "target_size": 10}
-    found = params.problems(raw)
+    found = validation.problems(raw)
     assert len(found) == 2
     assert any("quantizer.codebook_size: must be a power of two" in line for line in found)
 
@@ -403,19 +404,19 @@ def test_baseline_needs_its_values(raw):
 
 def test_labels_of_a_prior_need_labels_of_the_data_set(raw):
     raw["prior"] |= {"conditional": True, "label_dropout": 0.1}
-    assert params.problems(raw) == []
+    assert validation.problems(raw) == []
     raw["dataset"]["name"] = "folder"
     raw["dataset"]["folder"]["labels"] = False
     assert "while dataset.folder.labels is false" in problem(raw, "prior.conditional")
     raw["dataset"]["folder"]["labels"] = True
-    assert params.problems(raw) == []
+    assert validation.problems(raw) == []
     raw["dataset"]["name"] = "huggingface"
     raw["dataset"]["huggingface"]["label_column"] = ""
     assert "while dataset.huggingface.label_column is empty" in problem(raw, "prior.conditional")
     raw["dataset"]["huggingface"]["label_column"] = "label"
-    assert params.problems(raw) == []
+    assert validation.problems(raw) == []
     raw["dataset"]["huggingface"]["label_column"], raw["prior"]["conditional"] = "", False
-    assert params.problems(raw) == []
+    assert validation.problems(raw) == []
 
 
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
@@ -426,28 +427,28 @@ def test_guidance_needs_a_prior_that_knows_codes_without_labels(raw, guidance):
         raw["prior"] |= {"conditional": conditional, "label_dropout": dropout}
         assert "must be 1 unless prior.conditional is true" in problem(raw, "samples.guidance")
         raw["prior"]["name"] = "ngram"  # in closed form it is fitted to all images, whatever their label
-        assert (params.problems(raw) == []) == conditional
+        assert (validation.problems(raw) == []) == conditional
         raw["prior"]["name"] = "pixelsnail"
     raw["prior"] |= {"conditional": True, "label_dropout": 0.1}
-    assert params.problems(raw) == []
+    assert validation.problems(raw) == []
 
 
 def test_guidance_of_the_sheet_of_labels_needs_lost_labels(raw):
     raw["extensions"]["variations"]["guidance"] = [1.0, 3.0]
-    assert params.problems(raw) == []  # there is no sheet of a prior without labels
+    assert validation.problems(raw) == []  # there is no sheet of a prior without labels
     raw["prior"] |= {"conditional": True, "label_dropout": 0.0}
     assert problem(raw, "extensions.variations.guidance").endswith("got 3; raise prior.label_dropout")
     raw["prior"]["label_dropout"] = 0.1
-    assert params.problems(raw) == []
+    assert validation.problems(raw) == []
 
 
 def test_patience_needs_a_score_that_can_fall(raw):
     raw["tokenizer"]["training"]["patience"] = 3
-    assert params.problems(raw) == []
+    assert validation.problems(raw) == []
     raw["tokenizer"]["keep"] = "last"
     assert "training.patience must be 0 while keep is last" in problem(raw, "tokenizer")
     raw["tokenizer"]["training"]["patience"] = 0
-    assert params.problems(raw) == []
+    assert validation.problems(raw) == []
 
 
 @pytest.mark.parametrize(
@@ -458,11 +459,11 @@ def test_fp16_is_not_for_cpus(raw, place):
     for part in place.split("."):
         section = section[part]
     section["training"]["precision"] = "bf16"
-    assert params.problems(raw) == []
+    assert validation.problems(raw) == []
     section["training"]["precision"] = "fp16"
     assert "must be no or bf16 on a CPU, got 'fp16'" in problem(raw, f"{place}.training.precision")
     raw["runtime"]["device"] = "auto"  # the machine decides, when it is asked
-    assert params.problems(raw) == []
+    assert validation.problems(raw) == []
 
 
 SMALLEST = {  # tokenizer -> quantizer, and values by which 8x8 images end at a 1x1 grid
@@ -480,14 +481,14 @@ def test_batch_normalisation_needs_two_values_of_a_channel(raw, name, devices, n
     raw["runtime"] |= {"devices": devices, "nodes": nodes}
     raw["tokenizer"]["training"]["batch_size"] = least
     raw["extensions"] = {}
-    assert params.problems(raw) == []
+    assert validation.problems(raw) == []
     raw["tokenizer"]["training"]["batch_size"] = least // 2
     line = problem(raw, "tokenizer.training.batch_size")
     assert f"must be at least {least}" in line
     assert "one value has no variance. Give each training process two images" in line
     for way_out in ({"normalisation": "group"}, {"normalisation": "none"}, {"downsampling": 2}):
         raw["tokenizer"][name] |= own | {"normalisation": "batch"} | way_out
-        assert params.problems(raw) == []
+        assert validation.problems(raw) == []
 
 
 @pytest.mark.parametrize("narrow", [{"channels": 1}, {"block_channels": 1}])
@@ -497,7 +498,7 @@ def test_group_normalisation_needs_two_values_too(raw, name, narrow):
     raw["tokenizer"][name] |= own | {"normalisation": "group"} | narrow
     assert "must not be group where a 1x1 grid has one channel" in problem(raw, f"tokenizer.{name}.normalisation")
     raw["tokenizer"][name] |= dict.fromkeys(narrow, 2)
-    assert params.problems(raw) == []
+    assert validation.problems(raw) == []
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -506,11 +507,13 @@ def test_the_decoder_of_super_resolution_needs_two_values_of_a_channel(raw, batc
     raw["extensions"]["super_resolution"] |= {"normalisation": "batch"}
     raw["extensions"]["super_resolution"]["training"]["batch_size"] = batch_size
     found = [
-        line for line in params.problems(raw) if line.startswith("extensions.super_resolution.training.batch_size: ")
+        line
+        for line in validation.problems(raw)
+        if line.startswith("extensions.super_resolution.training.batch_size: ")
     ]
     assert len(found) == (batch_size == 1)
     raw["dataset"]["target_size"] = 8  # it does not apply then
-    assert params.problems(raw) == []
+    assert validation.problems(raw) == []
 
 
 @pytest.mark.parametrize(("size", "fits"), [(4, False), (5, True), (8, True)])
@@ -518,7 +521,7 @@ def test_the_classifier_needs_two_values_of_a_channel(raw, size, fits):
     raw["dataset"] |= {"image_size": size, "target_size": 2 * size}
     raw["extractor"]["name"] = "classifier"
     raw["extractor"]["training"]["batch_size"] = 1
-    found = [line for line in params.problems(raw) if line.startswith("extractor.training.batch_size: ")]
+    found = [line for line in validation.problems(raw) if line.startswith("extractor.training.batch_size: ")]
     assert bool(found) != fits
 
 
@@ -585,28 +588,34 @@ def test_chosen_values_leave_out_the_alternatives(raw):
 
 def test_values_cannot_be_changed(raw):
     with pytest.raises(ValueError, match="frozen"):
-        Params(raw).codes.batch_size = 3
+        Params(raw).section("codes", sections()["codes"]).batch_size = 3
 
 
 def test_undeclared_section_is_an_assertion(raw):
     restricted = Params(raw).restrict(frozenset({"codes"}))
-    assert restricted.codes.batch_size == 4
+    assert restricted.value("codes.batch_size") == 4
     assert restricted.chosen() == {"codes": raw["codes"]}
-    for read_it in (lambda: restricted.tokenizer, lambda: restricted.seed, lambda: restricted.config("quantizer")):
+    for read_it in (
+        lambda: restricted.value("tokenizer.name"),
+        lambda: restricted.seed,
+        lambda: restricted.config("quantizer"),
+    ):
         with pytest.raises(AssertionError, match=r"which dvc\.yaml does not declare"):
             read_it()
-    assert restricted.runtime.device == "cpu"  # the machine is no part of a stage
+    assert restricted.value("runtime.device") == "cpu"  # the machine is no part of a stage
 
 
-def test_shared_values_that_the_chosen_plug_in_does_not_read_are_named(raw, plug_in, capsys):
+def test_shared_values_that_the_chosen_plug_in_does_not_read_are_named(raw, plug_in, workspace, monkeypatch, capsys):
     class Lookup(Strict):
         codebook_size: int
 
     plug_in("quantizers", "lookup", Lookup)
     raw["quantizer"] |= {"name": "lookup", "lookup": {}}
-    unread = Params(raw).unread("quantizer")
+    unread = validation.unread(raw)["quantizer"]
     assert {"quantizer.beta", "quantizer.code_dim", "quantizer.estimator"} <= set(unread)
     assert "quantizer.codebook_size" not in unread
+    files.write_json(workspace / "good.json", {"unread": {"quantizer": unread}})
+    monkeypatch.setattr(stage, "_found_good", lambda: workspace / "good.json")
     stage._name_unread(Params(raw), Declared("tokenizer", (), ("quantizer.name", "quantizer.beta")))
     printed = capsys.readouterr().out
     assert all(name in printed for name in unread)
@@ -614,7 +623,7 @@ def test_shared_values_that_the_chosen_plug_in_does_not_read_are_named(raw, plug
 
 
 def test_nothing_is_unread_by_ema(raw):
-    assert Params(raw).unread("quantizer") == ()
+    assert validation.unread(raw)["quantizer"] == []
 
 
 # the command
@@ -622,7 +631,7 @@ def test_nothing_is_unread_by_ema(raw):
 
 def test_main_lists_the_seams_with_the_chosen_marked(raw, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["params", str(write(tmp_path / "params.yaml", raw))])
-    assert params.main() == 0
+    assert validation.main([]) == 0
     printed = capsys.readouterr().out
     assert f"*{raw['prior']['name']}" in printed
     assert all(name in printed for seam in seams.SEAMS for name in seams.names(seam))
@@ -631,8 +640,7 @@ def test_main_lists_the_seams_with_the_chosen_marked(raw, tmp_path, monkeypatch,
 def test_main_prints_every_problem(raw, tmp_path, monkeypatch, capsys):
     broken = copy.deepcopy(raw)
     broken["codes"]["batch_size"], broken["features"]["batch_size"] = 0, 0
-    monkeypatch.setattr(sys, "argv", ["params", str(write(tmp_path / "params.yaml", broken))])
-    assert params.main() == 1
+    assert validation.main([str(write(tmp_path / "params.yaml", broken))]) == 1
     printed = capsys.readouterr()
     assert "2 problems" in printed.err
     assert "codes.batch_size" in printed.err
@@ -642,7 +650,7 @@ def test_main_prints_every_problem(raw, tmp_path, monkeypatch, capsys):
 
 def test_command_exits_with_what_main_returns_and_no_traceback(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(seams.PACKAGE.parent)}
-    command = [sys.executable, "-m", "tessera.core.params"]
+    command = [sys.executable, "-m", "tessera.runtime.validation"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: params.yaml: there is no such file")

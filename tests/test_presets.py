@@ -21,8 +21,9 @@ from PIL import Image
 from tessera import presets
 from tessera.core import models
 from tessera.core.errors import InputError
-from tessera.core.params import Params, problems, read
+from tessera.core.params import Params, read
 from tessera.core.run import Run
+from tessera.runtime.validation import problems
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -270,7 +271,7 @@ def test_system_runs_from_images_to_samples(name, raw, sources, workspace, runti
     assert run.grids == grids
     assert len(run.augmented_codes()) == copies
     assert run.samples().shape == (4, size, size, channels)
-    assert Path("artifacts/samples/samples/labels.npy").exists() == params.prior.conditional
+    assert Path("artifacts/samples/samples/labels.npy").exists() == params.value("prior.conditional")
 
 
 def put(raw: dict[str, Any], values: dict[str, Any]) -> None:

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tessera.attention import masking
+from tessera.attention.causal import Size
+from tessera.autoregression.sampling import truncate
 from tessera.core.contracts import Grids, Sampling
-from tessera.nn import bidirectional, masking
-from tessera.nn.causal import Size
-from tessera.nn.sampling import truncate
+from tessera.extensions.inpainting import bidirectional
 from tessera.priors import masked as plugin
 
 GRIDS: Grids = ((1, 2), (2, 1))  # T = 4

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from conftest import example
 from torch import Tensor, nn
 
+from tessera.autoregression.gated import GatedPixelCNN
+from tessera.autoregression.masked_conv import MaskedConv2d, MaskedPixelCNN, mask
+from tessera.autoregression.sampling import naive_sample
+from tessera.codes import sequences
 from tessera.core.contracts import Grids
 from tessera.core.errors import InputError
-from tessera.nn import sequences
-from tessera.nn.gated import GatedPixelCNN
-from tessera.nn.masked_conv import MaskedConv2d, MaskedPixelCNN, mask
-from tessera.nn.sampling import naive_sample
 from tessera.priors import pixelcnn
 
 ROOT = Path(__file__).resolve().parent.parent

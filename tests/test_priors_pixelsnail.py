@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from tessera.autoregression.sampling import naive_sample
 from tessera.core.contracts import Grids
-from tessera.nn import snail
-from tessera.nn.sampling import naive_sample
 from tessera.priors import pixelsnail
 
 TWO: tuple[Grids, tuple[int, ...]] = (((2, 2), (4, 3)), (3, 5))
@@ -49,7 +48,7 @@ def moved(module: Any) -> Any:
 
 
 def test_weight_normalisation_is_pytorchs() -> None:
-    ours, reference = moved(snail.Linear(5, 4)), parametrizations.weight_norm(nn.Linear(5, 4).double(), dim=0)
+    ours, reference = moved(pixelsnail.Linear(5, 4)), parametrizations.weight_norm(nn.Linear(5, 4).double(), dim=0)
     reference.parametrizations.weight.original0.data = ours.gain.data[:, None].clone()
     reference.parametrizations.weight.original1.data = ours.direction.data.clone()
     reference.bias.data = ours.bias.data.clone()
@@ -66,7 +65,7 @@ def test_weight_normalisation_is_pytorchs() -> None:
 @pytest.mark.parametrize("kernel_size", [3, 5])
 def test_a_causal_convolution_is_a_masked_one(kernel_size: int, own: bool) -> None:
     """A whole k x k kernel, zero from its centre on (mask A) or from behind it (mask B) (PixelCNN, sec. 2.1)."""
-    conv = moved(snail.CausalConv(3, 4, kernel_size, own))
+    conv = moved(pixelsnail.CausalConv(3, 4, kernel_size, own))
     centre = kernel_size**2 // 2
     whole = torch.zeros(4, kernel_size**2, 3, dtype=torch.float64)
     whole[:, : centre + own] = conv.weight().view(4, centre + own, 3)
@@ -77,7 +76,7 @@ def test_a_causal_convolution_is_a_masked_one(kernel_size: int, own: bool) -> No
 
 
 def test_a_gated_layer_adds_one_half_opened_by_the_other() -> None:
-    layer, x, condition = moved(snail.GatedLayer(4, 3)), normal(2, 3, 5, 4), normal(1, 3, 5, 4, seed=1)
+    layer, x, condition = moved(pixelsnail.GatedLayer(4, 3)), normal(2, 3, 5, 4), normal(1, 3, 5, 4, seed=1)
     sums = layer.conv(x / (1 + torch.exp(-x))) + torch.einsum("oc,byxc->byxo", layer.condition.weight, condition)
     expected = x + sums[..., :4] / (1 + torch.exp(-sums[..., 4:]))
     torch.testing.assert_close(layer(x, condition, 0.0), expected)
@@ -85,7 +84,7 @@ def test_a_gated_layer_adds_one_half_opened_by_the_other() -> None:
 
 def test_attention_is_softmax_over_strictly_earlier_positions_and_one_of_nothing() -> None:
     """Written out for each image, head and position; what is nothing has key and value 0."""
-    attention, x, embedded = moved(snail.Attention(8, 2)), normal(2, 3, 4, 8), normal(2, 3, 4, 8, seed=1)
+    attention, x, embedded = moved(pixelsnail.Attention(8, 2)), normal(2, 3, 4, 8), normal(2, 3, 4, 8, seed=1)
     query = attention.query(x).view(2, 12, 2, 2)  # images, positions, heads, channels
     memory = attention.memory(torch.cat([x, embedded], dim=3)).view(
         2, 12, 2, 2, 2
@@ -100,7 +99,7 @@ def test_attention_is_softmax_over_strictly_earlier_positions_and_one_of_nothing
 
 
 def test_a_block_merges_features_and_what_they_attend_to() -> None:
-    block, x = moved(snail.Block(8, 2, 3, 2)), normal(2, 3, 4, 8)
+    block, x = moved(pixelsnail.Block(8, 2, 3, 2)), normal(2, 3, 4, 8)
     embedded, condition = normal(2, 3, 4, 8, seed=1), normal(2, 3, 4, 8, seed=2)
     features = block.layers[1](block.layers[0](x, condition, 0.0), condition, 0.0)
     both = torch.cat([features, block.attention(features, embedded)], dim=3)
@@ -115,7 +114,7 @@ def test_a_block_merges_features_and_what_they_attend_to() -> None:
 @pytest.mark.parametrize(("blocks", "layers", "kernel_size"), [(1, 1, 3), (2, 2, 3), (1, 1, 5)])
 def test_the_receptive_field_is_every_earlier_code_and_no_other(blocks: int, layers: int, kernel_size: int) -> None:
     """By the gradient on embedded codes of a 5x6 grid, the farthest of which only attention reaches."""
-    network = moved(snail.Snail(4, 8, blocks, layers, kernel_size, 2))
+    network = moved(pixelsnail.Snail(4, 8, blocks, layers, kernel_size, 2))
     embedded, condition = normal(1, 5, 6, 8).requires_grad_(), normal(1, 8, 5, 6, seed=1)
     logits = network.from_embedded(embedded, condition)[0]
     for t in range(30):
@@ -125,7 +124,7 @@ def test_the_receptive_field_is_every_earlier_code_and_no_other(blocks: int, lay
 
 def test_convolutions_alone_see_a_cone() -> None:
     """With attention silenced: of each row above, one code farther to the right; the codes beyond are for attention."""
-    network = moved(snail.Snail(4, 8, 1, 6, 3, 2))
+    network = moved(pixelsnail.Snail(4, 8, 1, 6, 3, 2))
     network.blocks[0].merge.gain.data.zero_()
     embedded = normal(1, 5, 6, 8).requires_grad_()
     logits = network.from_embedded(embedded, normal(1, 8, 5, 6, seed=1))[0]
@@ -216,7 +215,7 @@ def test_dropout_acts_in_training_losses_only() -> None:
 
 @pytest.mark.parametrize("part", ["layer", "merge"])
 def test_dropout_acts_in_gated_layers_and_where_attention_is_merged(part: str) -> None:
-    block, x = moved(snail.Block(8, 1, 3, 2)), normal(2, 3, 4, 8)
+    block, x = moved(pixelsnail.Block(8, 1, 3, 2)), normal(2, 3, 4, 8)
     silenced = block.merge if part == "layer" else block.layers[0].conv  # so that the other one alone is left
     silenced.gain.data.zero_()
     quiet, noisy = (block(x, x, x, dropout) for dropout in (0.0, 0.5))

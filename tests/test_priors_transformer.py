@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tessera.attention.blocks import ROOM, Block, Walk
 from tessera.core.contracts import Grids
-from tessera.nn.attention import ROOM, Block, Walk
 from tessera.priors.transformer import Config, Transformer, build
 
 GRIDS: Grids = ((2, 2), (3, 4), (3, 4))

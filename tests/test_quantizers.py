@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tessera.codebooks import codebook
 from tessera.core import seams
 from tessera.core.errors import InputError, NonFiniteError
-from tessera.nn import codebook
 from tessera.quantizers import ema, gradient, residual, simvq
 
 # the contract
@@ -907,7 +907,7 @@ import sys
 from datetime import timedelta
 import torch, torch.distributed as dist
 from safetensors.torch import save_file
-from tessera.nn import codebook
+from tessera.codebooks import codebook
 from tessera.quantizers import ema
 
 rank, folder = int(sys.argv[1]), sys.argv[2]

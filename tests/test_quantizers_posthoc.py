@@ -15,8 +15,8 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs, make_moons, make_swiss_roll
 
+from tessera.codebooks import codebook, neighbour_graph, posthoc
 from tessera.core.errors import InputError
-from tessera.nn import clusters, codebook, graph
 from tessera.quantizers import geodesic, kmeans
 
 BOTH = pytest.mark.parametrize("module", [kmeans, geodesic], ids=["kmeans", "geodesic"])
@@ -146,7 +146,7 @@ def test_at_most_so_many_latents_are_fitted_to(tiny, module):
 
 def test_first_of_equal_rows():
     z = torch.tensor([[1.0, 2], [0.0, 5], [1.0, 2], [-0.0, 5], [2.0, 1]])
-    assert clusters.distinct("kmeans", z, 3).tolist() == [0, 1, 4]
+    assert posthoc.distinct("kmeans", z, 3).tolist() == [0, 1, 4]
 
 
 # k-means
@@ -165,7 +165,7 @@ def inertia(z: torch.Tensor, codes: torch.Tensor) -> float:
 def test_lloyd_is_scikit_learns_from_the_same_centres(seed):
     z = blobs(seed=seed)
     start = z[torch.randperm(len(z), generator=seeded(seed))[:20]]
-    ours = clusters.lloyd(z, start, 300)
+    ours = kmeans.lloyd(z, start, 300)
     theirs = KMeans(20, init=start.numpy(), n_init=1, max_iter=300, tol=0, algorithm="lloyd").fit(z.numpy())
     np.testing.assert_allclose(ours.numpy(), theirs.cluster_centers_, atol=1e-4)
     assert inertia(z, ours) == pytest.approx(theirs.inertia_, rel=1e-4)
@@ -174,7 +174,7 @@ def test_lloyd_is_scikit_learns_from_the_same_centres(seed):
 @pytest.mark.parametrize("iterations", [1, 2, 5])
 def test_iterations_bound_lloyd(iterations):
     z = blobs()
-    found = clusters.lloyd(z, z[:20], iterations)
+    found = kmeans.lloyd(z, z[:20], iterations)
     theirs = KMeans(20, init=z[:20].numpy(), n_init=1, max_iter=iterations, tol=0, algorithm="lloyd").fit(z.numpy())
     np.testing.assert_allclose(found.numpy(), theirs.cluster_centers_, atol=1e-4)
 
@@ -193,7 +193,7 @@ def test_kmeans_plus_plus_draws_by_squared_distance():
     both cost as much, and the first draw is)."""
     z, counts = torch.tensor([[0.0], [1.0], [3.0]]), {}
     for seed in range(3000):
-        pair = tuple(clusters.first_codes(z, 2, seeded(seed)).flatten().tolist())
+        pair = tuple(kmeans.first_codes(z, 2, seeded(seed)).flatten().tolist())
         counts[pair] = counts.get(pair, 0) + 1 / 3000
     for first, best, worst, missed in [(0, 3, 1, 0.1**2), (1, 3, 0, 0.2**2), (3, 0, 1, 4 / 13)]:
         assert counts.get((first, worst), 0) == pytest.approx(missed / 3, abs=0.03)
@@ -202,7 +202,7 @@ def test_kmeans_plus_plus_draws_by_squared_distance():
 
 def test_first_codes_are_distinct_rows():
     z = rows(30).repeat(4, 1)
-    codes = clusters.first_codes(z, 30, seeded())
+    codes = kmeans.first_codes(z, 30, seeded())
     assert len(codes.unique(dim=0)) == 30
     assert all((z == code).all(1).any() for code in codes)
 
@@ -210,7 +210,7 @@ def test_first_codes_are_distinct_rows():
 def test_an_emptied_cluster_moves_to_the_farthest_latent():
     """Two of four codes start where nobody is: they take the two outliers, one each though one is there twice."""
     z = torch.tensor([[0.0], [0.1], [5.0], [5.1], [30.0], [30.0], [-20.0]])
-    found = clusters.lloyd(z, torch.tensor([[0.0], [5.0], [900.0], [901.0]]), 50)
+    found = kmeans.lloyd(z, torch.tensor([[0.0], [5.0], [900.0], [901.0]]), 50)
     torch.testing.assert_close(found.flatten().sort().values, torch.tensor([-20.0, 0.05, 5.05, 30.0]))
 
 
@@ -219,7 +219,7 @@ def test_an_emptied_cluster_moves_to_the_farthest_latent():
 def test_every_code_is_the_mean_of_the_latents_that_choose_it(n, seed):
     """Also from equal centres, all but one of them empty."""
     z = rows(n, 2, seed)
-    codes = clusters.lloyd(z, z[:1].repeat(8, 1), 200)
+    codes = kmeans.lloyd(z, z[:1].repeat(8, 1), 200)
     counts, sums = codebook.statistics(z, codebook.nearest(z, codes), 8)
     assert (counts > 0).all()
     torch.testing.assert_close(sums / counts[:, None], codes, atol=1e-5, rtol=1e-5)
@@ -229,7 +229,7 @@ def test_every_code_is_the_mean_of_the_latents_that_choose_it(n, seed):
 
 
 def whole_graph(points: np.ndarray, k: int) -> Any:
-    return graph.joined(points, graph.neighbour_graph(points, k))[0]
+    return neighbour_graph.joined(points, neighbour_graph.neighbour_graph(points, k))[0]
 
 
 def test_neighbour_graph_by_brute_force():
@@ -237,7 +237,7 @@ def test_neighbour_graph_by_brute_force():
     lengths = np.linalg.norm(points[:, None].astype(float) - points, axis=2)
     near = lengths <= np.sort(lengths, 1)[:, k : k + 1]  # itself is the first of the row
     expected = np.where(near | near.T, lengths, 0)
-    np.testing.assert_allclose(graph.neighbour_graph(points, k).toarray(), expected, rtol=1e-12)
+    np.testing.assert_allclose(neighbour_graph.neighbour_graph(points, k).toarray(), expected, rtol=1e-12)
 
 
 def test_distances_on_a_circle_are_arcs():
@@ -271,9 +271,9 @@ def test_distances_on_a_swiss_roll_are_those_of_the_unrolled_plane():
 def test_components_are_joined_by_their_shortest_links():
     """Three groups on a line and one above: a minimum spanning tree by hand."""
     points = np.array([[0, 0], [1, 0], [10, 0], [11, 0], [30, 0], [31, 0], [11, 6], [12, 6]])
-    apart = graph.neighbour_graph(points, 1)
+    apart = neighbour_graph.neighbour_graph(points, 1)
     assert connected_components(apart)[0] == 4
-    joined, sizes = graph.joined(points, apart)
+    joined, sizes = neighbour_graph.joined(points, apart)
     assert sizes == [2, 2, 2, 2]
     links = (joined - apart).tocoo()
     links.eliminate_zeros()
@@ -288,8 +288,8 @@ def test_components_are_joined_by_their_shortest_links():
 def test_a_joined_graph_is_connected_by_the_least_length(n, k, seed):
     """The links weigh as much as those of a minimum spanning tree of all points in which the edges of the graph are free."""
     points = np.random.default_rng(seed).normal(size=(n, 2))
-    apart = graph.neighbour_graph(points, k)
-    joined, sizes = graph.joined(points, apart)
+    apart = neighbour_graph.neighbour_graph(points, k)
+    joined, sizes = neighbour_graph.joined(points, apart)
     assert sum(sizes) == n
     assert connected_components(joined)[0] == 1
     labels, paid = connected_components(apart)[1], 0.0
@@ -316,7 +316,7 @@ def test_medoids_by_brute_force(seed):
     """One iteration from the same seeds, by all shortest paths within each cell."""
     points = np.random.default_rng(seed).normal(size=(40, 2))
     whole = whole_graph(points, 3)
-    medoids = graph.seeds(whole, 5, np.random.default_rng(seed))
+    medoids = geodesic.seeds(whole, 5, np.random.default_rng(seed))
     every = dijkstra(whole)
     codes = every[medoids].argmin(0)
     expected = []
@@ -325,7 +325,7 @@ def test_medoids_by_brute_force(seed):
         costs = (dijkstra(whole.toarray()[np.ix_(members, members)]) ** 2).sum(1)
         stays = costs[members == medoids[code]] == costs.min()  # of two members neither is the better one
         expected.append(medoids[code] if stays else members[costs.argmin()])
-    found = graph.k_medoids(whole, medoids, 1)
+    found = geodesic.k_medoids(whole, medoids, 1)
     np.testing.assert_array_equal(found.medoids, expected)
     np.testing.assert_array_equal(found.cells.codes, every[expected].argmin(0))
     np.testing.assert_allclose(found.cells.distances, every[expected].min(0))
@@ -335,7 +335,7 @@ def test_medoids_by_brute_force(seed):
 def test_the_medoid_of_one_cell_is_the_best_of_all_nodes(seed):
     whole = whole_graph(np.random.default_rng(seed).normal(size=(30, 2)), 3)
     costs = (dijkstra(whole) ** 2).sum(1)
-    found = graph.k_medoids(whole, np.array([7]), 9)
+    found = geodesic.k_medoids(whole, np.array([7]), 9)
     assert found.medoids.tolist() == [costs.argmin()]
     np.testing.assert_allclose(found.costs, [costs[7], costs.min()])
 
@@ -344,22 +344,22 @@ def test_the_medoid_of_one_cell_is_the_best_of_all_nodes(seed):
 def test_the_cost_never_rises_and_the_medoids_stop(seed):
     points = np.random.default_rng(seed).normal(size=(300, 3))
     whole = whole_graph(points, 5)
-    found = graph.k_medoids(whole, graph.seeds(whole, 12, np.random.default_rng(seed)), 1000)
+    found = geodesic.k_medoids(whole, geodesic.seeds(whole, 12, np.random.default_rng(seed)), 1000)
     assert 2 < len(found.costs) < 50
     assert (np.diff(found.costs) < 0).all()
-    again = graph.k_medoids(whole, found.medoids, 1000)
+    again = geodesic.k_medoids(whole, found.medoids, 1000)
     np.testing.assert_array_equal(again.medoids, found.medoids)
     for medoid, code in zip(found.medoids, range(12), strict=True):  # a member of its own cell
         assert found.cells.codes[medoid] == code
         assert found.cells.distances[medoid] == 0
-    assert len(graph.k_medoids(whole, graph.seeds(whole, 12, np.random.default_rng(seed)), 2).costs) == 3
+    assert len(geodesic.k_medoids(whole, geodesic.seeds(whole, 12, np.random.default_rng(seed)), 2).costs) == 3
 
 
 def test_on_a_grid_of_ties_the_medoids_stop_too():
     points = np.stack(np.meshgrid(np.arange(12.0), np.arange(12.0)), -1).reshape(-1, 2)
     whole = whole_graph(points, 4)
     for seed in range(5):
-        found = graph.k_medoids(whole, graph.seeds(whole, 7, np.random.default_rng(seed)), 1000)
+        found = geodesic.k_medoids(whole, geodesic.seeds(whole, 7, np.random.default_rng(seed)), 1000)
         assert len(found.costs) < 50
         assert (np.diff(found.costs) <= 1e-9).all()
 
@@ -367,10 +367,10 @@ def test_on_a_grid_of_ties_the_medoids_stop_too():
 def test_seeds_are_drawn_by_squared_graph_distance():
     """Nodes at 0, 1 and 3 of a line, second seed given the first: (d1^2, d2^2) in proportion."""
     whole = whole_graph(np.array([[0.0], [1.0], [3.0]]), 1)
-    pairs = [tuple(graph.seeds(whole, 2, np.random.default_rng(seed))) for seed in range(3000)]
+    pairs = [tuple(geodesic.seeds(whole, 2, np.random.default_rng(seed))) for seed in range(3000)]
     for first, second, p in [(0, 2, 0.9), (0, 1, 0.1), (1, 2, 0.8), (2, 0, 9 / 13)]:
         assert pairs.count((first, second)) / 3000 == pytest.approx(p / 3, abs=0.03)
-    assert sorted(graph.seeds(whole, 3, np.random.default_rng(0))) == [0, 1, 2]
+    assert sorted(geodesic.seeds(whole, 3, np.random.default_rng(0))) == [0, 1, 2]
 
 
 # the geodesic quantizer
@@ -427,7 +427,7 @@ def test_codes_are_nodes_and_nodes_have_the_codes_of_the_fit(tiny, n):
     assert chosen(quantizer, quantizer.codes).tolist() == list(range(8))
     whole = whole_graph(nodes.numpy(), 5)
     medoids = [int((nodes == code).all(1).nonzero()) for code in quantizer.codes]
-    expected = graph.cells(whole, np.array(medoids))
+    expected = geodesic.cells(whole, np.array(medoids))
     np.testing.assert_array_equal(codes.numpy(), expected.codes)
     np.testing.assert_allclose(quantizer.node_distances[:used].numpy(), expected.distances, rtol=1e-6)
 

@@ -22,12 +22,12 @@ from committed import project
 from dvc_render.html import render_html
 from dvc_render.vega import VegaRenderer
 
+from stages.report import chart, elements, prior, summary
+from stages.report.page import render
 from tessera.core import files, seams
 from tessera.core.errors import InputError
 from tessera.core.params import PLURAL, Params
 from tessera.core.run import Run
-from tessera.steps.report import chart, elements, prior, summary
-from tessera.steps.report.page import render
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium")
@@ -302,12 +302,12 @@ def test_names_that_the_page_knows_exist():
 
 def test_the_stage_writes_the_page(run, workspace, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
-    importlib.import_module("stages.report").main(run)
+    importlib.import_module("stages.report.__main__").main(run)
     assert (workspace / "report.html").read_text(encoding="utf-8") == render(run)
 
 
 def test_the_page_costs_no_torch():
-    code = "import sys; import tessera.steps.report.page, tessera.core.run; sys.exit('torch' in sys.modules)"
+    code = "import sys; import stages.report.page, tessera.core.run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""nn/sampling and nn/sequences against brute force."""
+"""autoregression/sampling and codes/sequences against brute force."""
 
 import math
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from tessera.autoregression.cuda_graphs import Replay
+from tessera.autoregression.sampling import Steps, draw, sample, truncate
+from tessera.codes import sequences
 from tessera.core.contracts import Sampling
 from tessera.core.errors import InputError
-from tessera.nn import sequences
-from tessera.nn.graphs import Replay
-from tessera.nn.sampling import Steps, draw, sample, truncate
 
 ALMOST_ONE = 1 - 2**-53  # the largest uniform there is
 

@@ -20,15 +20,17 @@ import torch
 from ruamel.yaml import YAML
 from torch import nn
 
-from tessera.core import files, images, models
+from stages import codes as step
+from tessera import augmentation
+from tessera.core import files, models
 from tessera.core.errors import InputError
 from tessera.core.params import Params
-from tessera.core.params import Runtime as Settings
 from tessera.core.run import SPLITS
 from tessera.core.seeding import generator
-from tessera.core.training import _share
+from tessera.images import arrays
 from tessera.runtime import ranks
-from tessera.steps import codes as step
+from tessera.runtime.settings import Settings
+from tessera.training.loop import _share
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -70,13 +72,14 @@ import numpy as np, torch
 from pathlib import Path
 from tessera.core import files, models
 from tessera.core.errors import NonFiniteError
-from tessera.core.images import to_model
-from tessera.core.params import Runtime as Settings, Training
-from tessera.core.training import Task, fit
+from tessera.images.arrays import to_model
+from tessera.runtime.settings import Settings
+from tessera.training.settings import Training
+from tessera.training.loop import Task, fit
 from tessera.losses import mse
-from tessera.nn.codebook import Codebook
+from tessera.codebooks.codebook import Codebook
 from tessera.runtime.devices import Runtime
-from tessera.steps.tokenizer import Objective
+from stages.tokenizer import Objective
 
 given = json.loads(Path("given.json").read_text())
 pixels, found = files.load_array(Path("images.npy")), {}
@@ -258,8 +261,8 @@ def test_machines_of_a_slurm_job_encode_what_one_process_encodes(repository, raw
     for split in SPLITS:
         assert np.array_equal(run.codes(split), encoded(tokenizer, run.images(split), 4))
     draws = generator(raw["seed"], "codes", "augmentation", 1)
-    how = run.params.codes.augmentation
-    changed = encoded(tokenizer, run.images("train"), 4, lambda x: images.augmented(x, how, draws, 1.0))
+    how = run.params.section("codes", codes.Settings).augmentation
+    changed = encoded(tokenizer, run.images("train"), 4, lambda x: augmentation.augmented(x, how, draws, 1.0))
     assert np.array_equal(run.augmented_codes()[1], changed)
     assert not np.array_equal(changed, run.codes("train"))
 
@@ -273,7 +276,7 @@ def tiny_run_with(raw: dict[str, Any], runtime: Any) -> Any:
 def encoded(tokenizer: nn.Module, pixels: np.ndarray, size: int, change: Any = lambda x: x) -> np.ndarray:
     with torch.no_grad():
         parts = [
-            tokenizer.encode(change(images.to_model(part))) for part in np.split(pixels, range(size, len(pixels), size))
+            tokenizer.encode(change(arrays.to_model(part))) for part in np.split(pixels, range(size, len(pixels), size))
         ]
     return torch.cat(parts).numpy()
 
@@ -355,11 +358,12 @@ import json, resource, sys
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
-from tessera.core import files, images
+from tessera.core import files
 from tessera.core.params import Params
 from tessera.core.run import Run
 from tessera.runtime.devices import Runtime
-from tessera.steps import codes, prior
+from tessera.runtime.settings import Settings
+from stages import codes, prior
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -372,7 +376,7 @@ class Corner(torch.nn.Module):
         return (x[:, 0, 0, :2] > 0).int()
 
 params = Params(json.loads(Path("raw.json").read_text()))
-run = Run(params, None, Runtime(params.runtime))
+run = Run(params, None, Runtime(params.section("runtime", Settings)))
 torch.ones(8, 8) @ torch.ones(8, 8)
 before = status("VmData")
 resource.setrlimit(resource.RLIMIT_DATA, (before + (256 << 20),) * 2)
@@ -384,7 +388,7 @@ except MemoryError:
 codes.encode(Corner(), run, Path("encoded"))
 stored = {split: files.load_array(Path("huge.npy")) for split in ("train", "val")}
 nothing = np.zeros((0, 0, 0), np.int32)
-data = prior.Data(stored, nothing, None, 0, params.prior, "cpu")
+data = prior.Data(stored, nothing, None, 0, params.section("prior", prior.Settings), "cpu")
 order = np.random.default_rng(0).permutation(len(stored["train"]))  # as `fit` does
 sums = [int(data.batch(rows, torch.Generator(), 0.0)[0].sum()) for rows in np.split(order[: 200 * 64], 200)]
 last = data.rows("train", np.array([len(order) - 1]))[0]

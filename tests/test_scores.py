@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tessera.nn import scores
+from tessera.codes import statistics
+from tessera.images import scores
 
 CODES = hnp.arrays(np.int64, hnp.array_shapes(max_dims=3, max_side=6), elements=st.integers(0, 4))
 
@@ -20,35 +21,35 @@ CODES = hnp.arrays(np.int64, hnp.array_shapes(max_dims=3, max_side=6), elements=
 
 @given(CODES)
 def test_frequencies_by_counting(codes):
-    p = scores.frequencies(codes, 7)
+    p = statistics.frequencies(codes, 7)
     flat = codes.reshape(-1).tolist()
     assert p.tolist() == [flat.count(k) / len(flat) for k in range(7)]
 
 
 @pytest.mark.parametrize("k", [1, 2, 256])
 def test_perplexity_of_uniform_codes_is_k(k):
-    p = scores.frequencies(np.arange(3 * k) % k, k)
-    assert scores.perplexity(p) == pytest.approx(k)
-    assert scores.entropy_bits(p) == pytest.approx(math.log2(k))
-    assert scores.usage(p) == 1
+    p = statistics.frequencies(np.arange(3 * k) % k, k)
+    assert statistics.perplexity(p) == pytest.approx(k)
+    assert statistics.entropy_bits(p) == pytest.approx(math.log2(k))
+    assert statistics.usage(p) == 1
 
 
 def test_perplexity_of_constant_codes_is_1():
-    p = scores.frequencies(np.full(9, 3), 8)
-    assert scores.perplexity(p) == 1
-    assert scores.entropy_bits(p) == 0
-    assert scores.usage(p) == 1 / 8
+    p = statistics.frequencies(np.full(9, 3), 8)
+    assert statistics.perplexity(p) == 1
+    assert statistics.entropy_bits(p) == 0
+    assert statistics.usage(p) == 1 / 8
 
 
 def test_entropy_of_known_shares():
     """1/2, 1/4, 1/8, 1/8: 1.75 bits."""
-    assert scores.entropy_bits(np.array([0.5, 0.25, 0.125, 0.125, 0.0])) == 1.75
+    assert statistics.entropy_bits(np.array([0.5, 0.25, 0.125, 0.125, 0.0])) == 1.75
 
 
 @given(CODES)
 def test_perplexity_lies_between_1_and_the_codes_used(codes):
-    p = scores.frequencies(codes, 5)
-    assert 1 - 1e-9 <= scores.perplexity(p) <= scores.usage(p) * 5 + 1e-9
+    p = statistics.frequencies(codes, 5)
+    assert 1 - 1e-9 <= statistics.perplexity(p) <= statistics.usage(p) * 5 + 1e-9
 
 
 # pictures
@@ -184,12 +185,12 @@ def test_neighbours_equal_by_brute_force(grid, dy, dx):
         for row in range(4 - dy)
         for column in range(5 - dx)
     ]
-    found = scores.neighbours_equal(grid, dy, dx)
+    found = statistics.neighbours_equal(grid, dy, dx)
     assert math.isnan(found) if not pairs else found == pytest.approx(np.mean(pairs))
 
 
 def test_split_grids_in_raster_order():
     codes = np.arange(12).reshape(2, 6)
-    first, second = scores.split_grids(codes, ((1, 2), (2, 2)))
+    first, second = statistics.split_grids(codes, ((1, 2), (2, 2)))
     np.testing.assert_array_equal(first, [[[0, 1]], [[6, 7]]])
     np.testing.assert_array_equal(second, [[[2, 3], [4, 5]], [[8, 9], [10, 11]]])

@@ -1,4 +1,4 @@
-"""A batch in shares (`nn/shares.py`)."""
+"""A batch in shares (`autoregression/forks.py`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessera.nn import shares
+from tessera.autoregression import forks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
 
@@ -36,7 +36,7 @@ def seen(rows: slice) -> tuple[Tensor, ...]:
     indirect=["cores"],
 )
 def test_shares_in_order_and_who_takes_them(cores: int, n: int, sizes: list[int], processes: int, each: int) -> None:
-    parts = shares.spread(seen, n, least=3)
+    parts = forks.spread(seen, n, least=3)
     assert torch.cat([rows for rows, _ in parts]).tolist() == list(range(n))
     assert [len(rows) for rows, _ in parts] == sizes
     who = torch.stack([who for _, who in parts])
@@ -50,8 +50,8 @@ def test_shares_in_order_and_who_takes_them(cores: int, n: int, sizes: list[int]
 
 @pytest.mark.parametrize("cores", [2], indirect=True)
 def test_a_daemon_may_have_no_children_and_takes_threads(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(shares.multiprocessing.current_process()._config, "daemon", True)
-    assert {int(who[0]) for _, who in shares.spread(seen, 2, 1)} == {os.getpid()}
+    monkeypatch.setitem(forks.multiprocessing.current_process()._config, "daemon", True)
+    assert {int(who[0]) for _, who in forks.spread(seen, 2, 1)} == {os.getpid()}
 
 
 @pytest.mark.parametrize("cores", [2, 3], indirect=True)
@@ -63,8 +63,8 @@ def test_what_the_work_raises_is_raised_here_and_no_process_stays(cores: int, fa
         return seen(rows)
 
     with pytest.raises(ValueError, match=f"row {failing} is wrong"):
-        shares.spread(work, cores, 1)
-    assert not shares.multiprocessing.active_children()
+        forks.spread(work, cores, 1)
+    assert not forks.multiprocessing.active_children()
     assert torch.get_num_threads() == cores
 
 
@@ -76,7 +76,7 @@ def test_a_killed_process_is_named(cores: int) -> None:
         return seen(rows)
 
     with pytest.raises(RuntimeError, match="was killed; is there enough memory"):
-        shares.spread(work, 2, 1)
+        forks.spread(work, 2, 1)
 
 
 @pytest.mark.parametrize("cores", [2], indirect=True)
@@ -89,4 +89,4 @@ def test_after_a_training_step_on_many_threads_forks_still_work(cores: int) -> N
         with torch.no_grad():
             return (layer(x[rows]),)
 
-    torch.testing.assert_close(torch.cat([part for (part,) in shares.spread(work, 32, 1)]), layer(x).detach())
+    torch.testing.assert_close(torch.cat([part for (part,) in forks.spread(work, 32, 1)]), layer(x).detach())

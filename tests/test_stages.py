@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from tessera.core import files
-from tessera.core.params import Params, problems
+from tessera.core.params import Params
 from tessera.core.run import SPLITS, Run
+from tessera.runtime.validation import problems
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,7 +67,7 @@ def test_every_tokenizer_goes_all_the_way(kind, raw, tiny_run, stage, runtime):
     own = ["gaussian"] if kind.startswith("vae") else []
     assert list(run.sample_sets) == ["samples", "baseline", *own]
     for of in run.sample_sets:
-        assert run.samples(of).shape == (params.samples.count, 8, 8, 3)
+        assert run.samples(of).shape == (params.value("samples.count"), 8, 8, 3)
     stage("extensions")(Run(params, "interpolation", runtime))
     assert 0 <= files.read_json(Path("metrics/extensions/interpolation.json"))["smoothness"] <= 1
     reconstruction = run.images("test", "reconstruction")

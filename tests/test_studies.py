@@ -128,7 +128,7 @@ QUANTIZER, SOURCE = (
     read(ROOT / "params.yaml")[section][name] for section, name in [("quantizer", "name"), ("dataset", "source")]
 )
 CHOSEN = f"src/tessera/quantizers/{QUANTIZER}.py"
-CODE = ("src/tessera/core/models.py", "src/tessera/steps/samples.py", CHOSEN, SOURCE, "requirements.lock",
+CODE = ("src/tessera/core/models.py", "stages/samples.py", CHOSEN, SOURCE, "requirements.lock",
         "src/tessera/quantizers/other.py", "src/tessera/extensions/atlas.py")  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def test_runs_share_what_stages_make_of_the_same_values(made):
         (SOURCE, "dataset"),
         ("requirements.lock", "extractor"),
         (CHOSEN, "tokenizer"),
-        ("src/tessera/steps/samples.py", "samples"),
+        ("stages/samples.py", "samples"),
         ("src/tessera/quantizers/other.py", None),  # not chosen
         ("src/tessera/extensions/atlas.py", None),  # not run
     ],

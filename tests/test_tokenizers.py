@@ -9,7 +9,6 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,18 +20,21 @@ from torch import nn
 from torch.distributions import Normal
 
 import tessera
-from tessera.core import files, images, models, seams
+from stages import reconstruction, samples
+from stages import tokenizer as training
+from tessera.codes import statistics
+from tessera.codes.sequences import flatten_levels
+from tessera.core import files, models, seams
 from tessera.core.contracts import Quantized
 from tessera.core.errors import InputError
-from tessera.core.params import Params, Training
-from tessera.core.training import Fitted, fit
-from tessera.nn import conv, scores
-from tessera.nn.doubling import Doubling
-from tessera.nn.sequences import flatten_levels
-from tessera.steps import reconstruction, samples
-from tessera.steps import tokenizer as training
+from tessera.core.params import Params
+from tessera.images import arrays, scores
+from tessera.networks import conv
+from tessera.networks.doubling import Doubling
 from tessera.tokenizers import pixels as intensities
 from tessera.tokenizers import vae, vqvae, vqvae2
+from tessera.training.loop import Fitted, fit
+from tessera.training.settings import Training
 
 SHAPES = {"square": (3, 8, 8), "wide": (3, 8, 16), "tall": (3, 16, 8), "grey": (1, 8, 8)}
 
@@ -50,16 +52,19 @@ def takes_post_hoc(name: str) -> bool:
     """Where quantizer and tokenizer do not fit, the tokenizer's rule says so."""
     config = example(seams.plugin("tokenizers", name).Config)
     rule = getattr(config, "rule", lambda _: ())
-    return any(line.startswith("quantizer.name") for line in rule(asked("ema", post_hoc=False)))
+    return any(line.startswith("quantizer.name") for line in rule(asked("ema")))
 
 
-def asked(quantizer: str, post_hoc: bool, image_size: int = 16, keep: str = "best") -> SimpleNamespace:
+def asked(quantizer: str, image_size: int = 16, keep: str = "best") -> Params:
     """What a rule asks of the params."""
-    return SimpleNamespace(
-        dataset=SimpleNamespace(image_size=image_size), quantizer=SimpleNamespace(name=quantizer), post_hoc=post_hoc,
-        tokenizer=SimpleNamespace(keep=keep, training=SimpleNamespace(batch_size=2)),
-        runtime=SimpleNamespace(devices=1, nodes=1),
-    )  # fmt: skip
+    tokenizer = {"keep": keep, "training": {"batch_size": 2}}
+    runtime = {"devices": 1, "nodes": 1}
+    return Params({"dataset": {"image_size": image_size}, "quantizer": {"name": quantizer}, "tokenizer": tokenizer,
+                   "runtime": runtime})  # fmt: skip
+
+
+def augmentation_of(raw: dict[str, Any]) -> Any:
+    return Params(raw).section("tokenizer", training.Settings).augmentation
 
 
 def ready(
@@ -88,7 +93,7 @@ def _trained(request, _raw, make_images, train) -> nn.Module:
     name, _, kind = request.param.partition("-")
     channels, height, width = SHAPES[kind]
     torch.manual_seed(0)
-    return ready(copy.deepcopy(_raw), name, train, images.to_model(make_images(6, height, width, channels)))[0]
+    return ready(copy.deepcopy(_raw), name, train, arrays.to_model(make_images(6, height, width, channels)))[0]
 
 
 @pytest.fixture
@@ -107,7 +112,7 @@ def weighted(tokenizer) -> nn.Module:
 @pytest.fixture
 def x(tokenizer, make_images) -> torch.Tensor:
     channels, height, width = tokenizer.image_shape
-    return images.to_model(make_images(5, height, width, channels))
+    return arrays.to_model(make_images(5, height, width, channels))
 
 
 # the contract
@@ -119,7 +124,9 @@ def test_grids_fold_the_codes(tokenizer, x):
     assert codes.dtype == torch.int64
     assert len(codes.unique()) > 2  # or the tests below would say little
     assert len(tokenizer.codebook_sizes) == len(tokenizer.grids) == len(tokenizer.codebooks)
-    for grid, size in zip(scores.split_grids(codes.numpy(), tokenizer.grids), tokenizer.codebook_sizes, strict=True):
+    for grid, size in zip(
+        statistics.split_grids(codes.numpy(), tokenizer.grids), tokenizer.codebook_sizes, strict=True
+    ):
         assert 0 <= grid.min() <= grid.max() < size
     assert [len(book) for book in tokenizer.codebooks] == list(tokenizer.codebook_sizes)
 
@@ -223,7 +230,7 @@ def test_training_lowers_the_loss(raw, runtime, make_images, name):
         tokenizer = models.build(recipe._replace(quantizer=None))
     mse = seams.plugin("losses", "mse")
     objective = training.Objective(tokenizer, {"mse": (1.0, mse.MSE())})
-    section = Params(raw).tokenizer
+    section = Params(raw).section("tokenizer", training.Settings)
     section = section.model_copy(
         update={"training": Training(**raw["tokenizer"]["training"] | {"epochs": 16, "lr": 0.01})}
     )
@@ -426,8 +433,8 @@ def test_tanh_keeps_the_decoder_within_the_range_of_images(tiny):
 @pytest.mark.parametrize("name", ["vqvae", "vqvae2"])
 def test_tokenizers_trained_through_their_quantizer_refuse_post_hoc_ones(tiny, name):
     config = tiny(seams.plugin("tokenizers", name).Config)
-    assert list(config.rule(asked("ema", post_hoc=False))) == []
-    assert list(config.rule(asked("geodesic", post_hoc=True))) == [
+    assert list(config.rule(asked("ema"))) == []
+    assert list(config.rule(asked("geodesic"))) == [
         f"quantizer.name: must be one that is trained with the tokenizer under tokenizer.name {name}, got 'geodesic', "
         "which is fitted to a finished autoencoder; choose tokenizer.name vae"
     ]
@@ -436,13 +443,13 @@ def test_tokenizers_trained_through_their_quantizer_refuse_post_hoc_ones(tiny, n
 @pytest.mark.parametrize("name", ["vqvae", "vqvae2", "vae"])
 def test_downsampling_must_divide_the_image(tiny, name):
     config = tiny(seams.plugin("tokenizers", name).Config, downsampling=4)
-    assert list(config.rule(asked("kmeans", post_hoc=name == "vae", image_size=10))) == [
+    assert list(config.rule(asked("kmeans" if name == "vae" else "ema", image_size=10))) == [
         f"tokenizer.{name}.downsampling: must divide dataset.image_size 10, got 4; the nearest sizes are 8 and 12"
     ]
 
 
 def test_an_image_smaller_than_a_code_has_one_nearest_size(tiny):
-    (line,) = tiny(vqvae.Config, downsampling=32).rule(asked("ema", post_hoc=False, image_size=20))
+    (line,) = tiny(vqvae.Config, downsampling=32).rule(asked("ema", image_size=20))
     assert line.endswith("got 32; the nearest size is 32")
 
 
@@ -470,7 +477,7 @@ def test_channels_from_the_image_inwards():
 def two_levels(tiny, make_images) -> nn.Module:
     """16x16 images, 4x4 bottom codes, 2x2 top codes; codebooks from latents."""
     tokenizer = vqvae2.build(tiny(vqvae2.Config, dropout=0.0), (3, 16, 16), make_ema(tiny))
-    tokenizer(images.to_model(make_images(6, 16, 16)))
+    tokenizer(arrays.to_model(make_images(6, 16, 16)))
     return tokenizer.eval()
 
 
@@ -494,7 +501,7 @@ def test_two_levels_of_two_depths(tiny, make_images):
     residual = seams.plugin("quantizers", "residual")
     config = tiny(residual.Config, depth=2)
     tokenizer = vqvae2.build(tiny(vqvae2.Config), (3, 16, 16), lambda dim=None: residual.build(config, dim))
-    x = images.to_model(make_images(6, 16, 16))
+    x = arrays.to_model(make_images(6, 16, 16))
     tokenizer(x)
     tokenizer.eval()
     assert tokenizer.grids == ((2, 2), (2, 2), (4, 4), (4, 4))
@@ -507,7 +514,7 @@ def test_two_levels_of_two_depths(tiny, make_images):
 
 
 def test_bottom_is_encoded_given_the_quantized_top(two_levels, make_images):
-    x = images.to_model(make_images(4, 16, 16))
+    x = arrays.to_model(make_images(4, 16, 16))
     with torch.no_grad():
         top, bottom = two_levels.latents(x)
         two_levels.quantizers[0].codes.add_(3.0)
@@ -517,7 +524,7 @@ def test_bottom_is_encoded_given_the_quantized_top(two_levels, make_images):
 
 
 def test_bottom_latents_train_the_top_encoder(two_levels, make_images):
-    output = two_levels.train()(images.to_model(make_images(4, 16, 16)))
+    output = two_levels.train()(arrays.to_model(make_images(4, 16, 16)))
     output.latents[1].square().sum().backward()
     for part in (two_levels.encoder, two_levels.top_encoder, two_levels.top_decoder):
         assert all(parameter.grad is not None for parameter in part.parameters())
@@ -551,12 +558,12 @@ def test_training_quantizes_each_level_once(two_levels, make_images):
     seen = []
     for quantizer in two_levels.quantizers:
         quantizer.register_forward_hook(lambda *_, quantizer=quantizer: seen.append(id(quantizer)))
-    two_levels.train()(images.to_model(make_images(4, 16, 16)))
+    two_levels.train()(arrays.to_model(make_images(4, 16, 16)))
     assert seen == [id(quantizer) for quantizer in two_levels.quantizers]
 
 
 def test_losses_of_both_levels_are_minimised(two_levels, make_images):
-    x = images.to_model(make_images(4, 16, 16))
+    x = arrays.to_model(make_images(4, 16, 16))
     top, bottom = two_levels(x).quantized
     losses = training.Objective(two_levels, {})(x)
     torch.testing.assert_close(losses["commitment"], top.losses["commitment"] + bottom.losses["commitment"])
@@ -564,8 +571,8 @@ def test_losses_of_both_levels_are_minimised(two_levels, make_images):
 
 def test_top_downsampling_must_divide_the_bottom_grid(tiny):
     config = tiny(vqvae2.Config, downsampling=4, top_downsampling=4)
-    assert list(config.rule(asked("ema", post_hoc=False, image_size=16))) == []
-    assert list(config.rule(asked("ema", post_hoc=False, image_size=24))) == [
+    assert list(config.rule(asked("ema", image_size=16))) == []
+    assert list(config.rule(asked("ema", image_size=24))) == [
         "tokenizer.vqvae2.top_downsampling: must divide the bottom grid's 6 codes a side (dataset.image_size 24 / "
         "downsampling 4), got 4"
     ]
@@ -609,7 +616,7 @@ def make_vae(tiny: Callable[..., Any], latent: str = "spatial", **values: Any) -
 
 
 def test_vae_without_a_quantizer_has_no_codes(tiny, latent, make_images):
-    tokenizer, x = make_vae(tiny, latent), images.to_model(make_images(3))
+    tokenizer, x = make_vae(tiny, latent), arrays.to_model(make_images(3))
     assert tokenizer.grids == tokenizer.codebook_sizes == tokenizer.codebooks == ()
     height, width = {"spatial": (2, 2), "vector": (1, 1)}[latent]
     for training_mode in (True, False):
@@ -629,7 +636,7 @@ def test_vae_without_a_quantizer_has_no_codes(tiny, latent, make_images):
 
 
 def test_vae_decodes_the_mean_in_evaluation(tiny, latent, make_images):
-    tokenizer, x = make_vae(tiny, latent).eval(), images.to_model(make_images(3))
+    tokenizer, x = make_vae(tiny, latent).eval(), arrays.to_model(make_images(3))
     output = tokenizer(x)
     assert torch.equal(output.quantized[0].z_q, output.latents[0])
     assert torch.equal(output.reconstruction, tokenizer.decode_vectors(tokenizer.latents(x)))
@@ -653,7 +660,7 @@ def test_vae_decodes_draws_of_the_posterior_in_training(tiny, monkeypatch):
 
 def test_reparameterised_gradient_reaches_the_variance(tiny, latent, make_images):
     """Of the reconstruction alone, and only where draws are decoded."""
-    tokenizer, x = make_vae(tiny, latent), images.to_model(make_images(4))
+    tokenizer, x = make_vae(tiny, latent), arrays.to_model(make_images(4))
     last = [layer for layer in tokenizer.encoder if isinstance(layer, nn.Conv2d | nn.Linear)][-1]
     tokenizer.train()(x).reconstruction.square().mean().backward()
     assert last.bias.grad[4:].abs().min() > 0
@@ -690,7 +697,7 @@ def test_gradient_of_the_divergence():
 
 @pytest.mark.parametrize("training_mode", [True, False])
 def test_kl_is_in_nats_per_value_of_the_image(tiny, latent, make_images, training_mode):
-    tokenizer, x = make_vae(tiny, latent, kl_weight=0.25).train(training_mode), images.to_model(make_images(4))
+    tokenizer, x = make_vae(tiny, latent, kl_weight=0.25).train(training_mode), arrays.to_model(make_images(4))
     kl = tokenizer(x).quantized[0].losses["kl"]
     mean, log_variance = tokenizer.posterior(x)
     by_hand = sum(
@@ -703,7 +710,7 @@ def test_kl_is_in_nats_per_value_of_the_image(tiny, latent, make_images, trainin
 
 @pytest.mark.parametrize("extreme", [-1e4, 1e4])
 def test_extreme_variances_stay_finite(tiny, make_images, extreme):
-    tokenizer, x = make_vae(tiny).train(), images.to_model(make_images(4))
+    tokenizer, x = make_vae(tiny).train(), arrays.to_model(make_images(4))
     tokenizer.encoder[-1].bias.data[4:] = extreme
     output = tokenizer(x)
     assert torch.isfinite(output.quantized[0].losses["kl"])
@@ -725,7 +732,7 @@ def test_quantizer_changes_no_other_weight(tiny, latent):
 
 @pytest.mark.parametrize("training_mode", [True, False])
 def test_fitted_quantizer_takes_the_place_of_the_draw(tiny, latent, make_images, training_mode):
-    x = images.to_model(make_images(6))
+    x = arrays.to_model(make_images(6))
     tokenizer = vae.build(tiny(vae.Config, latent=latent, dropout=0.0), (3, 8, 8), Drawn).train(training_mode)
     with torch.no_grad():
         fit_quantizer(tokenizer, x)
@@ -769,12 +776,12 @@ def test_vae_samples_are_decoded_standard_normal_latents(tiny, latent, monkeypat
 
 def test_vae_refuses_quantizers_trained_with_the_tokenizer(tiny):
     config = tiny(vae.Config)
-    assert list(config.rule(asked("kmeans", post_hoc=True))) == []
-    assert list(config.rule(asked("ema", post_hoc=False))) == [
+    assert list(config.rule(asked("kmeans"))) == []
+    assert list(config.rule(asked("ema"))) == [
         "quantizer.name: must be fitted to a finished autoencoder (it has fit) under tokenizer.name vae, got 'ema'; "
         "choose kmeans or geodesic"
     ]
-    assert list(config.rule(asked("kmeans", post_hoc=True, keep="best_usage"))) == [
+    assert list(config.rule(asked("kmeans", keep="best_usage"))) == [
         "tokenizer.keep: must be best or last under tokenizer.name vae, whose codes are found after training, got 'best_usage'"
     ]
 
@@ -790,17 +797,17 @@ def test_256_levels_keep_every_8_bit_image():
     everything = np.random.default_rng(0).permutation(np.arange(3 * 256, dtype=np.int64) % 256).astype(np.uint8)
     pixels = everything.reshape(4, 8, 8, 3)
     tokenizer = identity(256)
-    codes = tokenizer.encode(images.to_model(pixels))
+    codes = tokenizer.encode(arrays.to_model(pixels))
     np.testing.assert_array_equal(codes.view(4, 3, 8, 8).permute(0, 2, 3, 1).numpy(), pixels)
-    np.testing.assert_array_equal(images.to_pixels(tokenizer.decode(codes)), pixels)
+    np.testing.assert_array_equal(arrays.to_pixels(tokenizer.decode(codes)), pixels)
 
 
 def test_2_levels_are_black_and_white():
     pixels = np.array([0, 60, 127, 128, 200, 255], np.uint8).reshape(1, 2, 3, 1)
     tokenizer = identity(2, (1, 2, 3))
-    codes = tokenizer.encode(images.to_model(pixels))
+    codes = tokenizer.encode(arrays.to_model(pixels))
     assert codes.tolist() == [[0, 0, 0, 1, 1, 1]]
-    assert images.to_pixels(tokenizer.decode(codes)).flatten().tolist() == [0, 0, 0, 255, 255, 255]
+    assert arrays.to_pixels(tokenizer.decode(codes)).flatten().tolist() == [0, 0, 0, 255, 255, 255]
 
 
 @pytest.mark.parametrize("levels", [2, 3, 16, 17, 255, 256])
@@ -824,10 +831,10 @@ def test_colour_channels_are_depths_of_one_level_red_first():
     assert tokenizer.grids == ((8, 8),) * 3
     assert tokenizer.codebook_sizes == (256,) * 3
     assert [book.shape for book in tokenizer.codebooks] == [(256, 1)] * 3
-    codes = tokenizer.encode(images.to_model(pixels))
+    codes = tokenizer.encode(arrays.to_model(pixels))
     assert codes.shape == (1, 192)
     assert [part.unique().tolist() for part in codes.split(64, dim=1)] == [[10], [20], [30]]
-    assert tokenizer(images.to_model(pixels)).quantized[0].codes.shape == (1, 3, 8, 8)
+    assert tokenizer(arrays.to_model(pixels)).quantized[0].codes.shape == (1, 3, 8, 8)
 
 
 def test_pixels_hand_the_gradient_on_unchanged():
@@ -858,14 +865,14 @@ def test_model_without_weights_is_a_file_all_the_same(raw, workspace):
 
 @pytest.fixture(params=seams.names("tokenizers"))
 def saved(request, raw, workspace, make_images, train) -> tuple[Path, nn.Module]:
-    tokenizer, recipe = ready(raw, request.param, train, images.to_model(make_images(6)), steps=20)
+    tokenizer, recipe = ready(raw, request.param, train, arrays.to_model(make_images(6)), steps=20)
     models.save(Path("artifacts/tokenizer"), tokenizer, recipe, "a card")
     return Path("artifacts/tokenizer"), tokenizer
 
 
 def test_saved_model_gives_the_same_output(saved, make_images):
     folder, tokenizer = saved
-    x = images.to_model(make_images(4))
+    x = arrays.to_model(make_images(4))
     loaded = models.load(folder)
     assert not loaded.training
     assert torch.equal(loaded.encode(x), tokenizer.encode(x))
@@ -878,7 +885,7 @@ def test_model_loads_from_anywhere_without_params(saved, tmp_path_factory, monke
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     shutil.copytree(folder, elsewhere / "model")
     monkeypatch.chdir(elsewhere)
-    codes = tokenizer.encode(images.to_model(make_images(2)))
+    codes = tokenizer.encode(arrays.to_model(make_images(2)))
     assert torch.equal(tessera.load("model").decode(codes), tokenizer.decode(codes))
 
 
@@ -1014,7 +1021,7 @@ def objective(raw) -> training.Objective:
 
 
 def test_objective_sums_weighted_image_terms_and_the_quantizers_own(objective, make_images):
-    x = images.to_model(make_images(4))
+    x = arrays.to_model(make_images(4))
     objective.eval()
     losses, output = objective(x), objective.tokenizer(x)
     assert set(losses) == {"mse", "commitment"}
@@ -1037,24 +1044,24 @@ def test_terms_of_weight_0_are_not_built(tiny_run, monkeypatch):
 def test_validation_row_by_hand(objective, raw, make_images, train):
     """Means over all images, whatever the batches; perplexity and usage over the codes of all of them."""
     pixels = {"train": make_images(9), "val": make_images(7)}
-    data = training.Data(pixels, Params(raw).tokenizer.augmentation, 3, "cpu")
-    train(objective.tokenizer, images.to_model(pixels["train"]))
+    data = training.Data(pixels, augmentation_of(raw), 3, "cpu")
+    train(objective.tokenizer, arrays.to_model(pixels["train"]))
     with torch.no_grad():
         row = training._evaluate(objective, data)
-        x = images.to_model(pixels["val"])
+        x = arrays.to_model(pixels["val"])
         output = objective.tokenizer(x)
-        decoded = images.to_pixels(output.reconstruction)
+        decoded = arrays.to_pixels(output.reconstruction)
         losses = objective(x)
     error = scores.mse(decoded, pixels["val"]).mean()
-    shares = scores.frequencies(output.quantized[0].codes.numpy(), objective.tokenizer.codebook_sizes[0])
+    shares = statistics.frequencies(output.quantized[0].codes.numpy(), objective.tokenizer.codebook_sizes[0])
     expected = {
         "val_mse": float(losses["mse"]),
         "val_total": float(sum(losses.values())),
         "val_mse_pixels": error,
         "val_psnr_db": -10 * np.log10(error),
         "val_ssim": scores.ssim(decoded, pixels["val"]).mean(),
-        "val_perplexity": scores.perplexity(shares),
-        "val_usage": scores.usage(shares),
+        "val_perplexity": statistics.perplexity(shares),
+        "val_usage": statistics.usage(shares),
     }
     assert expected["val_perplexity"] > 2
     for name, value in expected.items():
@@ -1066,14 +1073,17 @@ def test_validation_row_by_hand(objective, raw, make_images, train):
 def test_as_many_training_as_validation_images_are_looked_at(raw, make_images):
     """Perplexity over fewer images is lower."""
     data = training.Data(
-        {"train": make_images(20), "val": make_images(6)}, Params(raw).tokenizer.augmentation, 4, "cpu"
+        {"train": make_images(20), "val": make_images(6)},
+        augmentation_of(raw),
+        4,
+        "cpu",
     )
     assert {split: len(pixels) for split, pixels in data.looked_at.items()} == {"train": 6, "val": 6}
 
 
 def test_snapshots_become_pictures_and_weights(objective, raw, runtime, workspace, make_images):
     raw["tokenizer"] |= {"snapshot_epochs": [0, 2], "keep_every": 1}
-    section = Params(raw).tokenizer
+    section = Params(raw).section("tokenizer", training.Settings)
     data = training.Data({"train": make_images(8), "val": make_images(6)}, section.augmentation, 4, "cpu")
     fitted = fit(training.task(objective, data, section), section.training, 0, runtime)
     training.write_snapshots(fitted, data)
@@ -1088,7 +1098,12 @@ def test_snapshots_become_pictures_and_weights(objective, raw, runtime, workspac
 
 def test_no_snapshot_epochs_still_leave_the_originals(objective, raw, runtime, workspace, make_images):
     """The folder is a declared output, so it must be there."""
-    data = training.Data({"train": make_images(8), "val": make_images(6)}, Params(raw).tokenizer.augmentation, 4, "cpu")
+    data = training.Data(
+        {"train": make_images(8), "val": make_images(6)},
+        augmentation_of(raw),
+        4,
+        "cpu",
+    )
     training.write_snapshots(Fitted([], 1, {}), data)
     assert [path.name for path in Path("plots/tokenizer").iterdir()] == ["reconstructions.png"]
 
@@ -1112,9 +1127,9 @@ def test_reconstruction_scores_by_hand(saved, make_images, batch_size):
     pixels = make_images(5)
     table = reconstruction.decoded(tokenizer, pixels, Path("artifacts/reconstruction/test.npy"), batch_size, "cpu")
     with torch.no_grad():
-        x = images.to_model(pixels)
-        quantized = images.to_pixels(tokenizer.decode(tokenizer.encode(x)))
-        continuous = images.to_pixels(tokenizer.decode_vectors(tokenizer.latents(x)))
+        x = arrays.to_model(pixels)
+        quantized = arrays.to_pixels(tokenizer.decode(tokenizer.encode(x)))
+        continuous = arrays.to_pixels(tokenizer.decode_vectors(tokenizer.latents(x)))
     np.testing.assert_array_equal(files.load_array(Path("artifacts/reconstruction/test.npy")), quantized)
     error = ((quantized / 127.5 - pixels / 127.5) ** 2).mean((1, 2, 3))
     np.testing.assert_allclose(table["mse"], error, rtol=1e-5)
@@ -1175,10 +1190,10 @@ def test_reconstruction_picture_shows_each_family_once(make_images):
 def test_samples_are_decoded_codes_of_the_prior(tiny_run):
     run = tiny_run()
     tokenizer, drawn = run.tokenizer(), samples.draw("samples", run.prior(), run.tokenizer(), run)
-    count = run.params.samples.count
+    count = run.params.value("samples.count")
     assert drawn["codes"].shape == (count, run.codes("train").shape[1])
     assert set(drawn) == {"codes", "images"}  # no labels of a prior that is not conditioned on them
-    expected = images.to_pixels(tokenizer.decode(torch.from_numpy(drawn["codes"]).long()))
+    expected = arrays.to_pixels(tokenizer.decode(torch.from_numpy(drawn["codes"]).long()))
     assert abs(drawn["images"].astype(int) - expected).max() <= 1
     assert samples.picture(drawn["images"]).dtype == np.uint8
 
@@ -1204,7 +1219,7 @@ def test_labels_are_drawn_as_often_as_they_occur(tiny_run):
 
     run = tiny_run()
     length = run.codes("train").shape[1]
-    vars(run.params)["samples"] = run.params.samples.model_copy(update={"count": 300, "batch_size": 70})
+    run.params.raw["samples"] |= {"count": 300, "batch_size": 70}
     drawn = samples.draw("samples", Echo(), run.tokenizer(), run)
     assert drawn["labels"].shape == (300,)
     assert (drawn["codes"] == drawn["labels"][:, None]).all()

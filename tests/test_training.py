@@ -22,22 +22,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from stages import prior as prior_training
+from stages import tokenizer as tokenizer_training
+from stages.prior import Settings as PriorSection
 from tessera.core import models, seams
 from tessera.core.contracts import Likelihood
 from tessera.core.errors import InputError, NonFiniteError
-from tessera.core.images import to_model
-from tessera.core.params import Params, Training
-from tessera.core.params import Prior as PriorSection
-from tessera.core.params import Runtime as Settings
+from tessera.core.params import Params
 from tessera.core.seeding import seed_globally
-from tessera.core.training import Fitted, Task, averaging_decay, fit, learning_rate, suited
+from tessera.images.arrays import to_model
 from tessera.losses import mse
 from tessera.runtime import scratch as scratches
 from tessera.runtime.devices import Interrupted, Runtime
 from tessera.runtime.scratch import Scratch
+from tessera.runtime.settings import Settings
 from tessera.runtime.stage import _signals
-from tessera.steps import prior as prior_training
-from tessera.steps import tokenizer as tokenizer_training
+from tessera.training.loop import Fitted, Task, averaging_decay, fit, learning_rate, suited
+from tessera.training.settings import Training
 
 PLAIN = {
     "epochs": 3,
@@ -469,7 +470,7 @@ def train_tokenizer(raw: dict[str, Any], pixels: np.ndarray, runtime: Any) -> tu
     """With all that has a state or draws: dropout, augmentation, averages of weights, codebook and batch statistics."""
     seed_globally(0, "tokenizer", "initialisation")
     objective = tokenizer_objective(raw)
-    section = Params(raw).tokenizer
+    section = Params(raw).section("tokenizer", tokenizer_training.Settings)
     data = tokenizer_training.Data({"train": pixels[:13], "val": pixels[13:]}, section.augmentation, 3, runtime.device)
     fitted = fit(tokenizer_training.task(objective, data, section), section.training, 0, runtime)
     return objective.state_dict(), fitted
@@ -540,8 +541,9 @@ from pathlib import Path
 import torch
 from torch import nn
 from tessera.core.models import save_weights
-from tessera.core.params import Runtime as Settings, Training
-from tessera.core.training import Task, fit
+from tessera.runtime.settings import Settings
+from tessera.training.settings import Training
+from tessera.training.loop import Task, fit
 from tessera.runtime.devices import Interrupted, Runtime
 from tessera.runtime.scratch import Scratch
 
@@ -933,10 +935,10 @@ def test_closed_form_prior_is_not_trained(raw):
     name = raw["samples"]["baseline"]
     prior = models.build(models.prior_recipe(Params(raw), ((1, 2),), (3,), 0, name))
     objective, data = prior_training.Objective(prior), prior_data(CODES)
-    fitted = prior_training.fitted(objective, data)
+    fitted = prior_training.in_closed_form(objective, data)
     assert (fitted.epoch, len(fitted.history)) == (0, 1)
     assert math.isfinite(fitted.history[0]["val_nll_bits_per_code"])
-    assert prior_training.fitted(prior_training.Objective(Known([0.5, 0.5])), data) is None
+    assert prior_training.in_closed_form(prior_training.Objective(Known([0.5, 0.5])), data) is None
 
 
 def test_a_bound_says_so_in_the_names_of_metrics():
@@ -966,7 +968,7 @@ def test_augmented_codes_stand_in_for_their_own_image(share):
 
 
 def test_a_conditional_prior_is_refused_without_labels():
-    params = SimpleNamespace(prior=SimpleNamespace(conditional=True), dataset=SimpleNamespace(name="folder"))
+    params = Params({"prior": {"conditional": True}})
     with pytest.raises(InputError, match=r"prior\.conditional: must be false where the data set has no labels"):
         prior_training.Data.of(SimpleNamespace(params=params, label_names=()))
 

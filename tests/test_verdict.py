@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from committed import project
 
+from tessera import verdict
 from tessera.core import files
 from tessera.core.errors import InputError
-from tessera.core.params import JUDGES, Params, Threshold, problems, read
+from tessera.core.params import Params, read
 from tessera.core.run import Run
-from tessera.steps import verdict
+from tessera.runtime.validation import JUDGES, problems
+from tessera.verdict import Threshold
 
 ROOT = Path(__file__).resolve().parent.parent
 USAGE = {"grid_0": {"usage": 0.9, "perplexity": 100.0}, "grid_1": {"usage": 0.4, "perplexity": 30.0}}
@@ -89,7 +91,7 @@ def test_every_default_threshold_is_of_a_metric_of_the_committed_run():
     """Except what needs Inception: a misspelt name would never be judged."""
     raw = read(project() / "params.yaml")
     for section in JUDGES:
-        thresholds = getattr(Params(raw), section).thresholds
+        thresholds = Params(raw).section(section, verdict.Verdict).thresholds
         checks = verdict.judge(thresholds, lambda file: files.read_json(project() / "metrics" / f"{file}.json"))
         assert {name for name, check in checks.items() if check is None} <= {"fid"}
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tessera.core.errors import InputError
-from tessera.core.params import problems, read
+from tessera.core.params import read
+from tessera.runtime.validation import problems
 
 FOLDER = Path("presets")
 REMOVED = "~"

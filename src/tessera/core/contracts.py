@@ -152,7 +152,7 @@ class Prior(Protocol):
     log p is a lower bound (ELBO), and whoever prints it says so. `sample` keeps `known` codes where `known_mask` is True
     and draws all others from `generator`, which alone decides the outcome.
 
-    Exact priors predict one code after another (`nn/autoregressive.py`): they also have `order`, the positions in the
+    Exact priors predict one code after another (`autoregression/base.py`): they also have `order`, the positions in the
     order in which they are drawn, `logits(codes, labels)`, one entry per grid [B,h*w,K], and `steps(n, labels)`, the walk
     behind `sample`.
     """

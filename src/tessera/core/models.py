@@ -34,20 +34,22 @@ class Recipe(NamedTuple):
 
 
 def tokenizer_recipe(params: Params, image_shape: ImageShape) -> Recipe:
-    quantizer = (params.quantizer.name, params.config("quantizer").model_dump())
-    return _recipe("tokenizers", params.tokenizer.name, params.config("tokenizer"), quantizer, image_shape=image_shape)
+    quantizer = (params.value("quantizer.name"), params.config("quantizer").model_dump())
+    return _recipe(
+        "tokenizers", params.value("tokenizer.name"), params.config("tokenizer"), quantizer, image_shape=image_shape
+    )
 
 
 def prior_recipe(
     params: Params, grids: Grids, codebook_sizes: tuple[int, ...], classes: int, name: str | None = None
 ) -> Recipe:
-    name = name or params.prior.name
+    name = name or params.value("prior.name")
     facts = {"grids": grids, "codebook_sizes": codebook_sizes, "classes": classes}
     return _recipe("priors", name, params.config("prior", name), **facts)
 
 
 def extractor_recipe(params: Params, image_shape: ImageShape, classes: int) -> Recipe:
-    name = params.extractor.name
+    name = params.value("extractor.name")
     return _recipe("extractors", name, params.config("extractor"), image_shape=image_shape, classes=classes)
 
 

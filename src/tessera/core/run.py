@@ -83,7 +83,7 @@ class Run:
         return self._model("tokenizer", models.tokenizer_recipe(self._everything, self.image_shape))
 
     def prior(self) -> Any:
-        classes = len(self.label_names) if self._everything.prior.conditional else 0
+        classes = len(self.label_names) if self._everything.value("prior.conditional") else 0
         recipe = models.prior_recipe(self._everything, self.grids, self.codebook_sizes, classes)
         return self._model("prior", recipe)
 

@@ -1,4 +1,8 @@
-"""Seams are folders: choosing a plug-in is naming its file. No registry, no decorator."""
+"""Seams are folders: choosing a plug-in is naming what lies in one. No registry, no decorator.
+
+A plug-in is one file, `quantizers/ema.py`. A data set and an extension have parts of their own, and are a folder,
+`extensions/inpainting/`: dvc.yaml names the code of a plug-in by its name, and cannot choose between the two.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +25,19 @@ SEAMS = (
 )
 
 
+FOLDERS = ("datasets", "extensions")  # seams whose plug-ins are folders
+
+
 def names(seam: str) -> tuple[str, ...]:
-    """The plug-ins of a seam: its files, without those that start with an underscore."""
-    return tuple(sorted(path.stem for path in (PACKAGE / seam).glob("*.py") if not path.stem.startswith("_")))
+    """The plug-ins of a seam: its files or its folders, without those that start with an underscore."""
+    found = (PACKAGE / seam).glob("*/__init__.py" if seam in FOLDERS else "*.py")
+    stems = (path.parent.name if seam in FOLDERS else path.stem for path in found)
+    return tuple(sorted(stem for stem in stems if not stem.startswith("_")))
+
+
+def code(seam: str, name: str) -> Path:
+    """The file, or the folder, of a plug-in."""
+    return PACKAGE / seam / (name if seam in FOLDERS else f"{name}.py")
 
 
 def plugin(seam: str, name: str) -> ModuleType:
@@ -31,7 +45,7 @@ def plugin(seam: str, name: str) -> ModuleType:
     stays visible as what it is.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such plug-in.
     """
     if name not in names(seam):
         raise ValueError(unknown(seam, name))
@@ -39,7 +53,18 @@ def plugin(seam: str, name: str) -> ModuleType:
 
 
 def unknown(seam: str, name: object) -> str:
-    """The message for a name that is no file of the seam: what there is, and the nearest spelling."""
+    """The message for a name that is no plug-in of the seam: what there is, and the nearest spelling."""
+    if misplaced := _misplaced(seam, str(name)):
+        return misplaced
     near = difflib.get_close_matches(str(name), names(seam), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"no {name!r} in src/tessera/{seam}/; there is {', '.join(names(seam)) or 'nothing'}{hint}"
+
+
+def _misplaced(seam: str, name: str) -> str | None:
+    """A plug-in is there, but as a file where a folder is wanted, or the other way round."""
+    file, folder = f"src/tessera/{seam}/{name}.py", f"src/tessera/{seam}/{name}/__init__.py"
+    there, wanted = (file, folder) if seam in FOLDERS else (folder, file)
+    if (PACKAGE.parent.parent / there).exists():
+        return f"{there}: a plug-in of {seam}/ is {'a folder' if seam in FOLDERS else 'one file'}; move it to {wanted}"
+    return None

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 from pydantic import Field
 
+from tessera.codes import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
-from tessera.nn import scores
 
 DIRECTIONS = {"horizontal": (0, 1), "vertical": (1, 0), "diagonal": (1, 1)}
 
@@ -26,11 +26,11 @@ def measure(config: Config, run: Run) -> Report:
     rows, metrics = [], {}
     for split in SPLITS:
         for grid, (codes, k) in enumerate(
-            zip(scores.split_grids(run.codes(split), run.grids), run.codebook_sizes, strict=True)
+            zip(statistics.split_grids(run.codes(split), run.grids), run.codebook_sizes, strict=True)
         ):
-            chance = float((scores.frequencies(codes, k) ** 2).sum())
+            chance = float((statistics.frequencies(codes, k) ** 2).sum())
             found = {
-                (name, far): scores.neighbours_equal(codes, dy * far, dx * far)
+                (name, far): statistics.neighbours_equal(codes, dy * far, dx * far)
                 for name, (dy, dx) in DIRECTIONS.items()
                 for far in range(1, config.distance + 1)
             }

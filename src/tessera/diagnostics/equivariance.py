@@ -16,12 +16,12 @@ from jaxtyping import Float, Int, Shaped
 from pydantic import Field
 from torch import Tensor
 
-from tessera.core import images, pictures
+from tessera.codes import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import generator
-from tessera.nn import scores
+from tessera.images import arrays, pictures
 
 SHOWN = 12
 Level = tuple[Int[Tensor, "n r h w"], Float[Tensor, "n d h w"]]  # codes and z_q
@@ -43,7 +43,7 @@ def measure(config: Config, run: Run) -> Report:
     """
     tokenizer, pixels = run.tokenizer(), run.images("val")
     device = run.runtime.device if run.runtime else "cpu"
-    x = images.to_model(np.asarray(pixels[images.evenly(len(pixels), config.count)]))
+    x = arrays.to_model(np.asarray(pixels[arrays.evenly(len(pixels), config.count)]))
     before, flipped = (_levels(tokenizer, part, config.batch_size, device) for part in (x, x.flip(3)))
     nudged = _levels(tokenizer, shifted(x, 1, 1), config.batch_size, device)
     rows = []
@@ -56,7 +56,7 @@ def measure(config: Config, run: Run) -> Report:
             "flip": (flipped[index], tuple(part.flip(3) for part in level)),
         }
         apart = _apart(level[1], generator(run.params.seed, "equivariance", index))
-        chance = np.mean([float((scores.frequencies(part, int(part.max()) + 1) ** 2).sum())
+        chance = np.mean([float((statistics.frequencies(part, int(part.max()) + 1) ** 2).sum())
                           for part in level[0].transpose(0, 1).numpy()])  # fmt: skip
         rows += [
             {"level": index, "change": change, **compared(found, wanted, apart), "chance": chance}
@@ -80,7 +80,7 @@ def shifted(x: Float[Tensor, "b c h w"], dy: int, dx: int) -> Float[Tensor, "b c
 
 @torch.no_grad()
 def _levels(tokenizer: Any, x: Float[Tensor, "n c h w"], batch_size: int, device: Any) -> list[Level]:
-    parts = [x[where].to(device) for where in images.batches(len(x), batch_size)]
+    parts = [x[where].to(device) for where in arrays.batches(len(x), batch_size)]
     found = [tokenizer.quantize(tokenizer.latents(part)) for part in parts]
     return [
         (torch.cat([q.codes.cpu() for q in level]), torch.cat([q.z_q.float().cpu() for q in level]))
@@ -114,10 +114,10 @@ def _apart(z_q: Float[Tensor, "n d h w"], draws: torch.Generator) -> float:
 @torch.no_grad()
 def _flips(tokenizer: Any, x: Float[Tensor, "n c h w"], device: Any) -> np.ndarray:
     """Row by row: mirrored images, decoded from their own codes, and from the mirrored codes of the images as they were."""
-    x = x[images.evenly(len(x), SHOWN)].to(device)
+    x = x[arrays.evenly(len(x), SHOWN)].to(device)
     own = tokenizer.decode(tokenizer.encode(x.flip(3)))
     mirrored = tokenizer.decode_vectors(tuple(q.z_q.flip(3) for q in tokenizer.quantize(tokenizer.latents(x))))
-    return pictures.sheet(images.to_pixels(torch.cat([x.flip(3), own, mirrored])), len(x))
+    return pictures.sheet(arrays.to_pixels(torch.cat([x.flip(3), own, mirrored])), len(x))
 
 
 def _picture(table: pd.DataFrame) -> Any:

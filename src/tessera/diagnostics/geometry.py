@@ -9,12 +9,13 @@ import pandas as pd
 from jaxtyping import Float, Int
 from pydantic import Field
 
-from tessera.core import images, models
+from tessera.codes import statistics
+from tessera.core import models
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import derive, numpy_generator
-from tessera.nn import scores
+from tessera.images import arrays
 
 Points = Float[np.ndarray, "n d"]
 Plane = Float[np.ndarray, "n 2"]
@@ -36,11 +37,11 @@ def measure(config: Config, run: Run) -> Report:
     other code vector, over the mean distance of two; near 0, neighbours can stand for each other, and to name the right one
     costs a prior bits that no picture needs. `effective_dimension`: see `participation_ratio`."""
     tokenizer, device = run.tokenizer(), run.runtime.device if run.runtime else "cpu"
-    encoded = images.map_batches(tokenizer.encode, run.images("val"), config.batch_size, device)
-    codes = scores.split_grids(np.concatenate([part.cpu().numpy() for _, part in encoded]), tokenizer.grids)
+    encoded = arrays.map_batches(tokenizer.encode, run.images("val"), config.batch_size, device)
+    codes = statistics.split_grids(np.concatenate([part.cpu().numpy() for _, part in encoded]), tokenizer.grids)
     metrics, tables, histories, planes = {}, [], [], []
     for grid, (own, tensor) in enumerate(zip(codes, tokenizer.codebooks, strict=True)):
-        share = scores.frequencies(own, len(tensor))
+        share = statistics.frequencies(own, len(tensor))
         chosen = np.sort(np.argsort(-share, kind="stable")[: config.codes])
         book = tensor.detach().float().cpu().numpy()[chosen]
         table, metrics[f"grid_{grid}"] = described(book, config, derive(run.params.seed, "geometry", grid))

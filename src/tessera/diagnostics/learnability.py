@@ -21,10 +21,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
+from tessera.codes import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
-from tessera.nn import scores
 
 WEIGHTS = {"rho": 0.5, "oracle": 0.3, "predictability": 0.2}
 BANDS = {"critical": 0, "poor": 30, "fair": 50, "good": 70}  # from this score on
@@ -37,16 +37,16 @@ class Config(Strict):
 def measure(config: Config, run: Run) -> Report:
     """Score, band (0 critical, 1 poor, 2 fair, 3 good) and parts of each grid. A grid of one code has no neighbours, and
     reports that it does not apply."""
-    train, val = (scores.split_grids(run.codes(split), run.grids) for split in ("train", "val"))
+    train, val = (statistics.split_grids(run.codes(split), run.grids) for split in ("train", "val"))
     rows, metrics = [], {}
     for grid, (counted, codes, k) in enumerate(zip(train, val, run.codebook_sizes, strict=True)):
         found = parts(counted, codes, k)
         metrics[f"grid_{grid}"] = {"applies": 0}
         if found:
             score = learnability(found)
-            p = scores.frequencies(counted, k)
+            p = statistics.frequencies(counted, k)
             alone = dict.fromkeys(("rho", "oracle"), float((p**2).sum()))
-            alone["predictability"] = scores.predictability(scores.entropy_bits(p), k)
+            alone["predictability"] = statistics.predictability(statistics.entropy_bits(p), k)
             floor = learnability(alone)
             metrics[f"grid_{grid}"] = {"score": score, "band": band(score), **found, "independent": floor}
             rows += [
@@ -69,15 +69,15 @@ def measure(config: Config, run: Run) -> Report:
 
 def parts(train: Int[np.ndarray, "n h w"], val: Int[np.ndarray, "m h w"], k: int) -> dict[str, float]:
     """rho, oracle and predictability, 0 to 1 each; empty for 1x1."""
-    pairs = scores.neighbour_pairs(train)
+    pairs = statistics.neighbour_pairs(train)
     if not pairs:
         return {}
-    near = [scores.neighbours_equal(val, dy, dx) for dy, dx in ((0, 1), (1, 0))]
-    bits = float(np.mean([scores.entropy_given(a, b, k) for a, b in pairs.values()]))
+    near = [statistics.neighbours_equal(val, dy, dx) for dy, dx in ((0, 1), (1, 0))]
+    bits = float(np.mean([statistics.entropy_given(a, b, k) for a, b in pairs.values()]))
     return {
         "rho": float(np.mean([p for p in near if not math.isnan(p)])),
-        "oracle": scores.copying(val)["better"],
-        "predictability": scores.predictability(bits, k),
+        "oracle": statistics.copying(val)["better"],
+        "predictability": statistics.predictability(bits, k),
     }
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tessera.codes import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
-from tessera.nn import scores
 
 BARS = ("left", "above", "better", "either", "constant", "random")
 
@@ -25,17 +25,17 @@ class Config(Strict):
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Accuracies of `scores.copying` on `val` beside `random`, 1 / K, and the better's in multiples of it; every split in
+    """Accuracies of `statistics.copying` on `val` beside `random`, 1 / K, and the better's in multiples of it; every split in
     the table. A grid of one code has no neighbours, and reports that it does not apply."""
     constants = [
-        int(scores.frequencies(codes, k).argmax())
-        for codes, k in zip(scores.split_grids(run.codes("train"), run.grids), run.codebook_sizes, strict=True)
+        int(statistics.frequencies(codes, k).argmax())
+        for codes, k in zip(statistics.split_grids(run.codes("train"), run.grids), run.codebook_sizes, strict=True)
     ]
     rows, metrics = [], {}
     for split in SPLITS:
-        folded = scores.split_grids(run.codes(split), run.grids)
+        folded = statistics.split_grids(run.codes(split), run.grids)
         for grid, (codes, k, constant) in enumerate(zip(folded, run.codebook_sizes, constants, strict=True)):
-            copied = scores.copying(codes)
+            copied = statistics.copying(codes)
             found = {**copied, "constant": float((codes == constant).mean()), "random": 1 / k}
             rows += [
                 {"split": split, "grid": grid, "predictor": name, "accuracy": value, "times_random": value * k}

@@ -25,10 +25,10 @@ import pandas as pd
 from jaxtyping import Float, Int
 from pydantic import Field
 
+from tessera.codes import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
-from tessera.nn import scores
 
 MAPS = {
     "entropy_bits": "of the code",
@@ -45,7 +45,7 @@ class Config(Strict):
 def measure(config: Config, run: Run) -> Report:
     """Means of the three entropies over the positions of each grid; of the whole sequence, grid after grid, where it
     names an image. `named_after` and the cliffs are missing where no number of its codes does."""
-    train, val = (scores.split_grids(run.codes(split), run.grids) for split in ("train", "val"))
+    train, val = (statistics.split_grids(run.codes(split), run.grids) for split in ("train", "val"))
     grids = zip(range(len(run.grids)), train, val, run.codebook_sizes, strict=True)
     table = pd.concat([_places(*of_grid) for of_grid in grids], ignore_index=True)
     table["given_prefix_bits"], table["distinct"], table["named"] = prefixes(np.asarray(run.codes("train")))
@@ -66,10 +66,10 @@ def measure(config: Config, run: Run) -> Report:
 def _places(grid: int, train: Int[np.ndarray, "n h w"], val: Int[np.ndarray, "m h w"], k: int) -> pd.DataFrame:
     """One row for each position of a grid."""
     y, x = np.indices(train.shape[1:]).reshape(2, -1)
-    bits = [scores.entropy_bits(scores.frequencies(column, k)) for column in train.reshape(len(train), -1).T]
+    bits = [statistics.entropy_bits(statistics.frequencies(column, k)) for column in train.reshape(len(train), -1).T]
     unseen = -np.log2(backed_off(train, val, k)).mean(axis=0).reshape(-1)
     rows = pd.DataFrame({"grid": grid, "y": y, "x": x, "entropy_bits": bits, "given_neighbours_bits": unseen})
-    return rows.assign(most_bits=math.log2(k), used_bits=scores.entropy_bits(scores.frequencies(train, k)))
+    return rows.assign(most_bits=math.log2(k), used_bits=statistics.entropy_bits(statistics.frequencies(train, k)))
 
 
 def prefixes(codes: Int[np.ndarray, "n t"]) -> tuple[Float[np.ndarray, " t"], ...]:
@@ -79,7 +79,7 @@ def prefixes(codes: Int[np.ndarray, "n t"]) -> tuple[Float[np.ndarray, " t"], ..
     for column in codes.astype(np.int64).T:
         keys = ids * (column.max() + 1) + column
         _, ids, counts = np.unique(keys, return_inverse=True, return_counts=True)
-        bits = scores.entropy_bits(counts / n)
+        bits = statistics.entropy_bits(counts / n)
         found.append((max(0.0, bits - before), len(counts) / n, (counts == 1).sum() / n))
         before = bits
     return tuple(np.array(found).T)

@@ -18,15 +18,15 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from tessera.autoregression.base import Autoregressive
+from tessera.autoregression.gated import GatedPixelCNN
+from tessera.codes import sequences, statistics
 from tessera.core.contracts import Grids, Report
-from tessera.core.images import batches, evenly
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator, seed_globally
-from tessera.nn import scores, sequences
-from tessera.nn.autoregressive import Autoregressive
-from tessera.nn.condition import Condition
-from tessera.nn.gated import GatedPixelCNN
+from tessera.images.arrays import batches, evenly
+from tessera.networks.condition import Condition
 
 LOOKED_AT = 1000  # images of a split behind one point of the curve, at most
 KERNEL_SIZE, CONDITION_BLOCKS, CLIP_NORM = 3, 1, 1.0
@@ -81,7 +81,7 @@ def measure(config: Config, run: Run) -> Report:
         found.append({split: bits(probe, part, config.batch_size) for split, part in looked_at.items()})
         history.append({"step": step, **{f"{split}_nll_bits_per_code": x.mean() for split, x in found[-1].items()}})
     best = min(found, key=lambda each: each["val"].mean())
-    entropy = scores.order_zero_bits(run.codes("val"), grids, sizes)
+    entropy = statistics.order_zero_bits(run.codes("val"), grids, sizes)
     metrics = {
         "nll_bits_per_code": (per_code := best["val"].mean()),
         "nll_bits_per_image": best["val"].sum(1).mean(),

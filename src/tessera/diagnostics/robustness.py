@@ -14,12 +14,13 @@ import pandas as pd
 from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 
-from tessera.core import images, pictures
+from tessera.codes import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
-from tessera.nn import frechet, scores
+from tessera.features import frechet
+from tessera.images import arrays, pictures, scores
 
 SHOWN = 12
 BLOCK = 256  # rows of the [K,K] distances held at once
@@ -40,22 +41,22 @@ def measure(config: Config, run: Run) -> Report:
     tokenizer, extractor = run.tokenizer(), run.extractor()
     device = run.runtime.device if run.runtime else "cpu"
     pixels = run.images("val")
-    pixels = np.asarray(pixels[images.evenly(len(pixels), config.count)])
+    pixels = np.asarray(pixels[arrays.evenly(len(pixels), config.count)])
 
     def mapped(function: Any, array: UInt8[np.ndarray, "n h w c"]) -> np.ndarray:
-        found = images.map_batches(function, array, config.batch_size, device)
+        found = arrays.map_batches(function, array, config.batch_size, device)
         return np.concatenate([part.cpu().numpy() for _, part in found])
 
     codes, real = mapped(tokenizer.encode, pixels), mapped(extractor, pixels)
     tables = [neighbours(book.detach().float().cpu().numpy(), config.neighbours) for book in tokenizer.codebooks]
     draws = numpy_generator(run.params.seed, "robustness")
     chances, choices = draws.random(codes.shape), draws.random(codes.shape)
-    rows, shown = [], [pixels[images.evenly(len(pixels), SHOWN)]]
+    rows, shown = [], [pixels[arrays.evenly(len(pixels), SHOWN)]]
     for rate in (0.0, *sorted(config.rates)):
         # of the same numbers: what is replaced at one rate is replaced by the same at all higher ones
         changed = replaced(codes, tokenizer.grids, tables, chances < rate, choices)
-        decoded = images.decoded(tokenizer, changed, config.batch_size, device)
-        shown.append(decoded[images.evenly(len(pixels), SHOWN)])
+        decoded = arrays.decoded(tokenizer, changed, config.batch_size, device)
+        shown.append(decoded[arrays.evenly(len(pixels), SHOWN)])
         rows.append({
             "rate": rate,
             "replaced": (changed != codes).mean(),
@@ -74,7 +75,7 @@ def neighbours(book: Float[np.ndarray, "k d"], count: int) -> Int[np.ndarray, "k
     from scipy.spatial.distance import cdist
 
     found = []
-    for where in images.batches(len(book), BLOCK):
+    for where in arrays.batches(len(book), BLOCK):
         distances = cdist(book[where].astype(np.float64), book.astype(np.float64))
         own = np.arange(len(book))[where]
         distances[np.arange(len(own)), own] = np.inf
@@ -90,7 +91,7 @@ def replaced(
     choices: Float[np.ndarray, "n t"],
 ) -> Int[np.ndarray, "n t"]:
     """The codes, those at `where` [N,T] each by one of its neighbours; `choices`, uniform on [0, 1), say which."""
-    folded = zip(scores.split_grids(codes, grids), scores.split_grids(choices, grids), tables, strict=True)
+    folded = zip(statistics.split_grids(codes, grids), statistics.split_grids(choices, grids), tables, strict=True)
     others = [
         table[own, (choice * table.shape[1]).astype(int)].reshape(len(codes), -1) for own, choice, table in folded
     ]

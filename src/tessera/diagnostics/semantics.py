@@ -21,13 +21,13 @@ import pandas as pd
 from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 
-from tessera.core import pictures
+from tessera.codes import statistics
 from tessera.core.contracts import Report
-from tessera.core.images import batches, evenly
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
-from tessera.nn import scores
+from tessera.images import pictures
+from tessera.images.arrays import batches, evenly
 
 COMPARED = {"val": 1_000, "train": 10_000}  # images of a split that neighbours are sought of and among, at most
 BLOCK = 1024  # images compared at once
@@ -47,10 +47,10 @@ def measure(config: Config, run: Run) -> Report:
     labels = {split: run.labels(split) for split in ("train", "val")}
     families = run.table("train")["family"].to_numpy()
     shuffles = list(_shuffles(labels["train"], families, config.permutations, run.params.seed))
-    train, val = (scores.split_grids(run.codes(split), run.grids) for split in ("train", "val"))
+    train, val = (statistics.split_grids(run.codes(split), run.grids) for split in ("train", "val"))
     seen = {split: evenly(len(own), COMPARED[split]) for split, own in labels.items()}
     val_labels, train_labels = (labels[split][seen[split]] for split in ("val", "train"))
-    chance = scores.frequencies(labels["train"], len(run.label_names))[val_labels]
+    chance = statistics.frequencies(labels["train"], len(run.label_names))[val_labels]
     metrics: dict[str, Any] = {}
     rows = []
     for grid, (a, b, k) in enumerate(zip(val, train, run.codebook_sizes, strict=True)):
@@ -76,8 +76,10 @@ def label_bits(codes: Int[np.ndarray, "n t"], labels: Int[np.ndarray, " n"], k: 
     """I(label; code) = H(label) + H(code) - H(label, code) in bits."""
     label, code = labels.repeat(codes.shape[1]), codes.reshape(-1)
     pair = np.unique(label * k + code, return_counts=True)[1] / len(code)
-    alone = scores.entropy_bits(scores.frequencies(labels, 1)) + scores.entropy_bits(scores.frequencies(code, k))
-    return max(0.0, alone - scores.entropy_bits(pair))  # max: sums round
+    alone = statistics.entropy_bits(statistics.frequencies(labels, 1)) + statistics.entropy_bits(
+        statistics.frequencies(code, k)
+    )
+    return max(0.0, alone - statistics.entropy_bits(pair))  # max: sums round
 
 
 def _shuffles(
@@ -131,7 +133,7 @@ def _sheet(config: Config, run: Run) -> UInt8[np.ndarray, "height width c"]:
     images, train = run.images("val"), run.images("train")
     chosen, known = evenly(len(images), config.shown), evenly(len(train), COMPARED["train"])
     grids = zip(
-        *(scores.split_grids(run.codes(split), run.grids) for split in ("val", "train")),
+        *(statistics.split_grids(run.codes(split), run.grids) for split in ("val", "train")),
         run.codebook_sizes,
         strict=True,
     )

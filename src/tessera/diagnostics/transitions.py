@@ -22,11 +22,11 @@ import pandas as pd
 from jaxtyping import Float, Int
 from pydantic import Field
 
+from tessera.codes import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
-from tessera.nn import scores
 
 
 class Config(Strict):
@@ -38,10 +38,10 @@ def measure(config: Config, run: Run) -> Report:
     likeliest neighbour. A grid of one code has no neighbours, and reports that it does not apply."""
     metrics: dict[str, Any] = {}
     means, codes, matrices = [], [], {}
-    folded = scores.split_grids(run.codes("train"), run.grids)
+    folded = statistics.split_grids(run.codes("train"), run.grids)
     for grid, (own, k) in enumerate(zip(folded, run.codebook_sizes, strict=True)):
         of_grid = []
-        for name, (a, b) in scores.neighbour_pairs(own).items():
+        for name, (a, b) in statistics.neighbour_pairs(own).items():
             shuffled = numpy_generator(run.params.seed, "transitions", grid, name).permutation(b)
             of_grid.append(_entropies(a, b, shuffled, k))
             means.append({"grid": grid, "direction": name, **of_grid[-1]})
@@ -57,22 +57,22 @@ def measure(config: Config, run: Run) -> Report:
 def _entropies(
     a: Int[np.ndarray, " p"], b: Int[np.ndarray, " p"], shuffled: Int[np.ndarray, " p"], k: int
 ) -> dict[str, float]:
-    n, bits = scores.entropies_given(a, b, k)
-    by_code, weighted = bits[n > 0].mean(), scores.entropy_given(a, b, k)
-    independent = scores.entropy_given(a, shuffled, k)
+    n, bits = statistics.entropies_given(a, b, k)
+    by_code, weighted = bits[n > 0].mean(), statistics.entropy_given(a, b, k)
+    independent = statistics.entropy_given(a, shuffled, k)
     return {
         "entropy_bits": weighted,
         "entropy_bits_by_code": by_code,
-        "predictability": scores.predictability(weighted, k),
-        "predictability_by_code": scores.predictability(by_code, k),
-        "predictability_shuffled": scores.predictability(independent, k),
+        "predictability": statistics.predictability(weighted, k),
+        "predictability_by_code": statistics.predictability(by_code, k),
+        "predictability_shuffled": statistics.predictability(independent, k),
         "gain_bits": independent - weighted,
     }
 
 
 def _by_code(a: Int[np.ndarray, " p"], b: Int[np.ndarray, " p"], k: int) -> pd.DataFrame:
     """One row for each code that occurs, the most frequent first."""
-    n, bits = scores.entropies_given(a, b, k)
+    n, bits = statistics.entropies_given(a, b, k)
     found, joint = np.unique(np.asarray(a, np.int64) * k + b, return_counts=True)
     found, joint = found[order := np.argsort(joint, kind="stable")], joint[order]
     likeliest, most = np.zeros((2, k), np.int64)

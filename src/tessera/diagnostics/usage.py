@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tessera.codes import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
-from tessera.nn import scores
 
 
 class Config(Strict):
@@ -22,18 +22,18 @@ def measure(config: Config, run: Run) -> Report:
     rows, histogram = [], []
     for split in SPLITS:
         for grid, (codes, k) in enumerate(
-            zip(scores.split_grids(run.codes(split), run.grids), run.codebook_sizes, strict=True)
+            zip(statistics.split_grids(run.codes(split), run.grids), run.codebook_sizes, strict=True)
         ):
-            p = scores.frequencies(codes, k)
+            p = statistics.frequencies(codes, k)
             rows.append(
                 {
                     "split": split,
                     "grid": grid,
                     "codebook_size": k,
                     "active": int((p > 0).sum()),
-                    "usage": scores.usage(p),
-                    "perplexity": scores.perplexity(p),
-                    "entropy_bits": scores.entropy_bits(p),
+                    "usage": statistics.usage(p),
+                    "perplexity": statistics.perplexity(p),
+                    "entropy_bits": statistics.entropy_bits(p),
                 }
             )
             order = np.argsort(-p, kind="stable")

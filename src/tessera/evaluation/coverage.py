@@ -5,7 +5,7 @@ the number of images, so every set has the same; what real images reach is the r
 place of samples, and only a comparison with it says anything (variants of one image stay in one split, so even it is
 far from 1). Baseline and reconstructions stand beside. Read coverage and recall first: a few real images far from the
 others have balls so large that precision takes noise for real, and can be higher for it than for real images.
-The formulas: `tessera.nn.neighbours.overlap`.
+The formulas: `tessera.features.neighbours.overlap`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
-from tessera.nn.neighbours import fewer, overlap, subset
+from tessera.features.neighbours import fewer, overlap, subset
 
 FAKE = ("samples", "train", "baseline", "reconstruction")
 

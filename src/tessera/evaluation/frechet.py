@@ -18,8 +18,8 @@ from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import derive, numpy_generator
-from tessera.nn.frechet import distance, kid
-from tessera.nn.neighbours import fewer, subset
+from tessera.features.frechet import distance, kid
+from tessera.features.neighbours import fewer, subset
 
 PAIRS = (
     ("samples", "test"),

@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 from pydantic import Field
 
+from tessera.codes import statistics
 from tessera.core.contracts import Report
-from tessera.core.images import batches, evenly
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
-from tessera.nn import scores
+from tessera.images.arrays import batches, evenly
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -44,7 +44,7 @@ def measure(config: Config, run: Run) -> Report:
         some = evenly(len(codes), config.count)
         codes, labels = codes[some], run.labels(split)[some] if prior.classes else None
         image = bits(prior, codes, labels, config.batch_size, run.runtime.device if run.runtime else "cpu").mean()
-        entropy = scores.order_zero_bits(codes, run.grids, run.codebook_sizes).sum()
+        entropy = statistics.order_zero_bits(codes, run.grids, run.codebook_sizes).sum()
         rows.append(
             {
                 "split": split,

@@ -21,12 +21,12 @@ import pandas as pd
 from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 
-from tessera.core import pictures
 from tessera.core.contracts import Report
-from tessera.core.images import evenly
 from tessera.core.params import Strict
 from tessera.core.run import Run
-from tessera.nn.neighbours import nearest, nearest_codes
+from tessera.features.neighbours import nearest, nearest_codes
+from tessera.images import pictures
+from tessera.images.arrays import evenly
 
 OF = ("samples", "baseline", "reconstruction", "copies")  # those of them that a space has
 COLUMNS, BINS = 8, 40

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from tessera.core.contracts import ImageShape
 from tessera.core.params import Strict
-from tessera.nn import conv
+from tessera.networks import conv
 
 if TYPE_CHECKING:
     from tessera.core.params import Params
@@ -36,12 +36,14 @@ class Config(Strict):
     dropout: float = Field(ge=0, lt=1, description="probability, between features and classes", examples=[0.1])
 
     def rule(self, params: Params) -> Iterator[str]:
-        size = params.dataset.image_size
+        size = params.value("dataset.image_size")
         for _ in range(halvings(size)):
             size = -(-size // 2)
         if size == 1:
             own = "extractor.classifier"
-            yield from conv.on_one_place("batch", self.channels, params.extractor.training, "extractor", own, params)
+            yield from conv.on_one_place(
+                "batch", self.channels, params.value("extractor.training.batch_size"), "extractor", own, params
+            )
 
 
 def halvings(image_size: int) -> int:

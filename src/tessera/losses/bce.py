@@ -30,7 +30,7 @@ class Config(Strict):
     def rule(self, params: Params) -> Iterator[str]:
         kind = getattr(params.config("tokenizer"), "output", "tanh")
         if self.weight and kind != "tanh":
-            where = f"tokenizer.{params.tokenizer.name}.output"
+            where = f"tokenizer.{params.value('tokenizer.name')}.output"
             yield (
                 f"losses.bce.weight: must be 0 where {where} is {kind!r}, which leaves [-1, 1], got {self.weight}; "
                 f"set {where} to tanh"

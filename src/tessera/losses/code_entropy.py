@@ -12,11 +12,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from tessera.attention.causal import raster
+from tessera.codebooks import codebook
+from tessera.codes.levels import levels_of
 from tessera.core.contracts import Output, Tokenizer
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
-from tessera.nn import codebook, probe
-from tessera.nn.causal import raster
 
 if TYPE_CHECKING:
     from tessera.core.params import Params
@@ -33,9 +34,9 @@ class Config(Strict):
         if self.weight and params.post_hoc:
             yield (
                 f"losses.code_entropy.weight: must be 0 where codes are found after training (quantizer.name "
-                f"{params.quantizer.name}), got {self.weight}; choose another quantizer"
+                f"{params.value('quantizer.name')}), got {self.weight}; choose another quantizer"
             )
-        elif self.weight and params.quantizer.name == "fsq":
+        elif self.weight and params.value("quantizer.name") == "fsq":
             yield (
                 "losses.code_entropy.weight: must be 0 with quantizer.name fsq, which bounds the latents before it rounds "
                 f"them, so that the nearest code is not theirs, got {self.weight}; choose lfq or a learned codebook"
@@ -87,7 +88,7 @@ def entropies(
 
 
 def build(config: Config, run: Run, tokenizer: Tokenizer) -> CodeEntropy:
-    levels = probe.levels(tokenizer)
+    levels = levels_of(tokenizer)
     for index, level in enumerate(levels):
         has = tuple(tokenizer.codebooks[level.start].shape) if level.depth else None
         if has is None or has[1] != level.dim:

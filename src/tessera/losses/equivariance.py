@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tessera.codes.levels import evaluating, levels_of
 from tessera.core.contracts import Output, Tokenizer
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
-from tessera.nn import probe
 
 if TYPE_CHECKING:
     from tessera.core.run import Run
@@ -76,7 +76,7 @@ class Equivariance(nn.Module):
 
     def error(self, tau: Turn | Scale, x: Tensor, latents: tuple[Tensor, ...]) -> Float[Tensor, ""]:
         (tokenizer,) = self._others
-        with probe.evaluating(tokenizer):
+        with evaluating(tokenizer):
             quantized = tokenizer.quantize(tuple(tau(z) for z in latents))
             decoded = tokenizer.decode_vectors(tuple(level.z_q for level in quantized))
         return F.mse_loss(decoded, tau(x))
@@ -100,7 +100,7 @@ def scales(sides: list[tuple[int, int]], smallest: float) -> tuple[Scale, ...]:
 
 
 def build(config: Config, run: Run, tokenizer: Tokenizer) -> Equivariance:
-    grids = [(level.height, level.width) for level in probe.levels(tokenizer)]
+    grids = [(level.height, level.width) for level in levels_of(tokenizer)]
     sides = [tokenizer.image_shape[1:], *grids]
     families = turns(sides), scales(sides, config.smallest)
     if max(max(grid) for grid in grids) == 1 or not any(families):

@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tessera.attention.causal import CausalTransformer, Size, raster
+from tessera.codes.levels import Level, levels_of
 from tessera.core.contracts import Output, Tokenizer
 from tessera.core.errors import InputError
-from tessera.nn import probe
-from tessera.nn.causal import CausalTransformer, Size, raster
 
 if TYPE_CHECKING:
     from tessera.core.params import Params
@@ -30,7 +30,7 @@ class Config(Size):
         if self.weight and params.post_hoc:
             yield (
                 f"losses.joint_prior.weight: must be 0 where codes are found after training (quantizer.name "
-                f"{params.quantizer.name}), got {self.weight}; choose another quantizer"
+                f"{params.value('quantizer.name')}), got {self.weight}; choose another quantizer"
             )
 
 
@@ -42,7 +42,7 @@ class JointPrior(nn.Module):
     a position do not see each other, and levels do not.
     """
 
-    def __init__(self, config: Config, levels: tuple[probe.Level, ...], codebook_sizes: tuple[int, ...]) -> None:
+    def __init__(self, config: Config, levels: tuple[Level, ...], codebook_sizes: tuple[int, ...]) -> None:
         super().__init__()
         self.sizes = tuple(tuple(codebook_sizes[level.start : level.start + level.depth]) for level in levels)
         self.networks = nn.ModuleList(
@@ -61,7 +61,7 @@ class JointPrior(nn.Module):
 
 
 def build(config: Config, run: Run, tokenizer: Tokenizer) -> JointPrior:
-    levels = probe.levels(tokenizer)
+    levels = levels_of(tokenizer)
     if not all(level.depth for level in levels):
         raise InputError(
             f"losses.joint_prior.weight: must be 0 where training has no codes, got {config.weight}; choose a tokenizer "

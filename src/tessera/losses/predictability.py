@@ -13,9 +13,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tessera.attention.causal import CausalTransformer, Size, raster
+from tessera.codebooks import codebook
+from tessera.codes.levels import Level, levels_of
 from tessera.core.contracts import Output, Tokenizer
-from tessera.nn import codebook, probe
-from tessera.nn.causal import CausalTransformer, Size, raster
 
 if TYPE_CHECKING:
     from tessera.core.params import Params
@@ -38,7 +39,7 @@ class Predictability(nn.Module):
     without a reconstruction or commitment term they shrink.
     """
 
-    def __init__(self, config: Config, levels: tuple[probe.Level, ...]) -> None:
+    def __init__(self, config: Config, levels: tuple[Level, ...]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(
             CausalTransformer(level.dim, level.dim, level.height * level.width, config) for level in levels
@@ -51,4 +52,4 @@ class Predictability(nn.Module):
 
 
 def build(config: Config, run: Run, tokenizer: Tokenizer) -> Predictability:
-    return Predictability(config, probe.levels(tokenizer))
+    return Predictability(config, levels_of(tokenizer))

@@ -13,9 +13,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from tessera.codebooks import codebook
 from tessera.core.contracts import Output, Tokenizer
 from tessera.core.params import Strict
-from tessera.nn import codebook
 
 if TYPE_CHECKING:
     from tessera.core.params import Params
@@ -30,7 +30,7 @@ class Config(Strict):
             return
         if getattr(params.config("tokenizer"), "latent", "spatial") == "vector":
             yield (
-                f"losses.smoothness.weight: must be 0 where a latent has no neighbours (tokenizer.{params.tokenizer.name}"
+                f"losses.smoothness.weight: must be 0 where a latent has no neighbours (tokenizer.{params.value('tokenizer.name')}"
                 f".latent vector), got {self.weight}; set it to spatial"
             )
         yield from codebook.blind_to_length("smoothness", params)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tessera.core.contracts import Output, Tokenizer
 from tessera.core.params import Strict
-from tessera.nn import scores
+from tessera.images import scores
 
 if TYPE_CHECKING:
     from tessera.core.run import Run

@@ -9,11 +9,13 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from tessera.autoregression.base import Autoregressive
+from tessera.autoregression.sampling import Steps
+from tessera.codes import sequences
 from tessera.core.contracts import Grids
 from tessera.core.params import Strict
-from tessera.nn import sequences
-from tessera.nn.autoregressive import Autoregressive
-from tessera.nn.sampling import Steps
+
+CLOSED_FORM = True  # fitted in one pass, by `fit`
 
 
 class Config(Strict):

@@ -18,10 +18,11 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from tessera.attention import masking
+from tessera.attention.causal import Size
+from tessera.autoregression.sampling import require_known, require_range
+from tessera.codes import sequences
 from tessera.core.contracts import Grids, Likelihood, Sampling
-from tessera.nn import masking, sequences
-from tessera.nn.causal import Size
-from tessera.nn.sampling import require_known, require_range
 
 PATTERNS = 2107_03006  # seed of the masks of the bound: the same ones in every run
 

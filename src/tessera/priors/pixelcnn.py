@@ -18,14 +18,14 @@ from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from tessera.autoregression.base import Autoregressive
+from tessera.autoregression.gated import GatedPixelCNN
+from tessera.autoregression.masked_conv import MaskedPixelCNN
+from tessera.autoregression.sampling import Steps
+from tessera.codes import sequences
 from tessera.core.contracts import Grids
 from tessera.core.params import Strict
-from tessera.nn import sequences
-from tessera.nn.autoregressive import Autoregressive
-from tessera.nn.condition import Condition
-from tessera.nn.gated import GatedPixelCNN
-from tessera.nn.masked_conv import MaskedPixelCNN
-from tessera.nn.sampling import Steps
+from tessera.networks.condition import Condition
 
 
 class Config(Strict):

@@ -3,21 +3,33 @@ VQ-VAE-2 (Razavi et al. 2019, sec. 3.2) has on its top grid.
 
 p(codes | label) = product over grids of p(grid | earlier grids, label), each its own network. Sampling remembers
 activations, keys and values: one code costs one position per layer and one query per block.
+
+Convolutions reach what is near with few layers, attention any earlier position in one step. Where causality comes from:
+the first convolution excludes the code itself, so that features at a position know earlier codes only; from there on
+kernels may include the position. They are half kernels in one stack: a row above is seen to both sides, yet what lies
+far to the right there is seen by attention alone, which is why no second stack is needed. Activations are SiLU instead
+of the paper's ELU: much the same curve, and on CPU 14 times as fast.
+
+Inside, channels are the last axis, for features of whole grids [B,h,w,C] and of one position [n,C] alike.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from tessera.autoregression.base import Autoregressive
+from tessera.autoregression.sampling import Steps
+from tessera.codes import sequences
 from tessera.core.contracts import Grids
 from tessera.core.params import Strict
-from tessera.nn import sequences
-from tessera.nn.autoregressive import Autoregressive
-from tessera.nn.condition import Condition
-from tessera.nn.sampling import Steps
-from tessera.nn.snail import Snail
+from tessera.networks.condition import Condition, dropped
 
 
 class Config(Strict):
@@ -76,3 +88,228 @@ class PixelSNAIL(Autoregressive):
 
 def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> PixelSNAIL:
     return PixelSNAIL(config, grids, codebook_sizes, classes)
+
+
+class Linear(nn.Module):
+    """x W^T + b on the last axis, with weight normalisation: each row of W is g v / |v| (Salimans & Kingma 2016, arXiv
+    1602.07868, eq. 2). At the start g = 1: an output then varies like one input."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(torch.randn(outputs, inputs) / inputs**0.5)
+        self.gain = nn.Parameter(torch.ones(outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def weight(self) -> Float[Tensor, "o i"]:
+        return F.normalize(self.direction, dim=1) * self.gain[:, None]
+
+    def forward(self, x: Float[Tensor, "*shape i"]) -> Float[Tensor, "*shape o"]:
+        return F.linear(x, self.weight(), self.bias)
+
+    def fixed(self) -> Callable[[Tensor], Tensor]:
+        """`forward` with the weights of now, computed once."""
+        return partial(F.linear, weight=self.weight(), bias=self.bias)
+
+
+class CausalConv(Linear):
+    """The first half of a k x k kernel in raster order: k // 2 rows above, as many columns to the left and, where `own`,
+    the position itself. A row of W holds these places one after another, so that weight norm counts no other."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int, own: bool) -> None:
+        self.reach = reach = kernel_size // 2
+        self.channels, self.above, self.left = inputs, reach * kernel_size, reach + own  # places above, and in the row
+        super().__init__((self.above + self.left) * inputs, outputs)
+
+    def kernel(self) -> Float[Tensor, "o i rows k"]:
+        """reach + 1 rows; zero to the right of the last place."""
+        kernel_size = 2 * self.reach + 1
+        weight = F.pad(self.weight(), (0, (kernel_size - self.left) * self.channels))
+        return weight.unflatten(1, (-1, kernel_size, self.channels)).permute(0, 3, 1, 2)
+
+    def forward(self, x: Float[Tensor, "b h w i"]) -> Float[Tensor, "b h w o"]:
+        # padded below too, then cropped: cheaper than a copy padded above only
+        full = F.conv2d(x.permute(0, 3, 1, 2), self.kernel(), self.bias, padding=self.reach)
+        return full[:, :, : x.shape[1]].permute(0, 2, 3, 1)
+
+
+class GatedLayer(nn.Module):
+    """x + a * sigmoid(b), both halves from one causal convolution and the condition (paper, fig. 3a, with the dropout and
+    the place of the condition of PixelCNN++, Salimans et al. 2017)."""
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = CausalConv(channels, 2 * channels, kernel_size, own=True)
+        self.condition = nn.Linear(channels, 2 * channels, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "b h w c"], condition: Float[Tensor, "#b h w c"], dropout: float
+    ) -> Float[Tensor, "b h w c"]:
+        return x + F.glu(self.conv(dropped(F.silu(x), dropout)) + self.condition(condition), dim=-1)
+
+
+class Attention(nn.Module):
+    """Each position looks at all strictly before it (paper, sec. 2.2 and fig. 3b): queries come from features, which know
+    earlier codes only, keys and values also from the codes themselves.
+
+    Keys and values take half the channels, over all heads (paper: 128 of 256). They are moved by one place, and what is
+    <= in places is < in positions. That leaves place 0, of no position, zero: what the first code attends to, and any
+    other that finds nothing.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.memory = Linear(channels, channels // 2), Linear(2 * channels, channels)
+
+    def forward(self, x: Float[Tensor, "b h w c"], embedded: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c/2"]:
+        query = self.query(x).flatten(1, 2).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        memory = self.memory(torch.cat([x, embedded], dim=-1)).flatten(1, 2)
+        moved = F.pad(memory[:, :-1], (0, 0, 1, 0))
+        keys, values = moved.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, keys, values, is_causal=True)
+        return attended.transpose(1, 2).flatten(2).unflatten(1, x.shape[1:3])
+
+
+class Block(nn.Module):
+    """Gated layers, attention on what they found, and a gated 1x1 layer that merges both (paper, fig. 2 and 3)."""
+
+    def __init__(self, channels: int, layers: int, kernel_size: int, heads: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(GatedLayer(channels, kernel_size) for _ in range(layers))
+        self.attention = Attention(channels, heads)
+        self.merge = Linear(channels + channels // 2, 2 * channels)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b h w c"],
+        embedded: Float[Tensor, "b h w c"],
+        condition: Float[Tensor, "#b h w c"],
+        dropout: float,
+    ) -> Float[Tensor, "b h w c"]:
+        for layer in self.layers:
+            x = layer(x, condition, dropout)
+        both = F.silu(torch.cat([x, self.attention(x, embedded)], dim=-1))
+        return x + F.glu(self.merge(dropped(both, dropout)), dim=-1)
+
+
+class Snail(nn.Module):
+    """p(codes of one grid | condition): the product over positions in raster order, categorical over `codebook_size`.
+
+    Args:
+        channels: of features, of the embedded codes, and of the condition map [1 or B,C,h,w]; 2 * heads divides them.
+        layers: gated ones in each block.
+        kernel_size: odd; a convolution reaches kernel_size // 2 rows up, and as many columns to each side or left.
+    """
+
+    def __init__(
+        self, codebook_size: int, channels: int, blocks: int, layers: int, kernel_size: int, heads: int
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codebook_size, channels)
+        self.entry = CausalConv(channels, channels, kernel_size, own=False)
+        self.blocks = nn.ModuleList(Block(channels, layers, kernel_size, heads) for _ in range(blocks))
+        self.head = Linear(channels, codebook_size)
+
+    def forward(
+        self, codes: Int[Tensor, "b h w"], condition: Float[Tensor, "#b c h w"], dropout: float = 0.0
+    ) -> Float[Tensor, "b h*w k"]:
+        """Logits of each code given those before it; `dropout` is a probability, 0 outside training."""
+        return self.from_embedded(self.embedding(codes), condition, dropout)
+
+    def from_embedded(
+        self, embedded: Float[Tensor, "b h w c"], condition: Float[Tensor, "#b c h w"], dropout: float = 0.0
+    ) -> Float[Tensor, "b h*w k"]:
+        """From embedded codes, in which gradients exist."""
+        condition = condition.permute(0, 2, 3, 1)
+        x = self.entry(embedded) + condition
+        for block in self.blocks:
+            x = block(x, embedded, condition, dropout)
+        return self.head(F.silu(x)).flatten(1, 2)
+
+    @torch.no_grad()
+    def steps(self, n: int, condition: Float[Tensor, "#n c h w"]) -> Steps:
+        """Walk `n` grids position by position: yields logits [n,K], is sent the codes drawn there; returns them all.
+
+        One code costs one position per layer, and one query per block. What is remembered lives in this call alone.
+        """
+        condition = condition.permute(2, 0, 3, 1)
+        height, _, width, _ = condition.shape
+        entry, head = _Row(self.entry, n, width), self.head.fixed()
+        blocks = [_Walk(block, n, height, width) for block in self.blocks]
+        drawn: list[Tensor] = []
+        for row in condition:
+            entry.advance(row)
+            for block in blocks:
+                block.advance(row)
+            for x in range(width):
+                hidden = entry.at(x)
+                for block in blocks:
+                    hidden = block.at(x, hidden)
+                drawn.append((yield head(F.silu(hidden))))
+                embedded = self.embedding(drawn[-1])
+                entry.put(x, embedded)
+                for block in blocks:
+                    block.remember(embedded)
+        return torch.stack(drawn, dim=1).unflatten(1, (height, width))
+
+
+class _Row:
+    """A causal convolution along one row of all grids; it remembers as many rows above as the kernel reaches.
+
+    Inputs of the row are kept as [n, reach + width, C]: what a kernel sees at a position is then a slice, not a copy. A
+    new row writes over the last one; what lies left of the grid stays zero.
+    """
+
+    def __init__(self, conv: CausalConv, n: int, width: int) -> None:
+        self.bias, self.reach = conv.bias, conv.reach
+        self.above = conv.kernel()[:, :, :-1].contiguous(memory_format=torch.channels_last)
+        self.left = conv.weight()[:, conv.above * conv.channels :].t().contiguous()  # in the order of a window
+        self.rows = conv.bias.new_zeros(n, conv.reach, width, conv.channels)
+        self.row = conv.bias.new_zeros(n, conv.reach + width, conv.channels)
+        self.windows = [self.row[:, x : x + conv.left].view(n, -1) for x in range(width)]
+
+    def advance(self, added: Float[Tensor, "#n w o"]) -> None:
+        """To the next row: what the finished ones add there, to all positions at once, and what else is `added`."""
+        self.rows = torch.cat([self.rows[:, 1:], self.row[:, None, self.reach :]], dim=1)
+        above = F.conv2d(self.rows.permute(0, 3, 1, 2), self.above, self.bias, padding=(0, self.reach))
+        self.sums = (above[:, :, 0].permute(2, 0, 1) + added.transpose(0, 1)).unbind(0)
+
+    def put(self, x: int, inputs: Float[Tensor, "n i"]) -> None:
+        self.row[:, self.reach + x] = inputs
+
+    def at(self, x: int) -> Float[Tensor, "n o"]:
+        """Output at column x, of inputs put there and before."""
+        return torch.addmm(self.sums[x], self.windows[x], self.left)
+
+
+class _Walk:
+    """A block, one position of all grids at a time; it remembers keys and values of all positions, in places as above."""
+
+    def __init__(self, block: Block, n: int, height: int, width: int) -> None:
+        heads, channels = block.attention.heads, block.attention.query.bias.numel()
+        self.layers = [(_Row(layer.conv, n, width), layer.condition) for layer in block.layers]
+        self.query, self.project, self.merge = (
+            part.fixed() for part in (block.attention.query, block.attention.memory, block.merge)
+        )
+        self.memory = block.merge.bias.new_zeros(2, n, heads, 1 + height * width, channels // heads)
+        self.filled = 1
+
+    def advance(self, condition: Float[Tensor, "#n w c"]) -> None:
+        for row, linear in self.layers:
+            row.advance(linear(condition))
+
+    def at(self, x: int, hidden: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        for row, _ in self.layers:
+            row.put(x, F.silu(hidden))
+            hidden = hidden + F.glu(row.at(x), dim=-1)
+        self.hidden = hidden
+        keys, values = self.memory[:, :, :, : self.filled]
+        query = self.query(hidden).view(len(hidden), keys.shape[1], 1, -1)
+        attended = F.scaled_dot_product_attention(query, keys, values).flatten(1)
+        return hidden + F.glu(self.merge(F.silu(torch.cat([hidden, attended], dim=-1))), dim=-1)
+
+    def remember(self, embedded: Float[Tensor, "n c"]) -> None:
+        """Key and value of the position of the last `at`, whose code is now known."""
+        made = self.project(torch.cat([self.hidden, embedded], dim=-1))
+        self.memory[:, :, :, self.filled] = made.unflatten(1, (2, self.memory.shape[2], -1)).transpose(0, 1)
+        self.filled += 1

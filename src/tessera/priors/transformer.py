@@ -13,13 +13,13 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from tessera.attention.blocks import Block, Places, Walk
+from tessera.attention.causal import Size
+from tessera.autoregression.base import Autoregressive
+from tessera.autoregression.sampling import Steps
+from tessera.codes import sequences
 from tessera.core.contracts import Grids
-from tessera.nn import sequences
-from tessera.nn.attention import Block, Places, Walk
-from tessera.nn.autoregressive import Autoregressive
-from tessera.nn.causal import Size
-from tessera.nn.condition import dropped
-from tessera.nn.sampling import Steps
+from tessera.networks.condition import dropped
 
 
 class Config(Size):

@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tessera.autoregression.base import Autoregressive
+from tessera.autoregression.sampling import Steps
 from tessera.core.contracts import Grids
 from tessera.core.params import Strict
-from tessera.nn.autoregressive import Autoregressive
-from tessera.nn.sampling import Steps
+
+CLOSED_FORM = True  # fitted in one pass, by `fit`
 
 
 class Config(Strict):

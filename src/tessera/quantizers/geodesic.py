@@ -8,7 +8,7 @@ graph: Isomap (Tenenbaum, de Silva & Langford 2000). Clusters of latents by geod
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +17,19 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from tessera.codebooks import codebook, posthoc
+from tessera.codebooks.neighbour_graph import joined, neighbour_graph
 from tessera.core.contracts import Quantized
 from tessera.core.params import Strict
-from tessera.nn import clusters, codebook, graph
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
     from tessera.core.params import Params
 
 SPARE = 8  # candidates more than neighbours: those that rounding puts behind others are among them
+
+POST_HOC = True  # fitted to the latents of a finished autoencoder, by `fit`
 
 
 class Config(Strict):
@@ -36,7 +41,7 @@ class Config(Strict):
     iterations: int = Field(ge=1, description="most moves of the medoids", examples=[10])
 
     def rule(self, params: Params) -> Iterator[str]:
-        yield from clusters.rule("geodesic", self.latents, self.codebook_size)
+        yield from posthoc.rule("geodesic", self.latents, self.codebook_size)
 
 
 class Geodesic(nn.Module):
@@ -70,25 +75,25 @@ class Geodesic(nn.Module):
             InputError: fewer distinct latents than codes, or some that are not finite; nothing is changed then.
         """
         k = self.config.codebook_size
-        rows = clusters.checked("geodesic", latents, k)
+        rows = posthoc.checked("geodesic", latents, k)
         rows = rows[torch.randperm(len(rows), generator=generator)]
         # distinct, before the draw: an edge of length 0 is no edge of a sparse graph
-        rows = rows[clusters.distinct("geodesic", rows, k)[: self.config.latents]]
+        rows = rows[posthoc.distinct("geodesic", rows, k)[: self.config.latents]]
         draws = np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=generator)))
         whole = self._graph(rows.numpy())
-        medoids, cells, _ = graph.k_medoids(whole, graph.seeds(whole, k, draws), self.config.iterations)
+        medoids, found, _ = k_medoids(whole, seeds(whole, k, draws), self.config.iterations)
         self.codes.copy_(rows[torch.from_numpy(medoids)])
         for buffer, values in (
             (self.nodes, rows),
-            (self.node_codes, cells.codes),
-            (self.node_distances, cells.distances),
+            (self.node_codes, found.codes),
+            (self.node_distances, found.distances),
         ):
             buffer.zero_()[: len(rows)] = torch.as_tensor(values).to(buffer)
         self.node_distances[len(rows) :] = torch.inf
         self.fitted.fill_(True)
 
-    def _graph(self, points: Float[np.ndarray, "n d"]) -> graph.csr_array:
-        whole, sizes = graph.joined(points, graph.neighbour_graph(points, self.config.neighbours))
+    def _graph(self, points: Float[np.ndarray, "n d"]) -> csr_array:
+        whole, sizes = joined(points, neighbour_graph(points, self.config.neighbours))
         if len(sizes) > 1:
             shown = ", ".join(map(str, sizes[:8])) + (", ..." if len(sizes) > 8 else "")
             print(
@@ -135,6 +140,85 @@ class Geodesic(nn.Module):
             chosen = self.assign(rows.detach())
             z_q = codebook.straight_through(rows, F.embedding(chosen, self.codes))
         return Quantized(z_q.view(b, h, w, d).permute(0, 3, 1, 2), chosen.view(b, 1, h, w), {})
+
+
+# k-medoids along a graph, without torch
+
+
+class Cells(NamedTuple):
+    """The code of each point (which medoid is nearest along the graph) and its graph distance to that medoid."""
+
+    codes: Int[np.ndarray, " n"]
+    distances: Float[np.ndarray, " n"]
+
+
+class Clustering(NamedTuple):
+    medoids: Int[np.ndarray, " k"]
+    cells: Cells
+    costs: list[float]  # sum of squared distances to the medoids, at the start and after each iteration; never rises
+
+
+def cells(graph: csr_array, medoids: Int[np.ndarray, " k"]) -> Cells:
+    """The Voronoi cells of the medoids along a connected graph; each medoid lies in its own."""
+    from scipy.sparse.csgraph import dijkstra
+
+    distances, _, sources = dijkstra(graph, indices=medoids, min_only=True, return_predecessors=True)
+    code = np.full(graph.shape[0], -1)
+    code[medoids] = np.arange(len(medoids))
+    return Cells(code[sources], distances)
+
+
+def seeds(graph: csr_array, k: int, draws: np.random.Generator) -> Int[np.ndarray, " k"]:
+    """K distinct points of a connected graph by k-means++ (Arthur & Vassilvitskii 2007) with graph distances."""
+    from scipy.sparse.csgraph import dijkstra
+
+    chosen = [int(draws.integers(graph.shape[0]))]
+    distances = dijkstra(graph, indices=chosen[0])
+    for _ in range(k - 1):
+        squares = distances**2
+        chosen.append(int(draws.choice(len(squares), p=squares / squares.sum())))
+        reach = distances.max()  # farther points are nearer to another seed: the search stops there
+        distances = np.minimum(distances, dijkstra(graph, indices=chosen[-1], limit=reach))
+    return np.array(chosen)
+
+
+def k_medoids(graph: csr_array, medoids: Int[np.ndarray, " k"], iterations: int) -> Clustering:
+    """From `medoids`: points to cells, then to each cell its best medoid, until no medoid moves, or `iterations` times.
+
+    The cost cannot rise. The points on the shortest path from x to its medoid m have the same nearest medoid, so the path
+    lies in the cell, and within the cell m has the very distances it has on the whole graph. A member m' with a lesser sum
+    of squares within the cell has no greater one on the whole graph, where there are only more paths; and assigning each
+    point anew to its nearest medoid lowers the cost further, if it changes it.
+    """
+    found = cells(graph, medoids)
+    costs, touched = [float(np.square(found.distances).sum())], np.arange(len(medoids))
+    for _ in range(iterations):
+        better = _best_medoids(graph, medoids, found.codes, touched)
+        if np.array_equal(better, medoids):
+            break
+        before, medoids = found.codes, better
+        found = cells(graph, medoids)
+        costs.append(float(np.square(found.distances).sum()))
+        moved = before != found.codes
+        touched = np.union1d(before[moved], found.codes[moved])  # a cell of the same members has the same best medoid
+    return Clustering(medoids, found, costs)
+
+
+def _best_medoids(
+    graph: csr_array, medoids: Int[np.ndarray, " k"], codes: Int[np.ndarray, " n"], touched: Int[np.ndarray, " c"]
+) -> Int[np.ndarray, " k"]:
+    """The member of each touched cell with the least sum of squared shortest paths within the cell, exactly; where another
+    is only as good, the medoid stays, or equals would take turns for ever."""
+    from scipy.sparse.csgraph import dijkstra
+
+    better = medoids.copy()
+    for code in touched:
+        members = np.flatnonzero(codes == code)
+        costs = np.square(dijkstra(graph[members][:, members])).sum(1)
+        best = costs.argmin()
+        if costs[best] < costs[np.searchsorted(members, medoids[code])]:
+            better[code] = members[best]
+    return better
 
 
 def build(config: Config, dim: int | None) -> Geodesic:

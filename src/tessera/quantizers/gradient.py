@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from tessera.codebooks import codebook
 from tessera.core.contracts import Quantized
-from tessera.nn import codebook
 
 
 class Config(codebook.Settings):

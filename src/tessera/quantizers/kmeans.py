@@ -5,6 +5,7 @@ Start: k-means++ (Arthur & Vassilvitskii 2007). Then Lloyd's iterations (Lloyd 1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,14 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from tessera.codebooks import codebook, posthoc
 from tessera.core.contracts import Quantized
 from tessera.core.params import Strict
-from tessera.nn import clusters, codebook
 
 if TYPE_CHECKING:
     from tessera.core.params import Params
+
+POST_HOC = True  # fitted to the latents of a finished autoencoder, by `fit`
 
 
 class Config(Strict):
@@ -29,7 +32,7 @@ class Config(Strict):
     iterations: int = Field(ge=1, description="most of Lloyd's iterations", examples=[20])
 
     def rule(self, params: Params) -> Iterator[str]:
-        yield from clusters.rule("kmeans", self.latents, self.codebook_size)
+        yield from posthoc.rule("kmeans", self.latents, self.codebook_size)
 
 
 class KMeans(nn.Module):
@@ -52,12 +55,12 @@ class KMeans(nn.Module):
             InputError: fewer distinct latents than codes, or some that are not finite; nothing is changed then.
         """
         k = self.config.codebook_size
-        rows = clusters.checked("kmeans", latents, k)
+        rows = posthoc.checked("kmeans", latents, k)
         rows = rows[torch.randperm(len(rows), generator=generator)]
         drawn = rows[: self.config.latents]
-        if len(clusters.firsts(drawn)) < k:  # nearly all are equal: then each of them once
-            drawn = rows[clusters.distinct("kmeans", rows, k)[: self.config.latents]]
-        self.codes.copy_(clusters.lloyd(drawn, clusters.first_codes(drawn, k, generator), self.config.iterations))
+        if len(posthoc.firsts(drawn)) < k:  # nearly all are equal: then each of them once
+            drawn = rows[posthoc.distinct("kmeans", rows, k)[: self.config.latents]]
+        self.codes.copy_(lloyd(drawn, first_codes(drawn, k, generator), self.config.iterations))
         self.fitted.fill_(True)
 
     @property
@@ -75,6 +78,49 @@ class KMeans(nn.Module):
             chosen = codebook.nearest(rows.detach(), self.codes)
             z_q = codebook.straight_through(rows, F.embedding(chosen, self.codes))
         return Quantized(z_q.view(b, h, w, d).permute(0, 3, 1, 2), chosen.view(b, 1, h, w), {})
+
+
+def first_codes(z: Float[Tensor, "n d"], k: int, generator: Generator) -> Float[Tensor, "k d"]:
+    """K distinct rows of z by k-means++ (Arthur & Vassilvitskii 2007): each next one is drawn with probability
+    proportional to the squared distance D(x)^2 to the nearest one so far. As in their section 5, several are drawn and
+    the one that lowers the sum of D(x)^2 most is kept, 2 + ln K of them, as scikit-learn does."""
+    chosen = [int(torch.randint(len(z), (1,), generator=generator))]
+    squares = _squares(z, z[chosen])[:, 0]
+    for _ in range(k - 1):
+        cumulated = squares.cumsum(0)
+        draws = torch.rand(2 + int(math.log(k)), generator=generator, dtype=torch.float64) * cumulated[-1]
+        tried = torch.searchsorted(cumulated, draws, right=True)  # right: never a row of distance 0
+        tried = tried.clamp(max=len(z) - 1)
+        after = torch.minimum(squares[:, None], _squares(z, z[tried]))
+        best = int(after.sum(0).argmin())
+        chosen.append(int(tried[best]))
+        squares = after[:, best]
+    return z[chosen]
+
+
+def lloyd(z: Float[Tensor, "n d"], codes: Float[Tensor, "k d"], iterations: int) -> Float[Tensor, "k d"]:
+    """Lloyd's iterations from `codes` until no row changes its cluster, or `iterations` of them. A cluster that empties is
+    moved to the row that is farthest from its code (as scikit-learn does), so that every code stays in use; z must have
+    at least K distinct rows."""
+    before = None
+    for _ in range(iterations):
+        chosen = codebook.nearest(z, codes)
+        if before is not None and torch.equal(chosen, before):
+            break
+        counts, sums = codebook.statistics(z, chosen, len(codes))
+        codes = sums / counts[:, None].clamp(min=1)
+        empty = (counts == 0).nonzero().flatten().tolist()
+        errors = (z - codes[chosen]).square().sum(1) if empty else None
+        for k in empty:
+            codes[k] = z[errors.argmax()]
+            errors = torch.minimum(errors, (z - codes[k]).square().sum(1))  # the next one goes elsewhere
+        before = chosen
+    return codes
+
+
+def _squares(z: Float[Tensor, "n d"], points: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    """From the differences themselves: exactly 0 between equal rows. float64, for sums over many of them."""
+    return torch.cdist(z, points, compute_mode="donot_use_mm_for_euclid_dist").double().square()
 
 
 def build(config: Config, dim: int | None) -> KMeans:

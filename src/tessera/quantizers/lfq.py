@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tessera.codebooks import codebook
 from tessera.core.contracts import Quantized
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
-from tessera.nn import codebook
 
 if TYPE_CHECKING:
     from tessera.core.params import Params

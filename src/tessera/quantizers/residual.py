@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tessera.codebooks import codebook
 from tessera.core.contracts import Quantized
-from tessera.nn import codebook
 
 
 class Config(codebook.EMASettings):

@@ -12,9 +12,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tessera.codebooks import codebook
 from tessera.core.contracts import Quantized
 from tessera.core.params import Strict
-from tessera.nn import codebook
 
 
 class Config(Strict):

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tessera.core.errors import InputError
-from tessera.core.params import FP16_ON_A_CPU, in_fp16
-from tessera.core.params import Runtime as Settings
 from tessera.runtime import process, ranks
 from tessera.runtime.scratch import Scratch, root
+from tessera.runtime.settings import FP16_ON_A_CPU, Settings, in_fp16
 
 
 class Interrupted(SystemExit):

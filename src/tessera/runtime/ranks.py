@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from tessera.core.errors import InputError
-from tessera.core.params import Runtime as Settings
+from tessera.runtime.settings import Settings
 
 GUARDED = "TESSERA_GUARDED"  # given to ranks by a process that locks and guards: the name of its scratch folder, or ''
 PLACE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")  # what torchrun's users set on each machine

@@ -17,14 +17,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tessera.core import seams
+from tessera.core import files, seams
 from tessera.core.errors import InputError, NonFiniteError
-from tessera.core.params import CHOOSES, PLURAL, Params, load, read
+from tessera.core.params import PLURAL, Params, read
 from tessera.core.run import Run
 from tessera.runtime import pipeline, process, provenance, ranks
 from tessera.runtime.devices import Runtime, require_precisions
 from tessera.runtime.inputs import Declared, Inputs, declared
 from tessera.runtime.scratch import Scratch, root
+from tessera.runtime.settings import Settings
 
 process.prepare()
 
@@ -39,7 +40,7 @@ def enter(
     """Run a stage's `main`. `shares`: as many processes as `runtime.devices` and `runtime.nodes` ask for share the work.
     `trains`: it does, and it has a scratch. `after_training`: singular sections of params.yaml that training does not
     depend on, only what follows it."""
-    stage = Path(sys.argv[0]).stem
+    stage = _name(Path(sys.argv[0]))
     key = sys.argv[1] if len(sys.argv) > 1 else None
     title = f"{stage}@{key}" if key else stage
     try:
@@ -65,7 +66,7 @@ def _run(
     after_training: Callable,
 ) -> None:  # fmt: skip
     """Ranks are started from inside the guard and the lock of the process that DVC started."""
-    what, settings = declared(stage, key, params.raw), params.runtime
+    what, settings = declared(stage, key, params.raw), params.section("runtime", Settings)
     process.use_threads(settings.threads)
     inputs = Inputs(what) if what is not None and ranks.leads(settings) else None
     if inputs is not None:
@@ -94,6 +95,11 @@ def _run(
         _name_unread(params, what)
 
 
+def _name(script: Path) -> str:
+    """Of a stage that is a file, or a folder with its parts."""
+    return script.parent.name if script.stem == "__main__" else script.stem
+
+
 def _require_key(stage: str, given: list[str], params: Params) -> None:
     """One key of params.yaml where a stage runs one plug-in at a time, and nothing elsewhere."""
     got = " ".join(given) or "none"
@@ -116,44 +122,50 @@ def _require_own_code() -> None:
         )
 
 
-def _validated() -> dict[str, Any]:
-    """params.yaml, validated whole, once for each version of file and code: one found good is remembered in the scratch."""
+def _found_good() -> Path:
+    """Where it is remembered that this version of params.yaml is valid under this version of the code."""
     digest = hashlib.sha256(Path("params.yaml").read_bytes() if Path("params.yaml").exists() else b"")
-    for file in sorted(seams.PACKAGE.rglob("*.py")):
-        digest.update(file.relative_to(seams.PACKAGE).as_posix().encode() + file.read_bytes())
-    good = root() / "valid" / digest.hexdigest()[:24]
+    for folder in (seams.PACKAGE, seams.PACKAGE.parent.parent / "stages"):
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    return (root() / "valid" / f"{digest.hexdigest()[:24]}.json").resolve()
+
+
+def _validated() -> dict[str, Any]:
+    """params.yaml, validated whole, once for each version of file and code."""
+    good = _found_good()
     if not good.exists():
-        code = _check()
+        code = _check(good)
         if code < 0:
             raise InputError(
                 f"the process that validates params.yaml was killed by signal {-code}, for want of memory perhaps; "
-                "free some, or see what `python -m tessera.core.params` says"
+                "free some, or see what `python -m tessera.runtime.validation` says"
             )
         if code:
             sys.exit(code)  # it has said what is wrong
-        good.parent.mkdir(parents=True, exist_ok=True)
-        good.touch()
     return read()
 
 
-def _check() -> int:
+def _check(good: Path) -> int:
     """Exit status of the validation of params.yaml, negative for a signal. It imports every plug-in, which this process must
     not have done (see `_require_declared_imports`), so another does it: a fork, where forks are safe, which need not import
     torch again."""
     if sys.platform == "linux":
-        fork = multiprocessing.get_context("fork").Process(target=_load)
+        fork = multiprocessing.get_context("fork").Process(target=_record, args=(good,))
         fork.start()
         fork.join()
         return fork.exitcode
     paths = [str(seams.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "tessera.core.params"]
-    return subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=False).returncode
+    command = [sys.executable, "-m", "tessera.runtime.validation", "--record", str(good)]
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
-def _load() -> None:
+def _record(good: Path) -> None:
+    from tessera.runtime.validation import record
+
     try:
-        load("params.yaml")
+        record("params.yaml", good)
     except InputError as error:
         sys.exit(f"error: {error}")
 
@@ -189,7 +201,9 @@ def _require_declared_imports(what: Declared) -> None:
 
 
 def _name_unread(params: Params, what: Declared) -> None:
-    for section in CHOOSES:
-        if f"{section}.name" in what.params and (unread := params.unread(section)):
-            chosen = params.raw[section]["name"]
-            print(f"{what.name}: {', '.join(unread)} is not read by {section}.name = {chosen}", flush=True)
+    """What validation found of this: it alone has imported all that could read a value."""
+    good = _found_good()
+    for section, values in (files.read_json(good)["unread"] if good.exists() else {}).items():
+        if f"{section}.name" in what.params and values:
+            chosen = params.value(f"{section}.name")
+            print(f"{what.name}: {', '.join(values)} is not read by {section}.name = {chosen}", flush=True)

@@ -110,10 +110,11 @@ def _make_absolute(raw: dict[str, Any]) -> None:
 def _work(stage: str, key: str | None, raw: dict[str, Any]) -> None:
     from tessera.core.run import Run
     from tessera.runtime.devices import Runtime
+    from tessera.runtime.settings import Settings
 
     main = importlib.import_module(f"stages.{stage}").main  # tells the process how to run, before torch is loaded
     params = Params(raw)
-    main(Run(params, key, Runtime(params.runtime)))
+    main(Run(params, key, Runtime(params.section("runtime", Settings))))
 
 
 class Cache:
@@ -183,14 +184,14 @@ def options(given: list[str]) -> dict[str, Any]:
     Raises:
         InputError: it is not of that form, or not of that section.
     """
-    from tessera.core.params import Runtime
+    from tessera.runtime.settings import Settings
 
     found = {}
     for text in given:
         name, _, value = text.partition("=")
-        if name not in Runtime.model_fields or not value:
+        if name not in Settings.model_fields or not value:
             raise InputError(
-                f"--runtime takes NAME=VALUE of section runtime ({', '.join(Runtime.model_fields)}), got {text!r}"
+                f"--runtime takes NAME=VALUE of section runtime ({', '.join(Settings.model_fields)}), got {text!r}"
             )
         found[name] = value if name == "device" else float(value) if "." in value else int(value)
     return found

@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tessera.codes.sequences import flatten_levels, unflatten
 from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized
 from tessera.core.params import Strict
-from tessera.nn.sequences import flatten_levels, unflatten
 
 
 class Config(Strict):

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from tessera.codes.sequences import flatten_levels, unflatten
 from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized
-from tessera.nn import conv
-from tessera.nn.sequences import flatten_levels, unflatten
+from tessera.networks import conv
 
 if TYPE_CHECKING:
     from tessera.core.params import Params
@@ -34,9 +34,9 @@ class Config(conv.Autoencoder):
         if not params.post_hoc:
             yield (
                 "quantizer.name: must be fitted to a finished autoencoder (it has fit) under tokenizer.name vae, got "
-                f"{params.quantizer.name!r}; choose kmeans or geodesic"
+                f"{params.value('quantizer.name')!r}; choose kmeans or geodesic"
             )
-        if params.tokenizer.keep == "best_usage":
+        if params.value("tokenizer.keep") == "best_usage":
             yield (
                 "tokenizer.keep: must be best or last under tokenizer.name vae, whose codes are found after training, got "
                 "'best_usage'"

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tessera.codes.sequences import flatten_levels, unflatten
 from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized
-from tessera.nn import conv
-from tessera.nn.sequences import flatten_levels, unflatten
+from tessera.networks import conv
 
 if TYPE_CHECKING:
     from tessera.core.params import Params

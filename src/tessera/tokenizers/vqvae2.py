@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from tessera.codes.sequences import flatten_levels, unflatten
 from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized
-from tessera.nn import conv
-from tessera.nn.doubling import Doubling
-from tessera.nn.sequences import flatten_levels, unflatten
+from tessera.networks import conv
+from tessera.networks.doubling import Doubling
 
 if TYPE_CHECKING:
     from tessera.core.params import Params
@@ -31,7 +31,7 @@ class Config(conv.Autoencoder):
     def rule(self, params: Params) -> Iterator[str]:
         yield from super().rule(params)
         yield from conv.trained_along(self, params)
-        size = params.dataset.image_size
+        size = params.value("dataset.image_size")
         if size % self.downsampling == 0 and size // self.downsampling % self.top_downsampling:
             yield (
                 f"tokenizer.vqvae2.top_downsampling: must divide the bottom grid's {size // self.downsampling} codes a "

@@ -1,0 +1,82 @@
+"""What every prior that multiplies conditionals says alike: likelihood, loss and sampling, from two methods of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor, nn
+
+from tessera.autoregression import sampling as draws
+from tessera.codes import sequences
+from tessera.core.contracts import Grids, Likelihood, Sampling
+
+
+class Autoregressive(nn.Module):
+    """See `core.contracts.Prior`. p(codes | label) = product over positions of p(code | codes before, label).
+
+    A prior says `predict`, one pass over finished codes, and `steps`, the walk over positions that remembers what it
+    computed. `order` is the sequence of positions in which codes are drawn, and in which "before" is meant.
+    """
+
+    exact = True
+
+    def __init__(self, grids: Grids, codebook_sizes: Sequence[int], classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.grids, self.codebook_sizes, self.classes = grids, tuple(codebook_sizes), classes
+        self.dropout = dropout
+
+    @property
+    def order(self) -> Sequence[int]:
+        return range(sequences.length(self.grids))
+
+    def predict(
+        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
+    ) -> tuple[Float[Tensor, "b n k"], ...]:
+        """Logits grid by grid, of each code given those before it; `dropout` is a probability, 0 outside training."""
+        raise NotImplementedError
+
+    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> draws.Steps:
+        """Yields logits [n,K] of the positions of `order` in turn, is sent the codes [n] drawn there."""
+        raise NotImplementedError
+
+    def losses(
+        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, done: float = 1.0
+    ) -> dict[str, Tensor]:
+        self.require(codes, labels)
+        logits = self.predict(codes, labels, self.dropout if self.training else 0.0)
+        return {"nll": sequences.nll(logits, codes)}
+
+    def logits(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> tuple[Float[Tensor, "b n k"], ...]:
+        """Grid by grid: in row t stands p(code t | codes before t), whatever the codes from t on."""
+        self.require(codes, labels)
+        return self.predict(codes, labels, 0.0)
+
+    def likelihood(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> Likelihood:
+        logits = self.logits(codes, labels)
+        return Likelihood(sequences.log_prob(logits, codes), sequences.right(logits, codes))
+
+    def log_prob(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> Float[Tensor, " b"]:
+        return self.likelihood(codes, labels).log_prob
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        generator: Generator,
+        sampling: Sampling = Sampling(),  # noqa: B008  a NamedTuple does not change
+        labels: Int[Tensor, " n"] | None = None,
+        known: Int[Tensor, "n t"] | None = None,
+        known_mask: Bool[Tensor, "n t"] | None = None,
+    ) -> Int[Tensor, "n t"]:
+        return draws.sample(self, self.steps, n, generator, sampling, labels, known, known_mask)
+
+    def require(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
+        """
+        Raises:
+            InputError: labels are missing, superfluous or out of range.
+            ValueError: the codes are too many or too few for the grids.
+        """
+        sequences.require_labels(labels, self.classes, len(codes))
+        sequences.unflatten(codes, self.grids)

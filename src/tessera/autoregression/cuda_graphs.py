@@ -1,0 +1,84 @@
+"""Sampling on a GPU without its launches: the walk over all positions as one CUDA graph, replayed for each batch.
+
+A position of a prior is some hundred kernels of a few microseconds each, fewer than the program takes to launch them. A
+walk of a network asks the device for no value, and which kernels it launches depends on nothing but shapes: so the whole
+of it is captured once, whatever the prior remembers on the way, and no prior knows. Not that of `ngram`, which asks how
+many distinct contexts there are, and cannot be captured. Capturing costs about a walk, and memory for some kilobytes a
+kernel: it pays from the third batch on.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Generator, Tensor
+
+from tessera.autoregression import sampling as draws
+from tessera.codes.sequences import length, require_labels
+from tessera.core.contracts import Sampling
+from tessera.core.errors import InputError
+
+
+class Replay:
+    """`prior.sample` of batches of `n` images, the same codes from the same generator; for priors with `steps`, but `ngram`.
+
+    It reads the weights where they lay when it was made: they may change in place, but a prior that was moved to another
+    device or type needs a new one. Where `known` is True, known codes and their mask are given with each batch.
+
+    Raises:
+        InputError: the prior is not on a CUDA device, or `sampling` is out of range.
+    """
+
+    def __init__(self, prior: Any, n: int, sampling: Sampling = Sampling(), known: bool = False) -> None:  # noqa: B008
+        device = next(chain(prior.parameters(), prior.buffers())).device
+        if device.type != "cuda":
+            raise InputError(
+                f"only walks on a CUDA device are captured, and this prior is on {device}: use its `sample`"
+            )
+        draws.require_range(sampling)
+        self.prior, self.n, shape = prior, n, (n, length(prior.grids))
+        self.uniforms = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.labels = torch.full((n,), prior.classes, device=device) if prior.classes else None
+        self.known = torch.zeros(shape, dtype=torch.int64, device=device) if known else None
+        self.known_mask = torch.zeros(shape, dtype=torch.bool, device=device) if known else None
+        given = (self.uniforms, sampling, self.labels, self.known, self.known_mask)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), torch.cuda.device(device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # once as it is: libraries are set up at first use, which is not captured
+                draws.walked(prior, prior.steps, *given)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self.graph):
+                self.codes, self.sound = draws.walked(prior, prior.steps, *given)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        generator: Generator,
+        labels: Int[Tensor, " n"] | None = None,
+        known: Int[Tensor, "n t"] | None = None,
+        known_mask: Bool[Tensor, "n t"] | None = None,
+    ) -> Int[Tensor, "n t"]:
+        """
+        Raises:
+            InputError: labels or known codes are out of range, of the wrong shape, or not what was said at the start.
+        """
+        require_labels(labels, self.prior.classes, self.n)
+        draws.require_known(self.prior, self.n, known, known_mask)
+        if (known is None) != (self.known is None):
+            raise InputError("known codes must be given exactly where the walk was captured with them")
+        uniforms = torch.rand(
+            self.uniforms.shape, generator=generator, dtype=torch.float64, device=generator.device
+        )  # as in `sample`, so that codes are the same
+        given = zip((self.uniforms, self.labels, self.known, self.known_mask), (uniforms, labels, known, known_mask),
+                    strict=True)  # fmt: skip
+        for kept, new in given:
+            if kept is not None:
+                kept.copy_(new)
+        self.graph.replay()
+        draws.require_sound(self.sound)
+        return self.codes.clone()

@@ -1,0 +1,168 @@
+"""Gated PixelCNN of one grid of codes (van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders",
+arXiv 1606.05328), and the same network one position at a time.
+
+Two stacks see all that comes before a code in raster order, without a blind spot: the *vertical* stack all rows above,
+the *horizontal* stack the codes to the left and, through a 1x1 link in each layer, the vertical stack (paper, fig. 2).
+
+Where causality comes from: the two inputs are moved, down by one row and right by one column; from there on kernels
+reach only up and left, since they are half kernels, padded and cropped. The paper masks whole kernels instead. A mask
+costs products with zero, nearly half of them, and a write to the weights after each step of the optimizer, behind the
+back of whoever averages, shares or saves them (or a masked copy in each forward pass).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tessera.autoregression.sampling import Steps
+from tessera.networks.condition import dropped
+
+
+def gate(x: Float[Tensor, "b 2*c ..."]) -> Float[Tensor, "b c ..."]:
+    """tanh(first half of the channels) * sigmoid(second half) (paper, eq. 2)."""
+    filtered, opening = x.chunk(2, dim=1)
+    opening = torch.sigmoid(opening)
+    # tanh(a) = 2 sigmoid(2a) - 1, so that tanh(a) b lies at sigmoid(2a) between -b and b. On CPU tanh costs 7 sigmoids
+    return torch.lerp(-opening, opening, torch.sigmoid(2 * filtered))
+
+
+class GatedLayer(nn.Module):
+    """One layer of both stacks (fig. 2 right): gates on both, a residual on the horizontal stack only.
+
+    The condition is a map, the same for both stacks and known before any code of the grid: it enters the vertical stack
+    (V * s of eq. 4), and the horizontal one through the link.
+    """
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.reach = reach = kernel_size // 2  # rows above, and columns to each side or to the left
+        self.vertical = nn.Conv2d(channels, 2 * channels, (reach + 1, kernel_size), padding=(reach, reach))
+        self.condition = nn.Conv2d(channels, 2 * channels, 1, bias=False)
+        self.link = nn.Conv2d(2 * channels, 2 * channels, 1)
+        self.horizontal = nn.Conv2d(channels, 2 * channels, (1, reach + 1), padding=(0, reach), bias=False)
+        self.out = nn.Conv2d(channels, channels, 1, bias=False)  # a bias here would only add to those of later layers
+
+    def forward(
+        self,
+        vertical: Float[Tensor, "b c h w"],
+        horizontal: Float[Tensor, "b c h w"],
+        condition: Float[Tensor, "#b c h w"],
+        dropout: float,
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        height, width = vertical.shape[2:]
+        # padded on both sides, then cropped of what looks ahead: cheaper than a copy padded on one side
+        above = self.vertical(vertical)[:, :, :height] + self.condition(condition)
+        left = self.horizontal(horizontal)[:, :, :, :width] + self.link(above)
+        horizontal = horizontal + self.out(dropped(gate(left), dropout))
+        return dropped(gate(above), dropout), horizontal
+
+
+class GatedPixelCNN(nn.Module):
+    """p(codes of one grid | condition): the product over positions in raster order, categorical over `codebook_size`.
+
+    Args:
+        channels: of both stacks, of the embedded codes, and of the condition map [1 or B,C,h,w].
+        kernel_size: odd; a layer reaches kernel_size // 2 rows up, and as many columns left (and right, in rows above).
+    """
+
+    def __init__(self, codebook_size: int, channels: int, layers: int, kernel_size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codebook_size, channels)
+        self.layers = nn.ModuleList(GatedLayer(channels, kernel_size) for _ in range(layers))
+        self.head = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, codebook_size, 1)
+        )
+
+    def forward(
+        self, codes: Int[Tensor, "b h w"], condition: Float[Tensor, "#b c h w"], dropout: float = 0.0
+    ) -> Float[Tensor, "b h*w k"]:
+        """Logits of each code given those before it; `dropout` is a probability, 0 outside training."""
+        return self.from_embedded(self.embedding(codes).permute(0, 3, 1, 2), condition, dropout)
+
+    def from_embedded(
+        self, embedded: Float[Tensor, "b c h w"], condition: Float[Tensor, "#b c h w"], dropout: float = 0.0
+    ) -> Float[Tensor, "b h*w k"]:
+        """From embedded codes, in which gradients exist."""
+        vertical = F.pad(embedded[:, :, :-1], (0, 0, 1, 0))
+        horizontal = F.pad(embedded[:, :, :, :-1], (1, 0))
+        for layer in self.layers:
+            vertical, horizontal = layer(vertical, horizontal, condition, dropout)
+        return self.head(horizontal).flatten(2).transpose(1, 2)
+
+    @torch.no_grad()
+    def steps(self, n: int, condition: Float[Tensor, "#n c h w"]) -> Steps:
+        """Walk `n` grids position by position: yields logits [n,K], is sent the codes drawn there; returns them all.
+
+        One code costs one position per layer, as in one forward pass over the finished grids: the vertical stack is
+        computed once per row, the horizontal one once per position. What is remembered lives in this call alone.
+        """
+        height, width = condition.shape[2:]
+        rows = [_Rows(layer, n, width) for layer in self.layers]
+        columns = _Columns(self.layers, n, width)
+        drawn: list[Tensor] = []
+        embedded = condition.new_zeros(n, width, self.embedding.embedding_dim)  # of the row above
+        for y in range(height):
+            vertical, links = embedded.transpose(1, 2)[:, :, None], []
+            for row in rows:
+                vertical, link = row.advance(vertical, condition[:, :, y : y + 1])
+                links.append(link[:, :, 0].unbind(2))
+            left = torch.zeros_like(embedded[:, 0])
+            embedded = torch.empty_like(embedded)
+            for x in range(width):
+                hidden = columns.advance(left, x, links)
+                drawn.append((yield self.head(hidden[:, :, None, None])[:, :, 0, 0]))
+                left = embedded[:, x] = self.embedding(drawn[-1])
+        return torch.stack(drawn, dim=1).unflatten(1, (height, width))
+
+
+class _Rows:
+    """The vertical side of one layer, a row of all grids at a time; it remembers as many rows as the kernel reaches."""
+
+    def __init__(self, layer: GatedLayer, n: int, width: int) -> None:
+        self.layer = layer
+        rows = layer.vertical.weight.new_zeros(n, layer.vertical.in_channels, layer.reach + 1, width)
+        self.rows = rows.contiguous(memory_format=torch.channels_last)
+
+    def advance(
+        self, row: Float[Tensor, "n c 1 w"], condition: Float[Tensor, "#n c 1 w"]
+    ) -> tuple[Float[Tensor, "n c 1 w"], Float[Tensor, "n 2*c 1 w"]]:
+        """From the layer's next input row: that of the next layer, and what the link adds to the horizontal stack.
+
+        By convolutions, on purpose: on CPU they are twice as fast here as matrix products of the same size.
+        """
+        layer, vertical = self.layer, self.layer.vertical
+        self.rows = torch.cat([self.rows[:, :, 1:], row], dim=2)
+        above = F.conv2d(self.rows, vertical.weight, vertical.bias, padding=(0, layer.reach))
+        above += layer.condition(condition)
+        return gate(above), layer.link(above)
+
+
+class _Columns:
+    """The horizontal side of all layers, a position of all grids at a time.
+
+    Each layer's input is kept as [n, reach + width, C]: what a kernel sees at a position is then a slice, not a copy.
+    A new row writes over the last one; what lies left of the grid stays zero.
+    """
+
+    def __init__(self, layers: nn.ModuleList, n: int, width: int) -> None:
+        channels, reach = layers[0].out.in_channels, layers[0].reach
+        # [2C,C,1,columns] -> [columns * C, 2C], the order of a window
+        self.kernels = [layer.horizontal.weight.permute(3, 1, 0, 2).flatten(0, 1).flatten(1) for layer in layers]
+        self.out = [layer.out.weight.flatten(1).t().contiguous() for layer in layers]
+        inputs = [self.out[0].new_zeros(n, (reach + width) * channels) for _ in range(len(layers) + 1)]
+        span = (reach + 1) * channels
+        self.windows = [[row[:, x * channels :][:, :span] for row in inputs[:-1]] for x in range(width)]
+        self.inputs = [[row[:, (reach + x) * channels :][:, :channels] for row in inputs] for x in range(width)]
+
+    def advance(self, embedded: Float[Tensor, "n c"], x: int, links: list[tuple[Tensor, ...]]) -> Float[Tensor, "n c"]:
+        """Output of the last layer at column `x`, from the embedded code to its left and the links of this row."""
+        inputs = self.inputs[x]
+        inputs[0].copy_(embedded)
+        for before, after, window, kernel, out, link in zip(
+            inputs, inputs[1:], self.windows[x], self.kernels, self.out, links, strict=False
+        ):
+            torch.addmm(before, gate(torch.addmm(link[x], window, kernel)), out, out=after)
+        return inputs[-1]

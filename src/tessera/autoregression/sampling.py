@@ -1,0 +1,213 @@
+"""Drawing codes one after another: truncation of logits, the draw itself, and the loop that every prior shares.
+
+A prior is walked as a coroutine of *steps*: it yields the logits [n,K] of the next position and is sent its codes [n].
+Cached and naive sampling differ in their steps alone, so that both consume the same randomness, and so that a test can
+send codes of its own and compare the logits seen on the way with one full forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from collections.abc import Generator as Coroutine
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor
+
+from tessera.autoregression.forks import spread
+from tessera.codes.sequences import length, require_labels, unflatten, whereabouts
+from tessera.core.contracts import Prior, Sampling
+from tessera.core.errors import InputError
+
+SHARE = 16  # images, at least, for which a walk takes another core
+
+Steps = Coroutine[Tensor, Tensor, Any]  # yields logits [n,K] of a position, is sent its codes [n]
+Walk = Callable[[int, Tensor | None], Steps]  # of n images with these labels
+
+
+def truncate(logits: Float[Tensor, "n k"], sampling: Sampling) -> Float[Tensor, "n k"]:
+    """Logits / temperature; then minus infinity outside the `top_k` likeliest codes; then, among what is left and
+    renormalised, outside the smallest set of likeliest codes with probability `top_p` or more (the nucleus: Holtzman et
+    al. 2020, eq. 2-3). Of equally likely codes the lower index is kept first. At least one code always stays.
+
+    Raises:
+        InputError: a value of `sampling` is out of range.
+    """
+    require_range(sampling)
+    logits = logits / sampling.temperature
+    if not sampling.top_k and sampling.top_p == 1:
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    ordered = ordered[:, : sampling.top_k or None]
+    if sampling.top_p < 1:  # at 1 rounding alone would decide about the unlikeliest codes
+        cumulative = ordered.softmax(-1).cumsum(-1)
+        ordered[:, 1:].masked_fill_(cumulative[:, :-1] >= sampling.top_p, -math.inf)
+    return torch.full_like(logits, -math.inf).scatter_(1, order[:, : ordered.shape[1]], ordered)
+
+
+def require_range(sampling: Sampling) -> None:
+    if not (sampling.temperature > 0 and sampling.top_k >= 0 and 0 < sampling.top_p <= 1 and sampling.guidance >= 0):
+        raise InputError(f"sampling needs temperature > 0, top_k >= 0, 0 < top_p <= 1, guidance >= 0, got {sampling}")
+
+
+def draw(logits: Float[Tensor, "n k"], uniforms: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """One code per row, by the inverse of the cumulative distribution: the first k with P(code <= k) > u.
+
+    `uniforms` are in [0, 1). Everything is float64. A code of probability 0 (minus infinity) is never drawn, and the
+    last cumulative value need not be 1: u is scaled by it, and u * x < x also after rounding for u <= 1 - 2**-53.
+
+    Raises:
+        ValueError: a row holds NaN, or nothing but minus infinity.
+    """
+    codes, sound = draw_unchecked(logits, uniforms)
+    require_sound(sound)
+    return codes
+
+
+def draw_unchecked(
+    logits: Float[Tensor, "n k"], uniforms: Float[Tensor, " n"]
+) -> tuple[Int[Tensor, " n"], Bool[Tensor, ""]]:
+    """`draw`, and whether all rows were distributions (if not, code 0 is drawn there). A GPU works ahead of the program,
+    which waits for it wherever it asks for a value: a walk asks once, at its end."""
+    probabilities = logits.double().softmax(-1)
+    # 0 instead of the running sum where the probability is 0: no u lies below it, in whatever order a device adds
+    cumulative = probabilities.cumsum(-1).mul_(probabilities > 0)
+    total = cumulative.amax(-1, keepdim=True)
+    return (cumulative > uniforms[:, None] * total).byte().argmax(-1), (total > 0).all()  # argmax: the first of equals
+
+
+def require_sound(sound: Bool[Tensor, ""]) -> None:
+    if not bool(sound):
+        raise ValueError("logits must be numbers, at least one of each row finite")
+
+
+def sample(
+    prior: Prior,
+    steps: Walk,
+    n: int,
+    generator: Generator,
+    sampling: Sampling,
+    labels: Int[Tensor, " n"] | None = None,
+    known: Int[Tensor, "n t"] | None = None,
+    known_mask: Bool[Tensor, "n t"] | None = None,
+) -> Int[Tensor, "n t"]:
+    """Codes of `prior`, drawn step by step; `known` codes stand where `known_mask` is True, and later steps see them.
+
+    All uniforms are drawn first, one per image and position, known or not: the randomness of a position depends neither
+    on which others are known, nor on how the steps are computed, nor on the device that computes them.
+
+    Raises:
+        InputError: labels, known codes or `sampling` are out of range, or of the wrong shape.
+    """
+    require_labels(labels, prior.classes, n)
+    require_range(sampling)
+    require_known(prior, n, known, known_mask)
+    uniforms = torch.rand(n, length(prior.grids), generator=generator, dtype=torch.float64, device=generator.device)
+    codes, sound = shared(prior, steps, uniforms, sampling, labels, known, known_mask)
+    require_sound(sound)
+    return codes
+
+
+def shared(
+    prior: Prior,
+    steps: Walk,
+    uniforms: Float[Tensor, "n t"],
+    sampling: Sampling,
+    *given: Tensor | None,  # labels [n], known [n,t], known_mask [n,t]
+) -> tuple[Int[Tensor, "n t"], Bool[Tensor, ""]]:
+    """`walked`; on a CPU each core takes its share of the images through the whole walk (`autoregression/forks.py`)."""
+    if next(chain(prior.parameters(), prior.buffers())).device.type != "cpu":
+        return walked(prior, steps, uniforms, sampling, *given)
+
+    @torch.inference_mode()  # each thread has to be told; small operations cost up to a tenth less than without gradients
+    def walk(rows: slice) -> tuple[Tensor, Tensor]:
+        return walked(prior, steps, uniforms[rows], sampling, *(None if one is None else one[rows] for one in given))
+
+    codes, sounds = zip(*spread(walk, len(uniforms), SHARE), strict=True)
+    return torch.cat(codes), torch.stack(sounds).all()  # new tensors: those made in that mode could not be written to
+
+
+def walked(
+    prior: Prior,
+    steps: Walk,
+    uniforms: Float[Tensor, "n t"],
+    sampling: Sampling,
+    labels: Int[Tensor, " n"] | None,
+    known: Int[Tensor, "n t"] | None,
+    known_mask: Bool[Tensor, "n t"] | None,
+) -> tuple[Int[Tensor, "n t"], Bool[Tensor, ""]]:
+    """The codes of these `uniforms`, and whether all logits on the way were sound. It asks the device for no value, so
+    that a GPU need not wait between positions, and so that the whole can be captured (`autoregression/cuda_graphs.py`)."""
+    walk = guided(steps, len(uniforms), labels, prior.classes, sampling.guidance)
+    order, sounds = list(prior.order), []
+    logits = next(walk)
+    uniforms = uniforms.to(logits.device).t().contiguous()
+    codes = torch.empty(uniforms.shape, dtype=torch.int64, device=logits.device)
+    if known is not None:
+        known, known_mask = known.to(logits.device), known_mask.to(logits.device)
+    for step, t in enumerate(order):
+        drawn, sound = draw_unchecked(truncate(logits.double(), sampling), uniforms[t])
+        codes[t] = drawn if known is None else torch.where(known_mask[:, t], known[:, t], drawn)
+        sounds.append(sound)
+        if step + 1 < len(order):
+            logits = walk.send(codes[t])
+    walk.close()
+    return codes.t().contiguous(), torch.stack(sounds).all()
+
+
+def guided(steps: Walk, n: int, labels: Int[Tensor, " n"] | None, classes: int, guidance: float) -> Steps:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) on logits: those without a label, plus `guidance`
+    times what the label adds. 1 and 0 are plain walks with and without the label; else both are walked side by side."""
+    if labels is None or guidance == 1:
+        return steps(n, labels)
+    none = torch.full_like(labels, classes)
+    return steps(n, none) if guidance == 0 else _blended(steps(2 * n, torch.cat([labels, none])), guidance)
+
+
+def _blended(walk: Steps, guidance: float) -> Steps:
+    logits = next(walk)
+    while True:
+        given, none = logits.double().chunk(2)
+        possible = given.isfinite() & none.isfinite()  # minus infinity times a share is no number
+        codes = yield torch.where(possible, none + guidance * (given - none), -math.inf)
+        try:
+            logits = walk.send(codes.repeat(2))
+        except StopIteration:
+            return
+
+
+def require_known(
+    prior: Prior, n: int, known: Int[Tensor, "n t"] | None, known_mask: Bool[Tensor, "n t"] | None
+) -> None:
+    """Only codes under the mask count: elsewhere they may be anything, -1 say."""
+    if known is None and known_mask is None:
+        return
+    if known is None or known_mask is None:
+        raise InputError("known and known_mask must be given together or not at all")
+    want = (n, length(prior.grids))
+    for name, given, dtype in (("known", known, torch.int64), ("known_mask", known_mask, torch.bool)):
+        if tuple(given.shape) != want or given.dtype != dtype:
+            raise InputError(f"{name} must be {dtype} of shape {want}, got {given.dtype} of {tuple(given.shape)}")
+    parts = zip(unflatten(known, prior.grids), unflatten(known_mask, prior.grids), prior.codebook_sizes, strict=True)
+    for codes, where, size in parts:
+        if bool(((codes < 0) | (codes >= size))[where].any()):
+            raise InputError(f"known codes must be from 0 to {size - 1}, as many as the codebook has")
+
+
+def naive_steps(prior: Prior, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
+    """One full forward pass per position: T times the work, and nothing to get wrong. Cached steps must equal these."""
+    device = next(chain(prior.parameters(), prior.buffers())).device
+    codes = torch.zeros(n, length(prior.grids), dtype=torch.int64, device=device)
+    for t in prior.order:
+        grid, place = whereabouts(t, prior.grids)
+        codes[:, t] = yield prior.logits(codes, labels)[grid][:, place]
+
+
+@torch.no_grad()
+def naive_sample(prior: Prior, n: int, generator: Generator, sampling: Sampling = Sampling(), **given: Any) -> Tensor:  # noqa: B008
+    """What `prior.sample` must return, from `prior.logits` alone: for tests and benchmarks."""
+    return sample(prior, partial(naive_steps, prior), n, generator, sampling, **given)

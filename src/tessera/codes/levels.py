@@ -1,0 +1,45 @@
+"""What a finished tokenizer looks like from outside, asked without leaving a trace in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+
+class Level(NamedTuple):
+    """One level of latents [B,D,h,w]. Its codebooks, and its entries of `codebook_sizes`, are those from `start` on, one
+    per depth; depth 0: it has no codes (yet)."""
+
+    dim: int
+    height: int
+    width: int
+    start: int
+    depth: int
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a moment: no dropout, and no statistics move. The mode of before comes back."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+def levels_of(tokenizer: Any) -> tuple[Level, ...]:
+    """The levels of a tokenizer, coarse first, read off one forward pass of a grey image."""
+    device = next((tensor.device for tensor in chain(tokenizer.parameters(), tokenizer.buffers())), None)
+    with evaluating(tokenizer), torch.no_grad():
+        output = tokenizer(torch.zeros(1, *tokenizer.image_shape, device=device))
+    found: list[Level] = []
+    for z, quantized in zip(output.latents, output.quantized, strict=True):
+        start = found[-1].start + found[-1].depth if found else 0
+        found.append(Level(*z.shape[1:], start=start, depth=quantized.codes.shape[1]))
+    return tuple(found)

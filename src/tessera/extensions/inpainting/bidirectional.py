@@ -1,0 +1,91 @@
+"""A small prior that hears known codes on all sides, for studies that train one of their own: masked discrete diffusion
+(Austin et al. 2021, arXiv 2107.03006) without what `priors/masked.py` adds to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor, nn
+
+from tessera.attention import masking
+from tessera.attention.causal import Size
+from tessera.codes import sequences
+from tessera.core.contracts import Grids, Sampling
+from tessera.core.seeding import generator
+from tessera.images import arrays
+from tessera.training.loop import Task, fit
+from tessera.training.settings import Training
+
+
+class Bidirectional(nn.Module):
+    """A small masked prior (`nn.masking`; Austin et al. 2021, arXiv 2107.03006): codes are revealed in random order, each
+    given all that are known. `forward` is its bound in nats per code, from one random mask an image.
+
+    Args:
+        steps: forward passes behind a sample, at most.
+    """
+
+    def __init__(self, size: Size, steps: int, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.network = masking.MaskedTransformer(size, grids, codebook_sizes, classes)
+
+    def forward(
+        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, numbers: Float[Tensor, "b t+1"]
+    ) -> dict[str, Tensor]:
+        """`numbers`, uniform on [0, 1), say which codes are hidden."""
+        masked = masking.masks(numbers[0, 0], numbers[:, 1:])
+        log_prob = sequences.code_log_prob(self.network(codes, labels, masked, 0.0), codes)
+        return {"nll": -masking.mean(log_prob, masked).mean()}
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, draws: Generator, sampling: Sampling, labels: Int[Tensor, " n"] | None,
+        known: Int[Tensor, "n t"], known_mask: Bool[Tensor, "n t"],
+    ) -> Int[Tensor, "n t"]:  # fmt: skip
+        """As `core.contracts.Prior`."""
+        codes, masked = known.clone(), ~known_mask
+        unknown = masked.sum(1)
+        steps = min(self.steps, int(unknown.max()))
+        for step in range(1, steps + 1):
+            numbers = torch.rand(2, *codes.shape, generator=draws, dtype=torch.float64, device=draws.device)
+            logits = self.network(codes, labels, masked, 0.0)
+            remaining = masking.left(unknown, step, steps, "random")
+            where, drawn = masking.revealed(logits, masked, remaining, sampling, numbers.to(codes.device), None)
+            codes, masked = torch.where(where, drawn, codes), masked & ~where
+        return codes
+
+
+def fitted(
+    network: Bidirectional, codes: dict[str, Int[Tensor, "n t"]], labels: dict[str, Int[Tensor, " n"] | None],
+    training: Training, seed: int, runtime: Any, owner: str,
+) -> Bidirectional:  # fmt: skip
+    """Fitted to the codes of `train`; the epoch that predicts those of `val` best is kept. `owner` is the extension that
+    trains it: its name is in the random streams, the checkpoint and the messages."""
+    device = runtime.device
+
+    def batch(split: str, rows: np.ndarray, draws: Generator) -> tuple[Tensor, Tensor | None, Tensor]:
+        own = codes[split][rows].to(device)
+        numbers = torch.rand(len(rows), own.shape[1] + 1, generator=draws).to(device)
+        return own, None if labels[split] is None else labels[split][rows], numbers
+
+    def evaluate(objective: Bidirectional) -> dict[str, float]:
+        draws, total = generator(seed, owner, "validation"), 0.0  # the same masks each time
+        for where in arrays.batches(len(codes["val"]), training.batch_size):
+            rows = np.arange(len(codes["val"]))[where]
+            total += float(objective(*batch("val", rows, draws))["nll"]) * len(rows)
+        return {"val_nll": total / len(codes["val"])}
+
+    task = Task(
+        name=f"extensions.{owner}",
+        objective=network,
+        examples=len(codes["train"]),
+        batch=lambda rows, draws, done: batch("train", rows, draws),
+        evaluate=evaluate,
+        score=lambda row: -row["val_nll"],
+    )
+    fit(task, training, seed, runtime)
+    return network.to(device).eval()

@@ -1,0 +1,152 @@
+"""What is hidden of an image: masks of pixels, fill-ins of theirs that need no model, and the codes that they hide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Int, UInt8
+from torch import Tensor
+
+from tessera.codes import sequences
+from tessera.core.contracts import Grids
+from tessera.core.errors import InputError
+from tessera.core.seeding import numpy_generator
+from tessera.images import arrays
+
+Pixels = UInt8[np.ndarray, "n h w c"]
+Masks = Bool[np.ndarray, "n h w"]
+
+KINDS = ("centre", "bottom", "random", "patches", "square")
+
+
+class Regions(Protocol):
+    """Which masks there are; the params of whatever fills them in. Of each of `KINDS` the shares: `square`'s of the image's
+    sides, all others' of its pixels."""
+
+    centre: Sequence[float]
+    bottom: Sequence[float]
+    random: Sequence[float]
+    patches: Sequence[float]
+    square: Sequence[float]
+    tiles: int  # of `patches`, along a side
+    structured: Mapping[str, Sequence[float]]  # top, left, bottom, right as shares of height and width
+
+
+class Scene(NamedTuple):
+    """Images under one mask: `known` codes of what can be seen, `hidden` codes to be drawn, each image `samples` times."""
+
+    pixels: Pixels
+    masks: Masks
+    known: Int[Tensor, "n t"]
+    hidden: Bool[Tensor, "n t"]
+    labels: Int[Tensor, " n"] | None
+
+
+# pixels
+
+
+def masks(config: Regions, n: int, height: int, width: int, seed: int) -> dict[str, Masks]:
+    """By name, True where hidden. Those at random differ from image to image, and depend on seed and name alone.
+
+    Raises:
+        InputError: a mask leaves nothing of an image of this size.
+    """
+    found = {}
+    for kind in KINDS:
+        for share in getattr(config, kind):
+            name = named(kind, share)
+            draws = numpy_generator(seed, "inpainting", "masks", name)
+            found[name] = _mask(kind, share, config.tiles, (n, height, width), draws)
+    for name, box in config.structured.items():
+        top, left, bottom, right = np.multiply(box, (height, width) * 2).round().astype(int)
+        found[name] = np.zeros((n, height, width), bool)
+        found[name][:, min(top, height - 1) : max(bottom, top + 1), min(left, width - 1) : max(right, left + 1)] = True
+    for name, mask in found.items():
+        if mask.all(axis=(1, 2)).any():
+            raise InputError(f"extensions.inpainting: mask {name} leaves nothing of images of {height}x{width} pixels")
+    return found
+
+
+def named(kind: str, share: float) -> str:
+    return f"{kind}_{100 * share:.0f}"
+
+
+def _mask(kind: str, share: float, tiles: int, shape: tuple[int, int, int], draws: np.random.Generator) -> Masks:
+    n, height, width = shape
+    mask = np.zeros(shape, bool)
+    if kind == "centre":
+        h, w = (max(1, round(math.sqrt(share) * side)) for side in (height, width))
+        mask[:, (height - h) // 2 : (height - h) // 2 + h, (width - w) // 2 : (width - w) // 2 + w] = True
+    elif kind == "bottom":
+        mask[:, height - max(1, round(share * height)) :] = True
+    elif kind == "square":
+        h, w = (max(1, round(share * side)) for side in (height, width))
+        corners = draws.integers(0, (height - h + 1, width - w + 1), (n, 2))
+        for image, (y, x) in zip(mask, corners, strict=True):
+            image[y : y + h, x : x + w] = True
+    else:
+        rows, columns = (height, width) if kind == "random" else (min(tiles, height), min(tiles, width))
+        order = draws.random((n, rows * columns)).argsort(1).argsort(1)
+        chosen = (order < max(1, round(share * rows * columns))).reshape(n, rows, columns)
+        mask = chosen[:, (np.arange(height) * rows // height)[:, None], np.arange(width) * columns // width]
+    return mask
+
+
+# fill-ins
+
+
+def averaged(pixels: Pixels, masks: Masks) -> Pixels:
+    """Masked pixels as the mean of all others of their image, which stay as they are."""
+    weights = ~masks[..., None]
+    mean = (pixels * weights).sum((1, 2), keepdims=True) / weights.sum((1, 2), keepdims=True)
+    return np.where(weights, pixels, mean.round()).astype(np.uint8)
+
+
+def biharmonic(pixels: Pixels, masks: Masks) -> Pixels:
+    """Masked pixels as the smooth continuation of all others, which stay as they are (scikit-image; Damelin & Hoang 2018)."""
+    from skimage.restoration import inpaint_biharmonic
+
+    filled = pixels.copy()
+    kinds, of = np.unique(masks, axis=0, return_inverse=True)
+    for index, mask in enumerate(kinds):  # images under one mask are its channels: its equations are set up once
+        where = np.flatnonzero(of.reshape(-1) == index)
+        channels = np.moveaxis(pixels[where], 0, 2)
+        h, w, count, c = channels.shape
+        smooth = inpaint_biharmonic(channels.reshape(h, w, count * c) / 255, mask, channel_axis=-1)
+        smooth = np.moveaxis((smooth.clip(0, 1) * 255).round().astype(np.uint8).reshape(h, w, count, c), 2, 0)
+        filled[where] = np.where(mask[None, :, :, None], smooth, pixels[where])
+    return filled
+
+
+# codes
+
+
+def cells(masks: Masks, grids: Grids) -> Bool[np.ndarray, "n t"]:
+    """True for each code whose cell of the image overlaps the mask. Where the grid does not divide the image, cells reach
+    over the pixels that they have a part in."""
+    x = torch.from_numpy(masks).float()[:, None]
+    return sequences.flatten(F.adaptive_max_pool2d(x, grid)[:, 0] > 0 for grid in grids).numpy()
+
+
+def seen(
+    tokenizer: Any, pixels: Pixels, masks: Masks, smooth: Pixels | None, labels: Int[Tensor, " n"] | None, device: Any
+) -> Scene:
+    """What a method is given: codes of the images with `smooth`, or the mean of the known pixels, under the mask."""
+    if smooth is None:
+        smooth = averaged(pixels, masks)
+    with torch.no_grad():
+        known = tokenizer.encode(arrays.to_model(smooth, device))
+    hidden = torch.from_numpy(cells(masks, tokenizer.grids)).to(device)
+    return Scene(pixels, masks, known, hidden, labels)
+
+
+def decoded(tokenizer: Any, scene: Scene, codes: Int[Tensor, "n t"]) -> Pixels:
+    """The images with what the codes say under the mask; all other pixels are the original's."""
+    with torch.no_grad():
+        drawn = arrays.to_pixels(tokenizer.decode(codes))
+    return np.where(scene.masks[..., None], drawn, scene.pixels)

@@ -1,0 +1,170 @@
+"""Between two images: seven ways from one to the other, from rounding code indices to a path along the training images.
+
+`index` rounds (1 - a) c_1 + a c_2 of the codes' indices, although these mean nothing; published are 0.72 (happy to sad face),
+0.65 (heart to star) and 0.58 (sun to moon), mean SSIM of consecutive frames. `embedding` blends code vectors and decodes
+blends that are no codes. `latent` blends z, then quantizes; `slerp` does so on the sphere. `hierarchical` blends z level
+after level, coarse codes first. `prior` takes, around the blend, what the prior finds likely. `learned` follows the shortest
+path on the nearest-neighbour graph of the training images. In each of them the ends are the reconstructions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import UInt8
+from pydantic import Field
+
+from tessera.codes.levels import levels_of
+from tessera.core.contracts import SPLITS, Report
+from tessera.core.params import Strict
+from tessera.core.run import Run
+from tessera.core.seeding import derive, generator, numpy_generator
+from tessera.extensions.interpolation import paths, roads
+from tessera.extensions.interpolation.paths import Ends, Walk
+from tessera.images import arrays, figures, scores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Mode = Literal["index", "embedding", "latent", "slerp", "hierarchical", "prior", "learned"]
+Place = tuple[str, int]  # split and row of an image
+
+
+class Config(Strict):
+    frames: int = Field(ge=2, description="pictures from one image to the other, both ends included", examples=[3])
+    pairs: int = Field(ge=1, description="pairs of test images, drawn by the seed", examples=[2])
+    named: list[Annotated[str, Field(pattern="^.+/.+$")]] = Field(
+        description="further pairs first/last by the images' names, of any split; first//last where names with / leave doubt",
+        examples=[["picture 1/picture 20"]],
+    )
+    modes: list[Mode] = Field(
+        min_length=1,
+        description="ways from one image to the other",
+        examples=[["index", "embedding", "latent", "slerp", "hierarchical", "prior", "learned"]],
+    )
+    freedom: float = Field(
+        gt=0,
+        description="of prior: how far a code may be from the blend, in distances of the blend from the nearer image",
+        examples=[0.5],
+    )
+    points: int = Field(ge=2, description="of learned: training images on the graph, at most", examples=[12])
+    neighbours: int = Field(ge=1, description="of learned: k of the graph", examples=[3])
+
+
+@torch.no_grad()
+def measure(config: Config, run: Run) -> Report:
+    """Smoothness is the mean SSIM of consecutive frames (uniform windows, `nn.scores.ssim`; which the published have is not
+    said), `smoothness_min` that of the roughest step of all pairs, both of the
+    pairs drawn by the seed; `smoothness_named` is that of the named pairs. The two at the top are those of `latent`."""
+    tokenizer, device = run.tokenizer(), run.runtime.device
+    walks, reasons = available(config, run, tokenizer)
+    share = torch.linspace(0, 1, config.frames, device=device)
+    pairs = [("named", *pair) for pair in named(config, run)] + [("drawn", *pair) for pair in drawn(config, run)]
+    rows, blocks = [], []
+    for origin, *places in pairs:
+        ends = loaded(run, tokenizer, places)
+        for mode, walk in walks.items():
+            frames = arrays.to_pixels(walk(tokenizer, ends, share))
+            steps = scores.ssim(frames[:-1], frames[1:])
+            pair = {"mode": mode, "origin": origin, "first": ends.names[0], "last": ends.names[1]}
+            rows.append({**pair, "smoothness": steps.mean(), "min": steps.min()})
+            blocks.append(frames)
+    table = pd.DataFrame(rows, columns=["mode", "origin", "first", "last", "smoothness", "min"])
+    modes = pd.DataFrame([{"mode": mode, "why_not": reasons.get(mode, "")} for mode in dict.fromkeys(config.modes)])
+    return Report(summary(table, reasons), {"pairs": table, "modes": modes},
+                  {"frames": picture(table, blocks)} if blocks else {})  # fmt: skip
+
+
+def summary(table: pd.DataFrame, reasons: dict[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for mode, rows in table.groupby("mode", sort=False):
+        own, others = rows[rows["origin"] == "drawn"], rows[rows["origin"] == "named"]
+        found[str(mode)] = {"smoothness": own["smoothness"].mean(), "smoothness_min": own["min"].min()}
+        found[str(mode)] |= {"smoothness_named": others["smoothness"].mean()} if len(others) else {}
+    top = {name: found["latent"][name] for name in ("smoothness", "smoothness_min") if "latent" in found}
+    return {**top, "modes": found | {mode: {"applies": 0} for mode in reasons}}
+
+
+def drawn(config: Config, run: Run) -> Iterator[tuple[Place, Place]]:
+    count, draws = len(run.images("test")), numpy_generator(run.params.seed, "interpolation", "pairs")
+    for _ in range(config.pairs):
+        first, last = draws.choice(count, size=2, replace=count < 2)
+        yield ("test", int(first)), ("test", int(last))
+
+
+def named(config: Config, run: Run) -> Iterator[tuple[Place, Place]]:
+    """Those of the named pairs whose two images the data set has; it says which it has not."""
+    tables = {split: run.table(split)["name"] for split in reversed(SPLITS)}  # of equal names the unseen one
+    known: dict[str, Place] = {}
+    for split, names in tables.items():
+        for row, name in enumerate(names):
+            known.setdefault(name, (split, row))
+    for pair in config.named:
+        found = [(first, last) for first, last in readings(pair) if first in known and last in known]
+        if len(found) == 1:
+            yield known[found[0][0]], known[found[0][1]]
+        else:
+            doubt = f"pair {pair!r} may be {' or '.join(map('//'.join, found))}: write the one that is meant"
+            print(f"extensions@interpolation: {doubt if found else f'the data set has no pair {pair!r}'}", flush=True)
+
+
+def readings(pair: str) -> list[tuple[str, str]]:
+    """Where a pair may be cut in two. Names may be paths (`cats/1.png/dogs/2.png`): the one that both sides are names in is
+    meant. A doubled slash, if there is one, is the cut."""
+    cuts = list(re.finditer("//", pair)) or list(re.finditer("/", pair))
+    return [(pair[: cut.start()], pair[cut.end() :]) for cut in cuts]
+
+
+def loaded(run: Run, tokenizer: Any, places: list[Place]) -> Ends:
+    tables = [run.table(split).iloc[row] for split, row in places]
+    x = arrays.to_model(np.stack([run.images(split)[row] for split, row in places]), run.runtime.device)
+    labels = [int(row["label"]) for row in tables] if run.label_names else []
+    return Ends([row["name"] for row in tables], labels, tokenizer.latents(x), tokenizer.encode(x))
+
+
+def available(config: Config, run: Run, tokenizer: Any) -> tuple[dict[str, Walk], dict[str, str]]:
+    """The ways that this tokenizer has, and why it has not the others."""
+    walks: dict[str, Walk] = {
+        "index": paths.index,
+        "embedding": paths.embedding,
+        "latent": paths.latent,
+        "slerp": paths.slerp,
+    }
+    wanted, reasons = set(config.modes), {}
+    if len(levels_of(tokenizer)) > 1:
+        walks["hierarchical"] = paths.hierarchical
+    elif "hierarchical" in wanted:
+        reasons["hierarchical"] = "the tokenizer has one level of codes only"
+    if "prior" in wanted:
+        draws = generator(run.params.seed, "interpolation", "prior")
+        walks["prior"] = partial(paths.refined, prior=run.prior(), draws=draws, freedom=config.freedom)
+    if "learned" in wanted:
+        found = training_roads(config, run, tokenizer)
+        if found.edges is not None:
+            walks["learned"] = partial(roads.learned, roads=found)
+        else:
+            reasons["learned"] = "all training images have the same codes"
+    for mode, reason in reasons.items():
+        print(f"extensions@interpolation: {mode} does not apply: {reason}", flush=True)
+    return {mode: walks[mode] for mode in dict.fromkeys(config.modes) if mode in walks}, reasons
+
+
+def training_roads(config: Config, run: Run, tokenizer: Any) -> roads.Roads:
+    seed = derive(run.params.seed, "interpolation", "directions") % 2**32
+    pixels, codes = run.images("train"), run.codes("train")
+    return roads.training_roads(tokenizer, pixels, codes, config.points, config.neighbours, seed, run.runtime.device)
+
+
+def picture(table: pd.DataFrame, strips: list[UInt8[np.ndarray, "frames h w c"]]) -> Figure:
+    """A block for each pair, with a row for each mode."""
+    modes = list(table["mode"].unique())
+    starts = range(0, len(table), len(modes))
+    titles = [f"{table['first'][at]} to {table['last'][at]}" for at in starts]
+    sheets = [np.concatenate(strips[at : at + len(modes)]) for at in starts]
+    return figures.blocks(titles, modes, sheets, columns=len(strips[0]))

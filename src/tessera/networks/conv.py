@@ -1,0 +1,204 @@
+"""Convolutional encoder and decoder with residual blocks: the parts of VQ-VAE and its kin, and the params they share."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tessera.core.errors import InputError
+from tessera.core.params import Strict
+from tessera.networks.doubling import Doubling
+
+if TYPE_CHECKING:
+    from tessera.core.params import Params
+
+GROUPS = 8
+REMEDY = "Give each training process two images a step, or choose another normalisation or a finer grid of codes"
+ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU}
+
+
+class Autoencoder(Strict):
+    """Base of the `Config` of tokenizers with an `encoder` and a `decoder`."""
+
+    downsampling: Literal[2, 4, 8, 16, 32] = Field(description="image pixels per code, each way", examples=[4])
+    channels: int = Field(ge=1, description="channels at the grid of codes", examples=[8])
+    outer_channels: int = Field(ge=1, description="channels at finer resolutions", examples=[4])
+    convolutions: int = Field(
+        ge=0, description="further 3x3 convolutions at the grid of codes, before the encoder's blocks", examples=[0]
+    )
+    blocks: int = Field(ge=0, description="residual blocks, in encoder and decoder each", examples=[1])
+    block_channels: int = Field(ge=1, description="channels inside a residual block", examples=[4])
+    normalisation: Literal["batch", "group", "none"] = Field(description="of activations", examples=["batch"])
+    activation: Literal["silu", "relu"] = Field(description="between convolutions", examples=["silu"])
+    dropout: float = Field(ge=0, lt=1, description="probability, inside residual blocks", examples=[0.1])
+    output: Literal["linear", "tanh"] = Field(description="of the decoder", examples=["linear"])
+
+    def smallest_grid(self, image_size: int) -> int:
+        """Places a side of the smallest grid of activations."""
+        return image_size // self.downsampling
+
+    def rule(self, params: Params) -> Iterator[str]:
+        size = params.value("dataset.image_size")
+        if self.smallest_grid(size) == 1:
+            narrowest = min(self.channels, self.block_channels) if self.blocks else self.channels
+            own = f"tokenizer.{plug_in(self)}"
+            yield from on_one_place(
+                self.normalisation, narrowest, params.value("tokenizer.training.batch_size"), "tokenizer", own, params
+            )
+        if size % self.downsampling:
+            below = size // self.downsampling * self.downsampling
+            sizes = f"sizes are {below} and {below + self.downsampling}" if below else f"size is {self.downsampling}"
+            yield (
+                f"tokenizer.{plug_in(self)}.downsampling: must divide dataset.image_size {size}, got "
+                f"{self.downsampling}; the nearest {sizes}"
+            )
+
+
+def on_one_place(kind: str, channels: int, batch_size: int, trained_by: str, own: str, params: Params) -> Iterator[str]:
+    """Rule of whatever trains a network that normalises a 1x1 grid, at the narrowest of so many channels: batch normalisation
+    needs two values of a channel on each training process, and group normalisation two channels. `batch_size` and the network's
+    own values stand in the sections `trained_by` and `own`."""
+    processes = params.value("runtime.devices") * params.value("runtime.nodes")
+    if kind == "batch" and batch_size < 2 * processes:
+        each = f", two for each of the {processes} training processes," if processes > 1 else ""
+        yield (
+            f"{trained_by}.training.batch_size: must be at least {2 * processes}{each} with batch normalisation on a 1x1 grid, got "
+            f"{batch_size}: one value has no variance. {REMEDY}"
+        )
+    if kind == "group" and channels == 1:
+        yield (
+            f"{own}.normalisation: must not be group where a 1x1 grid has one channel, whose one value has no "
+            "variance, got 'group'; give more channels, or choose a smaller downsampling"
+        )
+
+
+def plug_in(config: Strict) -> str:
+    """The plug-in whose `Config` it is: the name of its file."""
+    return type(config).__module__.rpartition(".")[2]
+
+
+def trained_along(config: Strict, params: Params) -> Iterator[str]:
+    """Rule of a tokenizer that is trained through its quantizer."""
+    if params.post_hoc:
+        yield (
+            f"quantizer.name: must be one that is trained with the tokenizer under tokenizer.name {plug_in(config)}, "
+            f"got {params.value('quantizer.name')!r}, which is fitted to a finished autoencoder; choose tokenizer.name vae"
+        )
+
+
+def normalisation(kind: str, channels: int) -> nn.Module:
+    """`batch` (see `BatchNorm`), `group` (in as many groups as divide the channels, at most 8, of two channels at least: one
+    channel of a 1x1 grid has no variance) or `none`."""
+    if kind == "batch":
+        return BatchNorm(channels)
+    if kind == "group":
+        return nn.GroupNorm(
+            max(g for g in range(1, GROUPS + 1) if channels % g == 0 and (g == 1 or channels >= 2 * g)), channels
+        )
+    return nn.Identity()
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that takes its initial values out of the running statistics: after n batches these still make up
+    (1 - momentum)^n of them, 59 % after five. As Adam corrects its moments (Kingma & Ba 2015, arXiv 1412.6980, sec. 3).
+
+    Raises:
+        InputError: in training, a batch of one image on a 1x1 grid: one value has no variance.
+    """
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        if self.training:
+            if x.numel() == x.shape[1]:
+                raise InputError(
+                    f"batch normalisation needs two values of a channel, got one image on a 1x1 grid. {REMEDY}"
+                )
+            return super().forward(x)
+        seen = self.num_batches_tracked
+        initial = torch.where(seen > 0, (1 - self.momentum) ** seen, 0)  # untrained, there is nothing else
+        mean, variance = self.running_mean / (1 - initial), (self.running_var - initial) / (1 - initial)
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
+
+
+class Tanh(nn.Module):
+    """In float32 under autocast too: in bfloat16 tanh is exactly 1 from 3.5 on, and has no gradient there."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return x.to(torch.promote_types(x.dtype, torch.float32)).tanh()
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1x1(act(norm(conv3x3(act(norm(x)))))): pre-activation (He et al. 2016), `inner` channels between, so that
+    a block adds nothing to the scale of its input at the start."""
+
+    def __init__(self, channels: int, inner: int, norm: str, dropout: float, activation: str = "silu") -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            normalisation(norm, channels),
+            ACTIVATIONS[activation](),
+            nn.Conv2d(channels, inner, 3, padding=1),
+            normalisation(norm, inner),
+            ACTIVATIONS[activation](),
+            nn.Dropout(dropout),
+            nn.Conv2d(inner, channels, 1),
+        )
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return x + self.branch(x)
+
+
+def widths(downsampling: int, channels: int, outer_channels: int) -> list[int]:
+    """Channels after each halving, from the image inwards: `outer_channels`, and `channels` at the coarsest."""
+    return [outer_channels] * (halvings(downsampling) - 1) + [channels]
+
+
+def halvings(factor: int) -> int:
+    """log2 of a power of two."""
+    return factor.bit_length() - 1
+
+
+def activated(config: Autoencoder, channels: int) -> list[nn.Module]:
+    """What stands before a convolution."""
+    return [normalisation(config.normalisation, channels), ACTIVATIONS[config.activation]()]
+
+
+def residual_blocks(config: Autoencoder) -> list[nn.Module]:
+    shape = (config.channels, config.block_channels, config.normalisation, config.dropout, config.activation)
+    return [ResidualBlock(*shape) for _ in range(config.blocks)]
+
+
+def projection(config: Autoencoder, channels: int, dim: int) -> list[nn.Module]:
+    """Features to latents, place by place."""
+    return [*activated(config, channels), nn.Conv2d(channels, dim, 1)]
+
+
+def features(config: Autoencoder, image_channels: int) -> list[nn.Module]:
+    """Images to features [B,channels,h,w]: one strided 4x4 convolution per halving, then residual blocks."""
+    levels = widths(config.downsampling, config.channels, config.outer_channels)
+    layers: list[nn.Module] = []
+    for index, (before, after) in enumerate(zip([image_channels, *levels], levels, strict=False)):
+        layers += activated(config, before) if index else []
+        layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1))
+    for _ in range(config.convolutions):
+        layers += [*activated(config, config.channels), nn.Conv2d(config.channels, config.channels, 3, padding=1)]
+    return layers + residual_blocks(config)
+
+
+def encoder(config: Autoencoder, image_channels: int, dim: int) -> nn.Sequential:
+    """Images to latents [B,dim,h,w]."""
+    return nn.Sequential(*features(config, image_channels), *projection(config, config.channels, dim))
+
+
+def decoder(config: Autoencoder, image_channels: int, dim: int) -> nn.Sequential:
+    """The mirror of `encoder`: residual blocks, then one transposed 4x4 convolution per doubling."""
+    layers: list[nn.Module] = [nn.Conv2d(dim, config.channels, 3, padding=1), *residual_blocks(config)]
+    outward = [*widths(config.downsampling, config.channels, config.outer_channels)[::-1], image_channels]
+    for before, after in itertools.pairwise(outward):
+        layers += [*activated(config, before), Doubling(before, after)]
+    return nn.Sequential(*layers, *([Tanh()] if config.output == "tanh" else []))

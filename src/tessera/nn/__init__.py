@@ -1,1 +1,0 @@
-"""Building blocks and formulas without opinion, shared by the seams."""

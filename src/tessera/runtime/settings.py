@@ -1,0 +1,37 @@
+"""Section `runtime` of params.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tessera.core.params import Strict
+
+FP16_ON_A_CPU = (
+    "must be no or bf16 on a CPU, got 'fp16', in which only accelerators compute; set it to no, or to bf16 (fast on CPUs "
+    "with AMX)"
+)
+
+
+class Settings(Strict):
+    """The machine. No stage declares this section. `threads` changes the last bits of sums, nothing else changes a result."""
+
+    device: Literal["auto", "cpu"] = Field(description="auto: the accelerator where there is one")
+    devices: int = Field(
+        ge=1, description="processes (ranks) that share training and extraction on each machine, one per device"
+    )
+    nodes: int = Field(ge=1, description="machines; with several, see docs/scale.md")
+    threads: int = Field(ge=0, description="CPU threads per process; 0: as many as there are cores")
+    checkpoint_seconds: float = Field(ge=0, description="between scratch checkpoints of a training stage; 0: each step")
+    keep_scratch: int = Field(ge=1, description="scratch folders kept per stage; the oldest go first")
+
+
+def in_fp16(raw: dict[str, Any], place: str = "") -> Iterator[str]:
+    """A problem of each training in fp16, on a machine without accelerator."""
+    for key, value in raw.items():
+        if key == "training" and value["precision"] == "fp16":
+            yield f"{place}training.precision: {FP16_ON_A_CPU}"
+        elif isinstance(value, dict):
+            yield from in_fp16(value, f"{place}{key}.")

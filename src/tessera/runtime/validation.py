@@ -1,0 +1,259 @@
+"""The whole of params.yaml, validated before any work. `python -m tessera.runtime.validation` does it and lists the seams.
+
+It imports every stage, for the class of its section, and every plug-in that is named, for its `Config`: so it runs in a
+process of its own, and no stage depends on it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tessera.core import files, seams
+from tessera.core.errors import InputError
+from tessera.core.params import CHOOSES, PLURAL, Params, Strict, closed_form, read
+from tessera.runtime.settings import in_fp16
+
+ORDER = (
+    "seed",
+    "dataset",
+    "extractor",
+    "tokenizer",
+    "quantizer",
+    "codes",
+    "reconstruction",
+    "prior",
+    "samples",
+    "features",
+    "gate",
+    "criteria",
+    "runtime",
+    *PLURAL,
+)
+CLASSES = {  # section -> where its class is, but for those that are `Settings` in the stage of their name
+    "quantizer": ("stages.tokenizer", "Quantizer"),
+    "gate": ("tessera.verdict", "Verdict"),
+    "criteria": ("tessera.verdict", "Verdict"),
+    "runtime": ("tessera.runtime.settings", "Settings"),
+}
+JUDGES = {"gate": ("reconstruction", "diagnostics"), "criteria": ("prior", "evaluation")}  # whose metrics each may read
+
+
+@cache
+def sections() -> dict[str, type[Strict]]:
+    """The class of each section that is no list of plug-ins."""
+    sys.path.append(str(seams.PACKAGE.parent.parent))  # where `stages` is, from whatever folder this is asked
+    found = {}
+    for section in [name for name in ORDER if name not in ("seed", *PLURAL)]:
+        module, name = CLASSES.get(section, (f"stages.{section}", "Settings"))
+        found[section] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Read and validate the whole file; every plug-in named in it is imported.
+
+    Raises:
+        InputError: all problems of the file at once, each with its full path, rule and value.
+    """
+    raw = read(path)
+    found = problems(raw)
+    if found:
+        lines = "\n".join(f"  {problem}" for problem in found)
+        raise InputError(f"{path} has {len(found)} problem{'s' if len(found) > 1 else ''}:\n{lines}")
+    return Params(raw)
+
+
+def problems(raw: dict[str, Any]) -> list[str]:
+    """Every problem of the whole file, as lines `section.key: rule, got value`; cross-section rules last."""
+    found = list(_unknown("", raw, ORDER)) + [f"{key}: is missing" for key in ORDER if key not in raw]
+    if "seed" in raw and not (type(raw["seed"]) is int and 0 <= raw["seed"] < 2**63):
+        found.append(f"seed: must be a whole number from 0 to 2**63 - 1, got {raw['seed']!r}")
+    for section in [key for key in ORDER if key in raw and key != "seed"]:
+        if not isinstance(raw[section], dict):
+            found.append(f"{section}: must be a section with keys, got {raw[section]!r}")
+        elif section in PLURAL:
+            found += _plural_problems(section, raw[section])
+        elif section in CHOOSES:
+            found += _singular_problems(section, raw[section])
+        else:
+            found += _invalid(section, sections()[section], raw[section])
+    return found or list(_rules(Params(raw)))
+
+
+def unread(raw: dict[str, Any]) -> dict[str, list[str]]:
+    """Of each section that chooses a plug-in, the shared values that the chosen one does not read (beta under `fsq`)."""
+    found = {}
+    for section, seam in CHOOSES.items():
+        fields = seams.plugin(seam, raw[section]["name"]).Config.model_fields
+        found[section] = [f"{section}.{key}" for key in _shared(section, raw[section]) if key not in fields]
+    return found
+
+
+def record(path: str | Path, to: Path) -> None:
+    """Validate the file, and write `unread` to `to`, which a stage reads instead of validating the same file again.
+
+    Raises:
+        InputError: see `load`.
+    """
+    files.write_json(to, {"unread": unread(load(path).raw)})
+
+
+def _plural_problems(section: str, raw: dict[str, Any]) -> Iterator[str]:
+    for key, values in raw.items():
+        if key in seams.names(section):
+            yield from _invalid(f"{section}.{key}", seams.plugin(section, key).Config, values)
+        else:
+            yield f"{section}.{key}: {seams.unknown(section, key)}"
+
+
+def _singular_problems(section: str, raw: dict[str, Any]) -> Iterator[str]:
+    """Own values, then every alternative's sub-section with the shared values that it reads, then what nobody reads."""
+    seam, own = CHOOSES[section], sections()[section].model_fields
+    yield from _invalid(section, sections()[section], {k: v for k, v in raw.items() if k in own})
+    name = raw.get("name")
+    if name is not None and name not in seams.names(seam):
+        yield f"{section}.name: {seams.unknown(seam, name)}"
+    elif name is not None and name not in raw:
+        yield f"{section}.{name}: is missing; {section}.name is {name!r}, whose values belong there"
+    shared, read_by_some, reported = _shared(section, raw), set(), set()
+    for alternative in [key for key in raw if key in seams.names(seam)]:
+        config = seams.plugin(seam, alternative).Config
+        read_by_some |= set(config.model_fields)
+        if not isinstance(raw[alternative], dict):
+            yield f"{section}.{alternative}: must be a section with keys, got {raw[alternative]!r}"
+            continue
+        values = {k: v for k, v in shared.items() if k in config.model_fields}
+        above = set(values) - set(raw[alternative])
+        for line in _invalid(f"{section}.{alternative}", config, {**values, **raw[alternative]}, section, above):
+            if line not in reported:  # a shared value is wrong for every alternative that reads it: said once
+                reported.add(line)
+                yield line
+    known = [*own, *sorted(read_by_some), *seams.names(seam)]
+    yield from _unknown(f"{section}.", {k: None for k in shared if k not in read_by_some}, known)
+
+
+def _shared(section: str, raw: dict[str, Any]) -> dict[str, Any]:
+    own = sections()[section].model_fields
+    return {k: v for k, v in raw.items() if k not in own and k not in seams.names(CHOOSES[section])}
+
+
+def _invalid(
+    path: str, model: type[Strict], values: Any, section: str = "", shared: set[str] | frozenset[str] = frozenset()
+) -> Iterator[str]:
+    try:
+        model.model_validate(values)
+    except ValidationError as errors:
+        for error in errors.errors():
+            place = [str(part) for part in error["loc"]]
+            base = section if place and place[0] in shared else path
+            where = ".".join([base, *place])
+            if error["type"] == "extra_forbidden":
+                yield from _unknown(f"{'.'.join([base, *place[:-1]])}.", {place[-1]: None}, _fields(model, place[:-1]))
+            elif error["type"] == "missing":
+                yield f"{where}: is missing"
+            else:
+                rule = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+                got = "" if error["type"] == "value_error" else f", got {error['input']!r}"
+                yield f"{where}: {rule}{got}{_quoted(where, error)}"
+
+
+def _quoted(where: str, error: Any) -> str:
+    """The remedy where text looks like a number (a folder 2024) or a truth value, and YAML takes it for one."""
+    value = error["input"]
+    if error["type"] != "string_type" or not isinstance(value, int | float):
+        return ""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"""; text that looks like this needs quotes: in the file '{text}', or -S '{where}="{text}"'"""
+
+
+def _fields(model: Any, place: list[str]) -> list[str]:
+    for part in place:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field else None
+    return list(getattr(model, "model_fields", {}))
+
+
+def _unknown(prefix: str, values: dict[str, Any], known: Any) -> Iterator[str]:
+    for key in [key for key in values if key not in known]:
+        near = difflib.get_close_matches(str(key), list(known), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(known)}"
+        yield f"{prefix}{key}: is not known here; {hint}"
+
+
+def _rules(params: Params) -> Iterator[str]:
+    """Cross-section rules: the plug-ins' own, and that what is named elsewhere exists."""
+    baseline, raw = params.value("samples.baseline"), params.raw["prior"]
+    if baseline not in seams.names("priors"):
+        yield f"samples.baseline: {seams.unknown('priors', baseline)}"
+    elif baseline not in raw:
+        yield f"prior.{baseline}: is missing; samples.baseline is {baseline!r}, whose values belong there"
+    elif not closed_form(baseline):
+        fitted = ", ".join(name for name in seams.names("priors") if name in raw and closed_form(name))
+        yield f"samples.baseline: must be a prior in closed form ({fitted}), got {baseline!r}, which is trained"
+    yield from _unknown_metrics(params)
+    guidance, conditional, dropout = map(params.value, ("samples.guidance", "prior.conditional", "prior.label_dropout"))
+    if guidance != 1 and not params.guidable:
+        yield (
+            f"samples.guidance: must be 1 unless prior.conditional is true and prior.label_dropout above 0, got {guidance} "
+            f"with {str(conditional).lower()} and {dropout:g}: guidance compares with the prior that is "
+            "told no label, which training without dropout never sees"
+        )
+    if params.value("runtime.device") == "cpu":  # under auto the machine decides: `runtime.devices.require_precisions`
+        yield from in_fp16(params.raw)
+    configs = [params.config(section) for section in CHOOSES]
+    configs += [params.config(section, key) for section in PLURAL for key in params.keys(section)]
+    found: list[str] = []
+    for rule in [config.rule for config in configs if hasattr(config, "rule")]:
+        try:
+            found += rule(params)
+        except InputError as error:  # a rule asked what cannot be built: the same is found by the rule of its owner
+            found.append(str(error))
+    yield from dict.fromkeys(found)
+
+
+def _unknown_metrics(params: Params) -> Iterator[str]:
+    """A threshold on a file that no stage writes would never be judged. One on a plug-in that is not run is not judged
+    either, and the stage says so: its threshold waits for it."""
+    for section, stages in JUDGES.items():
+        files = [name for stage in stages for name in _metric_files(stage)]
+        for name, threshold in params.section(section, sections()[section]).thresholds.items():
+            if threshold.file not in files:
+                near = difflib.get_close_matches(threshold.file, files, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(files)}"
+                yield f"{section}.thresholds.{name}.metric: no stage before writes metrics/{threshold.file}.json; {hint}"
+
+
+def _metric_files(stage: str) -> list[str]:
+    return [f"{stage}/{name}" for name in seams.names(stage)] if stage in PLURAL else [stage]
+
+
+def main(given: list[str]) -> int:
+    """`[FILE]`, or `--record TO` for the entry point of a stage."""
+    try:
+        if given[:1] == ["--record"]:
+            record("params.yaml", Path(given[1]))
+            return 0
+        params = load(given[0] if given else "params.yaml")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("params.yaml is valid. Chosen plug-ins, marked *, among those there are:")
+    for section, seam in CHOOSES.items():
+        chosen = params.value(f"{section}.name")
+        print(f"  {section + '.name':18}" + "  ".join(f"{'*' if n == chosen else ''}{n}" for n in seams.names(seam)))
+    for section in PLURAL:
+        chosen = params.keys(section)
+        print(f"  {section:18}" + "  ".join(f"{'*' if n in chosen else ''}{n}" for n in seams.names(section)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,372 @@
+"""fit(): the one training loop. It knows no model; it returns its history, and the stage writes it.
+
+Exact resume: the order of examples, augmentation and dropout of a step depend on (seed, stage, epoch or step) alone, so a
+checkpoint holds weights, optimizer, averages and counters, and nothing of any generator's state. A killed run that is
+given the same command again ends with the same bits as an uninterrupted one (on CPU).
+
+Several ranks share each batch, and go through the same steps: whatever decides how a training goes on (a value that is not
+finite, the best epoch, the end) is decided for all of them at once, since a rank that stops alone leaves the others waiting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from tessera.core.errors import InputError, NonFiniteError
+from tessera.core.seeding import generator, numpy_generator, seed_globally
+from tessera.training.settings import Training
+
+STEPS = 8  # of an epoch, at least: a larger batch is made smaller
+SMALL = 4  # examples of a batch that is not made smaller for their sake
+WARM_UP = 0.1  # of all steps, at most
+FEW = 100  # steps below which the log says so
+
+Row = dict[str, float]
+Batch = Callable[
+    [np.ndarray, Generator, float], tuple[Any, ...]
+]  # indices [B], generator of this step, share of training done -> objective's arguments
+
+
+class Task(NamedTuple):
+    """What is trained. The stage says what, `Training` says how.
+
+    Attributes:
+        name: names the random streams, the progress bar and the checkpoint; it begins with the section of params.yaml
+            that `Training` comes from (`tokenizer`, and `extractor/scorer` where a stage trains several).
+        objective: `forward(*batch)` returns named, weighted terms (mean over the batch); their sum is minimised.
+        examples: number of training examples.
+        batch: gathers the examples at given indices, and augments them with the given generator; what changes along
+            the training follows its share done, from 0 to below 1.
+        evaluate: validation row of the objective in eval mode.
+        score: of a row; the epoch where it is highest is kept. Early stopping watches it too.
+        snapshot: (objective, epoch) -> what to keep of an epoch in `snapshot_epochs` (0: before training), or None.
+    """
+
+    name: str
+    objective: nn.Module
+    examples: int
+    batch: Batch
+    evaluate: Callable[[Any], Row]
+    score: Callable[[Row], float]
+    snapshot: Callable[[Any, int], dict[str, Tensor]] | None = None
+    snapshot_epochs: Iterable[int] = ()
+
+    @property
+    def section(self) -> str:
+        return self.name.partition("/")[0]
+
+
+class Fitted(NamedTuple):
+    """`history` has one row per evaluation; `epoch` is the one whose weights the objective now holds; `notes` say which values
+    of params.yaml the set was too small for, and what they were instead."""
+
+    history: list[Row]
+    epoch: int
+    snapshots: dict[str, Tensor]  # "<epoch>/<name>" -> tensor
+    notes: tuple[str, ...] = ()
+
+
+def learning_rate(step: int, training: Training, steps_per_epoch: int) -> float:
+    """Rate of update `step` (from 0): linear warm-up, then constant, cosine to zero (Loshchilov & Hutter 2017, eq. 5,
+    with eta_min = 0), or the same restarting every `restart_epochs`, or once where there are fewer epochs."""
+    if step < training.warmup_steps:
+        return training.lr * (step + 1) / training.warmup_steps
+    done, total = step - training.warmup_steps, training.epochs * steps_per_epoch - training.warmup_steps
+    if training.schedule == "constant":
+        return training.lr
+    if training.schedule == "restarts":
+        total = max(1, min(total, training.restart_epochs * steps_per_epoch))
+        done %= total
+    return training.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done / max(1, total))))
+
+
+def averaging_decay(step: int, decay: float) -> float:
+    """Decay of the averaged weights after update `step` (from 1): `decay`, or less while there is little to average, or the
+    untrained weights would stand for most of a short training. As TensorFlow's `ExponentialMovingAverage` has it with
+    `num_updates`: min(decay, (1 + step) / (10 + step))."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+def largest_batch(task: Task, training: Training, ranks: int) -> int:
+    """Examples of a batch, at most: an epoch has `STEPS` of them, where the examples suffice for batches of `SMALL`. A power of
+    two, which two or eight processes share alike: who computes must not change what is computed.
+
+    Raises:
+        InputError: the processes cannot share a batch.
+    """
+    processes = f"the {ranks} training processes (runtime.devices times runtime.nodes)"
+    if training.batch_size % ranks:
+        raise InputError(
+            f"{task.section}.training.batch_size must be divisible by {processes}, got {training.batch_size}"
+        )
+    if task.examples < ranks:
+        raise InputError(
+            f"{processes} must not be more than the {task.examples} images of the train split: take fewer processes, or a "
+            "source with more images"
+        )
+    few = min(task.examples, 1 << (max(SMALL, task.examples // STEPS).bit_length() - 1))
+    least = min(2, task.examples // ranks)  # of each process: what batch normalisation of a 1x1 grid needs
+    return max(least, few // ranks) * ranks
+
+
+def suited(task: Task, training: Training, ranks: int) -> tuple[Training, tuple[str, ...]]:
+    """`training` as it suits so many examples, and what was changed, for the log: a batch of at most `largest_batch`, and a
+    warm-up of at most the share `WARM_UP` of all steps."""
+    own = f"{task.section}.training"
+    batch_size = min(training.batch_size, largest_batch(task, training, ranks))
+    steps = training.epochs * (task.examples // batch_size)
+    warmup_steps = min(training.warmup_steps, int(WARM_UP * steps))
+    notes = []
+    if batch_size < training.batch_size:
+        notes.append(f"{own}.batch_size: {batch_size} instead of {training.batch_size}, since the train split has "
+                     f"{task.examples} images")  # fmt: skip
+    if warmup_steps < training.warmup_steps:
+        notes.append(
+            f"{own}.warmup_steps: {warmup_steps} instead of {training.warmup_steps}, since there are {steps} steps"
+        )
+    if steps < FEW:
+        notes.append(f"{own}.epochs: {training.epochs} are {steps} steps in all, hardly a training; raise epochs")
+    return training.model_copy(update={"batch_size": batch_size, "warmup_steps": warmup_steps}), tuple(notes)
+
+
+def fit(task: Task, training: Training, seed: int, runtime: Any) -> Fitted:
+    """Train `task.objective` in place; on return it holds the kept weights, on the CPU, in eval mode.
+
+    Raises:
+        InputError: the ranks cannot share a batch, or the device does not compute in `training.precision`.
+        NonFiniteError: a term, a latent or the gradient is not finite, and nothing was updated with it; or no
+            evaluation was finite.
+    """
+    if reason := runtime.unsupported(training.precision):
+        raise InputError(f"{task.section}.training.precision: {reason}")
+    training, notes = suited(task, training, runtime.ranks)
+    if runtime.main:
+        print(*notes, sep="\n", end="\n" if notes else "", flush=True)
+    # the rest of an epoch is dropped; another rest in each epoch
+    steps_per_epoch = task.examples // training.batch_size
+    state = _State(task, training, runtime)
+    steps = training.epochs * steps_per_epoch
+    bar = runtime.progress(total=steps, initial=state.step, desc=task.name)
+    if state.step == 0:
+        state.take_snapshot(0)
+    while state.step < steps and not state.stopped:
+        epoch, begun = divmod(state.step, steps_per_epoch)
+        order = numpy_generator(seed, task.name, "order", epoch).permutation(task.examples)
+        for position in range(begun, steps_per_epoch):
+            indices = order[position * training.batch_size : (position + 1) * training.batch_size]
+            indices = _share(indices, runtime.rank, runtime.ranks)
+            seed_globally(seed, task.name, "step", state.step, runtime.rank)
+            draws = generator(seed, task.name, "batch", state.step, runtime.rank)
+            batch = task.batch(indices, draws, state.step / steps)
+            loss = state.update(batch, learning_rate(state.step, training, steps_per_epoch))
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update()
+            if position + 1 < steps_per_epoch:
+                runtime.checkpoint(task.name, state.pack)
+        state.end_epoch(epoch + 1, last=state.step == steps)
+        runtime.checkpoint(task.name, state.pack, force=state.step == steps or state.stopped)
+    bar.close()
+    return state.keep_best()._replace(notes=notes)
+
+
+def _share(indices: np.ndarray, rank: int, ranks: int) -> np.ndarray:
+    """A rank's part of a batch. Readers of memory maps sort the indices: rank after rank, sorted parts are the sorted
+    batch, row by row as one process has it."""
+    return np.split(np.sort(indices), ranks)[rank] if ranks > 1 else indices
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _as_on_rank_0(module: nn.Module) -> None:
+    """Batch statistics are each rank's own until the next forward pass."""
+    if _together():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def _row_of_rank_0(row: Row, device: Any) -> Row:
+    """Every rank has evaluated the same weights on all of the split; on GPUs not to the same bits, and ranks would keep, and
+    stop at, different epochs."""
+    if not _together():
+        return row
+    values = torch.tensor(list(row.values()), dtype=torch.float64, device=device)
+    dist.broadcast(values, src=0)
+    return dict(zip(row, values.tolist(), strict=True))
+
+
+def _mean_over_ranks(values: Tensor) -> Tensor:
+    """Ranks hold equal shares of a batch, so that this is the batch's mean; one value that is not finite makes all so."""
+    if _together():
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values
+
+
+class _State:
+    """All that a training run carries from step to step, which is what a checkpoint holds."""
+
+    def __init__(self, task: Task, training: Training, runtime: Any) -> None:
+        self.task, self.training, self.runtime = task, training, runtime
+        self.objective = task.objective
+        optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
+        parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        # fused: one kernel instead of eight for each parameter, a tenth of a step of a small model
+        self.optimizer = optimizer(parameters, lr=training.lr, weight_decay=training.weight_decay, fused=True)
+        self.step, self.waited, self.stopped = 0, 0, False
+        self.best_epoch, self.best_score = 0, -math.inf
+        self.best: dict[str, Tensor] = {}
+        self.history: list[Row] = []
+        self.sums: Row = {}
+        self.snapshots: dict[str, Tensor] = {}
+        self.objective.to(runtime.device)
+        self.averaged = None
+        if training.weight_ema:
+            self.averaged = AveragedModel(self.objective, multi_avg_fn=self._average)
+        self.unpack(runtime.resume(task.name))
+        self.wrapped, self.optimizer = runtime.prepare(self.objective, self.optimizer, training.precision)
+        self._require_same_step()
+
+    @property
+    def evaluated(self) -> nn.Module:
+        return self.averaged.module if self.averaged is not None else self.objective
+
+    def _require_same_step(self) -> None:
+        """
+        Raises:
+            InputError: rank 0 has a checkpoint that another rank does not find; on every rank alike.
+        """
+        if not _together():
+            return
+        extremes = torch.tensor([self.step, -self.step], device=self.runtime.device)
+        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        highest, lowest = extremes[0].item(), -extremes[1].item()
+        if lowest != highest:
+            raise InputError(
+                f"{self.task.name}: some ranks resume at step {highest} and some at {lowest}. "
+                ".scratch must lie on a file system that all machines share; delete it to start anew"
+            )
+
+    def update(self, batch: tuple[Any, ...], rate: float) -> float:
+        """One optimizer step; returns the loss, that of the batch of all ranks."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.wrapped.train()
+        try:
+            with self.runtime.autocast():
+                terms = self.wrapped(*batch)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{self.task.name}, step {self.step}: {error}; nothing was updated. "
+                                 f"Lower {self.task.section}.training.lr") from None  # fmt: skip
+        total = sum(terms.values())
+        means = _mean_over_ranks(torch.stack([*terms.values(), total]).detach())
+        values = dict(zip([*terms, "total"], means.tolist(), strict=True))
+        self._require_finite(values)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.runtime.backward(total)
+        clip = self.training.clip_norm or math.inf
+        norm = float(self.runtime.clip_gradients(self.wrapped.parameters(), clip))
+        if self.training.precision != "fp16":  # under fp16 the gradient scaler skips such a step by itself
+            self._require_finite({"gradient_norm": norm})
+        self.optimizer.step()
+        self.step += 1
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.objective)
+        for name, value in [*values.items(), ("gradient_norm", norm), ("steps", 1.0)]:
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        return values["total"]
+
+    def _average(self, averaged: Any, current: Any, count: Any) -> None:
+        get_ema_multi_avg_fn(averaging_decay(self.step, self.training.weight_ema))(averaged, current, count)
+
+    def _require_finite(self, values: Row) -> None:
+        wrong = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+        if wrong:
+            raise NonFiniteError(f"{self.task.name}, step {self.step}: {', '.join(wrong)} is not finite; nothing was "
+                                 f"updated. Lower {self.task.section}.training.lr, or look at the images")  # fmt: skip
+
+    def end_epoch(self, epoch: int, last: bool) -> None:
+        if epoch % self.training.evaluate_every == 0 or last:
+            self._evaluate(epoch)
+        self.take_snapshot(epoch)
+
+    def _evaluate(self, epoch: int) -> None:
+        _as_on_rank_0(self.evaluated)
+        self.evaluated.eval()
+        with torch.no_grad():
+            validation = _row_of_rank_0(self.task.evaluate(self.evaluated), self.runtime.device)
+        steps = self.sums.pop("steps")
+        train = {f"train_{name}": value / steps for name, value in self.sums.items()}
+        row = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], **train, **validation}
+        self.sums = {}
+        self.history.append(row)
+        score = float(self.task.score(row))
+        if score > self.best_score:
+            self.best_score, self.best_epoch, self.waited = score, epoch, 0
+            self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.evaluated.state_dict().items()}
+        else:
+            self.waited += 1
+            self.stopped = 0 < self.training.patience <= self.waited
+
+    def take_snapshot(self, epoch: int) -> None:
+        if self.task.snapshot is not None and epoch in set(self.task.snapshot_epochs):
+            self.evaluated.eval()
+            with torch.no_grad():
+                taken = self.task.snapshot(self.evaluated, epoch)
+            self.snapshots |= {f"{epoch}/{name}": tensor.detach().cpu().clone() for name, tensor in taken.items()}
+
+    def keep_best(self) -> Fitted:
+        if not self.best:
+            raise NonFiniteError(f"{self.task.name}: no evaluation gave a finite score; the last row of the history is "
+                                 f"{self.history[-1]}. Lower {self.task.section}.training.lr")  # fmt: skip
+        self.objective.load_state_dict(self.best)
+        self.objective.to("cpu").eval()
+        return Fitted(self.history, self.best_epoch, self.snapshots)
+
+    COUNTERS = ("step", "waited", "stopped", "best_epoch", "best_score", "history", "sums")
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain values of a checkpoint."""
+        tensors = {f"objective/{name}": tensor for name, tensor in self.objective.state_dict().items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+        if self.averaged is not None:
+            tensors |= {f"averaged/{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
+        tensors |= {f"snapshots/{name}": tensor for name, tensor in self.snapshots.items()}
+        return tensors, {name: getattr(self, name) for name in self.COUNTERS}
+
+    def unpack(self, packed: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
+        if packed is None:
+            return
+        tensors, values = packed
+        parts: dict[str, dict[str, Tensor]] = {"best": {}, "snapshots": {}, "averaged": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition("/")
+            parts.setdefault(part, {})[rest] = tensor
+        self.objective.load_state_dict(parts["objective"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(parts["averaged"])
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            index, _, slot = name.partition("/")
+            slots.setdefault(int(index), {})[slot] = self._laid_out(int(index), tensor)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+        self.best, self.snapshots = parts["best"], parts["snapshots"]
+        for name in self.COUNTERS:
+            setattr(self, name, values[name])
+
+    def _laid_out(self, index: int, slot: Tensor) -> Tensor:
+        """In the memory layout of its parameter (channels-last): files are contiguous, and the fused optimizer walks
+        through both as they lie."""
+        parameter = [p for group in self.optimizer.param_groups for p in group["params"]][index]
+        return torch.empty_like(parameter).copy_(slot) if slot.shape == parameter.shape and slot.dim() else slot

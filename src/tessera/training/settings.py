@@ -1,0 +1,32 @@
+"""How networks are trained: the same words under every section of params.yaml that trains one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tessera.core.params import Strict
+
+
+class Training(Strict):
+    """How `training.loop.fit` trains; the same words under extractor, tokenizer and prior."""
+
+    epochs: int = Field(ge=1, description="passes over the train split", examples=[2])
+    batch_size: int = Field(ge=1, description="examples per step, over all devices together; of a small train split fewer, "
+                            "see `training.loop.suited`", examples=[4])  # fmt: skip
+    optimizer: Literal["adam", "adamw"] = Field(description="Adam, or AdamW (decoupled decay)", examples=["adam"])
+    lr: float = Field(gt=0, description="peak learning rate", examples=[1e-3])
+    weight_decay: float = Field(ge=0, description="weight decay", examples=[0.0])
+    warmup_steps: int = Field(ge=0, description="steps of linear warm-up to lr, at most a tenth of all", examples=[2])
+    schedule: Literal["constant", "cosine", "restarts"] = Field(
+        description="after warm-up: constant, cosine to zero, or cosine with warm restarts", examples=["cosine"]
+    )
+    restart_epochs: int = Field(ge=1, description="length of each cosine cycle under `restarts`", examples=[1])
+    clip_norm: float = Field(ge=0, description="largest gradient norm; 0: not clipped", examples=[1.0])
+    weight_ema: float = Field(ge=0, lt=1, description="decay per step of the averaged weights that are kept, lower at the "
+                              "start; 0: none", examples=[0.0])  # fmt: skip
+    evaluate_every: int = Field(ge=1, description="epochs between evaluations on the validation split", examples=[1])
+    patience: int = Field(ge=0, description="evaluations without improvement before stopping; 0: never", examples=[0])
+    precision: Literal["no", "bf16", "fp16"] = Field(description="mixed precision; no: float32. fp16 is not for CPUs",
+                                                 examples=["no"])  # fmt: skip

@@ -1,0 +1,131 @@
+"""Metrics against the thresholds of params.yaml: what `gate` says before a prior is trained, and `criteria` afterwards.
+
+A metric that is not there is not judged, and that is said: `fid` without Inception's features, a diagnostic that
+params.yaml does not run, or one that does not apply to these codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from tessera.core import files
+from tessera.core.errors import InputError
+from tessera.core.params import PLURAL, Strict
+from tessera.core.run import Run
+
+Metrics = Callable[[str], dict[str, Any]]  # file of metrics/ -> what it holds, empty where its stage is not run
+
+
+class Threshold(Strict):
+    """One bound on a metric; the worst of several where `*` makes more than one match."""
+
+    metric: str = Field(pattern=r"^[a-z0-9_/]+:[A-Za-z0-9_.*]+$", description="file of metrics/ and name in it, such as "
+                        "diagnostics/usage:grid_*.usage")  # fmt: skip
+    at_least: float | None = Field(default=None, description="smallest value that passes")
+    at_most: float | None = Field(default=None, description="largest value that passes")
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Threshold:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"{self.metric} must have at_least or at_most, and not both")
+        return self
+
+    @property
+    def file(self) -> str:
+        return self.metric.partition(":")[0]
+
+
+class Verdict(Strict):
+    """Metrics against thresholds: the sections `gate` and `criteria`."""
+
+    on_failure: Literal["warn", "stop"] = Field(description="warn: say so and go on; stop: fail the stage")
+    thresholds: dict[str, Threshold]
+
+
+class Check(NamedTuple):
+    """One metric against one threshold; `margin` is in units of the metric, negative where it fails."""
+
+    value: float
+    threshold: float
+    margin: float
+
+    @property
+    def passed(self) -> bool:
+        return self.margin >= 0
+
+
+def judge(thresholds: dict[str, Threshold], metrics: Metrics) -> dict[str, Check | None]:
+    """Each threshold against the worst value that its name matches; None where none does."""
+    return {name: _check(threshold, metrics(threshold.file)) for name, threshold in thresholds.items()}
+
+
+def _check(threshold: Threshold, metrics: dict[str, Any]) -> Check | None:
+    pattern = threshold.metric.partition(":")[2]
+    values = [value for name, value in _leaves(metrics) if fnmatchcase(name, pattern)]
+    if not values:
+        return None
+    if threshold.at_least is not None:
+        return Check(min(values), threshold.at_least, min(values) - threshold.at_least)
+    return Check(max(values), threshold.at_most, threshold.at_most - max(values))
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", float(value)
+
+
+def metrics_of(run: Run) -> Metrics:
+    """Metrics of the stages of this run. Those of a plug-in that params.yaml does not name are of an older run."""
+
+    def read(file: str) -> dict[str, Any]:
+        seam, _, name = file.partition("/")
+        current = seam not in PLURAL or name in run.params.keys(seam)
+        return files.read_json(files.METRICS / f"{file}.json") if current else {}
+
+    return read
+
+
+def write(stage: str, verdict: Verdict, run: Run) -> None:
+    """Judge, write `metrics/<stage>.json`, say it.
+
+    Raises:
+        InputError: a threshold is not met and `on_failure` is `stop`; the metrics are written all the same.
+    """
+    checks = judge(verdict.thresholds, metrics_of(run))
+    files.write_metrics(stage, summary(checks))
+    print("\n".join(lines(stage, verdict.thresholds, checks)), flush=True)
+    failed = [name for name, check in checks.items() if check is not None and not check.passed]
+    if failed and verdict.on_failure == "stop":
+        raise InputError(
+            f"{', '.join(failed)}: not met, see metrics/{stage}.json, and {stage}.on_failure is 'stop'. Change what leads "
+            f"there, {stage}.thresholds, or go on all the same: -S {stage}.on_failure=warn"
+        )
+
+
+def summary(checks: dict[str, Check | None]) -> dict[str, Any]:
+    """What goes to metrics/: numbers only, since DVC compares them."""
+    judged = {name: check for name, check in checks.items() if check is not None}
+    failed = sum(not check.passed for check in judged.values())
+    return {
+        "passed": not failed,
+        "judged": len(judged),
+        "failed": failed,
+        "checks": {name: {**check._asdict(), "pass": check.passed} for name, check in judged.items()},
+    }
+
+
+def lines(stage: str, thresholds: dict[str, Threshold], checks: dict[str, Check | None]) -> Iterator[str]:
+    for name, check in checks.items():
+        threshold = thresholds[name]
+        if check is None:
+            yield f"{stage}: {name:14} not measured ({threshold.metric})"
+        else:
+            sign, word = (">=" if threshold.at_least is not None else "<="), "pass" if check.passed else "FAIL"
+            yield f"{stage}: {name:14} {word}  {check.value:.4g} {sign} {check.threshold:g}"

@@ -1,0 +1,32 @@
+"""The values of params.yaml that the run was made with."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from stages.report import elements
+
+
+def body(chosen: dict[str, Any]) -> str:
+    """Chosen values by section, folded; thresholds stand among the verdicts. A loss of weight 0 is not built: it is named."""
+    cards = [
+        "<p>As params.yaml has them. Where a set is too small for some, the model's card says what they were instead.</p>"
+    ]
+    for section in [name for name in chosen if name not in ("runtime", "gate", "criteria")]:
+        values = chosen[section]
+        if section == "losses":
+            off = [name for name, term in values.items() if not term["weight"]]
+            values = {name: term for name, term in values.items() if term["weight"]}
+            values |= {"of weight 0": ", ".join(off)} if off else {}
+        flat = elements.flattened(values) if isinstance(values, dict) else {section: values}
+        shown = values["name"] if is_choice(values) else values if not isinstance(values, dict) else ""
+        rows = [[f"<code>{escape(name)}</code>", escape(elements.text(value))] for name, value in flat.items()]
+        summary = f"<summary>{escape(section)} <b>{escape(str(shown))}</b></summary>"
+        cards.append(f"<details>{summary}{elements.table([], rows)}</details>")
+    return f'<div class="cards">{"".join(cards)}</div>\n'
+
+
+def is_choice(values: Any) -> bool:
+    """Whether a section chooses one of several plug-ins."""
+    return isinstance(values, dict) and "name" in values

@@ -1,0 +1,40 @@
+"""Diagnostics, evaluation, extensions: one part for each plug-in that params.yaml names, with all that it measured."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable
+from html import escape
+
+from stages.report import elements
+from tessera.core import seams
+
+
+def body(seam: str, keys: Iterable[str]) -> str:
+    """An article for each plug-in of a seam, in the order of params.yaml."""
+    return "".join(_article(seam, key) for key in keys) or "<p>None is run.</p>\n"
+
+
+def _article(seam: str, key: str) -> str:
+    where = f"{seam}/{key}"
+    head = f'<article id="{seam}-{escape(key)}"><h3>{escape(key)}</h3>\n{_about(seam, key)}'
+    if elements.metrics(where).get("applies") == 0:
+        return f'{head}<p class="soft">Does not apply to this run: its log says why.</p></article>\n'
+    return f"{head}{elements.numbers(where)}{elements.plots(where)}</article>\n"
+
+
+def _about(seam: str, key: str) -> str:
+    """The plug-in in its own words: its first paragraph, and folded the rest. Read, not imported."""
+    path = seams.PACKAGE / seam / f"{key}.py"
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path.exists() else None
+    first, *rest = re.sub(r"\s*(Imports n|N)o torch\.", "", text or "").split("\n\n")
+    folded = f"<details><summary>more</summary>{''.join(map(_paragraph, rest))}</details>" if rest else ""
+    return f"{_paragraph(first)}{folded}\n" if first else ""
+
+
+def _paragraph(text: str) -> str:
+    if text.startswith("    "):
+        return f'<pre class="scroll">{escape(text)}</pre>'
+    said = re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+    return f"<p>{said}</p>"

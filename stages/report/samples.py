@@ -1,0 +1,32 @@
+"""What the prior draws, beside what needs no prior."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stages.report import elements
+from tessera.core import files
+
+if TYPE_CHECKING:
+    from tessera.core.run import Run
+
+
+def body(run: Run) -> str:
+    """Sheets of images, those of the prior first, and the way to the closest training images."""
+    chosen = run.params.chosen()
+    drawn = ", ".join(
+        f"{key} {elements.text(chosen['samples'][key])}" for key in ("temperature", "top_k", "top_p", "guidance")
+    )
+    captions = {
+        "samples": f"Samples of the prior {chosen['prior']['name']}, the first ones, unselected ({drawn}).",
+        "baseline": f"Samples of the baseline {chosen['samples']['baseline']}, in closed form.",
+        "gaussian": "Decoded from N(0, I), without a prior.",
+    }
+    folder = files.PLOTS / "samples"
+    paths = sorted(
+        folder.glob("*.png"), key=lambda path: list(captions).index(path.stem) if path.stem in captions else 9
+    )
+    pictures = "".join(elements.picture(path, captions.get(path.stem, path.stem)) for path in paths)
+    closest = "memorisation" in run.params.keys("evaluation")
+    more = '<p>Are they copies? The <a href="#evaluation-memorisation">closest training images</a> tell.</p>\n'
+    return f'<div class="shown">{pictures}</div>\n{more if closest else ""}'

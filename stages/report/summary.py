@@ -1,0 +1,76 @@
+"""The first section: some numbers that say most, each beside the one it is to be read against, and both verdicts."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from html import escape
+from typing import TYPE_CHECKING, NamedTuple
+
+from stages.report import elements, verdicts
+from stages.report.prior import ORACLE
+
+if TYPE_CHECKING:
+    from tessera.core.run import Run
+
+
+class Figure(NamedTuple):
+    """One number of the headline: a file of metrics/, a pattern of the name in it, its format, and words about it."""
+
+    file: str
+    name: str
+    form: str
+    words: str = "{}"
+
+
+class Headline(NamedTuple):
+    """A number, and beside it the one that it is to be read against."""
+
+    title: str
+    figure: Figure
+    beside: Figure | None = None
+
+
+HEADLINE = (
+    Headline("PSNR of reconstructions, of the mean error, test", Figure("reconstruction", "psnr_db", ".2f", "{} dB"),
+             Figure("reconstruction", "psnr_db_from_z", ".2f", "{} dB without quantization")),
+    Headline("PSNR of reconstructions, mean of the images' own, test",
+             Figure("reconstruction", "psnr_db_per_image", ".2f", "{} dB")),
+    Headline("SSIM of reconstructions, uniform windows, test", Figure("reconstruction", "ssim", ".3f"),
+             Figure("reconstruction", "ssim_gaussian", ".3f", "{} with Gaussian windows")),
+    Headline("codes in use, validation", Figure("tokenizer", "val.usage", ".1%"),
+             Figure("tokenizer", "val.perplexity", ".0f", "perplexity {}")),
+    Headline("prior, bits per code, validation", Figure("prior", "val.nll_bits_per_code", ".2f"),
+             Figure("prior", "train.nll_bits_per_code", ".2f", "{} on train")),
+    Headline("prior, bits per code at most, validation", Figure("prior", "val.nll_bound_bits_per_code", ".2f"),
+             Figure("prior", "train.nll_bound_bits_per_code", ".2f", "{} on train")),
+    Headline("prior, likeliest code is right, validation", Figure("prior", "val.accuracy", ".1%"),
+             Figure(f"diagnostics/{ORACLE}", "grid_*.better", ".1%", "{} by copying a neighbour")),
+    Headline("Fréchet distance, samples to test", Figure("evaluation/frechet", "f[di]*.samples_test", ".2f"),
+             Figure("evaluation/frechet", "f[di]*.train_test", ".2f", "{} from train to test")),
+    Headline("recall of the samples", Figure("evaluation/coverage", "samples.recall", ".2f"),
+             Figure("evaluation/coverage", "samples.precision", ".2f", "precision {}")),
+    Headline("distance to training images, samples over test", Figure("evaluation/memorisation", "features.median_ratio", ".2f"),
+             Figure("evaluation/memorisation", "codes.near_share", ".1%", "{} are suspiciously near, by codes")),
+)  # fmt: skip
+
+
+def body(run: Run) -> str:
+    """A tile for each number that this run has, and under them the verdicts."""
+    tiles = []
+    for line in HEADLINE:
+        value = _figure(run, line.figure)
+        if value is not None:
+            beside = _figure(run, line.beside) if line.beside else None
+            note = f'<dd class="beside">{escape(beside)}</dd>' if beside else ""
+            tiles.append(f"<div><dt>{escape(line.title)}</dt><dd>{escape(value)}</dd>{note}</div>")
+    return f'<dl class="tiles">{"".join(tiles)}</dl>\n<ul class="plain">{verdicts.lines()}</ul>\n'
+
+
+def _figure(run: Run, figure: Figure) -> str | None:
+    """Shown once for each grid that it matches; None where its plug-in is not run or does not apply."""
+    seam, _, key = figure.file.partition("/")
+    if key and key not in run.params.keys(seam):
+        return None
+    metrics = elements.flattened(elements.metrics(figure.file))
+    found = [format(value, figure.form) for name, value in metrics.items() if fnmatchcase(name, figure.name)]
+    return figure.words.format(" / ".join(found)) if found else None
