@@ -19,7 +19,7 @@ from tessera.core import files
 from tessera.core.errors import InputError
 from tessera.core.params import read
 from tessera.studies import __main__ as command
-from tessera.studies import direct, pages, plan, queue, ranks, results, sweep
+from tessera.studies import correlation, direct, pages, plan, queue, results, sweep
 from tessera.studies.results import Result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -643,9 +643,9 @@ def test_committed_page_is_that_of_the_committed_runs(name, monkeypatch):
     if study.columns:
         for line in pages.markdown(pages.table(study, own, owner).map(pages.short)).splitlines():
             assert line in page
-    if study.ranks and own == rows:
+    if study.correlations and own == rows:
         done = [row for row in rows if row.state == "done"]
-        assert pages.markdown(ranks.outcomes(done).map(pages.short)) in page
+        assert pages.markdown(correlation.outcomes(done).map(pages.short)) in page
     if study.findings:
         assert study.findings.strip() in page
 
@@ -657,27 +657,27 @@ def test_committed_page_is_that_of_the_committed_runs(name, monkeypatch):
 def test_spearman_is_scipys(seed):
     draws = np.random.default_rng(seed)
     x, y = draws.integers(0, 6, 20).astype(float), draws.standard_normal(20)  # x has ties
-    assert ranks.spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
+    assert correlation.spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
 
 
 def test_spearman_of_a_constant_is_none():
-    assert np.isnan(ranks.spearman(np.ones(5), np.arange(5.0)))
+    assert np.isnan(correlation.spearman(np.ones(5), np.arange(5.0)))
 
 
 def test_excess_is_what_the_rate_does_not_explain():
     rate = np.array([128.0, 256, 512, 1024, 2048])
-    assert ranks.excess(rate, 0.8 * rate**0.9) == pytest.approx(np.zeros(5), abs=1e-12)
+    assert correlation.excess(rate, 0.8 * rate**0.9) == pytest.approx(np.zeros(5), abs=1e-12)
     worse = 0.8 * rate**0.9 * np.array([1, 1, 2.0, 1, 1])
-    assert ranks.excess(rate, worse).argmax() == 2
-    assert ranks.excess(np.full(3, 64.0), np.array([2.0, 4, 8])) == pytest.approx([-1, 0, 1])
+    assert correlation.excess(rate, worse).argmax() == 2
+    assert correlation.excess(np.full(3, 64.0), np.array([2.0, 4, 8])) == pytest.approx([-1, 0, 1])
 
 
 def test_interval_holds_the_correlation_and_narrows_with_runs():
     draws = np.random.default_rng(0)
     x = draws.standard_normal(80)
     y = x + draws.standard_normal(80)
-    few, many = ranks.interval(x[:16], y[:16]), ranks.interval(x, y)
-    assert many[0] < ranks.spearman(x, y) < many[1]
+    few, many = correlation.interval(x[:16], y[:16]), correlation.interval(x, y)
+    assert many[0] < correlation.spearman(x, y) < many[1]
     assert many[1] - many[0] < few[1] - few[0]
 
 
@@ -687,7 +687,7 @@ def made_up(n: int = 12) -> list[Result]:
     for index in range(n):
         codes = 64 if index % 3 else 16
         metrics = {
-            ranks.CODES: codes, ranks.RATE: 8.0 * codes, ranks.BITS: 4 + 0.1 * index,
+            correlation.CODES: codes, correlation.RATE: 8.0 * codes, correlation.BITS: 4 + 0.1 * index,
             "evaluation/frechet:fd_classifier.samples_test": 2.0 + index,
             "evaluation/frechet:fd_classifier.reconstruction_test": 1.0,
             "evaluation/frechet:kid_classifier.samples_test": 0.1 * index,
@@ -700,7 +700,7 @@ def made_up(n: int = 12) -> list[Result]:
 
 
 def test_the_diagnostic_that_predicts_comes_first_and_probe_apart():
-    table = ranks.correlations(made_up())
+    table = correlation.correlations(made_up())
     assert list(table["diagnostic"]) == [
         "diagnostics/good:grid_*.value",
         "diagnostics/noise:value",
@@ -714,7 +714,7 @@ def test_the_diagnostic_that_predicts_comes_first_and_probe_apart():
 
 
 def test_the_study_is_drawn_over_all_and_within_one_grid(workspace):
-    parts = ranks.write("learnability", [*made_up(), Result("lost", "failed", {}, {})])
+    parts = correlation.write("learnability", [*made_up(), Result("lost", "failed", {}, {})])
     assert any(part.startswith("## All runs: 12") for part in parts)
     assert any(part.startswith("## One grid: 8") for part in parts)
     assert sorted(path.name for path in pages.FIGURES.glob("*")) == [

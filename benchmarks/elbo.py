@@ -1,4 +1,4 @@
-"""What a codebook costs a VAE: `python -m studies.elbo`, after `dvc exp run $(python -m tessera.presets geodesic-mnist) prior`.
+"""What a codebook costs a VAE: `python -m benchmarks.elbo`, after `dvc exp run $(python -m tessera.presets geodesic-mnist) prior`.
 
 Bounds on the log-likelihood of test images, nats an image, on one and the same VAE: its own evidence lower bound, and those
 of its codes, log p(x) >= log p(x | codes) + log p(codes), which holds for the codes that any encoder picks. p(x | z) is
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from studies import tables
 from tessera.core import files, images, pictures, seams
 from tessera.core.errors import InputError
 from tessera.core.params import Params, read
@@ -30,6 +30,7 @@ from tessera.core.run import Run
 from tessera.core.seeding import generator
 from tessera.nn import scores
 from tessera.runtime import provenance
+from tessera.studies.pages import markdown, short
 from tessera.tokenizers.vae import divergence
 
 PATH, COUNT, BATCH, SHOWN = Path("docs/results/elbo.png"), 2000, 250, 12
@@ -111,10 +112,10 @@ def require_vae(params: Params) -> None:
         )
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(
-        prog="python -m studies.elbo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+        prog="python -m benchmarks.elbo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(argv)
     try:
         params = Params(read())
         require_vae(params)
@@ -124,7 +125,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     files.write_picture(PATH, sheet)
-    print(tables.markdown(table.map(tables.short)))
+    print(markdown(table.map(short)))
     return 0
 
 
