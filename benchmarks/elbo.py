@@ -78,13 +78,14 @@ def measured(run: Run) -> tuple[pd.DataFrame, np.ndarray]:
     pairs = [evidence(vae, x, draws) for x in batches]
     likelihood, kl = np.mean(pairs, axis=0)
     rows = [{"codes": "none: N(0, I)", "log p(x|z)": likelihood, "rate": kl, "bound": likelihood - kl}]
-    sheet = [test[:SHOWN], images.to_pixels(vae.decode_vectors(vae.latents(batches[0][:SHOWN])))]
+    shown, train = min(SHOWN, len(test)), run.images("train")[:FITTED_ON]
+    sheet = [test[:shown], images.to_pixels(vae.decode_vectors(vae.latents(batches[0][:shown])))]
     for name, quantizer in codebooks(vae, run).items():
         quantized = [quantizer(vae.latents(x)[0]) for x in batches]
         decoded = [vae.decode_vectors((level.z_q,)) for level in quantized]
         likelihood = float(np.mean([bernoulli(x, y) for x, y in zip(batches, decoded, strict=True)]))
-        seen = [quantizer(vae.latents(images.to_model(run.images("train")[where]))[0]).codes.flatten(1).numpy()
-                for where in images.batches(FITTED_ON, BATCH)]  # fmt: skip
+        seen = [quantizer(vae.latents(images.to_model(train[where]))[0]).codes.flatten(1).numpy()
+                for where in images.batches(len(train), BATCH)]  # fmt: skip
         codes = np.concatenate([level.codes.flatten(1).numpy() for level in quantized])
         rate = order_zero(np.concatenate(seen), codes, quantizer.codebook_sizes[0])
         share = scores.frequencies(codes, quantizer.codebook_sizes[0])
@@ -96,8 +97,8 @@ def measured(run: Run) -> tuple[pd.DataFrame, np.ndarray]:
             rows.append(
                 {"codes": f"{name}, trained prior", "log p(x|z)": likelihood, "rate": rate, "bound": likelihood - rate}
             )
-        sheet.append(images.to_pixels(decoded[0][:SHOWN]))
-    return pd.DataFrame(rows), pictures.sheet(np.concatenate(sheet), SHOWN)
+        sheet.append(images.to_pixels(decoded[0][:shown]))
+    return pd.DataFrame(rows), pictures.sheet(np.concatenate(sheet), shown)
 
 
 def require_vae(params: Params) -> None:

@@ -42,8 +42,9 @@ def trained_differently() -> dict[str, dict[str, Any]]:
     return dict(found.values())
 
 
-def training_step(changes: dict[str, Any]) -> Callable[[], None]:
-    params = Params(presets.applied(read(), changes))
+def training_step(changes: dict[str, Any], threads: int) -> Callable[[], None]:
+    machine = {"runtime.device": "cpu", "runtime.threads": threads}
+    params = Params(presets.applied(read(), {**changes, **machine}))
     run = Run(params, runtime=Runtime(params.runtime))
     data, objective = step.Data.of(run), step.objective(models.tokenizer_recipe(params, run.image_shape), run)
     optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], fused=True)
@@ -58,9 +59,9 @@ def training_step(changes: dict[str, Any]) -> Callable[[], None]:
     return once
 
 
-def measured(rounds: int) -> pd.DataFrame:
+def measured(rounds: int, threads: int) -> pd.DataFrame:
     """Images a second of each run, and as a multiple of the first one's (`ema`)."""
-    steps = {name: training_step(changes) for name, changes in trained_differently().items()}
+    steps = {name: training_step(changes, threads) for name, changes in trained_differently().items()}
     taken: dict[str, float] = {}
     for _ in range(rounds):
         for name, once in steps.items():
@@ -79,10 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=40, help="default 40")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: as many as cores")
     options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
     try:
         provenance.require_together("dataset")
-        table = measured(options.rounds)
+        table = measured(options.rounds, options.threads)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 import scipy.stats
 from committed import project
 from ruamel.yaml import YAML
+from test_mirror import closure
 
+from tessera import presets
 from tessera.core import files
 from tessera.core.errors import InputError
 from tessera.core.params import read
@@ -65,6 +68,17 @@ def test_every_study_names_runs_and_values_that_there_are(name, monkeypatch):
             sweep.value(raw, changed.removeprefix("~"))
     for source in [*study.columns.values(), *(f.x for f in study.figures if f.kind == "lines")]:
         assert ":" in source or sweep.value(raw, source) is not None, source
+
+
+def test_every_run_has_valid_params_and_stages(monkeypatch):
+    """So that a study that was not run yet starts."""
+    monkeypatch.chdir(project())
+    raw = read()
+    for study in map(sweep.load, sweep.names()):
+        for run in study.runs:
+            values = presets.applied(raw, sweep.changes(study, run))
+        if study.runs:
+            assert [stage.name for stage in plan.of(study.targets, values)][:3] == ["dataset", "extractor", "tokenizer"]
 
 
 def test_a_run_is_its_preset_then_the_base_then_its_own_values(written):
@@ -186,6 +200,46 @@ def test_what_was_made_before_an_edit_is_not_taken_after_it(made, workspace, edi
     made("a")
     (workspace / edited).write_text("edited")
     assert (made("a") or [None])[0] == first
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "samples"])
+def test_a_stage_is_known_by_every_file_that_it_imports(name, tmp_path):
+    """An edit of a file that the stage uses changes its key; one of a plug-in that is not chosen does not."""
+    for folder in ("src", "stages"):
+        shutil.copytree(
+            project() / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+        )
+    for file in ("dvc.yaml", "requirements.lock"):
+        shutil.copy(project() / file, tmp_path)
+    raw = read(project() / "params.yaml")
+    *before, stage = plan.of([name], raw, tmp_path)
+    assert stage.name == name
+
+    def key() -> str:
+        cache = direct.Cache(raw, tmp_path)
+        cache._made = {output: "made" for each in before for output in each.outputs}
+        return cache._fingerprint(stage)
+
+    def differs(file: str) -> bool:
+        text = (tmp_path / file).read_text()
+        (tmp_path / file).write_text(f"{text}\n")
+        other = key()
+        (tmp_path / file).write_text(text)
+        return other != kept
+
+    kept = key()
+    chosen = {ROOT / dep for dep in stage.deps if dep.endswith(".py")}
+    used = [file.relative_to(ROOT).as_posix() for file in closure({ROOT / f"stages/{name}.py", *chosen})]
+    used = [
+        file for file in used if not file.startswith(("src/tessera/runtime", "src/tessera/__init__"))
+    ]  # of no result
+    assert len(used) > 10
+    assert [file for file in used if not differs(file)] == []
+    others = [path.relative_to(tmp_path).as_posix() for seam in ("quantizers", "priors", "extensions")
+              for path in (tmp_path / "src/tessera" / seam).rglob("*.py")]  # fmt: skip
+    others = [file for file in others if file not in used and not file.endswith("__init__.py")]
+    assert len(others) > 10
+    assert [file for file in others if file not in stage.deps and differs(file)] == []
 
 
 def test_what_was_made_with_other_weights_is_not_taken(made, workspace, monkeypatch):
@@ -493,6 +547,31 @@ def test_page_has_table_figures_published_figures_and_what_failed(written):
     pictures = sorted(path.name for path in pages.FIGURES.glob("*.png"))
     assert len(pictures) == 2
     assert all(f"figures/{name}" in page for name in pictures)
+
+
+def test_a_study_that_was_not_run_yet_says_so_and_has_no_page(written, monkeypatch, capsys):
+    written("pool", POOL)
+    written("part", "title: Part\ntext: x\npool: pool\nshown: [a]\n")
+    monkeypatch.setattr(queue, "dvc", lambda *_: "[]")
+    for options in (["pool", "--page"], ["part", "--page"], ["part", "--page", "--direct"]):
+        assert command.main(options) == 1
+        assert "pool: no run has a result yet" in capsys.readouterr().err
+    assert not results.PAGES.exists()
+    assert command.main([]) == command.main(["--missing"]) == 0
+    said = capsys.readouterr().out
+    assert re.findall(r"(?m)^(\w+) .*\(not run yet\)$", said) == ["part", "pool"]
+    assert re.findall(r"(?m)^(\S+): not run yet$", said) == ["pool/a", "pool/b", "pool/c"]
+
+
+def test_a_study_of_which_one_run_failed_has_a_page(written, monkeypatch, capsys):
+    written("pool", POOL)
+    monkeypatch.setattr(queue, "dvc", lambda *_: "[]")
+    files.write_json(direct.folder("pool", "a") / direct.PARAMS, sweep.params(sweep.load("pool"), "a"))
+    files.write_json(direct.folder("pool", "a") / direct.DONE, {"state": "failed"})
+    assert command.main(["pool", "--page"]) == 0
+    assert "`a` (failed), `b` (not run yet)" in (results.PAGES / "pool.md").read_text()
+    assert command.main([]) == 0
+    assert "not run yet" not in capsys.readouterr().out
 
 
 CHANGES = {  # file, dotted name ("/" in a run), other value; whether results are of other values then
