@@ -171,7 +171,7 @@ def studies_listed(start: Callable[..., str], monkeypatch: pytest.MonkeyPatch, *
     assert start("tessera.studies", "sizes", "--missing") == "".join(
         f"sizes/{run}: not run yet\n" for run in sweep.load("sizes").runs
     )
-    assert "longer/masked-200: failed" in start("tessera.studies", "--missing")
+    assert "longer/masked-200: failed" in start("tessera.studies", "longer", "--missing")
     assert studies.main(["sizes", "--page"]) == 1
 
 

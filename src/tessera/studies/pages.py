@@ -76,7 +76,9 @@ def text(name: str, study: sweep.Study, rows: list[Result], owner: sweep.Study, 
     if study.columns:
         named = [MEASURES] if {"psnr_db", "ssim"} & set(study.columns) else []
         parts += ["## Runs", *named, markdown(table(study, rows, owner).map(short))]
-    lost = [f"`{row.run}` ({row.why or results.NOT_YET.get(row.state, row.state)})" for row in rows if row.state != "done"]
+    lost = [
+        f"`{row.run}` ({row.why or results.NOT_YET.get(row.state, row.state)})" for row in rows if row.state != "done"
+    ]
     if lost:
         parts.append(
             f"Without result: {', '.join(lost)}. `python -m tessera.studies {name}` runs these again, and no others."
