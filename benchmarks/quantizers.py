@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from vector_quantize_pytorch import VectorQuantize
@@ -98,11 +98,11 @@ def held_mib(step: Callable, d: int) -> float:
     return peak_mib(lambda: train(step, z, weights))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=10, help="default 10")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: as many as cores")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     b, h, w = MAP
     print(f"{b * h * w} latents, {options.threads} threads; milliseconds a training step, ratio to tessera's; MiB held")

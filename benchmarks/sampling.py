@@ -7,7 +7,7 @@ timed at 4 heights and scaled. The table gives seconds and multiples of the full
 The full pass and `sample` take turns, and the fastest of `--repeats` counts, since whatever else a machine does only
 adds. `--plot FILE` draws the cost of a code against its position. A time is no artefact: the pipeline writes none.
 
-With `--device cuda` there is a way more: the walk of `sample` captured as one CUDA graph and replayed,
+With `--device cuda` there is a way more: the walk of `sample` captured as one CUDA graph and replayed (`nn/graphs.py`),
 and what capturing costs, once. `--device cuda --check` times nothing: it compares the codes of both, of small priors,
 with labels and without, truncated, guided, and with known codes, and fails where they differ.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from tessera.runtime import process
 process.prepare()  # threads and memory as in a stage, said before torch is loaded
 
 import torch  # noqa: E402
+from pydantic import ValidationError  # noqa: E402
 
 from benchmarks.memory import peak_mib  # noqa: E402
 from tessera.autoregression.cuda_graphs import Replay  # noqa: E402
@@ -33,17 +34,20 @@ from tessera.autoregression.sampling import draw, truncate  # noqa: E402
 from tessera.codes.sequences import length  # noqa: E402
 from tessera.core import seams  # noqa: E402
 from tessera.core.contracts import Grids, Sampling  # noqa: E402
+from tessera.core.errors import InputError  # noqa: E402
 
 POSITIONS, HEIGHTS = 8, 4
 SIZE = {"batch": 64, "grid": 16, "codebook_size": 256, "channels": 128, "layers": 12, "kv_heads": 1}
 
 
 def values(name: str, channels: int, layers: int, kv_heads: int) -> dict[str, Any]:
-    """A `Config` of this many layers of this many channels."""
+    """A `Config` of this many layers of this many channels; PixelSNAIL has them in 3 blocks, or 2 or 1 where 3 does not divide
+    their number."""
+    blocks = next(count for count in (3, 2, 1) if layers % count == 0)
     return {
         "pixelcnn": {"architecture": "gated", "channels": channels, "layers": layers, "kernel_size": 3,
                      "first_kernel_size": 7, "condition_blocks": 0},
-        "pixelsnail": {"channels": channels, "blocks": 3, "layers": layers // 3, "kernel_size": 3, "heads": 4,
+        "pixelsnail": {"channels": channels, "blocks": blocks, "layers": layers // blocks, "kernel_size": 3, "heads": 4,
                        "condition_blocks": 0},
         "transformer": {"channels": channels, "layers": layers, "heads": 4, "kv_heads": kv_heads, "random_order": 0.0},
         "rnn": {"cell": "gru", "embedding": channels, "hidden": channels, "layers": layers, "context": 0},
@@ -53,12 +57,27 @@ def values(name: str, channels: int, layers: int, kv_heads: int) -> dict[str, An
 PRIORS = ("pixelcnn", "pixelsnail", "transformer", "rnn")
 
 
+def configured(name: str, options: argparse.Namespace) -> Any:
+    """
+    Raises:
+        InputError: the prior has no such size.
+    """
+    chosen = values(name, options.channels, options.layers, options.kv_heads)
+    try:
+        return seams.plugin("priors", name).Config.model_validate(chosen)
+    except ValidationError as errors:
+        rules = "; ".join(f"{'.'.join(map(str, e['loc'])) or name}: {e['msg']}" for e in errors.errors())
+        raise InputError(
+            f"{name} has no such size, of --channels {options.channels}, --layers {options.layers} and --kv-heads "
+            f"{options.kv_heads}: {rules}. Give others, or name other priors"
+        ) from None
+
+
 def build(name: str, grids: Grids, options: argparse.Namespace, classes: int = 0) -> Any:
     torch.manual_seed(0)
-    module = seams.plugin("priors", name)
-    config = module.Config.model_validate(values(name, options.channels, options.layers, options.kv_heads))
     sizes = (options.codebook_size,) * len(grids)
-    return module.build(config, grids, sizes, classes).eval().to(options.device)
+    module = seams.plugin("priors", name)
+    return module.build(configured(name, options), grids, sizes, classes).eval().to(options.device)
 
 
 def clock(work: Callable[[], object]) -> float:
@@ -207,15 +226,31 @@ def plot(names: list[str], options: argparse.Namespace, path: Path) -> None:
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
-def main() -> None:
+def _require_sizes(parser: argparse.ArgumentParser, numbers: Iterable[str], options: argparse.Namespace) -> None:
+    """Before any prior is timed."""
+    for name in numbers:
+        if (value := getattr(options, name)) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if unknown := [name for name in options.priors if name not in PRIORS]:
+        parser.error(f"there is no prior {', '.join(unknown)} to time; there are {', '.join(PRIORS)}")
+    try:
+        for name in options.priors:
+            configured(name, options)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("priors", nargs="*", default=list(PRIORS), help=f"of {', '.join(PRIORS)}; default all")
-    for name, size in {**SIZE, "repeats": 3, "threads": torch.get_num_threads()}.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=size, help=f"default {size}")
+    numbers = {**SIZE, "repeats": 3, "threads": torch.get_num_threads()}
+    for name, size in numbers.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=size, help=f"at least 1; default {size}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
     parser.add_argument("--check", action="store_true", help="compare the codes of both ways on a GPU instead")
     parser.add_argument("--plot", type=Path, help="write the cost by position to this PNG instead")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    _require_sizes(parser, numbers, options)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device on this machine")
     if options.check and options.device != "cuda":

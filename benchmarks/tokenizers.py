@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ from tessera.runtime import process
 SHAPE = {"channels": 128, "outer_channels": 64, "blocks": 2, "block_channels": 64, "normalisation": "batch"}
 PEER = "vector-quantize-pytorch and plain convolutions"
 QUANTIZER = {"quantizer.codebook_size": 512, "quantizer.code_dim": 64}
+SIZES = ("small", "medium", "large", "xlarge")  # presets vqvae-...
+CONVOLUTIONS = ((32, 128, 16), (32, 256, 16), (32, 128, 32), (16, 256, 32))  # images, channels, side
 
 
 # the peer
@@ -178,11 +180,10 @@ def with_glibcs_thresholds(step: Callable[[], None]) -> Callable[[], None]:
 
 def share_of_peak(batch: int, size: int, repeats: int) -> None:
     """Of each size of `vqvae` (presets)."""
-    shapes = ((32, 128, 16), (32, 256, 16), (32, 128, 32), (16, 256, 32))
-    plain = {f"{shape}": convolution(*shape) for shape in shapes}
+    plain = {f"{shape}": convolution(*shape) for shape in CONVOLUTIONS}
     steps = {name: step for name, (step, _) in plain.items()}
     operations = {name: count for name, (_, count) in plain.items()}
-    for name in ("small", "medium", "large", "xlarge"):
+    for name in SIZES:
         steps[name] = training_step(ours(size, presets.overrides(f"vqvae-{name}")), images(batch, size))
         with FlopCounterMode(display=False) as counter:
             steps[name]()
@@ -193,7 +194,7 @@ def share_of_peak(batch: int, size: int, repeats: int) -> None:
     peak = np.max([rates[name] for name in plain], axis=0)
     fastest = f"the fastest 3x3 convolution: {np.median(peak) / 1e9:.0f} GFLOP/s"
     print(f"vqvae, {batch} images of {size}x{size}; {fastest}")
-    for name in ("small", "medium", "large", "xlarge"):
+    for name in SIZES:
         rate = np.median(rates[name])
         speeds = f"{batch * rate / operations[name]:8.0f} images/s{rate / 1e9:8.0f} GFLOP/s"
         faster = spread(rates[f"{name}, bfloat16"] / rates[name], ".2f")
@@ -215,11 +216,11 @@ def convolution(batch: int, channels: int, side: int, calls: int = 4) -> tuple[C
     return step, calls * 3 * 2 * 9 * channels * channels * batch * side * side
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {"batch": 32, "size": 64, "repeats": 6, "threads": torch.get_num_threads()}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     print(f"{options.threads} threads")

@@ -150,36 +150,36 @@ def gated_field(y: int, x: int, layers: int, kernel: int, shape: tuple[int, int]
 
 
 @pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> Any:
+def fields(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT))
-    from studies import receptive_fields
+    from benchmarks import receptive_fields
 
     return receptive_fields
 
 
 @pytest.mark.parametrize(("layers", "kernel", "first"), [(1, 3, 3), (2, 3, 7), (6, 3, 5), (3, 5, 5)])
 def test_the_masked_field_is_that_of_its_masks_and_the_gated_one_all_in_reach(
-    study: Any, layers: int, kernel: int, first: int
+    fields: Any, layers: int, kernel: int, first: int
 ) -> None:
     shape = (6, 8)
-    masked, gated = study.masked(layers, kernel, first), study.gated(layers, kernel)
+    masked, gated = fields.masked(layers, kernel, first), fields.gated(layers, kernel)
     for y, x in [(0, 0), (0, 7), (3, 2), (5, 0), (5, 4)]:
         for logits, expected in [
             (masked, masked_field(y, x, layers, kernel, first, shape)),
             (gated, gated_field(y, x, layers, kernel, shape)),
         ]:
-            found = study.seen(logits, *shape, y, x)
+            found = fields.seen(logits, *shape, y, x)
             assert {(a, b) for a, b in itertools.product(range(6), range(8)) if found[a, b]} == expected
 
 
-def test_a_deep_masked_network_has_the_blind_spot_and_a_gated_one_has_not(study: Any) -> None:
+def test_a_deep_masked_network_has_the_blind_spot_and_a_gated_one_has_not(fields: Any) -> None:
     """Of j rows above, all beyond first // 2 + (j - 1) (k // 2) columns to the right, however deep."""
     y, x, height, width = 5, 3, 6, 12
     earlier = {(a, b) for a, b in itertools.product(range(height), range(width)) if (a, b) < (y, x)}
     blind = {(a, b) for a, b in earlier if a < y and b - x > 5 // 2 + (y - a - 1)}
     assert len(blind) == 6 + 5 + 4 + 3 + 2
-    for logits, expected in [(study.masked(14, 3, 5), earlier - blind), (study.gated(14, 3), earlier)]:
-        found = study.seen(logits, height, width, y, x)
+    for logits, expected in [(fields.masked(14, 3, 5), earlier - blind), (fields.gated(14, 3), earlier)]:
+        found = fields.seen(logits, height, width, y, x)
         assert {(a, b) for a, b in itertools.product(range(height), range(width)) if found[a, b]} == expected
 
 

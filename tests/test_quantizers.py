@@ -953,21 +953,3 @@ def test_two_processes_end_with_the_codebook_of_one(tiny, tmp_path):
         alone(torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(step)))
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(ranks[0][f"normal/{name}"], value)
-
-
-# the benchmark
-
-
-def test_the_benchmark_runs(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(seams.PACKAGE.parents[1])
-    from benchmarks import quantizers as benchmark
-
-    monkeypatch.setattr(benchmark, "SIZES", ((4, 3),))
-    monkeypatch.setattr(benchmark, "MAP", (2, 4, 4))
-    monkeypatch.setattr(sys, "argv", ["quantizers", "--repeats", "1", "--threads", "1"])
-    kept = torch.get_num_threads()
-    try:
-        benchmark.main()
-    finally:
-        torch.set_num_threads(kept)
-    assert capsys.readouterr().out.count("1.00x") >= 2 * len(benchmark.MODES)

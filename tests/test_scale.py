@@ -39,7 +39,7 @@ SETTINGS = {"device": "cpu", "devices": 1, "nodes": 1, "threads": 1, "checkpoint
 
 def start(*command: str, **environment: str) -> subprocess.Popen[str]:
     own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "SLURM_JOB_ID")}
-    path = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *command],
         env=own | path | environment,

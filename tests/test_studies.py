@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,14 @@ import pytest
 import scipy.stats
 from committed import project
 from ruamel.yaml import YAML
+from test_mirror import closure
 
+from tessera import presets
 from tessera.core import files
 from tessera.core.errors import InputError
 from tessera.core.params import read
 from tessera.studies import __main__ as command
-from tessera.studies import direct, pages, plan, queue, ranks, results, sweep
+from tessera.studies import correlation, direct, pages, plan, queue, results, sweep
 from tessera.studies.results import Result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +68,17 @@ def test_every_study_names_runs_and_values_that_there_are(name, monkeypatch):
             sweep.value(raw, changed.removeprefix("~"))
     for source in [*study.columns.values(), *(f.x for f in study.figures if f.kind == "lines")]:
         assert ":" in source or sweep.value(raw, source) is not None, source
+
+
+def test_every_run_has_valid_params_and_stages(monkeypatch):
+    """So that a study that was not run yet starts."""
+    monkeypatch.chdir(project())
+    raw = read()
+    for study in map(sweep.load, sweep.names()):
+        for run in study.runs:
+            values = presets.applied(raw, sweep.changes(study, run))
+        if study.runs:
+            assert [stage.name for stage in plan.of(study.targets, values)][:3] == ["dataset", "extractor", "tokenizer"]
 
 
 def test_a_run_is_its_preset_then_the_base_then_its_own_values(written):
@@ -186,6 +200,46 @@ def test_what_was_made_before_an_edit_is_not_taken_after_it(made, workspace, edi
     made("a")
     (workspace / edited).write_text("edited")
     assert (made("a") or [None])[0] == first
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "samples"])
+def test_a_stage_is_known_by_every_file_that_it_imports(name, tmp_path):
+    """An edit of a file that the stage uses changes its key; one of a plug-in that is not chosen does not."""
+    for folder in ("src", "stages"):
+        shutil.copytree(
+            project() / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+        )
+    for file in ("dvc.yaml", "requirements.lock"):
+        shutil.copy(project() / file, tmp_path)
+    raw = read(project() / "params.yaml")
+    *before, stage = plan.of([name], raw, tmp_path)
+    assert stage.name == name
+
+    def key() -> str:
+        cache = direct.Cache(raw, tmp_path)
+        cache._made = {output: "made" for each in before for output in each.outputs}
+        return cache._fingerprint(stage)
+
+    def differs(file: str) -> bool:
+        text = (tmp_path / file).read_text()
+        (tmp_path / file).write_text(f"{text}\n")
+        other = key()
+        (tmp_path / file).write_text(text)
+        return other != kept
+
+    kept = key()
+    chosen = {ROOT / dep for dep in stage.deps if dep.endswith(".py")}
+    used = [file.relative_to(ROOT).as_posix() for file in closure({ROOT / f"stages/{name}.py", *chosen})]
+    used = [
+        file for file in used if not file.startswith(("src/tessera/runtime", "src/tessera/__init__"))
+    ]  # of no result
+    assert len(used) > 10
+    assert [file for file in used if not differs(file)] == []
+    others = [path.relative_to(tmp_path).as_posix() for seam in ("quantizers", "priors", "extensions")
+              for path in (tmp_path / "src/tessera" / seam).rglob("*.py")]  # fmt: skip
+    others = [file for file in others if file not in used and not file.endswith("__init__.py")]
+    assert len(others) > 10
+    assert [file for file in others if file not in stage.deps and differs(file)] == []
 
 
 def test_what_was_made_with_other_weights_is_not_taken(made, workspace, monkeypatch):
@@ -495,6 +549,31 @@ def test_page_has_table_figures_published_figures_and_what_failed(written):
     assert all(f"figures/{name}" in page for name in pictures)
 
 
+def test_a_study_that_was_not_run_yet_says_so_and_has_no_page(written, monkeypatch, capsys):
+    written("pool", POOL)
+    written("part", "title: Part\ntext: x\npool: pool\nshown: [a]\n")
+    monkeypatch.setattr(queue, "dvc", lambda *_: "[]")
+    for options in (["pool", "--page"], ["part", "--page"], ["part", "--page", "--direct"]):
+        assert command.main(options) == 1
+        assert "pool: no run has a result yet" in capsys.readouterr().err
+    assert not results.PAGES.exists()
+    assert command.main([]) == command.main(["--missing"]) == 0
+    said = capsys.readouterr().out
+    assert re.findall(r"(?m)^(\w+) .*\(not run yet\)$", said) == ["part", "pool"]
+    assert re.findall(r"(?m)^(\S+): not run yet$", said) == ["pool/a", "pool/b", "pool/c"]
+
+
+def test_a_study_of_which_one_run_failed_has_a_page(written, monkeypatch, capsys):
+    written("pool", POOL)
+    monkeypatch.setattr(queue, "dvc", lambda *_: "[]")
+    files.write_json(direct.folder("pool", "a") / direct.PARAMS, sweep.params(sweep.load("pool"), "a"))
+    files.write_json(direct.folder("pool", "a") / direct.DONE, {"state": "failed"})
+    assert command.main(["pool", "--page"]) == 0
+    assert "`a` (failed), `b` (not run yet)" in (results.PAGES / "pool.md").read_text()
+    assert command.main([]) == 0
+    assert "not run yet" not in capsys.readouterr().out
+
+
 CHANGES = {  # file, dotted name ("/" in a run), other value; whether results are of other values then
     "run": ("studies/pool.yaml", "runs/b/quantizer.beta", 0.7, True),
     "run, a value more": ("studies/pool.yaml", "runs/b/samples.top_k", 3, True),
@@ -643,9 +722,9 @@ def test_committed_page_is_that_of_the_committed_runs(name, monkeypatch):
     if study.columns:
         for line in pages.markdown(pages.table(study, own, owner).map(pages.short)).splitlines():
             assert line in page
-    if study.ranks and own == rows:
+    if study.correlations and own == rows:
         done = [row for row in rows if row.state == "done"]
-        assert pages.markdown(ranks.outcomes(done).map(pages.short)) in page
+        assert pages.markdown(correlation.outcomes(done).map(pages.short)) in page
     if study.findings:
         assert study.findings.strip() in page
 
@@ -657,27 +736,27 @@ def test_committed_page_is_that_of_the_committed_runs(name, monkeypatch):
 def test_spearman_is_scipys(seed):
     draws = np.random.default_rng(seed)
     x, y = draws.integers(0, 6, 20).astype(float), draws.standard_normal(20)  # x has ties
-    assert ranks.spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
+    assert correlation.spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
 
 
 def test_spearman_of_a_constant_is_none():
-    assert np.isnan(ranks.spearman(np.ones(5), np.arange(5.0)))
+    assert np.isnan(correlation.spearman(np.ones(5), np.arange(5.0)))
 
 
 def test_excess_is_what_the_rate_does_not_explain():
     rate = np.array([128.0, 256, 512, 1024, 2048])
-    assert ranks.excess(rate, 0.8 * rate**0.9) == pytest.approx(np.zeros(5), abs=1e-12)
+    assert correlation.excess(rate, 0.8 * rate**0.9) == pytest.approx(np.zeros(5), abs=1e-12)
     worse = 0.8 * rate**0.9 * np.array([1, 1, 2.0, 1, 1])
-    assert ranks.excess(rate, worse).argmax() == 2
-    assert ranks.excess(np.full(3, 64.0), np.array([2.0, 4, 8])) == pytest.approx([-1, 0, 1])
+    assert correlation.excess(rate, worse).argmax() == 2
+    assert correlation.excess(np.full(3, 64.0), np.array([2.0, 4, 8])) == pytest.approx([-1, 0, 1])
 
 
 def test_interval_holds_the_correlation_and_narrows_with_runs():
     draws = np.random.default_rng(0)
     x = draws.standard_normal(80)
     y = x + draws.standard_normal(80)
-    few, many = ranks.interval(x[:16], y[:16]), ranks.interval(x, y)
-    assert many[0] < ranks.spearman(x, y) < many[1]
+    few, many = correlation.interval(x[:16], y[:16]), correlation.interval(x, y)
+    assert many[0] < correlation.spearman(x, y) < many[1]
     assert many[1] - many[0] < few[1] - few[0]
 
 
@@ -687,7 +766,7 @@ def made_up(n: int = 12) -> list[Result]:
     for index in range(n):
         codes = 64 if index % 3 else 16
         metrics = {
-            ranks.CODES: codes, ranks.RATE: 8.0 * codes, ranks.BITS: 4 + 0.1 * index,
+            correlation.CODES: codes, correlation.RATE: 8.0 * codes, correlation.BITS: 4 + 0.1 * index,
             "evaluation/frechet:fd_classifier.samples_test": 2.0 + index,
             "evaluation/frechet:fd_classifier.reconstruction_test": 1.0,
             "evaluation/frechet:kid_classifier.samples_test": 0.1 * index,
@@ -700,7 +779,7 @@ def made_up(n: int = 12) -> list[Result]:
 
 
 def test_the_diagnostic_that_predicts_comes_first_and_probe_apart():
-    table = ranks.correlations(made_up())
+    table = correlation.correlations(made_up())
     assert list(table["diagnostic"]) == [
         "diagnostics/good:grid_*.value",
         "diagnostics/noise:value",
@@ -714,7 +793,7 @@ def test_the_diagnostic_that_predicts_comes_first_and_probe_apart():
 
 
 def test_the_study_is_drawn_over_all_and_within_one_grid(workspace):
-    parts = ranks.write("learnability", [*made_up(), Result("lost", "failed", {}, {})])
+    parts = correlation.write("learnability", [*made_up(), Result("lost", "failed", {}, {})])
     assert any(part.startswith("## All runs: 12") for part in parts)
     assert any(part.startswith("## One grid: 8") for part in parts)
     assert sorted(path.name for path in pages.FIGURES.glob("*")) == [

@@ -235,8 +235,9 @@ def _metric_files(stage: str) -> list[str]:
     return [f"{stage}/{name}" for name in seams.names(stage)] if stage in PLURAL else [stage]
 
 
-def main(given: list[str]) -> int:
+def main(given: list[str] | None = None) -> int:
     """`[FILE]`, or `--record TO` for the entry point of a stage."""
+    given = sys.argv[1:] if given is None else given
     try:
         if given[:1] == ["--record"]:
             record("params.yaml", Path(given[1]))
@@ -256,4 +257,4 @@ def main(given: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

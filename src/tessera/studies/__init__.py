@@ -2,5 +2,5 @@
 
 `sweep` reads the file, `plan` knows which stages a run has and which values count, `queue` runs it as DVC experiments,
 `direct` without DVC (a GPU machine that has only torch), `results` collects what came of each run, `pages` writes
-docs/studies/NAME.md, `ranks` asks which diagnostic predicts what a prior will make of the codes.
+docs/studies/NAME.md, `correlation` asks which diagnostic predicts what a prior will make of the codes.
 """

@@ -1,4 +1,4 @@
-"""python -m tessera.studies               lists the studies
+"""python -m tessera.studies               lists the studies, and which were not run yet
 python -m tessera.studies NAME          queues the runs that have no result yet, waits for them, writes docs/studies/NAME.md
     -j N          runs at a time
     --again RUN   this run alone, also where it has a result
@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from tessera.core.errors import InputError
 from tessera.studies import direct, sweep
 
 
-def main() -> int:
+def options_of(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tessera.studies", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -33,7 +34,11 @@ def main() -> int:
         "--runtime", metavar="NAME=VALUE", action="append", default=[], help="with --direct: the machine"
     )
     parser.add_argument("--one", metavar="RUN", help=argparse.SUPPRESS)  # what --direct starts
-    options = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = options_of(argv)
     try:
         return work(options)
     except InputError as error:
@@ -44,7 +49,9 @@ def main() -> int:
 def work(options: argparse.Namespace) -> int:
     if not options.name and not options.missing:
         for name in sweep.names():
-            print(f"{name:20}{sweep.load(name).title}")
+            study = sweep.load(name)
+            pool, _ = sweep.pool_of(name, study)
+            print(f"{name:20}{study.title}{'' if (sweep.PAGES / f'{pool}.csv').exists() else ' (not run yet)'}")
         return 0
     if options.one:
         return direct.one(options.name, options.one, direct.options(options.runtime))
@@ -61,7 +68,12 @@ def work(options: argparse.Namespace) -> int:
         commits = None if options.direct else ["HEAD"]
         if not options.page:
             ended, commits = run(options, pool, owner, sweep.shown(options.name, study), commits)
-        results.save(pool, results.collect(pool, owner, commits, ended))
+        found = results.collect(pool, owner, commits, ended)
+        if all(result.state == "missing" for result in found):
+            raise InputError(
+                f"{pool}: no run has a result yet, so there is nothing to show; `python -m tessera.studies {pool}` makes them"
+            )
+        results.save(pool, found)
     print(pages.write(options.name, study))
     return int(any(state != "done" for state in ended.values()))
 
@@ -89,7 +101,7 @@ def say_missing(names: list[str], without_dvc: bool) -> int:
     for name, study in dict(sweep.pool_of(name, sweep.load(name)) for name in names).items():
         found = results.collect(name, study, None if without_dvc else ["HEAD"])
         for result in results.missing(found, sweep.counted(study)):
-            print(f"{name}/{result.run}: {result.why or result.state}")
+            print(f"{name}/{result.run}: {result.why or results.NOT_YET.get(result.state, result.state)}")
     return 0
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import NullFormatter
 
 from tessera.core import files
 from tessera.core.params import read
-from tessera.studies import ranks, results, sweep
+from tessera.studies import correlation, results, sweep
 from tessera.studies.results import PAGES, Result
 
 FIGURES = PAGES / "figures"
@@ -48,9 +48,9 @@ def write(name: str, study: sweep.Study) -> Path:
     rows = fitting(pool, owner, chosen)
     for figure in study.figures:
         files.write_picture(FIGURES / f"{name}-{_file(figure)}.png", draw(figure, study, rows, owner))
-    if study.columns and (study.pool or study.ranks):
+    if study.columns and (study.pool or study.correlations):
         files.write_table(PAGES / f"{name}.csv", table(study, rows, owner))
-    drawn = ranks.write(name, rows) if study.ranks else []
+    drawn = correlation.write(name, rows) if study.correlations else []
     path = PAGES / f"{name}.md"
     with files.writing(path) as stream:
         stream.write(text(name, study, rows, owner, drawn))
@@ -74,7 +74,9 @@ def text(name: str, study: sweep.Study, rows: list[Result], owner: sweep.Study, 
     if study.columns:
         named = [MEASURES] if {"psnr_db", "ssim"} & set(study.columns) else []
         parts += ["## Runs", *named, markdown(table(study, rows, owner).map(short))]
-    lost = [f"`{row.run}` ({row.why or row.state})" for row in rows if row.state != "done"]
+    lost = [
+        f"`{row.run}` ({row.why or results.NOT_YET.get(row.state, row.state)})" for row in rows if row.state != "done"
+    ]
     if lost:
         parts.append(
             f"Without result: {', '.join(lost)}. `python -m tessera.studies {name}` runs these again, and no others."

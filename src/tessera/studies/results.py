@@ -20,10 +20,11 @@ import pandas as pd
 from tessera.core import files
 from tessera.core.errors import InputError
 from tessera.studies import direct, plan, queue, sweep
+from tessera.studies.sweep import PAGES
 
-PAGES = Path("docs/studies")
 CURVES = ("tokenizer", "prior")  # of plots/<name>.csv
 OWN = ("run", "state", "values")  # columns beside the metrics
+NOT_YET = {"missing": "not run yet"}  # a state in words
 SAID = 5  # differences of a result that is of other values
 Values = dict[str, Any]
 

@@ -14,6 +14,7 @@ from tessera.core.params import Strict, read
 from tessera.studies import plan
 
 FOLDER = Path("studies")
+PAGES = Path("docs/studies")  # what came of them
 Changes = dict[str, Any]  # dotted name of params.yaml -> value; `preset` names one whose values come first
 
 
@@ -51,7 +52,7 @@ class Study(Strict):
     columns: dict[str, str] = Field(default_factory=dict, description="column of the table -> params name or metric")
     figures: list[Figure] = Field(default_factory=list)
     published: list[Published] = Field(default_factory=list)
-    ranks: bool = Field(default=False, description="which diagnostic predicts the prior, over the pool")
+    correlations: bool = Field(default=False, description="which diagnostic predicts the prior, over the pool")
     findings: str = Field(default="", description="what the runs say, written after looking at them")
 
 

@@ -1,4 +1,4 @@
-"""How noisy the headline is: `python -m studies.noise`, after `dvc repro features`.
+"""How noisy the headline is: `python -m benchmarks.noise`, after `dvc repro features`.
 
 Scores against the test images of sets of as many images, which share none: the training images, cut into such sets, and as
 many sets of samples, drawn anew from the prior in artifacts/. Prints means and standard deviations as a Markdown table.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,8 @@ import torch
 from jaxtyping import Float
 
 from stages import samples as drawing
-from studies import tables
 from tessera import presets
+from tessera.core.errors import InputError
 from tessera.core.params import Params, read
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
@@ -25,15 +26,17 @@ from tessera.features.neighbours import overlap
 from tessera.images import arrays
 from tessera.runtime import provenance
 from tessera.runtime.devices import Runtime
+from tessera.runtime.settings import Settings
+from tessera.studies.pages import markdown
 
-OF = "noise"  # names the streams of this study: the committed samples are drawn from others
+OF = "noise"  # names the streams of these samples: the committed ones are drawn from others
 
 
 @torch.no_grad()
 def new_samples(count: int, threads: int) -> Float[np.ndarray, "n f"]:
     """Features of samples that are not the committed ones."""
     params = Params(presets.applied(read(), {"samples.count": count, "runtime.threads": threads}))
-    run = Run(params, runtime=Runtime(params.runtime))
+    run = Run(params, runtime=Runtime(params.section("runtime", Settings)))
     drawn = drawing.draw(OF, run.prior(), run.tokenizer(), run)["images"]
     extractor = run.extractor("scorer")
     batches = arrays.batches(count, params.value("features.batch_size"))
@@ -44,10 +47,7 @@ def scores(real: Float[np.ndarray, "m f"], fake: Float[np.ndarray, "m f"], k: in
     return {"fd": distance(fake, real), **overlap(real, fake, k)._asdict()}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=0, help="0: one per core")
-    threads = parser.parse_args().threads
+def measured(threads: int) -> pd.DataFrame:
     params = Params(read())
     provenance.require_together("dataset", "extractor", "tokenizer", "prior", "features")
     run = Run(params)
@@ -61,7 +61,21 @@ def main() -> int:
         found = pd.DataFrame([scores(real, part, k) for part in np.split(array[: sets * len(real)], sets)])
         cells = {column: f"{found[column].mean():.2f} ± {found[column].std():.2f}" for column in found}
         rows.append({"set": name, "draws": sets, "images each": len(real), **cells})
-    print(tables.markdown(pd.DataFrame(rows)))
+    return pd.DataFrame(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.noise", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=0, help="0: one per core")
+    options = parser.parse_args(argv)
+    try:
+        table = measured(options.threads)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(markdown(table))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a codebook costs a VAE: `python -m studies.elbo`, after `dvc exp run $(python -m tessera.presets geodesic-mnist) prior`.
+"""What a codebook costs a VAE: `python -m benchmarks.elbo`, after `dvc exp run $(python -m tessera.presets geodesic-mnist) prior`.
 
 Bounds on the log-likelihood of test images, nats an image, on one and the same VAE: its own evidence lower bound, and those
 of its codes, log p(x) >= log p(x | codes) + log p(codes), which holds for the codes that any encoder picks. p(x | z) is
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from studies import tables
 from tessera.codes import statistics
 from tessera.core import files, seams
 from tessera.core.errors import InputError
@@ -31,6 +31,7 @@ from tessera.core.run import Run
 from tessera.core.seeding import generator
 from tessera.images import arrays, pictures
 from tessera.runtime import provenance
+from tessera.studies.pages import markdown, short
 from tessera.tokenizers.vae import divergence
 
 PATH, COUNT, BATCH, SHOWN = Path("docs/results/elbo.png"), 2000, 250, 12
@@ -78,13 +79,14 @@ def measured(run: Run) -> tuple[pd.DataFrame, np.ndarray]:
     pairs = [evidence(vae, x, draws) for x in batches]
     likelihood, kl = np.mean(pairs, axis=0)
     rows = [{"codes": "none: N(0, I)", "log p(x|z)": likelihood, "rate": kl, "bound": likelihood - kl}]
-    sheet = [test[:SHOWN], arrays.to_pixels(vae.decode_vectors(vae.latents(batches[0][:SHOWN])))]
+    shown, train = min(SHOWN, len(test)), run.images("train")[:FITTED_ON]
+    sheet = [test[:shown], arrays.to_pixels(vae.decode_vectors(vae.latents(batches[0][:shown])))]
     for name, quantizer in codebooks(vae, run).items():
         quantized = [quantizer(vae.latents(x)[0]) for x in batches]
         decoded = [vae.decode_vectors((level.z_q,)) for level in quantized]
         likelihood = float(np.mean([bernoulli(x, y) for x, y in zip(batches, decoded, strict=True)]))
-        seen = [quantizer(vae.latents(arrays.to_model(run.images("train")[where]))[0]).codes.flatten(1).numpy()
-                for where in arrays.batches(FITTED_ON, BATCH)]  # fmt: skip
+        seen = [quantizer(vae.latents(arrays.to_model(train[where]))[0]).codes.flatten(1).numpy()
+                for where in arrays.batches(len(train), BATCH)]  # fmt: skip
         codes = np.concatenate([level.codes.flatten(1).numpy() for level in quantized])
         rate = order_zero(np.concatenate(seen), codes, quantizer.codebook_sizes[0])
         share = statistics.frequencies(codes, quantizer.codebook_sizes[0])
@@ -96,8 +98,8 @@ def measured(run: Run) -> tuple[pd.DataFrame, np.ndarray]:
             rows.append(
                 {"codes": f"{name}, trained prior", "log p(x|z)": likelihood, "rate": rate, "bound": likelihood - rate}
             )
-        sheet.append(arrays.to_pixels(decoded[0][:SHOWN]))
-    return pd.DataFrame(rows), pictures.sheet(np.concatenate(sheet), SHOWN)
+        sheet.append(arrays.to_pixels(decoded[0][:shown]))
+    return pd.DataFrame(rows), pictures.sheet(np.concatenate(sheet), shown)
 
 
 def require_vae(params: Params) -> None:
@@ -112,10 +114,10 @@ def require_vae(params: Params) -> None:
         )
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(
-        prog="python -m studies.elbo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+        prog="python -m benchmarks.elbo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(argv)
     try:
         params = Params(read())
         require_vae(params)
@@ -125,7 +127,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     files.write_picture(PATH, sheet)
-    print(tables.markdown(table.map(tables.short)))
+    print(markdown(table.map(short)))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a code is predicted from, by either PixelCNN, measured: `python -m studies.receptive_fields`.
+"""What a code is predicted from, by either PixelCNN, measured: `python -m benchmarks.receptive_fields`.
 
 Draws docs/results/receptive-fields.png and prints how many earlier positions are seen. A position is seen where the
 gradient of the centre's logits on its embedded code is not zero; it lies in the blind spot where it is not even seen
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,12 +92,12 @@ def picture() -> Figure:
     return figure
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(
-        prog="python -m studies.receptive_fields",
+        prog="python -m benchmarks.receptive_fields",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
+    ).parse_args(argv)
     torch.manual_seed(0)
     files.write_picture(PATH, picture())
     return 0

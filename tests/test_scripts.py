@@ -1,0 +1,281 @@
+"""Every command `python -m ...` that a document names is there, and starts: each script once, at tiny size."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from committed import ROOT, project
+from kinds import run_of
+from ruamel.yaml import YAML
+
+from tessera import presets
+from tessera.core import files
+from tessera.runtime import provenance
+from tessera.studies import __main__ as studies
+from tessera.studies import queue, sweep
+
+SUFFIXES = (".md", ".sh", ".sbatch", ".yaml", ".yml")
+DOCUMENTS = [
+    *(project() / name for name in ("README.md", "Makefile", "set-up", "params.yaml", "dvc.yaml")),
+    *(path for name in ("docs", "benchmarks", "examples", "presets", "studies", "findings", "data")
+      for path in sorted((project() / name).rglob("*")) if path.suffix in SUFFIXES),
+]  # fmt: skip
+OTHERS = {"venv", "pip", "pytest"}  # modules of no file here
+COMMANDS: dict[tuple[str, str], str] = {  # module, arguments -> the document that names them
+    (module, arguments.strip()): path.relative_to(project()).as_posix()
+    for path in DOCUMENTS
+    for module, arguments in re.findall(r"-m ([a-z](?:[\w.]*\w)?)(?!\w|\.\S)((?: [^\s`()#';|]+)*)", path.read_text())
+}
+MODULES = sorted({module for module, _ in COMMANDS} - OTHERS)
+STAGES = [
+    f"stages.{name}" for name in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+]  # test_pipeline runs them
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Scripts are found where a shell in the repository finds them, and set the threads of their process."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`start(module, *arguments)`: what the command prints; it must end well."""
+
+    def run(module: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        assert not script(module).main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def script(module: str) -> Any:
+    inner = f"{module}.__main__"
+    return importlib.import_module(inner if importlib.util.find_spec(module).submodule_search_locations else module)
+
+
+@pytest.fixture
+def artefacts(tiny_run: Any, raw: dict[str, Any], runtime: Any, workspace: Path) -> Callable[..., None]:
+    """`artefacts(kind)`: a tiny run in the working folder as `dvc repro` leaves one, with params.yaml, studies and features."""
+
+    def make(kind: str | None = None) -> None:
+        run = tiny_run()
+        if kind:
+            run = run_of(kind, raw, runtime, None)
+        with open("params.yaml", "w") as stream:
+            YAML(typ="safe").dump(raw, stream)
+        for name in ("studies", "presets", "dvc.yaml"):
+            Path(name).symlink_to(ROOT / name)
+        extractor = run.extractor("scorer")
+        for split in ("train", "test"):
+            features = extractor(torch.from_numpy(run.images(split) / 127.5 - 1).float().movedim(3, 1))
+            files.save_array(run.folder("features") / f"{split}.npy", features.detach().numpy())
+        for made in files.ARTIFACTS.iterdir():
+            files.write_json(made / provenance.MADE_FROM, {})
+
+    return make
+
+
+# the smoke tests
+
+
+def quantizers(start: Callable[..., str], monkeypatch: pytest.MonkeyPatch, **_: Any) -> None:
+    benchmark = script("benchmarks.quantizers")
+    monkeypatch.setattr(benchmark, "SIZES", ((4, 3),))
+    monkeypatch.setattr(benchmark, "MAP", (2, 4, 4))
+    assert start("benchmarks.quantizers", "--repeats", "1", "--threads", "1").count("1.00x") >= 2 * len(benchmark.MODES)
+
+
+def tokenizers(start: Callable[..., str], monkeypatch: pytest.MonkeyPatch, **_: Any) -> None:
+    benchmark = script("benchmarks.tokenizers")
+    for name, value in {"channels": 8, "outer_channels": 4, "blocks": 1, "block_channels": 4}.items():
+        monkeypatch.setitem(benchmark.SHAPE, name, value)
+    monkeypatch.setattr(benchmark, "SIZES", ("small",))
+    monkeypatch.setattr(benchmark, "CONVOLUTIONS", ((2, 4, 4),))
+    monkeypatch.chdir(project())
+    size = ("--batch", "4", "--size", "16", "--repeats", "1", "--threads", "1")
+    assert re.search(r"^  small .* GFLOP/s", start("benchmarks.tokenizers", *size), re.M)
+
+
+SIZE = ("--batch", "2", "--grid", "3", "--codebook-size", "8", "--channels", "8", "--repeats", "1", "--threads", "1")
+
+
+def sampling(start: Callable[..., str], workspace: Path, **_: Any) -> None:
+    said = start("benchmarks.sampling", *SIZE, "--layers", "3")
+    for name in script("benchmarks.sampling").PRIORS:
+        assert len(re.findall(rf"^{name} .*x", said, re.M)) == 4
+    start("benchmarks.sampling", "rnn", *SIZE, "--layers", "1", "--plot", "cost.png")
+    assert (workspace / "cost.png").stat().st_size > 1000
+
+
+def speed(start: Callable[..., str], artefacts: Callable[..., None], monkeypatch: pytest.MonkeyPatch, **_: Any) -> None:
+    artefacts()
+    said = start("benchmarks.speed", "--rounds", "1", "--threads", "1")
+    assert re.findall(r"^\| (\S+) \| [\d.]+ \| [\d.]+ \|$", said, re.M) == list(
+        script("benchmarks.speed").trained_differently()
+    )
+
+
+def noise(start: Callable[..., str], artefacts: Callable[..., None], **_: Any) -> None:
+    artefacts()
+    said = start("benchmarks.noise", "--threads", "1")
+    for name in ("training images (the floor)", "samples"):
+        assert re.search(rf"^\| {re.escape(name)} \| 2 \| 5 \| [\d.]+ ± [\d.]+ \|", said, re.M)
+
+
+def elbo(start: Callable[..., str], artefacts: Callable[..., None], workspace: Path, **_: Any) -> None:
+    artefacts("vae, kmeans")
+    said = start("benchmarks.elbo")
+    rows = [line.split(" | ") for line in said.rpartition("--- |\n")[2].splitlines()]
+    assert [row[0].strip("| ") for row in rows] == ["none: N(0, I)", "kmeans, order 0", "geodesic, order 0"]
+    for row in rows:
+        assert float(row[3].strip("| ")) == pytest.approx(float(row[1]) - float(row[2]), rel=1e-2)
+    assert (workspace / "docs/results/elbo.png").exists()
+
+
+def receptive_fields(start: Callable[..., str], monkeypatch: pytest.MonkeyPatch, workspace: Path, **_: Any) -> None:
+    benchmark = script("benchmarks.receptive_fields")
+    monkeypatch.setattr(benchmark, "SIDE", 5)
+    monkeypatch.setattr(benchmark, "DEPTHS", (1, 2))
+    assert "gated, layers 2: 12 of 12 seen, 0 in the blind spot" in start("benchmarks.receptive_fields")
+    assert (workspace / "docs/results/receptive-fields.png").exists()
+
+
+def presets_printed(start: Callable[..., str], monkeypatch: pytest.MonkeyPatch, **_: Any) -> None:
+    monkeypatch.chdir(project())
+    assert start("tessera.presets").split() == presets.names()
+    for name in named("tessera.presets"):
+        assert start("tessera.presets", name).startswith(("-S ", "'-S"))
+
+
+def studies_listed(start: Callable[..., str], monkeypatch: pytest.MonkeyPatch, **_: Any) -> None:
+    """What runs something is tested in test_studies.py."""
+    monkeypatch.setattr(queue, "dvc", lambda *_: "[]")
+    monkeypatch.chdir(project())
+    assert [line.split()[0] for line in start("tessera.studies").splitlines()] == sweep.names()
+    assert start("tessera.studies", "sizes", "--missing") == "".join(
+        f"sizes/{run}: not run yet\n" for run in sweep.load("sizes").runs
+    )
+    assert "longer/masked-200: failed" in start("tessera.studies", "longer", "--missing")
+    assert studies.main(["sizes", "--page"]) == 1
+
+
+def params_checked(start: Callable[..., str], monkeypatch: pytest.MonkeyPatch, module: str, **_: Any) -> None:
+    monkeypatch.chdir(project())
+    assert "*vqvae" in start(module)
+
+
+def lock_looked_at(start: Callable[..., str], workspace: Path, **_: Any) -> None:
+    assert start("tessera.runtime.lockfile") == ""
+
+
+SMOKE: dict[str, Callable[..., None]] = {
+    "benchmarks.quantizers": quantizers,
+    "benchmarks.tokenizers": tokenizers,
+    "benchmarks.sampling": sampling,
+    "benchmarks.speed": speed,
+    "benchmarks.noise": noise,
+    "benchmarks.elbo": elbo,
+    "benchmarks.receptive_fields": receptive_fields,
+    "tessera.presets": presets_printed,
+    "tessera.studies": studies_listed,
+    "tessera.runtime.validation": params_checked,
+    "tessera.runtime.lockfile": lock_looked_at,
+}
+
+
+def named(module: str) -> list[str]:
+    """Names in the place of the first argument: in capitals they stand for any."""
+    return sorted(
+        {arguments.split()[0] for of, arguments in COMMANDS if of == module and re.match(r"[a-z]", arguments)}
+    )
+
+
+@pytest.mark.parametrize("module", SMOKE)
+def test_the_script_starts(module: str, request: pytest.FixtureRequest) -> None:
+    asked = SMOKE[module].__annotations__.keys() - {"_", "return", "module"}
+    SMOKE[module](module=module, **{name: request.getfixturevalue(name) for name in asked})
+
+
+# the documents
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_command_of_a_document_is_there_and_has_a_smoke_test(module: str) -> None:
+    where = sorted({path for (of, _), path in COMMANDS.items() if of == module})
+    assert importlib.util.find_spec(module), f"{', '.join(where)}: there is no {module}"
+    assert module in (*SMOKE, *STAGES), f"{', '.join(where)}: {module} has no smoke test"
+    source = Path(script(module).__file__).read_text()
+    assert 'if __name__ == "__main__":' in source
+
+
+def test_documents_name_every_benchmark() -> None:
+    own = {f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py")}
+    assert own - {"benchmarks.__init__", "benchmarks.memory"} == {
+        name for name in MODULES if name.startswith("benchmarks")
+    }
+
+
+def test_studies_are_yaml_alone() -> None:
+    assert {path.suffix for path in (ROOT / "studies").iterdir() if path.name != "__pycache__"} == {".yaml"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"), [(a, p) for (module, a), p in COMMANDS.items() if module == "tessera.studies"]
+)
+def test_documented_arguments_of_studies_are_understood(
+    arguments: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project())
+    options = studies.options_of(shlex.split(arguments))
+    if options.name and options.name.islower():
+        study = sweep.load(options.name)
+        assert set(options.again) <= set(sweep.pool_of(options.name, study)[1].runs)
+
+
+# what they say
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--layers", "0"), "--layers must be at least 1, got 0"),
+        (("pixelsnail", "--channels", "6"), "pixelsnail has no such size, of --channels 6"),
+        (("transformer", "--kv-heads", "3"), "kv_heads must divide heads 4, got 3"),
+        (("ngram",), "there is no prior ngram to time; there are pixelcnn"),
+    ],
+)
+def test_a_size_that_cannot_be_timed_is_named(
+    given: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        script("benchmarks.sampling").main(given)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layers", range(1, 13))
+def test_every_number_of_layers_is_that_of_the_prior(layers: int) -> None:
+    own = script("benchmarks.sampling").values("pixelsnail", 8, layers, 1)
+    assert own["blocks"] * own["layers"] == layers
+
+
+def test_the_profiler_prints_nothing_into_a_table() -> None:
+    command = [sys.executable, "-m", "benchmarks.sampling", "rnn", *SIZE, "--layers", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=100)
+    assert "one full forward pass" in done.stdout
+    assert done.stderr == ""
