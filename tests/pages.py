@@ -10,7 +10,11 @@ from typing import NamedTuple
 
 from committed import project
 
+from tessera import presets
+
 FENCE = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)```", re.DOTALL)
+PLACEHOLDER = re.compile(r"[A-Z]+")  # NAME, RUN: what the reader fills in
+PRESET = re.compile(r"\$\(python -m tessera\.presets ([\w-]+)\)")
 COMMAND = re.compile(r"`((?:dvc|python -m|make|pytest|-S) [^`]+)`")
 FIGURE = re.compile(r"^\| .* \| ([-\d.]+) ?%?(?: dB)? \| `([\w/]+): ([\w.]+)` \|$", re.MULTILINE)
 
@@ -43,13 +47,20 @@ def prose(page: str) -> str:
 
 
 def commands(page: str) -> Iterator[list[str]]:
-    """Each line of the shell blocks as its words, and each command that stands in the prose in backticks."""
+    """The words of each line of the shell blocks, and of each command that stands in the prose in backticks."""
     for block in blocks(page, "shell"):
-        for line in block.text.replace("\\\n", " ").splitlines():
-            yield shlex.split(line, comments=True)
+        yield from filter(None, map(words, block.text.replace("\\\n", " ").splitlines()))
     for command in COMMAND.findall(prose(page)):
-        words = shlex.split(command)
-        yield words if words[0] != "-S" else ["dvc", "exp", "run", *words]
+        yield words(command) if not command.startswith("-S") else ["dvc", "exp", "run", *words(command)]
+
+
+def words(line: str) -> list[str]:
+    """As a shell splits a line: `$(python -m tessera.presets NAME)` becomes what it prints, `$COMMIT` some commit."""
+    return shlex.split(PRESET.sub(_printed, line).replace("$COMMIT", "0" * 40), comments=True)
+
+
+def _printed(preset: re.Match[str]) -> str:
+    return "" if PLACEHOLDER.fullmatch(preset[1]) else shlex.join(presets.arguments(presets.overrides(preset[1])))
 
 
 def links(page: str) -> Iterator[tuple[Path, str]]:

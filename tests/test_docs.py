@@ -25,6 +25,7 @@ from ruamel.yaml import YAML
 
 from tessera import presets
 from tessera.core import seams
+from tessera.core.errors import InputError
 from tessera.core.params import problems, read
 from tessera.studies import sweep
 
@@ -34,11 +35,12 @@ WITH_LINKS = sorted(
     for path in [project() / "README.md", *(project() / "docs").rglob("*.md")]
     + [project() / folder / "README.md" for folder in ("benchmarks", "data", "examples", "findings")]
 )
-BY_TASK = [page for page in GUIDES if page not in ("docs/results.md",)]
+BY_TASK = [page for page in GUIDES if page != "docs/results.md"]
 OTHER_PROGRAMS = ("git", "pip", "source")  # what the shell blocks use beside our own commands and dvc
-PLACEHOLDER = re.compile(r"[A-Z]+")  # NAME, RUN: for the reader to fill in
-VALUES = {"$COMMIT": "0" * 40}
-PRESET = re.compile(r"\$\(python -m tessera\.presets ([\w-]+)\)")
+
+
+def holds_plug_in(page: str) -> bool:
+    return any(block.file for block in pages.blocks(page, "python"))
 
 
 # examples
@@ -137,102 +139,93 @@ def test_the_study_of_the_page_loads(tmp_path, monkeypatch):
 # commands
 
 
-@pytest.fixture(scope="module")
-def dvc_parser() -> Any:
-    from dvc.cli.parser import get_main_parser
+class Commands:
+    """Checks commands without running them: that programs, stages, options and names exist, and that values are valid."""
 
-    return get_main_parser()
+    def __init__(self, raw: dict[str, Any]) -> None:
+        from dvc.cli.parser import get_main_parser
+        from hydra.core.override_parser.overrides_parser import OverridesParser
 
+        self.raw, self.dvc, self.overrides = raw, get_main_parser(), OverridesParser.create()
+        self.stages = set(YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"])
 
-@pytest.mark.parametrize("page", GUIDES)
-def test_commands_are_valid(page, dvc_parser, monkeypatch):
-    monkeypatch.chdir(project())
-    for words in pages.commands(page):
-        if words:
-            check(words, dvc_parser)
-
-
-def check(words: list[str], dvc_parser: Any) -> None:
-    program, *arguments = words
-    if program == "dvc":
-        _check_dvc(_expanded(arguments), dvc_parser)
-    elif program == "make":
-        _check_make(arguments)
-    elif program == "python":
-        assert arguments[0] == "-m", words
-        _check_module(arguments[1], arguments[2:])
-    elif program == "pytest":
-        assert (ROOT / arguments[0]).exists(), words
-    else:
-        assert program in OTHER_PROGRAMS, words
-
-
-def _expanded(arguments: list[str]) -> list[str]:
-    """`$(python -m tessera.presets NAME)` as the arguments that it prints."""
-    expanded = []
-    for argument in PRESET.sub(r"\1 --preset", " ".join(arguments)).split() if "$(python" in arguments else arguments:
-        if argument == "--preset":
-            name = expanded.pop()
-            expanded += [] if PLACEHOLDER.fullmatch(name) else presets.arguments(presets.overrides(name))
+    def check(self, words: list[str]) -> None:
+        program, *arguments = words
+        if program == "dvc":
+            self._check_dvc(arguments)
+        elif program == "make":
+            _check_make(arguments)
+        elif program == "python":
+            assert arguments[0] == "-m", words
+            _check_module(arguments[1], arguments[2:])
+        elif program == "pytest":
+            assert (ROOT / arguments[0]).exists(), words
         else:
-            expanded.append(VALUES.get(argument.partition("=")[2], "") and argument.replace(*_value(argument)) or argument)
-    return expanded
+            assert program in OTHER_PROGRAMS, words
 
+    def _check_dvc(self, arguments: list[str]) -> None:
+        try:
+            parsed = self.dvc.parse_args(arguments)
+        except BaseException as error:  # dvc's parser ends the process, or raises an error of its own
+            pytest.fail(f"dvc {' '.join(arguments)}: {error}")
+        if arguments[0] == "repro" or arguments[:2] == ["exp", "run"]:
+            for stage, _, key in (target.partition("@") for target in parsed.targets or ()):
+                assert stage in self.stages, arguments
+                assert not key or key in self.raw[stage], arguments
+        for values in self._values(getattr(parsed, "set_param", None) or [], getattr(parsed, "queue", False)):
+            presets.applied(self.raw, values)
 
-def _value(argument: str) -> tuple[str, str]:
-    name = argument.partition("=")[2]
-    return name, VALUES[name]
-
-
-def _check_dvc(arguments: list[str], parser: Any) -> None:
-    try:
-        parsed = parser.parse_args(arguments)
-    except BaseException as error:  # dvc's parser ends the process, or raises its own error
-        pytest.fail(f"dvc {' '.join(arguments)}: {error}")
-    if arguments[0] == "repro" or arguments[:2] == ["exp", "run"]:
-        stages = set(YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"])
-        for target in parsed.targets or ():
-            assert target.partition("@")[0] in stages, arguments
-            if "@" in target:
-                assert target.partition("@")[2] in read()[target.partition("@")[0]], arguments
-    for values in _values(getattr(parsed, "set_param", None) or [], getattr(parsed, "queue", False)):
-        presets.applied(read(), values)
-
-
-def _values(overrides: list[str], queued: bool) -> Iterator[dict[str, Any]]:
-    """What `-S` sets, for each run of a sweep, by Hydra's grammar, as dvc reads it."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = [OverridesParser.create().parse_override(override) for override in overrides]
-    assert queued or not any(each.is_sweep_override() for each in parsed), f"a sweep needs --queue: {overrides}"
-    names = [("~" if each.is_delete() else "") + each.key_or_group for each in parsed]
-    choices = [list(each.sweep_iterator()) if each.is_sweep_override() else [each.value()] for each in parsed]
-    for values in itertools.product(*choices):
-        yield presets.remaining(read(), dict(zip(names, values, strict=True)))
+    def _values(self, overrides: list[str], queued: bool) -> Iterator[dict[str, Any]]:
+        """What `-S` sets, for each run of a sweep, by Hydra's grammar, as dvc reads it."""
+        parsed = [self.overrides.parse_override(override) for override in overrides]
+        assert queued or not any(each.is_sweep_override() for each in parsed), f"a sweep needs --queue: {overrides}"
+        names = [("~" if each.is_delete() else "") + each.key_or_group for each in parsed]
+        choices = [list(each.sweep_iterator()) if each.is_sweep_override() else [each.value()] for each in parsed]
+        for values in itertools.product(*choices):
+            yield presets.remaining(self.raw, dict(zip(names, values, strict=True)))
 
 
 def _check_make(arguments: list[str]) -> None:
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE).group(1).split()
     for argument in arguments:
         name, _, value = argument.partition("=")
-        assert (value in presets.names() or PLACEHOLDER.fullmatch(value)) if name == "PRESET" else name in phony, arguments
+        known = (*presets.names(), "NAME") if name == "PRESET" else phony
+        assert (value or name) in known, arguments
 
 
 def _check_module(module: str, arguments: list[str]) -> None:
     found = importlib.util.find_spec(module)
-    assert found is not None, f"python -m {module}: there is no such module"
-    if found.submodule_search_locations:
+    if found and found.submodule_search_locations:
         found = importlib.util.find_spec(f"{module}.__main__")
-        assert found is not None, f"python -m {module}: it is a package without __main__"
-    if not module.startswith(("tessera.", "benchmarks.", "studies.", "stages.")):
-        return
-    source = Path(found.origin).read_text()
-    for option in [argument for argument in arguments if argument.startswith("--")]:
-        assert f'"{option}"' in source, f"python -m {module} has no option {option}"
-    first = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    assert found, f"python -m {module}: there is no such module"
+    source, ours = Path(found.origin), module.startswith(("tessera.", "benchmarks.", "studies.", "stages."))
+    for option in [argument for argument in arguments if ours and argument.startswith("--")]:
+        assert re.search(rf"\b{option[2:]}\b", source.read_text()), f"python -m {module} has no option {option}"
+    named = [argument for argument in arguments[:1] if not argument.startswith("-")]
     known = {"tessera.studies": sweep.names, "tessera.presets": presets.names}.get(module)
-    if known and first and not PLACEHOLDER.fullmatch(first):
-        assert first in known(), f"python -m {module} {first}"
+    for name in named if known else []:
+        assert pages.PLACEHOLDER.fullmatch(name) or name in known(), f"python -m {module} {name}"
+
+
+@pytest.fixture(scope="module")
+def committed_commands() -> Commands:
+    return Commands(read(project() / "params.yaml"))
+
+
+@pytest.mark.parametrize("page", [page for page in GUIDES if not holds_plug_in(page)])
+def test_commands_are_valid(page, committed_commands, monkeypatch):
+    monkeypatch.chdir(project())
+    for words in pages.commands(page):
+        committed_commands.check(words)
+
+
+@pytest.mark.parametrize("page", [page for page in GUIDES if holds_plug_in(page)])
+def test_commands_are_valid_with_the_plug_in_of_the_page(page, plug_in, monkeypatch):
+    plug_in(page)
+    monkeypatch.chdir(project())
+    commands = Commands(merged(read(), page))
+    for words in pages.commands(page):
+        commands.check(words)
 
 
 @pytest.mark.parametrize(
@@ -248,16 +241,17 @@ def _check_module(module: str, arguments: list[str]) -> None:
         "make repr",
         "make repro PRESET=unknown",
         "python -m tessera.unknown",
+        "python -m tessera.core",
         "python -m tessera.studies unknown",
-        "python -m tessera.studies --unknown",
+        "python -m tessera.studies --unheard",
         "pytest tests/test_unknown.py",
         "unknown",
     ],
 )
-def test_wrong_commands_are_found(command, dvc_parser, monkeypatch):
+def test_wrong_commands_are_found(command, committed_commands, monkeypatch):
     monkeypatch.chdir(project())
-    with pytest.raises((AssertionError, ValueError, pytest.fail.Exception)):
-        check(command.split(), dvc_parser)
+    with pytest.raises((AssertionError, InputError, pytest.fail.Exception)):
+        committed_commands.check(pages.words(command))
 
 
 # links, names, figures
