@@ -27,7 +27,11 @@ def picture(plots: Path = PLOTS) -> Pixels:
     half of the first rows of its sheet."""
     compared = rows(read(plots / "reconstruction" / "test.png"))
     drawn = rows(read(plots / "samples" / "samples.png"))
-    panels = [compared[0 : 2 * ROWS : 2], compared[1 : 2 * ROWS : 2], drawn[:ROWS]]  # originals stand over reconstructions
+    panels = [
+        compared[0 : 2 * ROWS : 2],
+        compared[1 : 2 * ROWS : 2],
+        drawn[:ROWS],
+    ]  # originals stand over reconstructions
     columns = [np.concatenate(list(panel)) for panel in panels]
     margin = np.full((len(columns[0]), MARGIN, 3), 255, np.uint8)
     return np.concatenate([columns[0], margin, columns[1], margin, columns[2]], axis=1)

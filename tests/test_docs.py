@@ -312,6 +312,8 @@ def test_the_graph_is_the_pipeline(tmp_path):
     edges = {(names[a], names[b]) for a, b in re.findall(r"(node\d+)-->(node\d+)", drawn)}
     edges = {edge for edge in edges if edge[1] != "report"}  # it reads all: said in words
     (graph,) = pages.blocks("docs/architecture.md", "mermaid")
-    shown = {pair for line in graph.text.splitlines() for pair in pairwise(re.findall(r"\w+", line.replace("-->", " ")))}
+    shown = {
+        pair for line in graph.text.splitlines() for pair in pairwise(re.findall(r"\w+", line.replace("-->", " ")))
+    }
     shown -= {("flowchart", "LR")}
     assert shown == set(networkx.transitive_reduction(networkx.DiGraph(edges)).edges)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pages
-from benchmarks import overview
 from committed import project
+
+from benchmarks import overview
 
 
 def test_it_is_short():
