@@ -42,6 +42,7 @@ lock:
 	uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q pyproject.toml -o requirements.lock
 	uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q pyproject.toml --extra test \
 	  -c requirements.lock -o requirements-test.lock
+	python -m tessera.runtime.versions
 
 clean:
 	rm -rf .scratch dvc_plots .pytest_cache .ruff_cache

@@ -29,12 +29,12 @@ import torch  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
 
 from benchmarks.memory import peak_mib  # noqa: E402
-from tessera.autoregression.cuda_graphs import Replay  # noqa: E402
 from tessera.autoregression.sampling import draw, truncate  # noqa: E402
 from tessera.codes.sequences import length  # noqa: E402
 from tessera.core import seams  # noqa: E402
 from tessera.core.contracts import Grids, Sampling  # noqa: E402
 from tessera.core.errors import InputError  # noqa: E402
+from tessera.cuda_graphs import Replay  # noqa: E402
 
 POSITIONS, HEIGHTS = 8, 4
 SIZE = {"batch": 64, "grid": 16, "codebook_size": 256, "channels": 128, "layers": 12, "kv_heads": 1}

@@ -16,10 +16,11 @@ import torch
 from jaxtyping import UInt8
 from pydantic import Field
 
+from tessera import scores
 from tessera.core import files
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
-from tessera.images import arrays, pictures, scores
+from tessera.images import arrays, pictures
 from tessera.runtime.stage import enter
 
 SHOWN, COLUMNS = 48, 12
@@ -80,7 +81,7 @@ def decoded(
 
 
 def summary(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a split, both conventions of PSNR and of SSIM (`images.scores`): `psnr_db` is of the mean MSE, `psnr_db_per_image`
+    """One row a split, both conventions of PSNR and of SSIM (`scores`): `psnr_db` is of the mean MSE, `psnr_db_per_image`
     the mean over images, which is larger (Jensen); `ssim` has uniform windows, `ssim_gaussian` Gaussian ones.
     `by_family` counts each family once: about half of the emoji are tone variants."""
     rows = []

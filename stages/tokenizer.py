@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
-from tessera import augmentation
+from tessera import augmentation, scores
 from tessera.augmentation import Augmentation
 from tessera.codes import statistics
 from tessera.codes.sequences import flatten_levels
@@ -25,7 +25,7 @@ from tessera.core.errors import InputError
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import generator, seed_globally
-from tessera.images import arrays, pictures, scores
+from tessera.images import arrays, pictures
 from tessera.runtime.stage import enter
 from tessera.training.loop import Fitted, Row, Task, fit
 from tessera.training.settings import Training

@@ -12,13 +12,13 @@ import torch
 from scipy.spatial.distance import cdist
 from sklearn.metrics import adjusted_rand_score
 
+from tessera import scores
 from tessera.core import files, models
 from tessera.core.contracts import Quantized
 from tessera.core.run import SPLITS
 from tessera.diagnostics import equivariance, geometry, probe, robustness
 from tessera.evaluation import frechet as evaluated
 from tessera.features import frechet
-from tessera.images import scores
 from tessera.images.arrays import to_model, to_pixels
 from tessera.quantizers import ema, fsq, kmeans, residual
 from tessera.tokenizers import pixels, vae, vqvae2

@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from tessera import scores
 from tessera.autoregression import sampling
 from tessera.autoregression.base import Autoregressive
 from tessera.codes import sequences
@@ -23,8 +24,8 @@ from tessera.core.errors import InputError
 from tessera.core.run import Run
 from tessera.core.seeding import generator
 from tessera.extensions import inpainting
-from tessera.extensions.inpainting import mask_scores, masks, metropolis
-from tessera.images import arrays, figures, scores
+from tessera.extensions.inpainting import figures, mask_scores, masks, metropolis
+from tessera.images import arrays
 
 KINDS = {
     **kinds.GRIDS,

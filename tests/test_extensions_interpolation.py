@@ -12,10 +12,11 @@ import torch
 from conftest import example
 from kinds import KINDS, LEVELS, apart, run_of
 
+from tessera import scores
 from tessera.extensions import interpolation
 from tessera.extensions.interpolation import paths
 from tessera.extensions.interpolation.roads import learned, shortest
-from tessera.images import arrays, scores
+from tessera.images import arrays
 
 MODES = ["index", "embedding", "latent", "slerp", "hierarchical", "prior", "learned"]
 CONFIG = example(interpolation.Config)

@@ -12,13 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tessera import scores
 from tessera.core import files, models
 from tessera.core.contracts import SPLITS
 from tessera.core.params import Params
 from tessera.core.run import Run
 from tessera.extensions import super_resolution as extension
 from tessera.extensions.super_resolution import upscaling
-from tessera.images import arrays, scores
+from tessera.images import arrays
 
 KINDS = {  # tokenizer, quantizer, values of the tokenizer
     "vqvae": ("vqvae", "ema", {"downsampling": 4}),

@@ -11,12 +11,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tessera import scores
 from tessera.autoregression import sampling
 from tessera.core.contracts import Sampling
 from tessera.core.run import Run
 from tessera.core.seeding import generator
 from tessera.extensions import variations
-from tessera.images import arrays, scores
+from tessera.images import arrays
 
 KINDS = kinds.GRIDS
 

@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 from stages.tokenizer import Objective
 from tessera.attention.causal import Block, CausalTransformer, Size, raster
-from tessera.codes.levels import Level, levels_of
 from tessera.core import models, seams
 from tessera.core.contracts import Output, Quantized
 from tessera.core.errors import InputError
 from tessera.core.params import Params
 from tessera.images import arrays
+from tessera.levels import Level, levels_of
 from tessera.losses import (
     bce,
     code_entropy,

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tessera.autoregression import sampling as draws
+from tessera.autoregression.condition import resized
 from tessera.autoregression.gated import GatedLayer, GatedPixelCNN
 from tessera.autoregression.sampling import naive_sample, truncate
 from tessera.codes import sequences
 from tessera.core import seams
 from tessera.core.contracts import Grids, Sampling
 from tessera.core.errors import InputError
-from tessera.networks.condition import resized
 from tessera.priors import histogram, pixelcnn
 
 PRIORS = seams.names("priors")

@@ -15,7 +15,8 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs, make_moons, make_swiss_roll
 
-from tessera.codebooks import codebook, neighbour_graph, posthoc
+from tessera import neighbour_graph
+from tessera.codebooks import codebook, posthoc
 from tessera.core.errors import InputError
 from tessera.quantizers import geodesic, kmeans
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tessera.autoregression.cuda_graphs import Replay
 from tessera.autoregression.sampling import Steps, draw, sample, truncate
 from tessera.codes import sequences
 from tessera.core.contracts import Sampling
 from tessera.core.errors import InputError
+from tessera.cuda_graphs import Replay
 
 ALMOST_ONE = 1 - 2**-53  # the largest uniform there is
 

@@ -22,13 +22,14 @@ from torch.distributions import Normal
 import tessera
 from stages import reconstruction, samples
 from stages import tokenizer as training
+from tessera import scores
 from tessera.codes import statistics
 from tessera.codes.sequences import flatten_levels
 from tessera.core import files, models, seams
 from tessera.core.contracts import Quantized
 from tessera.core.errors import InputError
 from tessera.core.params import Params
-from tessera.images import arrays, scores
+from tessera.images import arrays
 from tessera.networks import conv
 from tessera.networks.doubling import Doubling
 from tessera.tokenizers import pixels as intensities

@@ -26,7 +26,8 @@ def _article(seam: str, key: str) -> str:
 
 def _about(seam: str, key: str) -> str:
     """The plug-in in its own words: its first paragraph, and folded the rest. Read, not imported."""
-    path = seams.PACKAGE / seam / f"{key}.py"
+    path = seams.code(seam, key)
+    path = path / "__init__.py" if path.is_dir() else path
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path.exists() else None
     first, *rest = re.sub(r"\s*(Imports n|N)o torch\.", "", text or "").split("\n\n")
     folded = f"<details><summary>more</summary>{''.join(map(_paragraph, rest))}</details>" if rest else ""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessera.core.contracts import Grids
-from tessera.networks.condition import dropped
+from tessera.networks.dropout import dropped
 
 RATIO = 4  # width of the MLP, in channels
 ROOM = 32  # positions by which a cache grows

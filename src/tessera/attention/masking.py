@@ -17,7 +17,7 @@ from tessera.attention.blocks import Block, Places
 from tessera.attention.causal import Size
 from tessera.autoregression.sampling import draw, truncate
 from tessera.core.contracts import Grids, Sampling
-from tessera.networks.condition import dropped
+from tessera.networks.dropout import dropped
 
 Decoding = Literal["random", "confidence"]
 

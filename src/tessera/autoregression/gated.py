@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tessera.autoregression.sampling import Steps
-from tessera.networks.condition import dropped
+from tessera.networks.dropout import dropped
 
 
 def gate(x: Float[Tensor, "b 2*c ..."]) -> Float[Tensor, "b c ..."]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tessera.autoregression.sampling import Steps
 from tessera.core.errors import InputError
-from tessera.networks.condition import dropped
+from tessera.networks.dropout import dropped
 
 Widths = tuple[int, ...]  # features of each group, one group per grid
 Convolve = Callable[["MaskedConv2d", Tensor], Tensor]  # on whole maps, or at one place

@@ -141,7 +141,7 @@ def walked(
     known_mask: Bool[Tensor, "n t"] | None,
 ) -> tuple[Int[Tensor, "n t"], Bool[Tensor, ""]]:
     """The codes of these `uniforms`, and whether all logits on the way were sound. It asks the device for no value, so
-    that a GPU need not wait between positions, and so that the whole can be captured (`autoregression/cuda_graphs.py`)."""
+    that a GPU need not wait between positions, and so that the whole can be captured (`cuda_graphs.py`)."""
     walk = guided(steps, len(uniforms), labels, prior.classes, sampling.guidance)
     order, sounds = list(prior.order), []
     logits = next(walk)

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tessera.autoregression.base import Autoregressive
+from tessera.autoregression.condition import Condition
 from tessera.autoregression.gated import GatedPixelCNN
 from tessera.codes import sequences, statistics
 from tessera.core.contracts import Grids, Report
@@ -26,7 +27,6 @@ from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator, seed_globally
 from tessera.images.arrays import batches, evenly
-from tessera.networks.condition import Condition
 
 LOOKED_AT = 1000  # images of a split behind one point of the curve, at most
 KERNEL_SIZE, CONDITION_BLOCKS, CLIP_NORM = 3, 1, 1.0

@@ -14,13 +14,14 @@ import pandas as pd
 from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 
+from tessera import scores
 from tessera.codes import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
 from tessera.features import frechet
-from tessera.images import arrays, pictures, scores
+from tessera.images import arrays, pictures
 
 SHOWN = 12
 BLOCK = 256  # rows of the [K,K] distances held at once

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from tessera.attention.causal import raster
 from tessera.codebooks import codebook
-from tessera.codes.levels import levels_of
 from tessera.core.contracts import Output, Tokenizer
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
+from tessera.levels import levels_of
 
 if TYPE_CHECKING:
     from tessera.core.params import Params

@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tessera.codes.levels import evaluating, levels_of
 from tessera.core.contracts import Output, Tokenizer
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
+from tessera.levels import evaluating, levels_of
 
 if TYPE_CHECKING:
     from tessera.core.run import Run

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessera.attention.causal import CausalTransformer, Size, raster
-from tessera.codes.levels import Level, levels_of
 from tessera.core.contracts import Output, Tokenizer
 from tessera.core.errors import InputError
+from tessera.levels import Level, levels_of
 
 if TYPE_CHECKING:
     from tessera.core.params import Params

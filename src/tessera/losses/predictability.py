@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from tessera.attention.causal import CausalTransformer, Size, raster
 from tessera.codebooks import codebook
-from tessera.codes.levels import Level, levels_of
 from tessera.core.contracts import Output, Tokenizer
+from tessera.levels import Level, levels_of
 
 if TYPE_CHECKING:
     from tessera.core.params import Params

@@ -11,9 +11,9 @@ from pydantic import Field
 from pytorch_msssim import ssim
 from torch import Tensor, nn
 
+from tessera import scores
 from tessera.core.contracts import Output, Tokenizer
 from tessera.core.params import Strict
-from tessera.images import scores
 
 if TYPE_CHECKING:
     from tessera.core.run import Run

@@ -19,11 +19,11 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from tessera.autoregression.base import Autoregressive
+from tessera.autoregression.condition import resized
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
 from tessera.core.contracts import Grids
 from tessera.core.params import Strict
-from tessera.networks.condition import resized
 
 Neighbour = Literal["left", "above", "above_left", "above_right"]
 PLACES = {"left": (1, 0), "above": (0, 1), "above_left": (0, 0), "above_right": (0, 2)}  # with a margin of one

@@ -19,13 +19,13 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from tessera.autoregression.base import Autoregressive
+from tessera.autoregression.condition import Condition
 from tessera.autoregression.gated import GatedPixelCNN
 from tessera.autoregression.masked_conv import MaskedPixelCNN
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
 from tessera.core.contracts import Grids
 from tessera.core.params import Strict
-from tessera.networks.condition import Condition
 
 
 class Config(Strict):

@@ -25,11 +25,12 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from tessera.autoregression.base import Autoregressive
+from tessera.autoregression.condition import Condition
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
 from tessera.core.contracts import Grids
 from tessera.core.params import Strict
-from tessera.networks.condition import Condition, dropped
+from tessera.networks.dropout import dropped
 
 
 class Config(Strict):

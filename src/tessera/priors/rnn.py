@@ -21,7 +21,7 @@ from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
 from tessera.core.contracts import Grids
 from tessera.core.params import Strict
-from tessera.networks.condition import dropped
+from tessera.networks.dropout import dropped
 
 
 class Config(Strict):

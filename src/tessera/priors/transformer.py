@@ -19,7 +19,7 @@ from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
 from tessera.core.contracts import Grids
-from tessera.networks.condition import dropped
+from tessera.networks.dropout import dropped
 
 
 class Config(Size):

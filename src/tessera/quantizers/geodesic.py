@@ -18,9 +18,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from tessera.codebooks import codebook, posthoc
-from tessera.codebooks.neighbour_graph import joined, neighbour_graph
 from tessera.core.contracts import Quantized
 from tessera.core.params import Strict
+from tessera.neighbour_graph import joined, neighbour_graph
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

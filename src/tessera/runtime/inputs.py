@@ -18,6 +18,7 @@ from tessera.core.files import digest_of
 from tessera.core.params import CHOOSES, read
 
 IGNORED = ("__pycache__",)
+VERSIONS = "versions.yaml"  # of other packages, written by `runtime.versions`
 
 
 class Declared(NamedTuple):
@@ -27,6 +28,7 @@ class Declared(NamedTuple):
     deps: tuple[str, ...]
     params: tuple[str, ...]
     outs: tuple[str, ...] = ()  # but for metrics and plots
+    versions: tuple[str, ...] = ()  # packages, keys of versions.yaml
 
     @property
     def sections(self) -> frozenset[str]:
@@ -66,9 +68,11 @@ def resolved(stage: str, key: str | None, raw: dict[str, Any], entry: dict[str, 
     """`entry`, a stage of dvc.yaml, with its templates filled from `raw` and `key`."""
     entry, names = entry.get("do", entry), {**raw, "key": key}
     deps = tuple(_resolve(dep, names) for dep in entry.get("deps", ()))
-    params = tuple(_resolve(param, names) for param in entry.get("params", ()))
+    params = tuple(_resolve(param, names) for param in entry.get("params", ()) if isinstance(param, str))
+    of_files = [param for param in entry.get("params", ()) if isinstance(param, dict)]
+    versions = tuple(name for file in of_files for name in file[VERSIONS])
     outs = tuple(next(iter(out)) if isinstance(out, dict) else out for out in entry.get("outs", ()))
-    return Declared(f"{stage}@{key}" if key else stage, deps, params, outs)
+    return Declared(f"{stage}@{key}" if key else stage, deps, params, outs, versions)
 
 
 def _resolve(text: str, names: dict[str, Any]) -> str:
@@ -83,6 +87,13 @@ def value(tree: dict[str, Any], dotted: str) -> Any:
             return None
         found = found[part]
     return found
+
+
+def versions(names: Iterable[str], file: str | Path = VERSIONS) -> dict[str, Any]:
+    """The version of each of these packages, by `versions.yaml: NAME`."""
+    names = tuple(names)
+    known = read(file) if names else {}
+    return {f"{VERSIONS}: {name}": known.get(name) for name in names}
 
 
 class Inputs:
@@ -101,7 +112,8 @@ class Inputs:
 
     def _params(self) -> dict[str, Any]:
         raw = read()
-        return {name: value(raw, name) for name in self.what.params}
+        found = {name: value(raw, name) for name in self.what.params}
+        return found | versions(self.what.versions)
 
     def fingerprint(self, without: Iterable[str] = ()) -> str:
         """A hash of declared params, inputs and code: what a scratch checkpoint belongs to. `without`: singular sections

@@ -26,6 +26,7 @@ class Stage(NamedTuple):
     deps: tuple[str, ...]
     params: tuple[str, ...]
     outputs: tuple[str, ...]
+    versions: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -56,7 +57,7 @@ def instances(raw: dict[str, Any], root: Path = Path()) -> Iterable[Stage]:
     for stage, entry in inputs.stages(root / "dvc.yaml").items():
         for key in raw.get(stage) or () if "foreach" in entry else [None]:
             what = inputs.resolved(stage, key, raw, entry)
-            yield Stage(stage, key, what.deps, what.params, tuple(_outputs(entry.get("do", entry), key)))
+            yield Stage(stage, key, what.deps, what.params, tuple(_outputs(entry.get("do", entry), key)), what.versions)
 
 
 def _outputs(entry: dict[str, Any], key: str | None) -> Iterable[str]:
@@ -104,3 +105,6 @@ def _out_of_date(entry: dict[str, Any], made: dict[str, tuple[str, str]], raw: d
     for name, value in entry.get("params", {}).get("params.yaml", {}).items():
         if value != inputs.value(raw, name):
             yield f"{name} is another now"
+    for name, value in entry.get("params", {}).get(inputs.VERSIONS, {}).items():
+        if value != inputs.versions([name])[f"{inputs.VERSIONS}: {name}"]:
+            yield f"the version of {name} is another now"

@@ -3,6 +3,11 @@
 `dvc repro` makes anew whatever is out of date. `dvc repro -s`, `dvc checkout` and `dvc pull` of single artefacts do not, and
 codes of one tokenizer would be decoded by another without a word. So each stage compares, before it begins, all that its
 artefacts say of one another with what lies there.
+
+A model says more: `code.json` beside its weights has a digest of each source file that loading and running it needs. A stage
+that only uses the model does not declare these files; when one changes, the stage that trains the model is out of date, the
+model's folder changes with `code.json`, and all that use it follow. So what they depend on is the code of the plug-ins that
+were chosen, which dvc.yaml cannot say.
 """
 
 from __future__ import annotations
@@ -13,9 +18,11 @@ from pathlib import Path, PurePosixPath
 
 from tessera.core import files, models
 from tessera.core.errors import InputError
+from tessera.runtime import imports
 from tessera.runtime.inputs import digests
 
 MADE_FROM = "made_from.json"
+CODE = "code.json"
 SHOWN = 8  # hexadecimal digits of a digest in a message
 
 Digests = Mapping[str, str]  # file -> digest of its content
@@ -35,7 +42,7 @@ def digest(artefact: str, hashed: Digests) -> str | None:
     def counts(name: str) -> bool:
         path = PurePosixPath(name)
         of = next((folder for folder in of_models if folder in path.parents), None)
-        return path.name != MADE_FROM and (of is None or path in (of / models.WEIGHTS, of / models.RECIPE))
+        return path.name not in (MADE_FROM, CODE) and (of is None or path in (of / models.WEIGHTS, of / models.RECIPE))
 
     kept = {name: found for name, found in sorted(inside.items()) if found and counts(name)}
     return files.digest_of(kept) if kept else None
@@ -118,3 +125,41 @@ def write(outs: Iterable[str], deps: Iterable[str], hashed: Digests) -> None:
     for out in outs:
         if Path(out).is_dir():
             files.write_json(Path(out) / MADE_FROM, {dep: value for dep, value in found.items() if value})
+            for recipe in Path(out).rglob(models.RECIPE):
+                write_code(recipe.parent)
+
+
+def write_code(folder: Path) -> None:
+    """`code.json` of the model in a folder: digests of the files that its recipe's plug-ins need."""
+    recipe = models.read_recipe(folder)
+    plugins = [(recipe.seam, recipe.name), *([("quantizers", recipe.quantizer[0])] if recipe.quantizer else [])]
+    found = sorted(file.relative_to(imports.ROOT).as_posix() for file in imports.model_code(plugins))
+    files.write_json(folder / CODE, {name: digests(str(imports.ROOT / name)).popitem()[1] for name in found})
+
+
+def code(deps: Iterable[str]) -> dict[str, str]:
+    """Source files that the models among a stage's inputs need -> their digests when the models were made."""
+    found: dict[str, str] = {}
+    for dep in deps:
+        if _artefact(dep) is not None:
+            for path in sorted(Path(dep).rglob(CODE)):
+                found |= files.read_json(path)
+    return found
+
+
+def require_code(stage: str, deps: Iterable[str]) -> None:
+    """
+    Raises:
+        InputError: a model was made with other code than lies here, or does not say with which.
+    """
+    for dep in [dep for dep in deps if _artefact(dep) is not None]:
+        for recipe in sorted(Path(dep).rglob(models.RECIPE)):
+            path = recipe.parent / CODE
+            if not path.exists():
+                raise InputError(
+                    f"{path.parent} has no {CODE}; the stage that makes it is older, or was stopped. {_remedy(stage)}"
+                )
+            for name, then in files.read_json(path).items():
+                now = digests(name).get(name, "") if Path(name).exists() else ""
+                if now != then:
+                    raise InputError(f"{path.parent} was made with another {name} than lies here. {_remedy(stage)}")

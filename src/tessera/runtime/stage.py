@@ -71,6 +71,7 @@ def _run(
     inputs = Inputs(what) if what is not None and ranks.leads(settings) else None
     if inputs is not None:
         provenance.require_consistent(what.name, what.deps, inputs.files)
+        provenance.require_code(what.name, what.deps)
         pipeline.require_up_to_date(what.name, what.deps, params.raw)
         provenance.forget(what.outs)
     with contextlib.ExitStack() as stack:
@@ -188,8 +189,9 @@ def _signals(runtime: Runtime) -> Iterator[None]:
 
 
 def _require_declared_imports(what: Declared) -> None:
-    """DVC does not look into imports: a module that is used but not declared would give stale results after an edit."""
-    roots = [Path(dep).resolve() for dep in what.deps]
+    """DVC does not look into imports: a module that is used but neither declared nor code of a model would give stale results
+    after an edit."""
+    roots = [Path(path).resolve() for path in (*what.deps, *provenance.code(what.deps))]
     free = [(seams.PACKAGE / "runtime").resolve()]
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)

@@ -156,6 +156,7 @@ class Cache:
 
     def _fingerprint(self, stage: Stage) -> str:
         values = {name: inputs.value(self.raw, name) for name in stage.params}
+        values |= inputs.versions(stage.versions, self.root / inputs.VERSIONS)
         made = {name: of for name, of in self._made.items() if any(plan.within(name, dep) for dep in stage.deps)}
         files = self._files(stage)
         self._content |= {name: inputs.content(path) for name, path in files.items() if name not in self._content}

@@ -38,7 +38,9 @@ LABELS = {  # of axes
     "val_psnr_db": "PSNR, dB, validation",
     "val_usage": "share of code vectors used, validation",
 }
-MEASURES = "`psnr_db` is of the mean error over images, `ssim` has uniform windows of 7x7 pixels (`src/tessera/images/scores.py`)."
+MEASURES = (
+    "`psnr_db` is of the mean error over images, `ssim` has uniform windows of 7x7 pixels (`src/tessera/scores.py`)."
+)
 
 
 def write(name: str, study: sweep.Study) -> Path:

@@ -11,12 +11,13 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
+from tessera import scores
 from tessera.codes import statistics
 from tessera.codes.sequences import flatten, unflatten
 from tessera.core.contracts import Grid, Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
-from tessera.images import arrays, pictures, scores
+from tessera.images import arrays, pictures
 
 
 class Config(Strict):

@@ -31,11 +31,11 @@ from tessera.core.contracts import Prior, Report, Sampling
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import generator, seed_globally
-from tessera.extensions.inpainting import mask_scores, masks
+from tessera.extensions.inpainting import figures, mask_scores, masks
 from tessera.extensions.inpainting.bidirectional import Bidirectional, fitted
 from tessera.extensions.inpainting.masks import KINDS, Masks, Pixels, Scene, decoded, seen
 from tessera.extensions.inpainting.metropolis import gibbs
-from tessera.images import arrays, figures
+from tessera.images import arrays
 from tessera.training.settings import Training
 
 Share = Annotated[float, Field(gt=0, lt=1)]

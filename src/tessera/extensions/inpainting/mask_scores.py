@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from tessera import scores
 from tessera.extensions.inpainting.masks import Masks, Pixels
-from tessera.images import scores
 
 
 def judged(results: UInt8[np.ndarray, "s n h w c"], pixels: Pixels, masks: Masks) -> dict[str, float]:

@@ -20,14 +20,15 @@ import torch
 from jaxtyping import UInt8
 from pydantic import Field
 
-from tessera.codes.levels import levels_of
+from tessera import scores
 from tessera.core.contracts import SPLITS, Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import derive, generator, numpy_generator
-from tessera.extensions.interpolation import paths, roads
+from tessera.extensions.interpolation import figures, paths, roads
 from tessera.extensions.interpolation.paths import Ends, Walk
-from tessera.images import arrays, figures, scores
+from tessera.images import arrays
+from tessera.levels import levels_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from tessera.codebooks import neighbour_graph
+from tessera import neighbour_graph
 from tessera.extensions.interpolation.paths import Ends, decoded
 from tessera.features import neighbours
 from tessera.images import arrays

@@ -18,15 +18,16 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
+from tessera import scores
 from tessera.codes import statistics
-from tessera.codes.levels import levels_of
 from tessera.codes.sequences import flatten, flatten_levels, unflatten
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
 from tessera.features import neighbours
-from tessera.images import arrays, pictures, scores
+from tessera.images import arrays, pictures
+from tessera.levels import levels_of
 
 Name = Literal["adain", "palette", "hierarchy"]
 MEASURES = ["edges", "edges_unrelated", "colours_before", "colours_after", "codes_before", "codes_after"]

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from tessera import scores
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
@@ -33,7 +34,7 @@ from tessera.extensions.super_resolution.upscaling import (
     made_for,
     see,
 )
-from tessera.images import arrays, pictures, scores
+from tessera.images import arrays, pictures
 from tessera.networks import conv
 from tessera.training.loop import Fitted, Row, Task, fit
 from tessera.training.settings import Training

@@ -18,11 +18,12 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
+from tessera import scores
 from tessera.core.contracts import Prior, Report, Sampling
 from tessera.core.params import Params, Strict
 from tessera.core.run import Run
 from tessera.core.seeding import generator, numpy_generator
-from tessera.images import arrays, pictures, scores
+from tessera.images import arrays, pictures
 
 Pixels = UInt8[np.ndarray, "n h w c"]
 OTHER = "another_image"

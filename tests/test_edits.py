@@ -1,0 +1,127 @@
+"""What an edit makes stale, by DVC's own status: the stages whose declared inputs it changes, and no other.
+
+The stages after these follow when they have run and given something else: models say in `code.json` which code they need, and
+the rest is DVC's comparison of artefacts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from committed import project
+
+from tessera.core.params import read
+
+ROOT = Path(__file__).resolve().parent.parent
+PARAMS = read(project() / "params.yaml")
+
+
+def every(stage: str) -> set[str]:
+    return {f"{stage}@{key}" for key in PARAMS[stage]}
+
+
+TRAINED = {"extractor", "tokenizer", "probe", "prior"}
+SEEN = {"evaluation", "extensions", "diagnostics"}
+ALL = {
+    "dataset", *TRAINED, "codes", "reconstruction", "gate", "samples", "features", "criteria", "report",
+    *(name for stage in SEEN for name in every(stage)),
+}  # fmt: skip
+TABLE = {  # what is edited -> the file, and which stages are stale at once
+    "the colour of a mask": ("src/tessera/extensions/inpainting/__init__.py", {"extensions@inpainting", "report"}),
+    "how masks are drawn": ("src/tessera/extensions/inpainting/masks.py", {"extensions@inpainting", "report"}),
+    "a bound of samples": ("stages/samples.py", {"samples"}),
+    "a bound of the prior's section": ("stages/prior.py", {"prior"}),
+    "the sampling walk": (
+        "src/tessera/autoregression/sampling.py", {"probe", "prior", "samples", *every("extensions")}
+    ),
+    "the formula of a diagnostic": ("src/tessera/diagnostics/usage.py", {"diagnostics@usage", "report"}),
+    "the formula of a measure": ("src/tessera/evaluation/coverage.py", {"evaluation@coverage", "report"}),
+    "the style of the report": ("stages/report/style.py", {"report"}),
+    "a quantizer that is not chosen": ("src/tessera/quantizers/fsq.py", set()),
+    "the quantizer that is chosen": ("src/tessera/quantizers/ema.py", {"tokenizer"}),
+    "how codebooks move": ("src/tessera/codebooks/codebook.py", {"tokenizer"}),
+    "a prior that is not chosen": ("src/tessera/priors/transformer.py", set()),
+    "a data set that is not chosen": ("src/tessera/datasets/huggingface/imagefolder.py", set()),
+    "SSIM": (
+        "src/tessera/scores.py", {"tokenizer", "reconstruction", *every("diagnostics"), *every("extensions")}
+    ),
+    "the Fréchet distance": (
+        "src/tessera/features/frechet.py", every("diagnostics") | every("evaluation") | every("extensions")
+    ),
+    "the training loop": ("src/tessera/training/loop.py", {*TRAINED, *every("extensions")}),
+    "how images are decoded": ("src/tessera/decoding/compressed.py", {"dataset"}),
+    "thresholds against metrics": ("src/tessera/verdict.py", {"gate", "criteria"}),
+    "devices and scratch": ("src/tessera/runtime/devices.py", set()),
+    "the validation of params.yaml": ("src/tessera/runtime/validation.py", set()),
+    "studies": ("src/tessera/studies/queue.py", set()),
+    "a package added to the lock": ("requirements.lock", set()),
+    "the core": ("src/tessera/core/files.py", ALL),
+}  # fmt: skip
+VERSIONS = {  # package raised -> stages that are stale at once
+    "dvc": set(),
+    "seaborn": every("diagnostics") | every("evaluation"),
+    "torchvision": {"tokenizer"},
+    "pyarrow": {"dataset"},
+    "torch": ALL - {"dataset", "gate", "criteria", "report"},
+}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Code and params of the project under DVC, with a dvc.lock as after a run. Commands do nothing, and artefacts, which no
+    edit of code touches, are left out."""
+    from dvc.repo import Repo
+
+    folder = tmp_path_factory.mktemp("edits")
+    for name in ("src", "stages", "data"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("versions.yaml", "requirements.lock", ".dvcignore"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copy(project() / "params.yaml", folder)
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    for entry in [entry.get("do", entry) for entry in pipeline["stages"].values()]:
+        kept = [dep for dep in entry["deps"] if not dep.startswith(("artifacts/", "metrics", "plots"))]
+        entry |= {"cmd": "true", "deps": kept}
+        for kind in ("outs", "metrics", "plots"):
+            entry.pop(kind, None)
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"vars": pipeline["vars"], "stages": pipeline["stages"]}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with Repo.init(no_scm=True) as repo:
+            repo.commit(force=True)
+            yield repo
+
+
+def stale(repo: Any) -> set[str]:
+    repo._reset()
+    return set(repo.status())
+
+
+@pytest.mark.parametrize("what", TABLE)
+def test_an_edit_makes_exactly_these_stages_stale(repository, what):
+    path, expected = Path(TABLE[what][0]), TABLE[what][1]
+    before, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    path.write_bytes(before + b"# edited\n")
+    try:
+        assert stale(repository) == expected
+    finally:
+        path.write_bytes(before)
+        os.utime(path, ns=times)
+
+
+@pytest.mark.parametrize("package", VERSIONS)
+def test_a_package_that_is_raised_makes_exactly_these_stages_stale(repository, package):
+    path = Path("versions.yaml")
+    before = path.read_text()
+    lines = [line if not line.startswith(f"{package}:") else f"{package}: 999.0" for line in before.splitlines()]
+    path.write_text("\n".join(lines) + "\n")
+    try:
+        assert stale(repository) == VERSIONS[package]
+    finally:
+        path.write_text(before)
