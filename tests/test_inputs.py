@@ -225,17 +225,17 @@ def relative(*parts: str) -> tuple[str, ...]:
 
 
 def test_undeclared_import_is_refused(only):
-    only("core.seams", "images.scores")
+    only("core.seams", "scores")
     what = Declared("codes", relative("core"), ())
     with pytest.raises(
-        AssertionError, match=r"codes uses tessera\.images\.scores, but dvc\.yaml does not list its file"
+        AssertionError, match=r"codes uses tessera\.scores, but dvc\.yaml does not list its file"
     ):
         _require_declared_imports(what)
 
 
 def test_declared_imports_pass(only):
-    only("core.seams", "images.scores", "runtime.inputs", "quantizers.ema")
-    _require_declared_imports(Declared("codes", relative("core", "images", "quantizers/ema.py"), ()))
+    only("core.seams", "scores", "runtime.inputs", "quantizers.ema")
+    _require_declared_imports(Declared("codes", relative("core", "scores.py", "quantizers/ema.py"), ()))
 
 
 def test_a_neighbour_of_the_declared_plug_in_is_refused(only, monkeypatch):

@@ -221,7 +221,7 @@ def repository(tiny_run: Any, raw: dict[str, Any], workspace: Path) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("src", "stages"):
         shutil.copytree(ROOT / name, workspace / name, ignore=ignored)
-    for name in ("dvc.yaml", "requirements.lock"):
+    for name in ("dvc.yaml", "versions.yaml"):
         shutil.copy(ROOT / name, workspace / name)
     (workspace / "bin").mkdir()
     (workspace / "bin" / "srun").write_text(SRUN)

@@ -142,8 +142,8 @@ QUANTIZER, SOURCE = (
     read(ROOT / "params.yaml")[section][name] for section, name in [("quantizer", "name"), ("dataset", "source")]
 )
 CHOSEN = f"src/tessera/quantizers/{QUANTIZER}.py"
-CODE = ("src/tessera/core/models.py", "stages/samples.py", CHOSEN, SOURCE, "requirements.lock",
-        "src/tessera/quantizers/other.py", "src/tessera/extensions/atlas.py")  # fmt: skip
+CODE = ("src/tessera/core/models.py", "stages/samples.py", CHOSEN, SOURCE, "versions.yaml",
+        "src/tessera/quantizers/other.py", "src/tessera/extensions/atlas/__init__.py")  # fmt: skip
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def made(written, workspace, monkeypatch):
     did = []
     for name in CODE:
         (workspace / name).parent.mkdir(parents=True, exist_ok=True)
-        (workspace / name).write_text("as it was")
+        (workspace / name).write_text("torch: 1\nseaborn: 1\n")
 
     def work(stage, key, raw):
         did.append(stage)
@@ -189,16 +189,16 @@ def test_runs_share_what_stages_make_of_the_same_values(made):
         ("src/tessera/core/models.py", "dataset"),
         ("src/tessera/core/new.py", "dataset"),
         (SOURCE, "dataset"),
-        ("requirements.lock", "extractor"),
+        ("versions.yaml", "extractor"),  # another torch
         (CHOSEN, "tokenizer"),
         ("stages/samples.py", "samples"),
         ("src/tessera/quantizers/other.py", None),  # not chosen
-        ("src/tessera/extensions/atlas.py", None),  # not run
+        ("src/tessera/extensions/atlas/__init__.py", None),  # not run
     ],
 )
 def test_what_was_made_before_an_edit_is_not_taken_after_it(made, workspace, edited, first):
     made("a")
-    (workspace / edited).write_text("edited")
+    (workspace / edited).write_text("torch: 2\nseaborn: 1\n")
     assert (made("a") or [None])[0] == first
 
 
@@ -209,7 +209,7 @@ def test_a_stage_is_known_by_every_file_that_it_imports(name, tmp_path):
         shutil.copytree(
             project() / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
         )
-    for file in ("dvc.yaml", "requirements.lock"):
+    for file in ("dvc.yaml", "versions.yaml"):
         shutil.copy(project() / file, tmp_path)
     raw = read(project() / "params.yaml")
     *before, stage = plan.of([name], raw, tmp_path)

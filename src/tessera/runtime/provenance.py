@@ -125,16 +125,15 @@ def write(outs: Iterable[str], deps: Iterable[str], hashed: Digests) -> None:
     for out in outs:
         if Path(out).is_dir():
             files.write_json(Path(out) / MADE_FROM, {dep: value for dep, value in found.items() if value})
-            for recipe in Path(out).rglob(models.RECIPE):
-                write_code(recipe.parent)
 
 
-def write_code(folder: Path) -> None:
-    """`code.json` of the model in a folder: digests of the files that its recipe's plug-ins need."""
-    recipe = models.read_recipe(folder)
-    plugins = [(recipe.seam, recipe.name), *([("quantizers", recipe.quantizer[0])] if recipe.quantizer else [])]
-    found = sorted(file.relative_to(imports.ROOT).as_posix() for file in imports.model_code(plugins))
-    files.write_json(folder / CODE, {name: digests(str(imports.ROOT / name)).popitem()[1] for name in found})
+def write_code(outs: Iterable[str]) -> None:
+    """`code.json` of each model that a stage made: digests of the files that its recipe's plug-ins need."""
+    for folder in [path.parent for out in outs for path in sorted(Path(out).rglob(models.RECIPE))]:
+        recipe = models.read_recipe(folder)
+        plugins = [(recipe.seam, recipe.name), *([("quantizers", recipe.quantizer[0])] if recipe.quantizer else [])]
+        found = sorted(file.relative_to(imports.ROOT).as_posix() for file in imports.model_code(plugins))
+        files.write_json(folder / CODE, {name: digests(str(imports.ROOT / name)).popitem()[1] for name in found})
 
 
 def code(deps: Iterable[str]) -> dict[str, str]:

@@ -90,6 +90,7 @@ def _run(
         if inputs is not None:
             inputs.require_unchanged()
             provenance.write(what.outs, what.deps, inputs.files)
+            provenance.write_code(what.outs)
         if what is not None:
             _require_declared_imports(what)  # before the scratch is marked as finished
     if what is not None and inputs is not None:
