@@ -42,7 +42,7 @@ def measure(config: Config, run: Run) -> Report:
     count, which see what comes in (white) and the border; a grid of less than 4 codes a side has no others.
     """
     tokenizer, pixels = run.tokenizer(), run.images("val")
-    device = run.runtime.device if run.runtime else "cpu"
+    device = run.device
     x = arrays.to_model(np.asarray(pixels[arrays.evenly(len(pixels), config.count)]))
     before, flipped = (_levels(tokenizer, part, config.batch_size, device) for part in (x, x.flip(3)))
     nudged = _levels(tokenizer, shifted(x, 1, 1), config.batch_size, device)

@@ -39,7 +39,7 @@ def measure(config: Config, run: Run) -> Report:
     """Against the images themselves; `clean`, rate 0, are the plain reconstructions, `perturbed` those at the middle rate,
     `rise` and `drop` their difference."""
     tokenizer, extractor = run.tokenizer(), run.extractor()
-    device = run.runtime.device if run.runtime else "cpu"
+    device = run.device
     pixels = run.images("val")
     pixels = np.asarray(pixels[arrays.evenly(len(pixels), config.count)])
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tessera.core import files
-from tessera.core.contracts import Output, Tokenizer
+from tessera.core.contracts import Loss, Output, Tokenizer
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
 
@@ -42,6 +42,9 @@ class VGG16(nn.Module):
     Raises:
         InputError: the file is missing, is not what `sha256` pins, cannot be read, or holds something else.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, file: str, sha256: str) -> None:
         super().__init__()
@@ -123,7 +126,7 @@ def unit(activations: Float[Tensor, "b d i j"]) -> Float[Tensor, "b d i j"]:
     return activations * (activations.square().sum(1, keepdim=True) + EPSILON).rsqrt()
 
 
-def build(config: Config, run: Run, tokenizer: Tokenizer) -> Perceptual:
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
     if not config.weights:
         return Perceptual(run.extractor("perceptual"))
     side = min(tokenizer.image_shape[1:])

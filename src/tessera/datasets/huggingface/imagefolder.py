@@ -80,7 +80,7 @@ def found(source: Path) -> tuple[list[File], list[str]]:
     for path in paths:
         where = folder / path
         if path.suffix.lower() != ".zip":
-            seen.append(File(PurePosixPath(path.as_posix()), where, str(where), partial(open, where, "rb")))
+            seen.append(File(PurePosixPath(path.as_posix()), where, str(where), partial(where.open, mode="rb")))
             continue
         try:
             members = _members(path, where)
@@ -193,7 +193,8 @@ def described(tables: Sequence[File], images: Sequence[File]) -> tuple[pa.Table,
     import pyarrow as pa
 
     known, used, missing = {str(file.path) for file in images}, set(), []
-    rows, columns = [], {}
+    rows = []
+    columns: dict[str, str] = {}
     for file in tables:
         table = _metadata(file)
         own = [name for name in table.column_names if name == "file_name" or name.endswith("_file_name")]
