@@ -8,7 +8,7 @@ How a feature network is trained: its own `losses` on the train split, its own `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from tessera.augmentation import Augmentation, augmented
 from tessera.core import files, models
-from tessera.core.contracts import Device, PretrainedExtractor, Runtime, TrainedExtractor
+from tessera.core.contracts import Device, Extractor, PretrainedExtractor, Runtime, TrainedExtractor
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
@@ -39,7 +39,7 @@ def main(run: Run) -> None:
     splits = {split: Labelled(run.images(split), run.labels(split)) for split in ("train", "val")}
     for role in ("perceptual", "scorer"):
         seed_globally(seed, "extractor", role, "initialisation")
-        network = models.build(recipe)
+        network: Extractor = models.build(recipe)
         fitted = train(network, role, splits, own, seed, run.runtime)
         if run.runtime.main:  # metrics and curve are those of the scorer, which comes last
             found = {"features": network.dim, **metrics(fitted, splits["val"])}
@@ -70,12 +70,7 @@ class Objective(nn.Module):
 
 
 def train(
-    network: TrainedExtractor | PretrainedExtractor,
-    role: str,
-    splits: Mapping[str, Labelled],
-    settings: Settings,
-    seed: int,
-    runtime: Runtime,
+    network: Extractor, role: str, splits: Mapping[str, Labelled], settings: Settings, seed: int, runtime: Runtime
 ) -> Fitted:
     """Train `network` in place; the epoch of highest validation accuracy is kept.
 
@@ -83,7 +78,7 @@ def train(
     network without `losses` loads its weights from elsewhere, and has no history.
     """
     if not hasattr(network, "losses"):
-        network.load_pretrained()
+        cast("PretrainedExtractor", network).load_pretrained()
         return Fitted([], 0, {})
 
     def batch(indices: np.ndarray, draws: Generator, done: float) -> tuple[Tensor, Tensor | None]:
@@ -95,7 +90,7 @@ def train(
 
     task = Task(
         name=f"extractor/{role}",
-        objective=Objective(network),
+        objective=Objective(cast("TrainedExtractor", network)),
         examples=len(splits["train"].images),
         batch=batch,
         evaluate=evaluate,

@@ -88,7 +88,7 @@ class Data:
         return cls(
             {split: run.codes(split) for split in splits},
             run.augmented_codes(),
-            {split: run.labels(split) for split in splits} if conditional else None,
+            {split: run.required_labels(split) for split in splits} if conditional else None,
             len(run.label_names) if conditional else 0,
             run.params.section("prior", Settings),
             run.runtime.device,

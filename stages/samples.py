@@ -6,6 +6,8 @@ Drawing samples: codes from a prior, images from the tokenizer's decoder. Sheets
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -38,7 +40,7 @@ def main(run: Run) -> None:
     sets = {"samples": run.prior(), "baseline": baseline(run)}
     drawn = {of: draw(of, prior.to(run.runtime.device), tokenizer, run) for of, prior in sets.items()}
     if hasattr(tokenizer, "sample"):
-        drawn["gaussian"] = draw_without_prior("gaussian", tokenizer, run)
+        drawn["gaussian"] = draw_without_prior("gaussian", cast("GenerativeTokenizer", tokenizer), run)
     for of, kinds in drawn.items():
         for kind, array in kinds.items():
             files.save_array(run.folder("samples") / of / f"{kind}.npy", array)

@@ -21,7 +21,7 @@ from tessera.augmentation import Augmentation
 from tessera.codes import statistics
 from tessera.codes.sequences import flatten_levels
 from tessera.core import files, models, seams
-from tessera.core.contracts import Device, Loss, Output, Tokenizer
+from tessera.core.contracts import Device, Loss, Output, PostHocQuantizer, Tokenizer
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
 from tessera.core.run import Run
@@ -165,7 +165,8 @@ def with_codebook(tokenizer: Tokenizer, recipe: models.Recipe, data: Data, run: 
     whole: Tokenizer = models.build(recipe)
     whole.load_state_dict(tokenizer.state_dict(), strict=False)  # all but the quantizer's
     draws = generator(run.params.seed, "tokenizer", "codebook")
-    for level, quantizer in enumerate(module for module in whole.modules() if hasattr(module, "fit")):
+    quantizers = [cast("PostHocQuantizer", module) for module in whole.modules() if hasattr(module, "fit")]
+    for level, quantizer in enumerate(quantizers):
         quantizer.fit(_latents(tokenizer.to(run.runtime.device), level, data, draws), draws)
     return whole.to("cpu").eval()
 

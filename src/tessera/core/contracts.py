@@ -252,8 +252,8 @@ class Report(NamedTuple):
     (`usage` becomes `plots/<seam>/<plug-in>/usage.csv` or `.png`)."""
 
     metrics: dict[str, Any]
-    tables: dict[str, pd.DataFrame] = {}  # noqa: RUF012  nobody changes it
-    pictures: dict[str, UInt8[np.ndarray, "h w c"] | Figure] = {}  # noqa: RUF012
+    tables: Mapping[str, pd.DataFrame] = {}
+    pictures: Mapping[str, UInt8[np.ndarray, "h w c"] | Figure] = {}
 
 
 class MakeQuantizer(Protocol):

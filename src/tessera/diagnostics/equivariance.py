@@ -53,7 +53,7 @@ def measure(config: Config, run: Run) -> Report:
         pairs = {
             "cell": (_inner(moved, 1, 0), _inner(level, 0, 1)),
             "pixel": (_inner(nudged[index], 0, 0), _inner(level, 0, 0)),
-            "flip": (flipped[index], tuple(part.flip(3) for part in level)),
+            "flip": (flipped[index], (level[0].flip(3), level[1].flip(3))),
         }
         apart = _apart(level[1], generator(run.params.seed, "equivariance", index))
         chance = np.mean([float((statistics.frequencies(part, int(part.max()) + 1) ** 2).sum())

@@ -38,7 +38,8 @@ def measure(config: Config, run: Run) -> Report:
     """Score, band (0 critical, 1 poor, 2 fair, 3 good) and parts of each grid. A grid of one code has no neighbours, and
     reports that it does not apply."""
     train, val = (statistics.split_grids(run.codes(split), run.grids) for split in ("train", "val"))
-    rows, metrics = [], {}
+    rows: list[dict[str, Any]] = []
+    metrics: dict[str, Any] = {}
     for grid, (counted, codes, k) in enumerate(zip(train, val, run.codebook_sizes, strict=True)):
         found = parts(counted, codes, k)
         metrics[f"grid_{grid}"] = {"applies": 0}
@@ -111,7 +112,7 @@ def _picture(table: pd.DataFrame) -> Any:
     floors = table.drop_duplicates("grid")["independent"]
     axis.scatter(floors, places + 0.34, marker="^", s=30, color="black", label="independent codes")
     for place, score in zip(places, left, strict=True):
-        axis.text(score + 1, place, f"{score:.1f}", va="center", fontweight="bold")
+        axis.text(score + 1, float(place), f"{score:.1f}", va="center", fontweight="bold")
     axis.set_yticks(places, [f"grid {grid}" for grid in grids])
     axis.set(title="learnability", xlabel="points", xlim=(0, 108), ylim=(len(grids) - 0.5, -0.75))
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=4, frameon=False, fontsize=9)

@@ -42,7 +42,7 @@ def measure(config: Config, run: Run) -> Report:
     for split in SPLITS:
         codes = run.codes(split)
         some = evenly(len(codes), config.count)
-        codes, labels = codes[some], run.labels(split)[some] if prior.classes else None
+        codes, labels = codes[some], run.required_labels(split)[some] if prior.classes else None
         image = bits(prior, codes, labels, config.batch_size, run.device).mean()
         entropy = statistics.order_zero_bits(codes, run.grids, run.codebook_sizes).sum()
         rows.append(

@@ -7,6 +7,9 @@ one code costs one position per layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -48,7 +51,8 @@ class Transformer(Autoregressive):
         self.places, self.targets = Places(grids, channels), Places(grids, channels)
         self.labels = nn.Embedding(classes + 1, channels) if classes else None
         self.embeddings = nn.ModuleList(nn.Embedding(size, channels) for size in codebook_sizes)
-        self.blocks = nn.ModuleList(Block(channels, config.heads, config.kv_heads) for _ in range(config.layers))
+        blocks = [Block(channels, config.heads, config.kv_heads) for _ in range(config.layers)]
+        self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))
         self.heads = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, size)) for size in codebook_sizes
         )

@@ -80,7 +80,7 @@ def found(source: Path) -> tuple[list[File], list[str]]:
     for path in paths:
         where = folder / path
         if path.suffix.lower() != ".zip":
-            seen.append(File(PurePosixPath(path.as_posix()), where, str(where), partial(where.open, mode="rb")))
+            seen.append(File(PurePosixPath(path.as_posix()), where, str(where), partial(_opened, where)))
             continue
         try:
             members = _members(path, where)
@@ -92,6 +92,10 @@ def found(source: Path) -> tuple[list[File], list[str]]:
     if broken:
         raise InputError(f"cannot be read as zip archives: {listed(broken)}. Replace or remove them")
     return seen, hidden
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return open(path, "rb")
 
 
 def _members(path: Path, where: Path) -> list[File]:

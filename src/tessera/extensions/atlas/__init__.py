@@ -63,7 +63,8 @@ def measure(config: Config, run: Run) -> Report:
     tokenizer, codes = run.tokenizer(), run.codes("train")
     codes = np.asarray(codes[arrays.evenly(len(codes), config.count)]).astype(np.int64)
     context = torch.from_numpy(codes[arrays.evenly(len(codes), config.contexts)]).to(run.runtime.device)
-    metrics, tables, sheets = {}, [], {}
+    metrics, tables = {}, []
+    sheets: dict[str, np.ndarray] = {}
     for grid, own in enumerate(statistics.split_grids(codes, tokenizer.grids)):
         book = tokenizer.codebooks[grid].float().cpu().numpy()
         share = statistics.frequencies(own, len(book))

@@ -28,13 +28,20 @@ class Regions(Protocol):
     """Which masks there are; the params of whatever fills them in. Of each of `KINDS` the shares: `square`'s of the image's
     sides, all others' of its pixels."""
 
-    centre: Sequence[float]
-    bottom: Sequence[float]
-    random: Sequence[float]
-    patches: Sequence[float]
-    square: Sequence[float]
-    tiles: int  # of `patches`, along a side
-    structured: Mapping[str, Sequence[float]]  # top, left, bottom, right as shares of height and width
+    @property
+    def centre(self) -> Sequence[float]: ...
+    @property
+    def bottom(self) -> Sequence[float]: ...
+    @property
+    def random(self) -> Sequence[float]: ...
+    @property
+    def patches(self) -> Sequence[float]: ...
+    @property
+    def square(self) -> Sequence[float]: ...
+    @property
+    def tiles(self) -> int: ...  # of `patches`, along a side
+    @property
+    def structured(self) -> Mapping[str, Sequence[float]]: ...  # top, left, bottom, right as shares of height and width
 
 
 class Scene(NamedTuple):

@@ -44,7 +44,7 @@ def latent(tokenizer: Any, ends: Ends, share: Tensor) -> Float[Tensor, "frames c
 
 
 def slerp(tokenizer: Any, ends: Ends, share: Tensor) -> Float[Tensor, "frames c h w"]:
-    return decoded(tokenizer, tuple(spherical(*z.split(1), share[:, None, None, None]) for z in ends.z))
+    return decoded(tokenizer, tuple(spherical(z[:1], z[1:], share[:, None, None, None]) for z in ends.z))
 
 
 def hierarchical(tokenizer: Any, ends: Ends, share: Tensor) -> Float[Tensor, "frames c h w"]:

@@ -63,7 +63,8 @@ def learned(tokenizer: Any, ends: Ends, share: Tensor, *, roads: Roads) -> Float
     visited = shortest(roads.edges, first, last)
     between = tokenizer.latents(arrays.to_model(roads.pixels[roads.rows[visited]], share.device))
     stops = [torch.cat([z[:1], middle, z[1:]]) for z, middle in zip(ends.z, between, strict=True)]
-    stretch = sum(z.diff(dim=0).double().square().flatten(1).sum(1) for z in stops).sqrt()
+    squares = [z.diff(dim=0).double().square().flatten(1).sum(1) for z in stops]
+    stretch = sum(squares[1:], start=squares[0]).sqrt()
     way = torch.cat([stretch.new_zeros(1), stretch.cumsum(0)])
     reached = share.double() * way[-1]
     start = (torch.searchsorted(way, reached, right=True) - 1).clamp(0, len(stretch) - 1)

@@ -70,7 +70,8 @@ def measure(config: Config, run: Run) -> Report:
     seen = Images(tokenizer.latents(x), tokenizer.encode(x))
     plain = arrays.to_pixels(tokenizer.decode(seen.codes))
     methods, reasons = available(config, tokenizer)
-    rows, results = [], {name: [] for name in methods}
+    rows = []
+    results: dict[str, list[np.ndarray]] = {name: [] for name in methods}
     for pair in itertools.product(range(config.contents), range(config.contents, len(chosen))):
         titles = dict(zip(("content", "style"), names[chosen[list(pair)]], strict=True))
         for name, method in methods.items():
@@ -103,7 +104,7 @@ def available(config: Config, tokenizer: Any) -> tuple[dict[str, Method], dict[s
     reasons = {name: reasons[name] for name in config.methods if name in reasons}
     for name, reason in reasons.items():
         print(f"extensions@style_transfer: {name} does not apply: {reason}", flush=True)
-    found = {name: METHODS[name] for name in dict.fromkeys(config.methods) if name not in reasons}
+    found: dict[str, Method] = {name: METHODS[name] for name in dict.fromkeys(config.methods) if name not in reasons}
     if "hierarchy" in found and config.coarse == "style":
         found["hierarchy"] = lambda tokenizer, content, style: hierarchy(tokenizer, style, content)
     return found, reasons

@@ -21,11 +21,16 @@ FACTOR = 2
 class Widths(Protocol):
     """Of a decoder; the params of whatever trains one."""
 
-    channels: int  # at the finest grid of codes
-    outer_channels: int  # at finer resolutions
-    blocks: int  # residual ones at the finest grid of codes
-    outer_blocks: int  # residual ones at the size of the originals
-    normalisation: str  # batch, group or none
+    @property
+    def channels(self) -> int: ...  # at the finest grid of codes
+    @property
+    def outer_channels(self) -> int: ...  # at finer resolutions
+    @property
+    def blocks(self) -> int: ...  # residual ones at the finest grid of codes
+    @property
+    def outer_blocks(self) -> int: ...  # residual ones at the size of the originals
+    @property
+    def normalisation(self) -> str: ...  # batch, group or none
 
 
 class Seen(NamedTuple):

@@ -55,7 +55,9 @@ def measure(config: Config, run: Run) -> Report:
         "kid_subset_size": fewer("extensions.temperature.kid_subset_size", config.kid_subset_size, count // 2, count),
     })  # fmt: skip
     labels = (
-        numpy_generator(seed, "temperature", "labels").choice(run.labels("train"), count) if prior.classes else None
+        numpy_generator(seed, "temperature", "labels").choice(run.required_labels("train"), count)
+        if prior.classes
+        else None
     )
 
     def features(pixels: Pixels) -> Float[np.ndarray, "n f"]:

@@ -78,8 +78,9 @@ def measure(config: Config, run: Run) -> Report:
 
     chosen = arrays.evenly(len(run.images("test")), config.images)
     codes = torch.from_numpy(run.codes("test")[chosen].astype(np.int64)).to(device)
-    labels = torch.from_numpy(run.labels("test")[chosen]).to(device) if prior.classes else None
-    ranks, shares = places(*codes.shape, run.params.seed).to(device), sorted(set(config.shares))
+    labels = torch.from_numpy(run.required_labels("test")[chosen]).to(device) if prior.classes else None
+    n, t = codes.shape
+    ranks, shares = places(n, t, run.params.seed).to(device), sorted(set(config.shares))
     original = seen(codes, np.asarray(run.images("test")[chosen]))
     found = {f"share_{100 * share:g}": seen(varied(prior, codes, ranks, share, labels, config.batch_size, run.params.seed))
              for share in shares}  # fmt: skip
