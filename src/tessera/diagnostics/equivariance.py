@@ -7,7 +7,7 @@ easier to learn. EQ-VAE (Kouzelis et al. 2025, arXiv 2502.09509) trains latents 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,11 +17,14 @@ from pydantic import Field
 from torch import Tensor
 
 from tessera.codes import statistics
-from tessera.core.contracts import Report
+from tessera.core.contracts import Device, Report, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import generator
 from tessera.images import arrays, pictures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = 12
 Level = tuple[Int[Tensor, "n r h w"], Float[Tensor, "n d h w"]]  # codes and z_q
@@ -79,7 +82,7 @@ def shifted(x: Float[Tensor, "b c h w"], dy: int, dx: int) -> Float[Tensor, "b c
 
 
 @torch.no_grad()
-def _levels(tokenizer: Any, x: Float[Tensor, "n c h w"], batch_size: int, device: Any) -> list[Level]:
+def _levels(tokenizer: Tokenizer, x: Float[Tensor, "n c h w"], batch_size: int, device: Device) -> list[Level]:
     parts = [x[where].to(device) for where in arrays.batches(len(x), batch_size)]
     found = [tokenizer.quantize(tokenizer.latents(part)) for part in parts]
     return [
@@ -112,7 +115,7 @@ def _apart(z_q: Float[Tensor, "n d h w"], draws: torch.Generator) -> float:
 
 
 @torch.no_grad()
-def _flips(tokenizer: Any, x: Float[Tensor, "n c h w"], device: Any) -> np.ndarray:
+def _flips(tokenizer: Tokenizer, x: Float[Tensor, "n c h w"], device: Device) -> np.ndarray:
     """Row by row: mirrored images, decoded from their own codes, and from the mirrored codes of the images as they were."""
     x = x[arrays.evenly(len(x), SHOWN)].to(device)
     own = tokenizer.decode(tokenizer.encode(x.flip(3)))
@@ -120,7 +123,7 @@ def _flips(tokenizer: Any, x: Float[Tensor, "n c h w"], device: Any) -> np.ndarr
     return pictures.sheet(arrays.to_pixels(torch.cat([x.flip(3), own, mirrored])), len(x))
 
 
-def _picture(table: pd.DataFrame) -> Any:
+def _picture(table: pd.DataFrame) -> Figure:
     from matplotlib.figure import Figure
 
     levels = list(table.groupby("level"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,9 @@ from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import derive, numpy_generator
 from tessera.images import arrays
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Points = Float[np.ndarray, "n d"]
 Plane = Float[np.ndarray, "n 2"]
@@ -135,7 +138,7 @@ def evolution(kept: Points, taken: dict[int, Points]) -> tuple[pd.DataFrame, dic
     return pd.DataFrame(rows), points
 
 
-def _picture(rows: list[dict[str, Plane]], tables: list[pd.DataFrame], side: float) -> Any:
+def _picture(rows: list[dict[str, Plane]], tables: list[pd.DataFrame], side: float) -> Figure:
     """A row of panels for each grid. Colours are the clusters of the kept codebook, areas the use of a code."""
     from matplotlib.figure import Figure
 

@@ -15,7 +15,7 @@ predictability = .11. That 11 % is 1 - 4.9 / 5.5; with log2 256 = 8 it is 39 %, 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,9 @@ from tessera.codes import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WEIGHTS = {"rho": 0.5, "oracle": 0.3, "predictability": 0.2}
 BANDS = {"critical": 0, "poor": 30, "fair": 50, "good": 70}  # from this score on
@@ -92,7 +95,7 @@ def band(score: float) -> int:
     return sum(score >= least for least in BANDS.values()) - 1
 
 
-def _picture(table: pd.DataFrame) -> Any:
+def _picture(table: pd.DataFrame) -> Figure:
     """Points of each part, on the bands; the mark is what the histogram alone would give."""
     from matplotlib.figure import Figure
 

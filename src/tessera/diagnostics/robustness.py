@@ -7,7 +7,7 @@ others, drawn uniformly. Here on the features of our scorer, so that values comp
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,9 @@ from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
 from tessera.features import frechet
 from tessera.images import arrays, pictures, scores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = 12
 BLOCK = 256  # rows of the [K,K] distances held at once
@@ -115,7 +118,7 @@ def _headline(table: pd.DataFrame, distance: str) -> dict[str, Any]:
     }
 
 
-def _picture(table: pd.DataFrame, distance: str) -> Any:
+def _picture(table: pd.DataFrame, distance: str) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")

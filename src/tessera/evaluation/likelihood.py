@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 
 from tessera.codes import statistics
-from tessera.core.contracts import Report
+from tessera.core.contracts import Device, Prior, Report
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
 from tessera.images.arrays import batches, evenly
@@ -71,7 +71,7 @@ def measure(config: Config, run: Run) -> Report:
 
 @torch.no_grad()
 def bits(
-    prior: Any, codes: Int[np.ndarray, "n t"], labels: Int[np.ndarray, " n"] | None, batch_size: int, device: Any
+    prior: Prior, codes: Int[np.ndarray, "n t"], labels: Int[np.ndarray, " n"] | None, batch_size: int, device: Device
 ) -> Float[np.ndarray, " n"]:
     """-log2 p(codes) of each image."""
     found = []

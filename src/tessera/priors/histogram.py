@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
-from tessera.core.contracts import Grids
+from tessera.core.contracts import ClosedFormPrior, Grids
 from tessera.core.params import Strict
 
 CLOSED_FORM = True  # fitted in one pass, by `fit`
@@ -99,5 +99,5 @@ class Histogram(Autoregressive):
 fit = Histogram.fit  # a name of the file too: that a prior is fitted, not trained, is then seen without building it
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Histogram:
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> ClosedFormPrior:
     return Histogram(config, grids, codebook_sizes, classes)

@@ -22,7 +22,7 @@ from tessera.attention import masking
 from tessera.attention.causal import Size
 from tessera.autoregression.sampling import require_known, require_range
 from tessera.codes import sequences
-from tessera.core.contracts import Grids, Likelihood, Sampling
+from tessera.core.contracts import Grids, Likelihood, Prior, Sampling
 
 PATTERNS = 2107_03006  # seed of the masks of the bound: the same ones in every run
 
@@ -142,5 +142,5 @@ class Masked(nn.Module):
         sequences.unflatten(codes, self.grids)
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Masked:
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Prior:
     return Masked(config, grids, codebook_sizes, classes)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
-from tessera.core.contracts import Grids
+from tessera.core.contracts import ClosedFormPrior, Grids
 from tessera.core.params import Strict
 from tessera.networks.condition import resized
 
@@ -151,5 +151,5 @@ class NGram(Autoregressive):
 fit = NGram.fit  # a name of the file too: that a prior is fitted, not trained, is then seen without building it
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> NGram:
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> ClosedFormPrior:
     return NGram(config, grids, codebook_sizes, classes)

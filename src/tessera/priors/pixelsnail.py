@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
-from tessera.core.contracts import Grids
+from tessera.core.contracts import Grids, Prior
 from tessera.core.params import Strict
 from tessera.networks.condition import Condition, dropped
 
@@ -88,7 +88,7 @@ class PixelSNAIL(Autoregressive):
             earlier.append((yield from network.steps(n, condition(earlier, labels))))
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> PixelSNAIL:
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Prior:
     return PixelSNAIL(config, grids, codebook_sizes, classes)
 
 

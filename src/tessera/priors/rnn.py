@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
-from tessera.core.contracts import Grids
+from tessera.core.contracts import Grids, Prior
 from tessera.core.params import Strict
 from tessera.networks.condition import dropped
 
@@ -78,7 +78,7 @@ class RNN(Autoregressive):
                 before = embedding((yield head(walk.advance(before + next(given)))))
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> RNN:
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Prior:
     return RNN(config, grids, codebook_sizes, classes)
 
 

@@ -21,7 +21,7 @@ from tessera.attention.causal import Size
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
-from tessera.core.contracts import Grids
+from tessera.core.contracts import Grids, Prior
 from tessera.networks.condition import dropped
 
 
@@ -116,5 +116,5 @@ class Transformer(Autoregressive):
             before = self.embeddings[grid](codes) + places[t]
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Transformer:
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Prior:
     return Transformer(config, grids, codebook_sizes, classes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tessera.codes import statistics
 from tessera.codes.sequences import flatten, unflatten
-from tessera.core.contracts import Grid, Report
+from tessera.core.contracts import Grid, Report, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.images import arrays, pictures, scores
@@ -32,7 +32,7 @@ class Config(Strict):
 class Page(NamedTuple):
     """One grid of a tokenizer, and the code maps [m,T] whose mean surrounds a single code."""
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     grid: int
     context: Int[Tensor, "m t"]
     batch_size: int

@@ -17,7 +17,7 @@ images' PSNRs, since its MSE of .00376 on [0, 1] is 24.2 dB.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import pandas as pd

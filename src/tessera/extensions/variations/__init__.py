@@ -9,7 +9,7 @@ in raster order draws each code given those before it alone: what is kept furthe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,11 +18,14 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from tessera.core.contracts import Prior, Report, Sampling
+from tessera.core.contracts import Device, Prior, Report, Sampling, Tokenizer
 from tessera.core.params import Params, Strict
 from tessera.core.run import Run
 from tessera.core.seeding import generator, numpy_generator
 from tessera.images import arrays, pictures, scores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Pixels = UInt8[np.ndarray, "n h w c"]
 OTHER = "another_image"
@@ -88,7 +91,7 @@ def measure(config: Config, run: Run) -> Report:
     table = pd.DataFrame([{"variation": name, **row} for name, row in rows.items()])
     table.insert(1, "share", [*shares, 1.0])
     rebuilt = arrays.decoded(tokenizer, codes, config.batch_size)
-    drawings = {
+    drawings: dict[str, Pixels | Figure] = {
         "variations": _sheet([original.pixels, rebuilt, *(each.pixels for each in found.values())], config.shown),
         "distances": _curve(table),
     }
@@ -133,7 +136,7 @@ def compared(original: Seen, other: Seen) -> dict[str, float]:
 
 
 def of_labels(
-    prior: Prior, labels: list[int], count: int, guidance: float, batch_size: int, seed: int, device: Any
+    prior: Prior, labels: list[int], count: int, guidance: float, batch_size: int, seed: int, device: Device
 ) -> Int[Tensor, "n t"]:
     """`count` samples of each label, label by label; the same random numbers whatever the guidance."""
     given, parts = torch.tensor(labels, device=device).repeat_interleave(count), []
@@ -153,7 +156,7 @@ def _sheet(columns: list[Pixels], shown: int) -> UInt8[np.ndarray, "height width
     return pictures.sheet(rows.reshape(-1, *rows.shape[2:]), len(columns))
 
 
-def _curve(table: pd.DataFrame) -> Any:
+def _curve(table: pd.DataFrame) -> Figure:
     """Over the share of codes drawn; dashed, another image."""
     from matplotlib.figure import Figure
 
@@ -174,7 +177,7 @@ def _curve(table: pd.DataFrame) -> Any:
     return figure
 
 
-def _labels(config: Config, run: Run, prior: Prior, tokenizer: Any) -> Any:
+def _labels(config: Config, run: Run, prior: Prior, tokenizer: Tokenizer) -> Figure:
     """A row a label, a block of columns a guidance."""
     from matplotlib.figure import Figure
 
