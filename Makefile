@@ -25,6 +25,7 @@ lint: $(VENV)/installed-test
 	ruff check .
 	ruff format --check .
 	lint-imports
+	mypy
 
 setup: $(VENV)/installed
 
@@ -44,4 +45,4 @@ lock:
 	  -c requirements.lock -o requirements-test.lock
 
 clean:
-	rm -rf .scratch dvc_plots .pytest_cache .ruff_cache
+	rm -rf .scratch dvc_plots .mypy_cache .pytest_cache .ruff_cache

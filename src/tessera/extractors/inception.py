@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tessera.core import files
-from tessera.core.contracts import Extractor, ImageShape
+from tessera.core.contracts import ImageShape, PretrainedExtractor
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
 
@@ -136,5 +136,5 @@ def _remedy(problem: str) -> str:
     )
 
 
-def build(config: Config, image_shape: ImageShape, classes: int) -> Extractor:
+def build(config: Config, image_shape: ImageShape, classes: int) -> PretrainedExtractor:
     return Inception(config)

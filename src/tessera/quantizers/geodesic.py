@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from tessera.codebooks import codebook, posthoc
 from tessera.codebooks.neighbour_graph import joined, neighbour_graph
-from tessera.core.contracts import Quantized, Quantizer
+from tessera.core.contracts import PostHocQuantizer, Quantized
 from tessera.core.params import Strict
 
 if TYPE_CHECKING:
@@ -227,6 +227,6 @@ def _best_medoids(
     return better
 
 
-def build(config: Config, dim: int | None) -> Quantizer:
+def build(config: Config, dim: int | None) -> PostHocQuantizer:
     """`dim`: channels of the latents where the tokenizer fixes them; None: `code_dim`."""
     return Geodesic(config, config.code_dim if dim is None else dim)

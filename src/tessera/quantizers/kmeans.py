@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from tessera.codebooks import codebook, posthoc
-from tessera.core.contracts import Quantized, Quantizer
+from tessera.core.contracts import PostHocQuantizer, Quantized
 from tessera.core.params import Strict
 
 if TYPE_CHECKING:
@@ -127,6 +127,6 @@ def _squares(z: Float[Tensor, "n d"], points: Float[Tensor, "m d"]) -> Float[Ten
     return torch.cdist(z, points, compute_mode="donot_use_mm_for_euclid_dist").double().square()
 
 
-def build(config: Config, dim: int | None) -> Quantizer:
+def build(config: Config, dim: int | None) -> PostHocQuantizer:
     """`dim`: channels of the latents where the tokenizer fixes them; None: `code_dim`."""
     return KMeans(config, config.code_dim if dim is None else dim)
