@@ -25,6 +25,7 @@ lint: $(VENV)/installed-test
 	ruff check .
 	ruff format --check .
 	lint-imports
+	mypy
 
 setup: $(VENV)/installed
 
@@ -45,4 +46,4 @@ lock:
 	python -m tessera.runtime.versions
 
 clean:
-	rm -rf .scratch dvc_plots .pytest_cache .ruff_cache
+	rm -rf .scratch dvc_plots .mypy_cache .pytest_cache .ruff_cache

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +21,14 @@ from tessera import augmentation
 from tessera.augmentation import Augmentation
 from tessera.codes import statistics
 from tessera.core import files
+from tessera.core.contracts import Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
 from tessera.core.seeding import generator
 from tessera.images import arrays
 from tessera.runtime.stage import enter
+
+Where = slice | tuple[int, slice]  # images of an array of codes [N,T], or of one of several [copies,N,T]
 
 
 class Settings(Strict):
@@ -45,7 +47,7 @@ def main(run: Run) -> None:
         files.write_metrics("codes", metrics(run))
 
 
-def encode(tokenizer: Any, run: Run, folder: Path) -> None:
+def encode(tokenizer: Tokenizer, run: Run, folder: Path) -> None:
     """`<split>.npy` [N,T] int32 of every split as it is; `augmented.npy` [copies,N,T] of the training images changed at
     random, from weak to strong (`strengths`): on a small set, a prior that sees each image in one way only learns it by
     heart."""
@@ -53,7 +55,7 @@ def encode(tokenizer: Any, run: Run, folder: Path) -> None:
     for split in SPLITS:
         _write(folder / f"{split}.npy", (len(run.images(split)), length), _encoded(tokenizer, run, split), run)
 
-    def copies() -> Iterator[tuple[Any, np.ndarray]]:
+    def copies() -> Iterator[tuple[tuple[int, slice], np.ndarray]]:
         for copy, strength in enumerate(strengths(own.copies)):
             draws = generator(run.params.seed, "codes", "augmentation", copy)
             change = partial(augmentation.augmented, how=own.augmentation, generator=draws, strength=strength)
@@ -75,7 +77,7 @@ def strengths(copies: int) -> tuple[float, ...]:
     return tuple((copy + 1) / copies for copy in range(copies))
 
 
-def _write(path: Path, shape: tuple[int, ...], pieces: Iterator[tuple[Any, np.ndarray]], run: Run) -> None:
+def _write(path: Path, shape: tuple[int, ...], pieces: Iterator[tuple[Where, np.ndarray]], run: Run) -> None:
     """One process writes: maps of one file on several machines may lose each other's pages."""
     if run.runtime.main:
         with files.streamed_array(path, shape, "int32") as stored:
@@ -87,7 +89,7 @@ def _write(path: Path, shape: tuple[int, ...], pieces: Iterator[tuple[Any, np.nd
 
 
 def _encoded(
-    tokenizer: Any, run: Run, split: str, change: Callable[[Tensor], Tensor] = lambda x: x
+    tokenizer: Tokenizer, run: Run, split: str, change: Callable[[Tensor], Tensor] = lambda x: x
 ) -> Iterator[tuple[slice, Int[np.ndarray, "b t"]]]:
     """(where, codes there) of every batch of a split, on the process that writes. Ranks take turns at the very batches that
     one process would encode, so that the codes are the same to the bit."""

@@ -296,7 +296,7 @@ def _square(image: Image.Image, aspect: str, title: str) -> Image.Image:
 # duplicates
 
 
-def unique(digests: Sequence[bytes], own: Sequence[str]) -> tuple[Int[np.ndarray, " m"], int]:
+def unique(digests: Sequence[bytes], own: Sequence[str] | np.ndarray) -> tuple[Int[np.ndarray, " m"], int]:
     """Indices of the images to keep, ascending, and how many of them stand in several of the source's own splits.
 
     Of identical images the first is kept; where they stand in different splits, the first of test, or else of val: an

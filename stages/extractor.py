@@ -8,7 +8,7 @@ How a feature network is trained: its own `losses` on the train split, its own `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 
 from tessera.augmentation import Augmentation, augmented
 from tessera.core import files, models
+from tessera.core.contracts import Device, Extractor, PretrainedExtractor, Runtime, TrainedExtractor
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
@@ -38,7 +39,7 @@ def main(run: Run) -> None:
     splits = {split: Labelled(run.images(split), run.labels(split)) for split in ("train", "val")}
     for role in ("perceptual", "scorer"):
         seed_globally(seed, "extractor", role, "initialisation")
-        network = models.build(recipe)
+        network: Extractor = models.build(recipe)
         fitted = train(network, role, splits, own, seed, run.runtime)
         if run.runtime.main:  # metrics and curve are those of the scorer, which comes last
             found = {"features": network.dim, **metrics(fitted, splits["val"])}
@@ -52,7 +53,7 @@ class Labelled(NamedTuple):
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int[np.ndarray, " n"] | None
 
-    def at(self, where: Any, device: Any) -> tuple[Tensor, Tensor | None]:
+    def at(self, where: slice | np.ndarray, device: Device) -> tuple[Tensor, Tensor | None]:
         labels = None if self.labels is None else torch.from_numpy(np.array(self.labels[where])).to(device)
         return to_model(self.images[where], device), labels
 
@@ -60,7 +61,7 @@ class Labelled(NamedTuple):
 class Objective(nn.Module):
     """What `fit` calls: forward is the network's losses."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: TrainedExtractor) -> None:
         super().__init__()
         self.network = network
 
@@ -69,7 +70,7 @@ class Objective(nn.Module):
 
 
 def train(
-    network: nn.Module, role: str, splits: Mapping[str, Labelled], settings: Settings, seed: int, runtime: Any
+    network: Extractor, role: str, splits: Mapping[str, Labelled], settings: Settings, seed: int, runtime: Runtime
 ) -> Fitted:
     """Train `network` in place; the epoch of highest validation accuracy is kept.
 
@@ -77,19 +78,19 @@ def train(
     network without `losses` loads its weights from elsewhere, and has no history.
     """
     if not hasattr(network, "losses"):
-        network.load_pretrained()
+        cast("PretrainedExtractor", network).load_pretrained()
         return Fitted([], 0, {})
 
     def batch(indices: np.ndarray, draws: Generator, done: float) -> tuple[Tensor, Tensor | None]:
         x, labels = splits["train"].at(indices, runtime.device)
         return augmented(x, settings.augmentation, draws), labels
 
-    def evaluate(objective: Any) -> Row:
+    def evaluate(objective: Objective) -> Row:
         return judge(objective.network, splits["val"], settings.training.batch_size, runtime.device)
 
     task = Task(
         name=f"extractor/{role}",
-        objective=Objective(network),
+        objective=Objective(cast("TrainedExtractor", network)),
         examples=len(splits["train"].images),
         batch=batch,
         evaluate=evaluate,
@@ -99,7 +100,7 @@ def train(
 
 
 @torch.no_grad()
-def judge(network: Any, split: Labelled, batch_size: int, device: Any) -> Row:
+def judge(network: TrainedExtractor, split: Labelled, batch_size: int, device: Device) -> Row:
     """Means over a split of the network's losses and accuracy; the network is in evaluation mode."""
     sums: Row = {}
     for where in batches(len(split.images), batch_size):

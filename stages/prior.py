@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from tessera.core import files, models
+from tessera.core.contracts import Device, Prior
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
 from tessera.core.run import Run
@@ -53,7 +54,7 @@ def main(run: Run) -> None:
 
 
 class Objective(nn.Module):
-    def __init__(self, prior: nn.Module) -> None:
+    def __init__(self, prior: Prior) -> None:
         super().__init__()
         self.prior = prior
 
@@ -71,7 +72,7 @@ class Data:
         labels: dict[str, Int[np.ndarray, " n"]] | None,
         classes: int,
         own: Settings,
-        device: Any,
+        device: Device,
     ) -> None:
         self.codes, self.augmented, self.labels, self.classes = codes, augmented, labels, classes
         self.own, self.batch_size, self.device = own, own.training.batch_size, device
@@ -79,7 +80,7 @@ class Data:
         self.looked_at = {split: arrays.evenly(len(array), count) for split, array in codes.items()}
 
     @classmethod
-    def of(cls, run: Any) -> Data:
+    def of(cls, run: Run) -> Data:
         conditional, splits = run.params.value("prior.conditional"), ("train", "val")
         if conditional and not run.label_names:
             raise InputError("prior.conditional: must be false where the data set has no labels, got true; set it to false, or "
@@ -87,7 +88,7 @@ class Data:
         return cls(
             {split: run.codes(split) for split in splits},
             run.augmented_codes(),
-            {split: run.labels(split) for split in splits} if conditional else None,
+            {split: run.required_labels(split) for split in splits} if conditional else None,
             len(run.label_names) if conditional else 0,
             run.params.section("prior", Settings),
             run.runtime.device,

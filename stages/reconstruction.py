@@ -18,6 +18,7 @@ from pydantic import Field
 
 from tessera import scores
 from tessera.core import files
+from tessera.core.contracts import Device, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
 from tessera.images import arrays, pictures
@@ -50,7 +51,7 @@ def main(run: Run) -> None:
 
 
 def decoded(
-    tokenizer: Any, pixels: UInt8[np.ndarray, "n h w c"], path: Path, batch_size: int, device: Any
+    tokenizer: Tokenizer, pixels: UInt8[np.ndarray, "n h w c"], path: Path, batch_size: int, device: Device
 ) -> pd.DataFrame:
     """Write the reconstructions to `path`, batch by batch; return the scores of each image.
 

@@ -6,7 +6,7 @@ Drawing samples: codes from a prior, images from the tokenizer's decoder. Sheets
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from pydantic import Field
 
 from tessera.core import files, models
-from tessera.core.contracts import Sampling
+from tessera.core.contracts import ClosedFormPrior, GenerativeTokenizer, Prior, Sampling, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import generator, numpy_generator
@@ -40,7 +40,7 @@ def main(run: Run) -> None:
     sets = {"samples": run.prior(), "baseline": baseline(run)}
     drawn = {of: draw(of, prior.to(run.runtime.device), tokenizer, run) for of, prior in sets.items()}
     if hasattr(tokenizer, "sample"):
-        drawn["gaussian"] = draw_without_prior("gaussian", tokenizer, run)
+        drawn["gaussian"] = draw_without_prior("gaussian", cast("GenerativeTokenizer", tokenizer), run)
     for of, kinds in drawn.items():
         for kind, array in kinds.items():
             files.save_array(run.folder("samples") / of / f"{kind}.npy", array)
@@ -48,24 +48,24 @@ def main(run: Run) -> None:
     files.write_json(run.folder("samples") / "facts.json", {"sets": list(drawn)})
 
 
-def baseline(run: Run) -> Any:
+def baseline(run: Run) -> Prior:
     """The closed-form prior `samples.baseline`, fitted on the training codes: what a prior must be better than."""
     recipe = models.prior_recipe(
         run.params, run.grids, run.codebook_sizes, 0, run.params.section("samples", Settings).baseline
     )
-    prior = models.build(recipe)
+    prior: ClosedFormPrior = models.build(recipe)
     prior.fit(torch.from_numpy(run.codes("train").astype(np.int64)), None)
     return prior.eval()
 
 
-def draw(of: str, prior: Any, tokenizer: Any, run: Run) -> dict[str, np.ndarray]:
+def draw(of: str, prior: Prior, tokenizer: Tokenizer, run: Run) -> dict[str, np.ndarray]:
     """`codes` [N,T] int32, `images` uint8 [N,H,W,C], and `labels` [N] for a conditional prior, drawn with the
     frequencies of the training labels. The stream of each batch depends on (seed, `of`, batch) alone."""
     own = run.params.section("samples", Settings)
     sampling = Sampling(own.temperature, own.top_k, own.top_p, own.guidance)
     labels = None
     if prior.classes:
-        labels = numpy_generator(run.params.seed, of, "labels").choice(run.labels("train"), own.count)
+        labels = numpy_generator(run.params.seed, of, "labels").choice(run.required_labels("train"), own.count)
     codes, pixels = [], []
     bar = run.runtime.progress(total=own.count, desc=of)
     for index, where in enumerate(arrays.batches(own.count, own.batch_size)):
@@ -81,7 +81,7 @@ def draw(of: str, prior: Any, tokenizer: Any, run: Run) -> dict[str, np.ndarray]
     return found | ({"labels": labels} if labels is not None else {})
 
 
-def draw_without_prior(of: str, tokenizer: Any, run: Run) -> dict[str, np.ndarray]:
+def draw_without_prior(of: str, tokenizer: GenerativeTokenizer, run: Run) -> dict[str, np.ndarray]:
     """`images` of a tokenizer with `sample(n, generator)`: a VAE decodes N(0, I), the prior that it was trained with."""
     own = run.params.section("samples", Settings)
     pixels = [

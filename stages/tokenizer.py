@@ -7,8 +7,8 @@ Contracts only: no plug-in is known here by name.
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Annotated, Any, Literal
+from collections import defaultdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from tessera.augmentation import Augmentation
 from tessera.codes import statistics
 from tessera.codes.sequences import flatten_levels
 from tessera.core import files, models, seams
+from tessera.core.contracts import Device, Loss, Output, PostHocQuantizer, Tokenizer
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
 from tessera.core.run import Run
@@ -29,6 +30,9 @@ from tessera.images import arrays, pictures
 from tessera.runtime.stage import enter
 from tessera.training.loop import Fitted, Row, Task, fit
 from tessera.training.settings import Training
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LOOKED_AT = 1000  # images of a split behind one point of a curve; the stage `reconstruction` reads whole splits
 FITTED_ON = 1_000_000  # latents that a post-hoc codebook is given, at most
@@ -74,16 +78,16 @@ def main(run: Run) -> None:
 class Objective(nn.Module):
     """Image terms of `losses:` with their weights, and the quantizer's own terms, which come weighted."""
 
-    def __init__(self, tokenizer: nn.Module, terms: dict[str, tuple[float, nn.Module]]) -> None:
+    def __init__(self, tokenizer: Tokenizer, terms: dict[str, tuple[float, Loss]]) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self.terms = nn.ModuleDict({name: term for name, (_, term) in terms.items()})
+        self.terms = nn.ModuleDict({name: cast("nn.Module", term) for name, (_, term) in terms.items()})
         self.weights = {name: weight for name, (weight, _) in terms.items()}
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> dict[str, Tensor]:
         return self.losses(x, self.tokenizer(x))
 
-    def losses(self, x: Float[Tensor, "b c h w"], output: Any) -> dict[str, Tensor]:
+    def losses(self, x: Float[Tensor, "b c h w"], output: Output) -> dict[str, Tensor]:
         losses = {name: self.weights[name] * term(x, output) for name, term in self.terms.items()}
         for level in output.quantized:
             for name, value in level.losses.items():
@@ -91,7 +95,7 @@ class Objective(nn.Module):
         return losses
 
 
-def loss_terms(run: Run, tokenizer: Any) -> dict[str, tuple[float, nn.Module]]:
+def loss_terms(run: Run, tokenizer: Tokenizer) -> dict[str, tuple[float, Loss]]:
     """The losses of params.yaml by name, each with its weight; a term of weight 0 is not built and costs nothing."""
     configs = {name: run.params.config("losses", name) for name in run.params.keys("losses")}
     return {
@@ -117,7 +121,7 @@ class Data:
         pixels: dict[str, UInt8[np.ndarray, "n h w c"]],
         augmentation: Augmentation,
         batch_size: int,
-        device: Any,
+        device: Device,
     ) -> None:
         self.pixels, self.augmentation, self.batch_size, self.device = pixels, augmentation, batch_size, device
         # as many training as validation images: perplexity over fewer images is lower
@@ -153,21 +157,22 @@ def train(objective: Objective, data: Data, run: Run) -> Fitted:
     return Fitted([{"epoch": 0, **row}], 0, {})
 
 
-def with_codebook(tokenizer: Any, recipe: models.Recipe, data: Data, run: Run) -> Any:
+def with_codebook(tokenizer: Tokenizer, recipe: models.Recipe, data: Data, run: Run) -> Tokenizer:
     """The trained tokenizer; one that was trained without its post-hoc quantizer gets it here, fitted to the latents of
     the training images (a million of them at most, of images drawn at random)."""
     if not run.params.post_hoc:
         return tokenizer
-    whole = models.build(recipe)
+    whole: Tokenizer = models.build(recipe)
     whole.load_state_dict(tokenizer.state_dict(), strict=False)  # all but the quantizer's
     draws = generator(run.params.seed, "tokenizer", "codebook")
-    for level, quantizer in enumerate(module for module in whole.modules() if hasattr(module, "fit")):
+    quantizers = [cast("PostHocQuantizer", module) for module in whole.modules() if hasattr(module, "fit")]
+    for level, quantizer in enumerate(quantizers):
         quantizer.fit(_latents(tokenizer.to(run.runtime.device), level, data, draws), draws)
     return whole.to("cpu").eval()
 
 
 @torch.no_grad()
-def _latents(tokenizer: Any, level: int, data: Data, draws: Generator) -> Float[Tensor, "n d"]:
+def _latents(tokenizer: Tokenizer, level: int, data: Data, draws: Generator) -> Float[Tensor, "n d"]:
     found, rows = [], 0
     order = torch.randperm(len(data.pixels["train"]), generator=draws).numpy()
     for where in arrays.batches(len(order), data.batch_size):
@@ -229,7 +234,8 @@ def _evaluate(objective: Objective, data: Data) -> Row:
 def _scores(objective: Objective, data: Data, pixels: UInt8[np.ndarray, "n h w c"]) -> Row:
     """Every loss term, their `total`, terms that are only reported, and what codes and pictures are worth, over all of
     `pixels`: `psnr_db` of the mean squared error, `ssim` with uniform windows (`nn.scores`)."""
-    sums, reported = Counter(), Counter()
+    sums: dict[str, float] = defaultdict(float)
+    reported: dict[str, float] = defaultdict(float)
     codes, errors, similar = [], [], []
     for where in arrays.batches(len(pixels), data.batch_size):
         x = arrays.to_model(pixels[where], data.device)
@@ -251,7 +257,7 @@ def _scores(objective: Objective, data: Data, pixels: UInt8[np.ndarray, "n h w c
     return row | _code_scores(np.concatenate(codes), objective.tokenizer)
 
 
-def _code_scores(codes: Int[np.ndarray, "n t"], tokenizer: Any) -> Row:
+def _code_scores(codes: Int[np.ndarray, "n t"], tokenizer: Tokenizer) -> Row:
     """Usage and perplexity over all the codes, mean over the grids; none without grids."""
     if not tokenizer.grids:
         return {}
@@ -263,7 +269,7 @@ def _code_scores(codes: Int[np.ndarray, "n t"], tokenizer: Any) -> Row:
     }
 
 
-def metrics(fitted: Fitted, tokenizer: Any, data: Data) -> dict[str, Any]:
+def metrics(fitted: Fitted, tokenizer: Tokenizer, data: Data) -> dict[str, Any]:
     """Of the kept epoch: loss and codebook; the pictures' scores over whole splits are the stage `reconstruction`'s."""
     row = next(row for row in fitted.history if row["epoch"] == fitted.epoch)
     if "val_usage" not in row:  # the codebook was fitted afterwards
@@ -282,7 +288,8 @@ def write_snapshots(fitted: Fitted, data: Data) -> None:
     """Pictures of the snapshot epochs (one row each, under the originals; the codebook's two main directions), their
     codebooks as `artifacts/tokenizer/snapshots.safetensors`, and the weights of every n-th epoch where asked."""
     epochs = sorted({int(name.partition("/")[0]) for name in fitted.snapshots})
-    books, rows = {}, [data.shown]
+    books: dict[str, Tensor] = {}
+    rows = [data.shown]
     for epoch in epochs:
         taken = {n.partition("/")[2]: t for n, t in fitted.snapshots.items() if n.startswith(f"{epoch}/")}
         weights = {name.removeprefix("weights/"): t for name, t in taken.items() if name.startswith("weights/")}
@@ -298,7 +305,7 @@ def write_snapshots(fitted: Fitted, data: Data) -> None:
         files.write_picture(folder / "codebook.png", _codebooks({n: t.numpy() for n, t in books.items()}))
 
 
-def _codebooks(books: dict[str, Float[np.ndarray, "k d"]]) -> Any:
+def _codebooks(books: dict[str, Float[np.ndarray, "k d"]]) -> Figure:
     """Each snapshot's code vectors on the two principal directions of the last one, so that motion is seen."""
     from matplotlib.figure import Figure
 

@@ -71,7 +71,7 @@ def stub(tokenizer, images, folder="nowhere"):
     """What the diagnostics ask of a run."""
     return SimpleNamespace(
         params=SimpleNamespace(seed=0),
-        runtime=None,
+        device="cpu",
         images=lambda split: images,
         tokenizer=lambda: tokenizer,
         extractor=MeanColour,

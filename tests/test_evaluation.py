@@ -486,10 +486,10 @@ def likelihood_of(prior: Fixed, codes: dict[str, np.ndarray], **values: Any) -> 
     run = SimpleNamespace(
         prior=lambda: prior,
         codes=codes.__getitem__,
-        labels=lambda split: np.arange(len(codes[split])),
+        required_labels=lambda split: np.arange(len(codes[split])),
         grids=((1, 2), (2, 2)),
         codebook_sizes=(4, 4),
-        runtime=None,
+        device="cpu",
     )
     return likelihood.measure(example(likelihood.Config, **values), run)
 

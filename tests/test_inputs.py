@@ -227,9 +227,7 @@ def relative(*parts: str) -> tuple[str, ...]:
 def test_undeclared_import_is_refused(only):
     only("core.seams", "scores")
     what = Declared("codes", relative("core"), ())
-    with pytest.raises(
-        AssertionError, match=r"codes uses tessera\.scores, but dvc\.yaml does not list its file"
-    ):
+    with pytest.raises(AssertionError, match=r"codes uses tessera\.scores, but dvc\.yaml does not list its file"):
         _require_declared_imports(what)
 
 

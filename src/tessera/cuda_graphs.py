@@ -10,7 +10,6 @@ kernel: it pays from the third batch on.
 from __future__ import annotations
 
 from itertools import chain
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -18,7 +17,7 @@ from torch import Generator, Tensor
 
 from tessera.autoregression import sampling as draws
 from tessera.codes.sequences import length, require_labels
-from tessera.core.contracts import Sampling
+from tessera.core.contracts import ExactPrior, Sampling
 from tessera.core.errors import InputError
 
 
@@ -32,7 +31,7 @@ class Replay:
         InputError: the prior is not on a CUDA device, or `sampling` is out of range.
     """
 
-    def __init__(self, prior: Any, n: int, sampling: Sampling = Sampling(), known: bool = False) -> None:  # noqa: B008
+    def __init__(self, prior: ExactPrior, n: int, sampling: Sampling = Sampling(), known: bool = False) -> None:  # noqa: B008
         device = next(chain(prior.parameters(), prior.buffers())).device
         if device.type != "cuda":
             raise InputError(
@@ -77,7 +76,7 @@ class Replay:
         given = zip((self.uniforms, self.labels, self.known, self.known_mask), (uniforms, labels, known, known_mask),
                     strict=True)  # fmt: skip
         for kept, new in given:
-            if kept is not None:
+            if kept is not None and new is not None:
                 kept.copy_(new)
         self.graph.replay()
         draws.require_sound(self.sound)

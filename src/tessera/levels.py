@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from tessera.core.contracts import Model, Tokenizer
 
 
 class Level(NamedTuple):
@@ -23,7 +26,7 @@ class Level(NamedTuple):
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module | Model) -> Iterator[None]:
     """Evaluation mode for a moment: no dropout, and no statistics move. The mode of before comes back."""
     training = module.training
     module.eval()
@@ -33,7 +36,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(training)
 
 
-def levels_of(tokenizer: Any) -> tuple[Level, ...]:
+def levels_of(tokenizer: Tokenizer) -> tuple[Level, ...]:
     """The levels of a tokenizer, coarse first, read off one forward pass of a grey image."""
     device = next((tensor.device for tensor in chain(tokenizer.parameters(), tokenizer.buffers())), None)
     with evaluating(tokenizer), torch.no_grad():
@@ -41,5 +44,6 @@ def levels_of(tokenizer: Any) -> tuple[Level, ...]:
     found: list[Level] = []
     for z, quantized in zip(output.latents, output.quantized, strict=True):
         start = found[-1].start + found[-1].depth if found else 0
-        found.append(Level(*z.shape[1:], start=start, depth=quantized.codes.shape[1]))
+        dim, height, width = z.shape[1:]
+        found.append(Level(dim, height, width, start, depth=quantized.codes.shape[1]))
     return tuple(found)

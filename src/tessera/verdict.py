@@ -70,6 +70,7 @@ def _check(threshold: Threshold, metrics: dict[str, Any]) -> Check | None:
         return None
     if threshold.at_least is not None:
         return Check(min(values), threshold.at_least, min(values) - threshold.at_least)
+    assert threshold.at_most is not None, "a threshold has one of the two"
     return Check(max(values), threshold.at_most, threshold.at_most - max(values))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -82,9 +84,8 @@ class Walk:
             return torch.cat([query * dim**-0.5, key, value], dim=1).flatten(0, 1)
 
         self.qkv = grouped(block.qkv.weight).t().contiguous(), grouped(block.qkv.bias)
-        self.out, self.up, self.down = (
-            (linear.weight.t().contiguous(), linear.bias) for linear in (block.out, block.mlp[0], block.mlp[2])
-        )
+        linears = (block.out, cast("nn.Linear", block.mlp[0]), cast("nn.Linear", block.mlp[2]))
+        self.out, self.up, self.down = ((linear.weight.t().contiguous(), linear.bias) for linear in linears)
         self.keys, self.values = (block.out.weight.new_empty(self.batch, *room) for room in ((dim, 0), (0, dim)))
 
     def advance(self, x: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:

@@ -7,7 +7,8 @@ A mask [B,T] is True where a code is hidden. It is made of uniform numbers that 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,7 +31,8 @@ class MaskedTransformer(nn.Module):
         super().__init__()
         channels = size.channels
         self.lengths = [height * width for height, width in grids]
-        self.codes = nn.ModuleList(nn.Embedding(k + 1, channels) for k in codebook_sizes)  # the last row: the mask
+        codes = [nn.Embedding(k + 1, channels) for k in codebook_sizes]  # the last row: the mask
+        self.codes = cast("Sequence[nn.Embedding]", nn.ModuleList(codes))
         self.places = Places(grids, channels)
         self.labels = nn.Embedding(classes + 1, channels) if classes else None  # the last row: no label
         self.blocks = nn.ModuleList(Block(channels, size.heads) for _ in range(size.layers))

@@ -41,7 +41,7 @@ class Condition(nn.Module):
     def forward(
         self, earlier: list[Int[Tensor, "b ..."]], labels: Int[Tensor, " b"] | None, dropout: float = 0.0
     ) -> Float[Tensor, "#b c h w"]:
-        condition = self.positions
+        condition: Tensor = self.positions
         if earlier:
             height, width = self.positions.shape[2:]
             embedded = sum(embedding(resized(codes, height, width))

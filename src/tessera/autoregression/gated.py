@@ -12,6 +12,9 @@ back of whoever averages, shares or saves them (or a masked copy in each forward
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -71,7 +74,8 @@ class GatedPixelCNN(nn.Module):
     def __init__(self, codebook_size: int, channels: int, layers: int, kernel_size: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(codebook_size, channels)
-        self.layers = nn.ModuleList(GatedLayer(channels, kernel_size) for _ in range(layers))
+        gated = [GatedLayer(channels, kernel_size) for _ in range(layers)]
+        self.layers = cast("Sequence[GatedLayer]", nn.ModuleList(gated))
         self.head = nn.Sequential(
             nn.ReLU(), nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, codebook_size, 1)
         )
@@ -147,7 +151,7 @@ class _Columns:
     A new row writes over the last one; what lies left of the grid stays zero.
     """
 
-    def __init__(self, layers: nn.ModuleList, n: int, width: int) -> None:
+    def __init__(self, layers: Sequence[GatedLayer], n: int, width: int) -> None:
         channels, reach = layers[0].out.in_channels, layers[0].reach
         # [2C,C,1,columns] -> [columns * C, 2C], the order of a window
         self.kernels = [layer.horizontal.weight.permute(3, 1, 0, 2).flatten(0, 1).flatten(1) for layer in layers]

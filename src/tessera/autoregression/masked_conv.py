@@ -14,6 +14,7 @@ which `nn.gated` has two stacks (van den Oord et al. 2016, arXiv 1606.05328, fig
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,8 @@ class MaskedConv2d(nn.Conv2d):
     The mask acts in each forward pass and is a buffer outside the state dict: weights are never written to, neither
     behind the optimizer's back nor behind that of who averages or saves them.
     """
+
+    mask: Bool[Tensor, "o i rows columns"]
 
     def __init__(self, inputs: Widths, outputs: Widths, kernel_size: int, itself: bool = True) -> None:
         reach = kernel_size // 2
@@ -100,7 +103,8 @@ class MaskedPixelCNN(nn.Module):
         wide = doubled(self.widths)
         self.embeddings = nn.ModuleList(map(nn.Embedding, codebook_sizes, self.widths))
         self.first = MaskedConv2d(self.widths, wide, first_kernel_size, itself=False)
-        self.blocks = nn.ModuleList(MaskedBlock(self.widths, kernel_size) for _ in range(layers))
+        blocks = [MaskedBlock(self.widths, kernel_size) for _ in range(layers)]
+        self.blocks = cast("Sequence[MaskedBlock]", nn.ModuleList(blocks))
         self.hidden = MaskedConv2d(wide, wide, 1)
         self.head = MaskedConv2d(wide, self.codebook_sizes, 1)
 
@@ -156,6 +160,7 @@ class _Rows:
         kernel = (layer.weight * layer.mask).permute(2, 3, 1, 0).flatten(0, 2)  # [rows * columns * C, outputs]
         self.seen = len(kernel) - layer.reach * layer.in_channels  # in reading order, up to the centre
         self.kernels = [part.contiguous() for part in kernel[: self.seen].split(layer.outputs, dim=1)]
+        assert layer.bias is not None
         self.biases = layer.bias.split(layer.outputs)
         self.rows = kernel.new_zeros(n, layer.reach + 1, width + 2 * layer.reach, layer.in_channels)
 

@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from tessera.autoregression.forks import spread
 from tessera.codes.sequences import length, require_labels, unflatten, whereabouts
-from tessera.core.contracts import Prior, Sampling
+from tessera.core.contracts import ExactPrior, Prior, Sampling
 from tessera.core.errors import InputError
 
 SHARE = 16  # images, at least, for which a walk takes another core
@@ -86,7 +86,7 @@ def require_sound(sound: Bool[Tensor, ""]) -> None:
 
 
 def sample(
-    prior: Prior,
+    prior: ExactPrior,
     steps: Walk,
     n: int,
     generator: Generator,
@@ -113,7 +113,7 @@ def sample(
 
 
 def shared(
-    prior: Prior,
+    prior: ExactPrior,
     steps: Walk,
     uniforms: Float[Tensor, "n t"],
     sampling: Sampling,
@@ -132,7 +132,7 @@ def shared(
 
 
 def walked(
-    prior: Prior,
+    prior: ExactPrior,
     steps: Walk,
     uniforms: Float[Tensor, "n t"],
     sampling: Sampling,
@@ -147,11 +147,11 @@ def walked(
     logits = next(walk)
     uniforms = uniforms.to(logits.device).t().contiguous()
     codes = torch.empty(uniforms.shape, dtype=torch.int64, device=logits.device)
-    if known is not None:
+    if known is not None and known_mask is not None:
         known, known_mask = known.to(logits.device), known_mask.to(logits.device)
     for step, t in enumerate(order):
         drawn, sound = draw_unchecked(truncate(logits.double(), sampling), uniforms[t])
-        codes[t] = drawn if known is None else torch.where(known_mask[:, t], known[:, t], drawn)
+        codes[t] = drawn if known is None or known_mask is None else torch.where(known_mask[:, t], known[:, t], drawn)
         sounds.append(sound)
         if step + 1 < len(order):
             logits = walk.send(codes[t])
@@ -198,7 +198,7 @@ def require_known(
             raise InputError(f"known codes must be from 0 to {size - 1}, as many as the codebook has")
 
 
-def naive_steps(prior: Prior, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
+def naive_steps(prior: ExactPrior, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
     """One full forward pass per position: T times the work, and nothing to get wrong. Cached steps must equal these."""
     device = next(chain(prior.parameters(), prior.buffers())).device
     codes = torch.zeros(n, length(prior.grids), dtype=torch.int64, device=device)
@@ -208,6 +208,12 @@ def naive_steps(prior: Prior, n: int, labels: Int[Tensor, " n"] | None) -> Steps
 
 
 @torch.no_grad()
-def naive_sample(prior: Prior, n: int, generator: Generator, sampling: Sampling = Sampling(), **given: Any) -> Tensor:  # noqa: B008
+def naive_sample(
+    prior: ExactPrior,
+    n: int,
+    generator: Generator,
+    sampling: Sampling = Sampling(),  # noqa: B008  a NamedTuple does not change
+    **given: Any,
+) -> Tensor:
     """What `prior.sample` must return, from `prior.logits` alone: for tests and benchmarks."""
     return sample(prior, partial(naive_steps, prior), n, generator, sampling, **given)

@@ -145,7 +145,7 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         """lambda R^T g, with R^T g = g - r (r.g) 2 + 2 u (v.g) for the unit vectors u of z, v of z_q, r of u + v."""
-        z, z_q = ctx.saved_tensors
+        z, z_q = ctx.saved_tensors  # type: ignore[attr-defined]  # torch's stubs have it on no context
         u_norm, v_norm = (torch.linalg.vector_norm(x, dim=1) for x in (z, z_q))
         inverse_u, inverse_v = (1 / norm.clamp(min=_Rotation.SMALL) for norm in (u_norm, v_norm))
         ug, vg = _dots(z, gradient) * inverse_u, _dots(z_q, gradient) * inverse_v
@@ -334,6 +334,8 @@ class Codebook(nn.Module):
     """
 
     codes: Tensor
+    counts: Tensor
+    initialised: Tensor
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -410,6 +412,7 @@ class EMACodebook(Codebook):
     """
 
     settings: EMASettings
+    sums: Tensor
 
     def __init__(self, settings: EMASettings, dim: int, unit: bool = False) -> None:
         super().__init__(settings)

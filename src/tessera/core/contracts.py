@@ -23,20 +23,24 @@ model of codes. A *reconstruction* is not a *sample*.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator as Coroutine
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias
 
 if TYPE_CHECKING:  # what reads only codes, features or metrics must not pay for importing torch
     import numpy as np
     import pandas as pd
+    import torch
     from jaxtyping import Bool, Float, Int, UInt8
     from matplotlib.figure import Figure
-    from torch import Generator, Tensor
+    from torch import Generator, Tensor, nn
 
 Grid = tuple[int, int]  # (height, width) of one grid of codes
 Grids = tuple[Grid, ...]  # level by level, then depth by depth, coarse first; T is the sum of height * width
 ImageShape = tuple[int, int, int]  # (channels, height, width)
 SPLITS = ("train", "val", "test")
+Device: TypeAlias = "str | torch.device"
 
 
 class Source(NamedTuple):
@@ -58,6 +62,22 @@ class Source(NamedTuple):
     notes: Sequence[str] = ()
 
 
+class Model(Protocol):
+    """What tokenizers, quantizers, losses, priors and extractors have of `torch.nn.Module`, which their classes are."""
+
+    training: bool
+
+    def train(self, mode: bool = True) -> Self: ...
+    def eval(self) -> Self: ...
+    def to(self, device: Device) -> Self: ...
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def buffers(self) -> Iterator[Tensor]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any: ...
+
+
 class Quantized(NamedTuple):
     """What a quantizer makes of z. `z_q` carries the estimator's gradient; `losses` are named and already weighted, and
     are what is minimised; `reported` terms are only looked at (`codebook_error` is |z - e|^2, the codebook term of VQ-VAE,
@@ -69,7 +89,7 @@ class Quantized(NamedTuple):
     reported: dict[str, Float[Tensor, ""]] = {}  # noqa: RUF012  nobody changes it
 
 
-class Quantizer(Protocol):
+class Quantizer(Model, Protocol):
     """Latents to codes. Computes in float32 also under autocast; its statistics move in training mode only.
 
     `dim` is D, the number of latent channels it takes (asked by the tokenizer); `codebook_sizes` has one entry per depth
@@ -78,13 +98,18 @@ class Quantizer(Protocol):
     zeros.
     """
 
-    dim: int
-    codebook_sizes: tuple[int, ...]
-
+    @property
+    def dim(self) -> int: ...
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]: ...
     def __call__(self, z: Float[Tensor, "b d h w"]) -> Quantized: ...
     def decode(self, codes: Int[Tensor, "b r h w"]) -> Float[Tensor, "b d h w"]: ...
     @property
     def codebooks(self) -> tuple[Float[Tensor, "k d"], ...]: ...
+
+
+class PostHocQuantizer(Quantizer, Protocol):
+    def fit(self, latents: Float[Tensor, "n d"], generator: Generator) -> None: ...
 
 
 class Output(NamedTuple):
@@ -95,7 +120,7 @@ class Output(NamedTuple):
     quantized: tuple[Quantized, ...]
 
 
-class Tokenizer(Protocol):
+class Tokenizer(Model, Protocol):
     """Images in [-1, 1] to codes and back, with the way between open: x -> latents -> quantize -> decode_vectors.
 
     One that takes post-hoc quantizers is trained with `make_quantizer` None: it has no codes then (grids and codebook
@@ -103,10 +128,12 @@ class Tokenizer(Protocol):
     `sample(n, generator) -> images`, which needs no prior over codes.
     """
 
-    image_shape: ImageShape
-    grids: Grids
-    codebook_sizes: tuple[int, ...]  # one per grid
-
+    @property
+    def image_shape(self) -> ImageShape: ...
+    @property
+    def grids(self) -> Grids: ...
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]: ...  # one per grid
     def __call__(self, x: Float[Tensor, "b c h w"]) -> Output: ...
     def encode(self, x: Float[Tensor, "b c h w"]) -> Int[Tensor, "b t"]: ...
     def decode(self, codes: Int[Tensor, "b t"]) -> Float[Tensor, "b c h w"]: ...
@@ -118,7 +145,11 @@ class Tokenizer(Protocol):
     def codebooks(self) -> tuple[Float[Tensor, "k d"], ...]: ...
 
 
-class Loss(Protocol):
+class GenerativeTokenizer(Tokenizer, Protocol):
+    def sample(self, n: int, generator: Generator) -> Float[Tensor, "n c h w"]: ...
+
+
+class Loss(Model, Protocol):
     """A term of the tokenizer's objective, unweighted; its weight stands in `losses:` of params.yaml. A term of weight 0 is
     not built. It may have weights of its own, which are trained along; the tokenizer is none of its sub-modules."""
 
@@ -143,7 +174,7 @@ class Likelihood(NamedTuple):
     accuracy: Float[Tensor, " b"]
 
 
-class Prior(Protocol):
+class Prior(Model, Protocol):
     """The model of codes p(codes) or p(codes | label).
 
     `classes` is the number of labels it is conditioned on, 0 if none; labels [B] are given exactly then, and the label
@@ -152,16 +183,17 @@ class Prior(Protocol):
     log p is a lower bound (ELBO), and whoever prints it says so. `sample` keeps `known` codes where `known_mask` is True
     and draws all others from `generator`, which alone decides the outcome.
 
-    Exact priors predict one code after another (`autoregression/base.py`): they also have `order`, the positions in the
-    order in which they are drawn, `logits(codes, labels)`, one entry per grid [B,h*w,K], and `steps(n, labels)`, the walk
-    behind `sample`.
+    Exact priors predict one code after another: see `ExactPrior`.
     """
 
-    grids: Grids
-    codebook_sizes: tuple[int, ...]
-    classes: int
-    exact: bool
-
+    @property
+    def grids(self) -> Grids: ...
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]: ...
+    @property
+    def classes(self) -> int: ...
+    @property
+    def exact(self) -> bool: ...
     def losses(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, done: float = 1.0
     ) -> dict[str, Tensor]: ...
@@ -178,13 +210,42 @@ class Prior(Protocol):
     ) -> Int[Tensor, "n t"]: ...
 
 
-class Extractor(Protocol):
-    """Images in [-1, 1] to features. `distance` names the Fréchet distance on them: `fid` on Inception's features only."""
+class ExactPrior(Prior, Protocol):
+    """A prior that predicts one code after another (`autoregression/base.py`): `order` are the positions in the order in
+    which they are drawn, `logits` has one entry per grid [B,h*w,K], and `steps` is the walk behind `sample`."""
 
-    dim: int
-    distance: str
+    @property
+    def order(self) -> Sequence[int]: ...
+    def logits(
+        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None
+    ) -> tuple[Float[Tensor, "b n k"], ...]: ...
+    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Coroutine[Tensor, Tensor, Any]: ...
 
+
+class ClosedFormPrior(ExactPrior, Protocol):
+    def fit(self, codes: Int[Tensor, "n t"], labels: Int[Tensor, " n"] | None) -> None: ...
+
+
+class Extractor(Model, Protocol):
+    """Images in [-1, 1] to features. `distance` names the Fréchet distance on them: `fid` on Inception's features only.
+
+    One that is trained here has `losses` and `accuracy`; another loads its weights by `load_pretrained`.
+    """
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def distance(self) -> str: ...
     def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f"]: ...
+
+
+class TrainedExtractor(Extractor, Protocol):
+    def losses(self, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None) -> dict[str, Tensor]: ...
+    def accuracy(self, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None) -> Float[Tensor, ""]: ...
+
+
+class PretrainedExtractor(Extractor, Protocol):
+    def load_pretrained(self) -> None: ...
 
 
 class Report(NamedTuple):
@@ -192,8 +253,37 @@ class Report(NamedTuple):
     (`usage` becomes `plots/<seam>/<plug-in>/usage.csv` or `.png`)."""
 
     metrics: dict[str, Any]
-    tables: dict[str, pd.DataFrame] = {}  # noqa: RUF012  nobody changes it
-    pictures: dict[str, UInt8[np.ndarray, "h w c"] | Figure] = {}  # noqa: RUF012
+    tables: Mapping[str, pd.DataFrame] = {}
+    pictures: Mapping[str, UInt8[np.ndarray, "h w c"] | Figure] = {}
 
 
-MakeQuantizer = Callable[..., Quantizer]  # (dim: int | None = None)
+class MakeQuantizer(Protocol):
+    def __call__(self, dim: int | None = None) -> Quantizer: ...
+
+
+class Runtime(Protocol):
+    """What a stage computes on (`tessera.runtime.devices`)."""
+
+    training: bool
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def main(self) -> bool: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def ranks(self) -> int: ...
+    def progress(self, **options: Any) -> Any: ...
+    def gathered(self, value: Any) -> list[Any]: ...
+    def unsupported(self, precision: str) -> str | None: ...
+    def prepare(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, precision: str
+    ) -> tuple[nn.Module, torch.optim.Optimizer]: ...
+    def autocast(self) -> AbstractContextManager[None]: ...
+    def backward(self, loss: Tensor) -> None: ...
+    def clip_gradients(self, parameters: Iterable[nn.Parameter], norm: float) -> Tensor: ...
+    def resume(self, task: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None: ...
+    def checkpoint(
+        self, task: str, pack: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]], force: bool = False
+    ) -> None: ...

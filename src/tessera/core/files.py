@@ -25,6 +25,9 @@ from tessera.core.errors import InputError, listed
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from numpy.typing import DTypeLike
+
+    from tessera.core.contracts import Report
 
 ARTIFACTS, METRICS, PLOTS = Path("artifacts"), Path("metrics"), Path("plots")
 
@@ -66,8 +69,8 @@ def _umask() -> int:
 @contextmanager
 def writing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """An open file that replaces `path` when the block ends well; text is UTF-8 with Unix line ends."""
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    with replacing(path) as temporary, open(temporary, mode, **text) as stream:
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
+    with replacing(path) as temporary, open(temporary, mode, encoding=encoding, newline=newline) as stream:
         yield stream
 
 
@@ -78,14 +81,14 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 @contextmanager
-def streamed_array(path: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[np.ndarray]:
+def streamed_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Iterator[np.ndarray]:
     """A writable array of any size, filled piece by piece on disk."""
     with replacing(path) as temporary:
         if math.prod(shape):
-            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+            mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
             _reserve(temporary)
-            yield array
-            array.flush()
+            yield mapped
+            mapped.flush()
         else:
             array = np.empty(shape, dtype)
             yield array
@@ -132,7 +135,10 @@ def visible(source: Path) -> tuple[list[Path], list[Path]]:
     """
     if not source.is_dir():
         raise InputError(f"dataset.source {str(source)!r}: there is no such folder")
-    found, hidden, linked, broken = [], [], [], []
+    found: list[Path] = []
+    hidden: list[Path] = []
+    linked: list[Path] = []
+    broken: list[Path] = []
     for folder, names, own in os.walk(source, onerror=_refuse):
         for name in [*names, *own]:
             path = Path(folder, name)
@@ -148,7 +154,8 @@ def visible(source: Path) -> tuple[list[Path], list[Path]]:
         raise InputError(f"{listed(sorted(linked))} {many} DVC does not look into. Copy the folder")
     if broken:
         raise InputError(f"{listed(sorted(broken))}: a link that leads nowhere, or no file. Mend or remove it")
-    return tuple(sorted(path.relative_to(source) for path in paths) for paths in (found, hidden))
+    below, out_of_sight = (sorted(path.relative_to(source) for path in paths) for paths in (found, hidden))
+    return below, out_of_sight
 
 
 def _refuse(error: OSError) -> None:
@@ -275,7 +282,7 @@ def write_history(name: str, history: list[dict[str, float]]) -> None:
     write_table(PLOTS / f"{name}.csv", pd.DataFrame(history))
 
 
-def write_report(seam: str, name: str, report: Any) -> None:
+def write_report(seam: str, name: str, report: Report) -> None:
     """A `Report`: metrics to `metrics/<seam>/<name>.json`, tables and pictures into `plots/<seam>/<name>/`."""
     folder = PLOTS / seam / name
     folder.mkdir(parents=True, exist_ok=True)  # declared as an output: it must be there, also when empty

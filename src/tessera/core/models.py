@@ -15,9 +15,10 @@ from tessera.core import files, seams
 from tessera.core.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from pydantic import BaseModel
+    from torch import Tensor
 
-    from tessera.core.contracts import Grids, ImageShape
+    from tessera.core.contracts import Device, Grids, ImageShape, Model, Quantizer
     from tessera.core.params import Params
 
 WEIGHTS, RECIPE, CARD = "model.safetensors", "recipe.json", "README.md"
@@ -44,8 +45,8 @@ def prior_recipe(
     params: Params, grids: Grids, codebook_sizes: tuple[int, ...], classes: int, name: str | None = None
 ) -> Recipe:
     name = name or params.value("prior.name")
-    facts = {"grids": grids, "codebook_sizes": codebook_sizes, "classes": classes}
-    return _recipe("priors", name, params.config("prior", name), **facts)
+    config = params.config("prior", name)
+    return _recipe("priors", name, config, grids=grids, codebook_sizes=codebook_sizes, classes=classes)
 
 
 def extractor_recipe(params: Params, image_shape: ImageShape, classes: int) -> Recipe:
@@ -53,13 +54,16 @@ def extractor_recipe(params: Params, image_shape: ImageShape, classes: int) -> R
     return _recipe("extractors", name, params.config("extractor"), image_shape=image_shape, classes=classes)
 
 
-def _recipe(seam: str, name: str, config: Any, quantizer: Any = None, **arguments: Any) -> Recipe:
+def _recipe(
+    seam: str, name: str, config: BaseModel, quantizer: tuple[str, dict[str, Any]] | None = None, **arguments: Any
+) -> Recipe:
     plain = json.loads(json.dumps(arguments))  # as it will be read back: tuples become lists, once and for all
     return Recipe(seam, name, config.model_dump(), plain, quantizer)
 
 
-def build(recipe: Recipe) -> nn.Module:
-    """The module of a recipe, freshly initialised from torch's global generator.
+def build(recipe: Recipe) -> Any:
+    """The model of a recipe, freshly initialised from torch's global generator: by `recipe.seam` a `Tokenizer`, a `Prior` or
+    an `Extractor`, as whoever asks for it says.
 
     Raises:
         InputError: the plug-in is gone, or does not accept the recipe's values.
@@ -73,7 +77,11 @@ def build(recipe: Recipe) -> nn.Module:
             name, values = recipe.quantizer
             quantizers = seams.plugin("quantizers", name)
             config = quantizers.Config.model_validate(values)
-            arguments["make_quantizer"] = lambda dim=None: quantizers.build(config, dim)
+
+            def make_quantizer(dim: int | None = None) -> Quantizer:
+                return quantizers.build(config, dim)
+
+            arguments["make_quantizer"] = make_quantizer
         return module.build(module.Config.model_validate(recipe.config), **arguments)
     except (ValidationError, ValueError) as error:
         raise InputError(f"{recipe.seam}/{recipe.name} cannot be built: {error}") from error
@@ -83,7 +91,7 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def save(folder: Path, model: nn.Module, recipe: Recipe, card: str) -> None:
+def save(folder: Path, model: Model, recipe: Recipe, card: str) -> None:
     """Write weights, recipe and card; the card carries no path, clock or host."""
     save_weights(folder / WEIGHTS, model.state_dict())
     files.write_json(folder / RECIPE, recipe._asdict())
@@ -91,7 +99,7 @@ def save(folder: Path, model: nn.Module, recipe: Recipe, card: str) -> None:
         stream.write(card)
 
 
-def save_weights(path: Path, state: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+def save_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     from safetensors.torch import save as to_bytes
 
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
@@ -99,7 +107,7 @@ def save_weights(path: Path, state: dict[str, Any], metadata: dict[str, str] | N
         stream.write(to_bytes(tensors, metadata))
 
 
-def load_weights(path: Path) -> dict[str, Any]:
+def load_weights(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -120,7 +128,7 @@ def read_recipe(folder: Path) -> Recipe:
         raise InputError(f"{folder / RECIPE} is no recipe of a model ({error}). Train it again") from None
 
 
-def load(folder: str | Path, device: str = "cpu") -> Any:
+def load(folder: str | Path, device: Device = "cpu") -> Any:
     """The model saved in `folder`, in eval mode, ready to use: `tessera.load("artifacts/tokenizer")`.
 
     Raises:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from tessera.core.contracts import Grids, ImageShape
+    from tessera.core.contracts import Device, Extractor, Grids, ImageShape, Model, Prior, Runtime, Tokenizer
     from tessera.core.params import Params
 
 
@@ -24,12 +24,28 @@ class Run:
     Attributes:
         params: the sections of params.yaml that the stage declares.
         key: the plug-in of this instance, in stages that run one per plug-in.
-        runtime: devices, progress bars and scratch checkpoints (`tessera.runtime`); it changes no result.
     """
 
-    def __init__(self, params: Params, key: str | None = None, runtime: Any = None, everything: Params | None = None):
-        self.params, self.key, self.runtime = params, key, runtime
+    def __init__(
+        self,
+        params: Params,
+        key: str | None = None,
+        runtime: Runtime | None = None,
+        everything: Params | None = None,
+    ) -> None:
+        self.params, self.key, self._runtime = params, key, runtime
         self._everything = everything or params
+
+    @property
+    def runtime(self) -> Runtime:
+        """Devices, progress bars and scratch checkpoints (`tessera.runtime`); it changes no result."""
+        assert self._runtime is not None, "this run was made without a runtime, and can only read"
+        return self._runtime
+
+    @property
+    def device(self) -> Device:
+        """Where models are: the device of the runtime, or the CPU without one."""
+        return self._runtime.device if self._runtime is not None else "cpu"
 
     @staticmethod
     def folder(stage: str) -> Path:
@@ -49,6 +65,17 @@ class Run:
     def labels(self, split: str) -> np.ndarray | None:
         """Class index of each image (int64), or None where the set has no labels."""
         return self.table(split)["label"].to_numpy("int64") if self.label_names else None
+
+    def required_labels(self, split: str) -> np.ndarray:
+        """`labels` of a set that has some.
+
+        Raises:
+            InputError: it has none.
+        """
+        labels = self.labels(split)
+        if labels is None:
+            raise InputError("the data set must have labels, and has none; let it read some, see docs/data.md")
+        return labels
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -71,7 +98,7 @@ class Run:
 
     @property
     def grids(self) -> Grids:
-        return tuple(tuple(grid) for grid in files.read_json(self.folder("codes") / "facts.json")["grids"])
+        return tuple((height, width) for height, width in files.read_json(self.folder("codes") / "facts.json")["grids"])
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -79,15 +106,15 @@ class Run:
 
     # models
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         return self._model("tokenizer", models.tokenizer_recipe(self._everything, self.image_shape))
 
-    def prior(self) -> Any:
+    def prior(self) -> Prior:
         classes = len(self.label_names) if self._everything.value("prior.conditional") else 0
         recipe = models.prior_recipe(self._everything, self.grids, self.codebook_sizes, classes)
         return self._model("prior", recipe)
 
-    def extractor(self, role: str = "scorer") -> Any:
+    def extractor(self, role: str = "scorer") -> Extractor:
         """The feature network that scores; `role="perceptual"` for the other, which a loss may be trained against."""
         recipe = models.extractor_recipe(self._everything, self.image_shape, len(self.label_names))
         return self._model("extractor", recipe, role)
@@ -99,12 +126,12 @@ class Run:
             raise InputError(
                 f"{folder} does not fit params.yaml: {_difference(stored, wanted)}. Run `dvc repro {stage}`"
             )
-        return models.load(folder, self.runtime.device if self.runtime else "cpu")
+        return models.load(folder, self.device)
 
     def save_model(
         self,
         stage: str,
-        model: Any,
+        model: Model,
         recipe: models.Recipe,
         metrics: dict[str, Any],
         part: str = "",
@@ -138,7 +165,7 @@ class Run:
 
     # reports
 
-    def measure(self, seam: str) -> Any:
+    def measure(self, seam: str) -> Report:
         """The report of this instance's plug-in; where it does not apply, it says why and reports just that."""
         module = seams.plugin(seam, str(self.key))
         reason = module.requires(self.params) if hasattr(module, "requires") else None
@@ -147,7 +174,7 @@ class Run:
             return Report({"applies": 0})
         return module.measure(self.params.config(seam, self.key), self)
 
-    def write(self, seam: str, report: Any) -> None:
+    def write(self, seam: str, report: Report) -> None:
         files.write_report(seam, str(self.key), report)
 
 

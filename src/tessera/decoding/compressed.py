@@ -63,7 +63,7 @@ class Encoded(Sequence["UInt8[np.ndarray, '...']"]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, i: int) -> UInt8[np.ndarray, ...]:
+    def __getitem__(self, i: int) -> UInt8[np.ndarray, ...]:  # type: ignore[override]  # nobody asks for a slice
         if not 0 <= i < self._count:
             raise IndexError(i)
         try:
@@ -143,7 +143,7 @@ def _orientation(image: Image.Image) -> int:
     return found if found in UPRIGHT else 1
 
 
-def _raw_exif(info: dict[str, Any]) -> bytes:
+def _raw_exif(info: dict[Any, Any]) -> bytes:
     """As JPEG, WebP and PNG have it, or as hex digits in the text of a PNG."""
     if "exif" in info:
         return info["exif"]
@@ -191,7 +191,7 @@ def _from_16_bits(image: Image.Image) -> UInt8[np.ndarray, ...]:
     """Grey, or RGBA where one grey is transparent. Pillow's own conversion would clip, and knows neither of a TIFF's 12
     bits nor of one whose 0 is white."""
     grey, white, clear = np.asarray(image), 65535, image.info.get("transparency")
-    if image.format == "TIFF":
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
         white = 2 ** image.tag_v2[TiffImagePlugin.BITSPERSAMPLE][0] - 1
         if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
             grey = white - grey

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from pydantic import Field
@@ -12,6 +12,9 @@ from tessera.codes import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DIRECTIONS = {"horizontal": (0, 1), "vertical": (1, 0), "diagonal": (1, 1)}
 
@@ -47,7 +50,7 @@ def measure(config: Config, run: Run) -> Report:
     return Report(metrics, {"neighbours": table}, {"neighbours": _picture(table)})
 
 
-def _picture(table: pd.DataFrame) -> Any:
+def _picture(table: pd.DataFrame) -> Figure:
     import seaborn as sns
     from matplotlib.figure import Figure
 

@@ -7,7 +7,7 @@ easier to learn. EQ-VAE (Kouzelis et al. 2025, arXiv 2502.09509) trains latents 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,11 +17,14 @@ from pydantic import Field
 from torch import Tensor
 
 from tessera.codes import statistics
-from tessera.core.contracts import Report
+from tessera.core.contracts import Device, Report, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import generator
 from tessera.images import arrays, pictures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = 12
 Level = tuple[Int[Tensor, "n r h w"], Float[Tensor, "n d h w"]]  # codes and z_q
@@ -42,7 +45,7 @@ def measure(config: Config, run: Run) -> Report:
     count, which see what comes in (white) and the border; a grid of less than 4 codes a side has no others.
     """
     tokenizer, pixels = run.tokenizer(), run.images("val")
-    device = run.runtime.device if run.runtime else "cpu"
+    device = run.device
     x = arrays.to_model(np.asarray(pixels[arrays.evenly(len(pixels), config.count)]))
     before, flipped = (_levels(tokenizer, part, config.batch_size, device) for part in (x, x.flip(3)))
     nudged = _levels(tokenizer, shifted(x, 1, 1), config.batch_size, device)
@@ -53,7 +56,7 @@ def measure(config: Config, run: Run) -> Report:
         pairs = {
             "cell": (_inner(moved, 1, 0), _inner(level, 0, 1)),
             "pixel": (_inner(nudged[index], 0, 0), _inner(level, 0, 0)),
-            "flip": (flipped[index], tuple(part.flip(3) for part in level)),
+            "flip": (flipped[index], (level[0].flip(3), level[1].flip(3))),
         }
         apart = _apart(level[1], generator(run.params.seed, "equivariance", index))
         chance = np.mean([float((statistics.frequencies(part, int(part.max()) + 1) ** 2).sum())
@@ -79,7 +82,7 @@ def shifted(x: Float[Tensor, "b c h w"], dy: int, dx: int) -> Float[Tensor, "b c
 
 
 @torch.no_grad()
-def _levels(tokenizer: Any, x: Float[Tensor, "n c h w"], batch_size: int, device: Any) -> list[Level]:
+def _levels(tokenizer: Tokenizer, x: Float[Tensor, "n c h w"], batch_size: int, device: Device) -> list[Level]:
     parts = [x[where].to(device) for where in arrays.batches(len(x), batch_size)]
     found = [tokenizer.quantize(tokenizer.latents(part)) for part in parts]
     return [
@@ -112,7 +115,7 @@ def _apart(z_q: Float[Tensor, "n d h w"], draws: torch.Generator) -> float:
 
 
 @torch.no_grad()
-def _flips(tokenizer: Any, x: Float[Tensor, "n c h w"], device: Any) -> np.ndarray:
+def _flips(tokenizer: Tokenizer, x: Float[Tensor, "n c h w"], device: Device) -> np.ndarray:
     """Row by row: mirrored images, decoded from their own codes, and from the mirrored codes of the images as they were."""
     x = x[arrays.evenly(len(x), SHOWN)].to(device)
     own = tokenizer.decode(tokenizer.encode(x.flip(3)))
@@ -120,7 +123,7 @@ def _flips(tokenizer: Any, x: Float[Tensor, "n c h w"], device: Any) -> np.ndarr
     return pictures.sheet(arrays.to_pixels(torch.cat([x.flip(3), own, mirrored])), len(x))
 
 
-def _picture(table: pd.DataFrame) -> Any:
+def _picture(table: pd.DataFrame) -> Figure:
     from matplotlib.figure import Figure
 
     levels = list(table.groupby("level"))

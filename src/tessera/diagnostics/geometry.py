@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,9 @@ from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import derive, numpy_generator
 from tessera.images import arrays
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Points = Float[np.ndarray, "n d"]
 Plane = Float[np.ndarray, "n 2"]
@@ -36,7 +39,7 @@ def measure(config: Config, run: Run) -> Report:
     own; beside it stands that of Gaussian points of the same covariance. `neighbour_distance`: mean distance to the nearest
     other code vector, over the mean distance of two; near 0, neighbours can stand for each other, and to name the right one
     costs a prior bits that no picture needs. `effective_dimension`: see `participation_ratio`."""
-    tokenizer, device = run.tokenizer(), run.runtime.device if run.runtime else "cpu"
+    tokenizer, device = run.tokenizer(), run.device
     encoded = arrays.map_batches(tokenizer.encode, run.images("val"), config.batch_size, device)
     codes = statistics.split_grids(np.concatenate([part.cpu().numpy() for _, part in encoded]), tokenizer.grids)
     metrics, tables, histories, planes = {}, [], [], []
@@ -135,7 +138,7 @@ def evolution(kept: Points, taken: dict[int, Points]) -> tuple[pd.DataFrame, dic
     return pd.DataFrame(rows), points
 
 
-def _picture(rows: list[dict[str, Plane]], tables: list[pd.DataFrame], side: float) -> Any:
+def _picture(rows: list[dict[str, Plane]], tables: list[pd.DataFrame], side: float) -> Figure:
     """A row of panels for each grid. Colours are the clusters of the kept codebook, areas the use of a code."""
     from matplotlib.figure import Figure
 

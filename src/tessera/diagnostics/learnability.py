@@ -15,7 +15,7 @@ predictability = .11. That 11 % is 1 - 4.9 / 5.5; with log2 256 = 8 it is 39 %, 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,9 @@ from tessera.codes import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WEIGHTS = {"rho": 0.5, "oracle": 0.3, "predictability": 0.2}
 BANDS = {"critical": 0, "poor": 30, "fair": 50, "good": 70}  # from this score on
@@ -38,7 +41,8 @@ def measure(config: Config, run: Run) -> Report:
     """Score, band (0 critical, 1 poor, 2 fair, 3 good) and parts of each grid. A grid of one code has no neighbours, and
     reports that it does not apply."""
     train, val = (statistics.split_grids(run.codes(split), run.grids) for split in ("train", "val"))
-    rows, metrics = [], {}
+    rows: list[dict[str, Any]] = []
+    metrics: dict[str, Any] = {}
     for grid, (counted, codes, k) in enumerate(zip(train, val, run.codebook_sizes, strict=True)):
         found = parts(counted, codes, k)
         metrics[f"grid_{grid}"] = {"applies": 0}
@@ -91,7 +95,7 @@ def band(score: float) -> int:
     return sum(score >= least for least in BANDS.values()) - 1
 
 
-def _picture(table: pd.DataFrame) -> Any:
+def _picture(table: pd.DataFrame) -> Figure:
     """Points of each part, on the bands; the mark is what the histogram alone would give."""
     from matplotlib.figure import Figure
 
@@ -111,7 +115,7 @@ def _picture(table: pd.DataFrame) -> Any:
     floors = table.drop_duplicates("grid")["independent"]
     axis.scatter(floors, places + 0.34, marker="^", s=30, color="black", label="independent codes")
     for place, score in zip(places, left, strict=True):
-        axis.text(score + 1, place, f"{score:.1f}", va="center", fontweight="bold")
+        axis.text(score + 1, float(place), f"{score:.1f}", va="center", fontweight="bold")
     axis.set_yticks(places, [f"grid {grid}" for grid in grids])
     axis.set(title="learnability", xlabel="points", xlim=(0, 108), ylim=(len(grids) - 0.5, -0.75))
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=4, frameon=False, fontsize=9)

@@ -7,7 +7,7 @@ code most frequent in the train split, which is what a prior reaches that knows 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,9 @@ from tessera.codes import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BARS = ("left", "above", "better", "either", "constant", "random")
 
@@ -49,7 +52,7 @@ def measure(config: Config, run: Run) -> Report:
     return Report(metrics, {"accuracy": table}, {"accuracy": _picture(table[table["split"] == "val"])})
 
 
-def _picture(val: pd.DataFrame) -> Any:
+def _picture(val: pd.DataFrame) -> Figure:
     from matplotlib.figure import Figure
 
     grids = sorted(val["grid"].unique())

@@ -18,7 +18,7 @@ off (Witten & Bell 1991, method C), with d the number of different codes seen in
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,9 @@ from tessera.codes import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAPS = {
     "entropy_bits": "of the code",
@@ -118,7 +121,7 @@ def _count(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.where(found[place] == wanted, counts[place], 0)
 
 
-def _maps(table: pd.DataFrame) -> Any:
+def _maps(table: pd.DataFrame) -> Figure:
     """The grid from above, one scale for all three."""
     from matplotlib.figure import Figure
 
@@ -134,7 +137,7 @@ def _maps(table: pd.DataFrame) -> Any:
     return figure
 
 
-def _curves(table: pd.DataFrame, found: dict[str, int], share: float) -> Any:
+def _curves(table: pd.DataFrame, found: dict[str, int], share: float) -> Figure:
     """How many training images each prefix tells from the others."""
     from matplotlib.figure import Figure
 

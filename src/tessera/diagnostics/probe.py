@@ -70,7 +70,7 @@ def measure(config: Config, run: Run) -> Report:
     the bits of whoever knows how often each code occurs and nothing of its neighbours; 0 says that the probe learnt no
     structure. `gap_bits_per_code`: val minus train."""
     grids, sizes = run.grids, run.codebook_sizes
-    device = run.runtime.device if run.runtime else "cpu"
+    device = run.device
     codes = {split: torch.from_numpy(run.codes(split).astype(np.int64)).to(device) for split in ("train", "val")}
     count = min(LOOKED_AT, *(len(part) for part in codes.values()))
     looked_at = {split: part[evenly(len(part), count)] for split, part in codes.items()}

@@ -7,7 +7,7 @@ others, drawn uniformly. Here on the features of our scorer, so that values comp
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,9 @@ from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
 from tessera.features import frechet
 from tessera.images import arrays, pictures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = 12
 BLOCK = 256  # rows of the [K,K] distances held at once
@@ -40,7 +43,7 @@ def measure(config: Config, run: Run) -> Report:
     """Against the images themselves; `clean`, rate 0, are the plain reconstructions, `perturbed` those at the middle rate,
     `rise` and `drop` their difference."""
     tokenizer, extractor = run.tokenizer(), run.extractor()
-    device = run.runtime.device if run.runtime else "cpu"
+    device = run.device
     pixels = run.images("val")
     pixels = np.asarray(pixels[arrays.evenly(len(pixels), config.count)])
 
@@ -116,7 +119,7 @@ def _headline(table: pd.DataFrame, distance: str) -> dict[str, Any]:
     }
 
 
-def _picture(table: pd.DataFrame, distance: str) -> Any:
+def _picture(table: pd.DataFrame, distance: str) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")

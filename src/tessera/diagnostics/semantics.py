@@ -44,7 +44,7 @@ def measure(config: Config, run: Run) -> Report:
     each left of its nearest training images by codes at the same place, over all grids. Without labels: does not apply."""
     if not run.label_names:
         return Report({"applies": 0})
-    labels = {split: run.labels(split) for split in ("train", "val")}
+    labels = {split: run.required_labels(split) for split in ("train", "val")}
     families = run.table("train")["family"].to_numpy()
     shuffles = list(_shuffles(labels["train"], families, config.permutations, run.params.seed))
     train, val = (statistics.split_grids(run.codes(split), run.grids) for split in ("train", "val"))

@@ -15,7 +15,7 @@ missing; and it knows nothing of the histogram.)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,9 @@ from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Config(Strict):
@@ -93,7 +96,7 @@ def matrix(a: Int[np.ndarray, " p"], b: Int[np.ndarray, " p"], k: int, shown: in
     return counts / np.maximum(n[order], 1)[:, None]
 
 
-def _picture(matrices: dict[tuple[int, str], Float[np.ndarray, "s s"]]) -> Any:
+def _picture(matrices: dict[tuple[int, str], Float[np.ndarray, "s s"]]) -> Figure:
     """A logarithmic scale, white where a pair never occurs; the diagonal is a code beside itself."""
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure

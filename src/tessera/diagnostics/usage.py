@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,9 @@ from tessera.codes import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Config(Strict):
@@ -47,7 +50,7 @@ def measure(config: Config, run: Run) -> Report:
     return Report(metrics, tables, {"histogram": _picture(tables["histogram"])})
 
 
-def _picture(histogram: pd.DataFrame) -> Any:
+def _picture(histogram: pd.DataFrame) -> Figure:
     """Frequency against rank; the dashed line is a codebook of which every code is as likely."""
     import seaborn as sns
     from matplotlib.figure import Figure

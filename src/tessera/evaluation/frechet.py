@@ -53,7 +53,8 @@ def measure(config: Config, run: Run) -> Report:
         for name, array in features.items()
     }
     size = fewer("evaluation.frechet.kid_subset_size", config.kid_subset_size, count // 2, count)
-    frechet, kernel, rows = {}, {}, []
+    frechet, rows = {}, []
+    kernel: dict[str, float] = {}
     for first, second in pairs:
         pair, name = (chosen[first], chosen[second]), f"{first}_{second}"
         seed = derive(run.params.seed, "frechet", "kid", name)

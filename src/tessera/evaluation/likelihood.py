@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 
 from tessera.codes import statistics
-from tessera.core.contracts import Report
+from tessera.core.contracts import Device, Prior, Report
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
 from tessera.images.arrays import batches, evenly
@@ -42,8 +42,8 @@ def measure(config: Config, run: Run) -> Report:
     for split in SPLITS:
         codes = run.codes(split)
         some = evenly(len(codes), config.count)
-        codes, labels = codes[some], run.labels(split)[some] if prior.classes else None
-        image = bits(prior, codes, labels, config.batch_size, run.runtime.device if run.runtime else "cpu").mean()
+        codes, labels = codes[some], run.required_labels(split)[some] if prior.classes else None
+        image = bits(prior, codes, labels, config.batch_size, run.device).mean()
         entropy = statistics.order_zero_bits(codes, run.grids, run.codebook_sizes).sum()
         rows.append(
             {
@@ -71,7 +71,7 @@ def measure(config: Config, run: Run) -> Report:
 
 @torch.no_grad()
 def bits(
-    prior: Any, codes: Int[np.ndarray, "n t"], labels: Int[np.ndarray, " n"] | None, batch_size: int, device: Any
+    prior: Prior, codes: Int[np.ndarray, "n t"], labels: Int[np.ndarray, " n"] | None, batch_size: int, device: Device
 ) -> Float[np.ndarray, " n"]:
     """-log2 p(codes) of each image."""
     found = []

@@ -14,7 +14,7 @@ images are nearer in pixels without being copies; reconstructions of the test im
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,9 @@ from tessera.core.run import Run
 from tessera.features.neighbours import nearest, nearest_codes
 from tessera.images import pictures
 from tessera.images.arrays import evenly
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OF = ("samples", "baseline", "reconstruction", "copies")  # those of them that a space has
 COLUMNS, BINS = 8, 40
@@ -133,7 +136,7 @@ def _histogram(far: dict[str, Float[np.ndarray, " n"]], step: float) -> pd.DataF
     return pd.DataFrame({"distance": (edges[:-1] + edges[1:]) / 2, **shares})
 
 
-def _picture(table: pd.DataFrame) -> Any:
+def _picture(table: pd.DataFrame) -> Figure:
     """Samples left of the test images are nearer to training images than unseen images are. Copies of codes, all at 0, may
     leave the picture at its top."""
     import seaborn as sns

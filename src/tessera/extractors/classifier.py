@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tessera.core.contracts import ImageShape
+from tessera.core.contracts import ImageShape, TrainedExtractor
 from tessera.core.params import Strict
 from tessera.networks import conv
 
@@ -111,6 +111,6 @@ class Classifier(nn.Module):
         return turned[turns, torch.arange(len(x), device=x.device)], turns
 
 
-def build(config: Config, image_shape: ImageShape, classes: int) -> Classifier:
+def build(config: Config, image_shape: ImageShape, classes: int) -> TrainedExtractor:
     # channels-last weights: images arrive channels-last, and convolutions on CPU are faster on them
     return Classifier(config, image_shape, classes).to(memory_format=torch.channels_last)

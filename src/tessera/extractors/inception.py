@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tessera.core import files
-from tessera.core.contracts import ImageShape
+from tessera.core.contracts import ImageShape, PretrainedExtractor
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
 
@@ -53,7 +53,7 @@ def architecture() -> nn.Module:
     from torch_fidelity import feature_extractor_inceptionv3 as fidelity
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-    class Architecture(fidelity.FeatureExtractorInceptionV3):
+    class Architecture(fidelity.FeatureExtractorInceptionV3):  # type: ignore[misc]  # a library without types
         def __init__(self) -> None:
             FeatureExtractorBase.__init__(self, "inception-v3-compat", ["2048"])
             self.feature_extractor_internal_dtype = torch.float32
@@ -97,7 +97,7 @@ class Inception(nn.Module):
         pixels = x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
         return self.network(pixels.expand(-1, 3, -1, -1))[0]
 
-    def train(self, mode: bool = True) -> Inception:
+    def train(self, mode: bool = True) -> Self:
         return super().train(False)  # its batch statistics are part of what `fid` means
 
     def load_pretrained(self) -> None:
@@ -136,5 +136,5 @@ def _remedy(problem: str) -> str:
     )
 
 
-def build(config: Config, image_shape: ImageShape, classes: int) -> Inception:
+def build(config: Config, image_shape: ImageShape, classes: int) -> PretrainedExtractor:
     return Inception(config)

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tessera.core.contracts import Output, Tokenizer
+from tessera.core.contracts import Loss, Output, Tokenizer
 from tessera.core.params import Strict
 
 if TYPE_CHECKING:
@@ -49,5 +49,5 @@ class BCE(nn.Module):
             return F.binary_cross_entropy(probability.clamp(0, 1), (x.float() + 1) / 2)
 
 
-def build(config: Config, run: Run, tokenizer: Tokenizer) -> BCE:
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
     return BCE()

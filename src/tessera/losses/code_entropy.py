@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tessera.attention.causal import raster
 from tessera.codebooks import codebook
-from tessera.core.contracts import Output, Tokenizer
+from tessera.core.contracts import Loss, Output, Tokenizer
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
 from tessera.levels import levels_of
@@ -87,7 +87,7 @@ def entropies(
     return -(log_p.exp() * log_p).sum(1).mean(), -(log_mean.exp() * log_mean).sum()
 
 
-def build(config: Config, run: Run, tokenizer: Tokenizer) -> CodeEntropy:
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
     levels = levels_of(tokenizer)
     for index, level in enumerate(levels):
         has = tuple(tokenizer.codebooks[level.start].shape) if level.depth else None

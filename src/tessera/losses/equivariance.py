@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tessera.core.contracts import Output, Tokenizer
+from tessera.core.contracts import Loss, Output, Tokenizer
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
 from tessera.levels import evaluating, levels_of
@@ -85,7 +85,10 @@ class Equivariance(nn.Module):
 def typical(family: tuple[Turn | Scale, ...]) -> Turn | Scale:
     if isinstance(family[0], Turn):
         return family[0]
-    return min(family, key=lambda scale: abs(scale.numerator / scale.denominator - 0.5))
+    return min(
+        (tau for tau in family if isinstance(tau, Scale)),
+        key=lambda scale: abs(scale.numerator / scale.denominator - 0.5),
+    )
 
 
 def turns(sides: list[tuple[int, int]]) -> tuple[Turn, ...]:
@@ -99,7 +102,7 @@ def scales(sides: list[tuple[int, int]], smallest: float) -> tuple[Scale, ...]:
     return tuple(Scale(i, common) for i in range(1, common) if i / common >= smallest)
 
 
-def build(config: Config, run: Run, tokenizer: Tokenizer) -> Equivariance:
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
     grids = [(level.height, level.width) for level in levels_of(tokenizer)]
     sides = [tokenizer.image_shape[1:], *grids]
     families = turns(sides), scales(sides, config.smallest)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessera.attention.causal import CausalTransformer, Size, raster
-from tessera.core.contracts import Output, Tokenizer
+from tessera.core.contracts import Loss, Output, Tokenizer
 from tessera.core.errors import InputError
 from tessera.levels import Level, levels_of
 
@@ -60,7 +60,7 @@ class JointPrior(nn.Module):
         return nats / count
 
 
-def build(config: Config, run: Run, tokenizer: Tokenizer) -> JointPrior:
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
     levels = levels_of(tokenizer)
     if not all(level.depth for level in levels):
         raise InputError(

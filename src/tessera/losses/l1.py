@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tessera.core.contracts import Output, Tokenizer
+from tessera.core.contracts import Loss, Output, Tokenizer
 from tessera.core.params import Strict
 
 if TYPE_CHECKING:
@@ -25,5 +25,5 @@ class L1(nn.Module):
         return F.l1_loss(output.reconstruction, x)
 
 
-def build(config: Config, run: Run, tokenizer: Tokenizer) -> L1:
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
     return L1()

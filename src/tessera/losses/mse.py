@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tessera.core.contracts import Output, Tokenizer
+from tessera.core.contracts import Loss, Output, Tokenizer
 from tessera.core.params import Strict
 
 if TYPE_CHECKING:
@@ -25,5 +25,5 @@ class MSE(nn.Module):
         return F.mse_loss(output.reconstruction, x)
 
 
-def build(config: Config, run: Run, tokenizer: Tokenizer) -> MSE:
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
     return MSE()

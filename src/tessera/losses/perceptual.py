@@ -6,7 +6,7 @@ The features are those of the extractor's second network, which does not score t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tessera.core import files
-from tessera.core.contracts import Output, Tokenizer
+from tessera.core.contracts import Loss, Model, Output, Tokenizer
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
 
@@ -42,6 +42,9 @@ class VGG16(nn.Module):
     Raises:
         InputError: the file is missing, is not what `sha256` pins, cannot be read, or holds something else.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, file: str, sha256: str) -> None:
         super().__init__()
@@ -97,13 +100,17 @@ def _remedy(problem: str) -> str:
     )
 
 
+class Network(Model, Protocol):
+    def maps(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b d i j"], ...]: ...
+
+
 class Perceptual(nn.Module):
     """Squared distance of the activations' unit vectors, mean over the places of a layer, then over the layers; 0 to 4.
 
     The network is frozen, in evaluation mode, and no sub-module: neither saved, nor trained, nor switched to training.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self._frozen = (network.requires_grad_(False).eval(),)
 
@@ -123,9 +130,9 @@ def unit(activations: Float[Tensor, "b d i j"]) -> Float[Tensor, "b d i j"]:
     return activations * (activations.square().sum(1, keepdim=True) + EPSILON).rsqrt()
 
 
-def build(config: Config, run: Run, tokenizer: Tokenizer) -> Perceptual:
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
     if not config.weights:
-        return Perceptual(run.extractor("perceptual"))
+        return Perceptual(cast("Network", run.extractor("perceptual")))
     side = min(tokenizer.image_shape[1:])
     if side < SMALLEST:
         raise InputError(_remedy(f"must be empty where dataset.image_size is under {SMALLEST}, got {side} pixels"))

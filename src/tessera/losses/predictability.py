@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tessera.attention.causal import CausalTransformer, Size, raster
 from tessera.codebooks import codebook
-from tessera.core.contracts import Output, Tokenizer
+from tessera.core.contracts import Loss, Output, Tokenizer
 from tessera.levels import Level, levels_of
 
 if TYPE_CHECKING:
@@ -51,5 +51,5 @@ class Predictability(nn.Module):
         return torch.stack([F.mse_loss(network(z).float(), z.float()) for network, z in pairs]).mean()
 
 
-def build(config: Config, run: Run, tokenizer: Tokenizer) -> Predictability:
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
     return Predictability(config, levels_of(tokenizer))

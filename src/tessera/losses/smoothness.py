@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tessera.codebooks import codebook
-from tessera.core.contracts import Output, Tokenizer
+from tessera.core.contracts import Loss, Output, Tokenizer
 from tessera.core.params import Strict
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Smoothness(nn.Module):
     over the batch."""
 
     def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
-        total = sum(steps(z.float(), axis) for z in output.latents for axis in (2, 3))
+        total = sum((steps(z.float(), axis) for z in output.latents for axis in (2, 3)), start=x.new_zeros(()))
         return total / len(x)
 
 
@@ -50,5 +50,5 @@ def steps(z: Float[Tensor, "b d h w"], axis: int) -> Float[Tensor, ""]:
     return z.diff(dim=axis).norm(dim=1).sum()
 
 
-def build(config: Config, run: Run, tokenizer: Tokenizer) -> Smoothness:
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
     return Smoothness()

@@ -12,7 +12,7 @@ from pytorch_msssim import ssim
 from torch import Tensor, nn
 
 from tessera import scores
-from tessera.core.contracts import Output, Tokenizer
+from tessera.core.contracts import Loss, Output, Tokenizer
 from tessera.core.params import Strict
 
 if TYPE_CHECKING:
@@ -35,5 +35,5 @@ class SSIM(nn.Module):
             return 1 - ssim(images, decoded, data_range=1.0, win_size=window)
 
 
-def build(config: Config, run: Run, tokenizer: Tokenizer) -> SSIM:
+def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
     return SSIM()

@@ -120,8 +120,12 @@ class BatchNorm(nn.BatchNorm2d):
                     f"batch normalisation needs two values of a channel, got one image on a 1x1 grid. {REMEDY}"
                 )
             return super().forward(x)
-        seen = self.num_batches_tracked
-        initial = torch.where(seen > 0, (1 - self.momentum) ** seen, 0)  # untrained, there is nothing else
+        seen, momentum = self.num_batches_tracked, self.momentum
+        assert seen is not None
+        assert momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        initial = torch.where(seen > 0, (1 - momentum) ** seen, 0)  # untrained, there is nothing else
         mean, variance = self.running_mean / (1 - initial), (self.running_var - initial) / (1 - initial)
         return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
 

@@ -26,10 +26,11 @@ class Doubling(nn.ConvTranspose2d):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, KERNEL, stride=STRIDE, padding=PADDING)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d 2*h 2*w"]:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d 2*h 2*w"]:  # type: ignore[override]  # one size
         if x.device.type != "cpu":
             return super().forward(x)
-        inputs = x, self.weight, self.bias
+        assert self.bias is not None
+        inputs = [x, self.weight, self.bias]
         if torch.is_autocast_enabled("cpu"):  # which has no effect on the way back
             inputs = [value.to(torch.get_autocast_dtype("cpu")) for value in inputs]
         return _Doubled.apply(*inputs) if torch.is_grad_enabled() else _doubled(*inputs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
-from tessera.core.contracts import Grids
+from tessera.core.contracts import ClosedFormPrior, Grids
 from tessera.core.params import Strict
 
 CLOSED_FORM = True  # fitted in one pass, by `fit`
@@ -27,6 +29,8 @@ class Config(Strict):
 
 class Frequencies(nn.Module):
     """log p(code | label, position) of one grid, in nats, [classes or 1, positions or 1, K]; uniform until fitted."""
+
+    log_probabilities: Float[Tensor, "labels positions k"]
 
     def __init__(self, labels: int, positions: int, codebook_size: int) -> None:
         super().__init__()
@@ -54,10 +58,11 @@ class Histogram(Autoregressive):
     def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
         super().__init__(grids, codebook_sizes, classes)
         self.smoothing = config.smoothing
-        self.frequencies = nn.ModuleList(
+        frequencies = [
             Frequencies(classes + 1, height * width if config.per_position else 1, size)
             for (height, width), size in zip(grids, codebook_sizes, strict=True)
-        )
+        ]
+        self.frequencies = cast("Sequence[Frequencies]", nn.ModuleList(frequencies))
 
     def fit(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
         rows = self._rows(labels, len(codes))
@@ -94,5 +99,5 @@ class Histogram(Autoregressive):
 fit = Histogram.fit  # a name of the file too: that a prior is fitted, not trained, is then seen without building it
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Histogram:
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> ClosedFormPrior:
     return Histogram(config, grids, codebook_sizes, classes)

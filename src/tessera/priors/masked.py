@@ -22,7 +22,7 @@ from tessera.attention import masking
 from tessera.attention.causal import Size
 from tessera.autoregression.sampling import require_known, require_range
 from tessera.codes import sequences
-from tessera.core.contracts import Grids, Likelihood, Sampling
+from tessera.core.contracts import Grids, Likelihood, Prior, Sampling
 
 PATTERNS = 2107_03006  # seed of the masks of the bound: the same ones in every run
 
@@ -99,7 +99,7 @@ class Masked(nn.Module):
         require_known(self, n, known, known_mask)
         codes = torch.zeros(n, sequences.length(self.grids), dtype=torch.int64, device=self.network.norm.weight.device)
         masked = torch.ones_like(codes, dtype=torch.bool)
-        if known is not None:
+        if known is not None and known_mask is not None:
             masked = ~known_mask.to(codes.device)
             codes = torch.where(masked, codes, known.to(codes.device))
         unknown = masked.sum(1)
@@ -124,7 +124,8 @@ class Masked(nn.Module):
         if guidance == 0:
             return self.network(codes, none, masked, 0.0)
         both = self.network(codes.repeat(2, 1), torch.cat([labels, none]), masked.repeat(2, 1), 0.0)
-        return tuple(torch.lerp(*reversed(grid.double().chunk(2)), guidance) for grid in both)
+        halves = (grid.double().chunk(2) for grid in both)
+        return tuple(torch.lerp(without, given, guidance) for given, without in halves)
 
     def _masks(self, codes: Int[Tensor, "b t"]) -> Bool[Tensor, "b m t"]:
         """Seeded by a checksum of each image's codes: an image does not see its batch, is judged alike in every epoch, and
@@ -141,5 +142,5 @@ class Masked(nn.Module):
         sequences.unflatten(codes, self.grids)
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Masked:
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Prior:
     return Masked(config, grids, codebook_sizes, classes)

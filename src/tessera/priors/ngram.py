@@ -10,7 +10,8 @@ p_0 knows none, and is smoothed by the uniform distribution. An unseen context s
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.condition import resized
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
-from tessera.core.contracts import Grids
+from tessera.core.contracts import ClosedFormPrior, Grids
 from tessera.core.params import Strict
 
 Neighbour = Literal["left", "above", "above_left", "above_right"]
@@ -96,10 +97,12 @@ class NGram(Autoregressive):
     def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
         super().__init__(grids, codebook_sizes, classes)
         self.config = config
-        self.tables = nn.ModuleList()  # of each grid, from no context to the longest
+        tables = nn.ModuleList()
         for index, size in enumerate(codebook_sizes):
             symbols = [1, *codebook_sizes[:index][-1:], *[size + 1] * len(config.context), *[classes] * bool(classes)]
-            self.tables.append(nn.ModuleList(Counts(count, size) for count in symbols))
+            tables.append(nn.ModuleList(Counts(count, size) for count in symbols))
+        # of each grid, from no context to the longest
+        self.tables = cast("Sequence[Sequence[Counts]]", tables)
 
     def _symbols(self, codes: Int[Tensor, "b t"], index: int, labels: Int[Tensor, " b"] | None) -> list[Tensor]:
         """Of one grid's contexts [b,h,w], table by table. The first knows none: it is the same everywhere."""
@@ -148,5 +151,5 @@ class NGram(Autoregressive):
 fit = NGram.fit  # a name of the file too: that a prior is fitted, not trained, is then seen without building it
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> NGram:
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> ClosedFormPrior:
     return NGram(config, grids, codebook_sizes, classes)

@@ -24,7 +24,7 @@ from tessera.autoregression.gated import GatedPixelCNN
 from tessera.autoregression.masked_conv import MaskedPixelCNN
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
-from tessera.core.contracts import Grids
+from tessera.core.contracts import Grids, Prior
 from tessera.core.params import Strict
 
 
@@ -113,6 +113,6 @@ def network(config: Config, codebook_sizes: tuple[int, ...]) -> GatedStack | Mas
     return MaskedPixelCNN(codebook_sizes, config.channels, config.layers, config.first_kernel_size, config.kernel_size)
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> PixelCNN:
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Prior:
     # channels-last weights: embedded codes are channels-last, and convolutions on CPU are faster on them
     return PixelCNN(config, grids, codebook_sizes, classes).to(memory_format=torch.channels_last)

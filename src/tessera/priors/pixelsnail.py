@@ -15,8 +15,9 @@ Inside, channels are the last axis, for features of whole grids [B,h,w,C] and of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.condition import Condition
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
-from tessera.core.contracts import Grids
+from tessera.core.contracts import Grids, Prior
 from tessera.core.params import Strict
 from tessera.networks.dropout import dropped
 
@@ -65,7 +66,8 @@ class PixelSNAIL(Autoregressive):
     def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
         super().__init__(grids, codebook_sizes, classes, config.dropout)
         shape = (config.channels, config.blocks, config.layers, config.kernel_size, config.heads)
-        self.networks = nn.ModuleList(Snail(size, *shape) for size in codebook_sizes)
+        networks = [Snail(size, *shape) for size in codebook_sizes]
+        self.networks = cast("Sequence[Snail]", nn.ModuleList(networks))
         self.conditions = nn.ModuleList(
             Condition(config.channels, grid, codebook_sizes[:index], classes, config.condition_blocks)
             for index, grid in enumerate(grids)
@@ -87,7 +89,7 @@ class PixelSNAIL(Autoregressive):
             earlier.append((yield from network.steps(n, condition(earlier, labels))))
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> PixelSNAIL:
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Prior:
     return PixelSNAIL(config, grids, codebook_sizes, classes)
 
 
@@ -176,7 +178,8 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, layers: int, kernel_size: int, heads: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(GatedLayer(channels, kernel_size) for _ in range(layers))
+        gated = [GatedLayer(channels, kernel_size) for _ in range(layers)]
+        self.layers = cast("Sequence[GatedLayer]", nn.ModuleList(gated))
         self.attention = Attention(channels, heads)
         self.merge = Linear(channels + channels // 2, 2 * channels)
 
@@ -208,7 +211,8 @@ class Snail(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(codebook_size, channels)
         self.entry = CausalConv(channels, channels, kernel_size, own=False)
-        self.blocks = nn.ModuleList(Block(channels, layers, kernel_size, heads) for _ in range(blocks))
+        snail_blocks = [Block(channels, layers, kernel_size, heads) for _ in range(blocks)]
+        self.blocks = cast("Sequence[Block]", nn.ModuleList(snail_blocks))
         self.head = Linear(channels, codebook_size)
 
     def forward(

@@ -9,7 +9,8 @@ GRU: Cho et al. 2014, arXiv 1406.1078. LSTM: Hochreiter & Schmidhuber 1997, with
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
-from tessera.core.contracts import Grids
+from tessera.core.contracts import Grids, Prior
 from tessera.core.params import Strict
 from tessera.networks.dropout import dropped
 
@@ -77,13 +78,13 @@ class RNN(Autoregressive):
                 before = embedding((yield head(walk.advance(before + next(given)))))
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> RNN:
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Prior:
     return RNN(config, grids, codebook_sizes, classes)
 
 
 Cell = Literal["gru", "lstm"]
 State = Tensor | tuple[Tensor, Tensor]  # of one layer: h, or (h, c)
-WHOLE: dict[Cell, type[nn.RNNBase]] = {"gru": nn.GRU, "lstm": nn.LSTM}
+WHOLE: dict[Cell, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class Recurrent(nn.Module):
@@ -93,9 +94,8 @@ class Recurrent(nn.Module):
         super().__init__()
         self.hidden = hidden
         # one module a layer: dropout is an argument of `forward` then, and no matter of training mode
-        self.layers = nn.ModuleList(
-            WHOLE[cell](hidden if index else dim, hidden, batch_first=True) for index in range(layers)
-        )
+        whole = [WHOLE[cell](hidden if index else dim, hidden, batch_first=True) for index in range(layers)]
+        self.layers = cast("Sequence[nn.GRU | nn.LSTM]", nn.ModuleList(whole))
 
     def forward(
         self, x: Float[Tensor, "b t dim"], context: int = 0, dropout: float = 0.0
@@ -127,18 +127,15 @@ class Walk:
     other. Cells are called one by one: on CPU a whole layer over one position costs up to twice as much."""
 
     def __init__(self, network: Recurrent, n: int) -> None:
-        self.weights = [(layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
-                        for layer in network.layers]  # fmt: skip
+        self.weights = [layer.all_weights[0] for layer in network.layers]  # of input and state, then their biases
         zero = self.weights[0][0].new_zeros(n, network.hidden)
-        self.lstm = isinstance(network.layers[0], nn.LSTM)
-        self.states: list[State] = [(zero, zero) if self.lstm else zero for _ in network.layers]
+        self.states: list[State] = [(zero, zero) if isinstance(layer, nn.LSTM) else zero for layer in network.layers]
 
     def advance(self, x: Float[Tensor, "n dim"]) -> Float[Tensor, "n hidden"]:
         """From the input of the next position: the output of the last layer there."""
         for index, (state, weights) in enumerate(zip(self.states, self.weights, strict=True)):
-            if self.lstm:
-                self.states[index] = torch.lstm_cell(x, state, *weights)
-                x = self.states[index][0]
+            if isinstance(state, tuple):
+                self.states[index] = x, _ = torch.lstm_cell(x, state, *weights)
             else:
-                x = self.states[index] = torch.gru_cell(x, state, *weights)
+                self.states[index] = x = torch.gru_cell(x, state, *weights)
         return x

@@ -7,6 +7,9 @@ one code costs one position per layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -18,7 +21,7 @@ from tessera.attention.causal import Size
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
-from tessera.core.contracts import Grids
+from tessera.core.contracts import Grids, Prior
 from tessera.networks.dropout import dropped
 
 
@@ -48,7 +51,8 @@ class Transformer(Autoregressive):
         self.places, self.targets = Places(grids, channels), Places(grids, channels)
         self.labels = nn.Embedding(classes + 1, channels) if classes else None
         self.embeddings = nn.ModuleList(nn.Embedding(size, channels) for size in codebook_sizes)
-        self.blocks = nn.ModuleList(Block(channels, config.heads, config.kv_heads) for _ in range(config.layers))
+        blocks = [Block(channels, config.heads, config.kv_heads) for _ in range(config.layers)]
+        self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))
         self.heads = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, size)) for size in codebook_sizes
         )
@@ -112,5 +116,5 @@ class Transformer(Autoregressive):
             before = self.embeddings[grid](codes) + places[t]
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Transformer:
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Prior:
     return Transformer(config, grids, codebook_sizes, classes)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.sampling import Steps
-from tessera.core.contracts import Grids
+from tessera.core.contracts import ClosedFormPrior, Grids
 from tessera.core.params import Strict
 
 CLOSED_FORM = True  # fitted in one pass, by `fit`
@@ -49,5 +49,5 @@ class Uniform(Autoregressive):
 fit = Uniform.fit  # a name of the file too: that a prior is fitted, not trained, is then seen without building it
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Uniform:
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> ClosedFormPrior:
     return Uniform(grids, codebook_sizes, classes)

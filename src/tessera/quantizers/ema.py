@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tessera.codebooks import codebook
-from tessera.core.contracts import Quantized
+from tessera.core.contracts import Quantized, Quantizer
 
 
 class Config(codebook.EMASettings):
@@ -51,6 +51,6 @@ class EMA(codebook.EMACodebook):
         return Quantized(out, codes, {"commitment": self.config.beta * error}, {"codebook_error": error.detach()})
 
 
-def build(config: Config, dim: int | None) -> EMA:
+def build(config: Config, dim: int | None) -> Quantizer:
     """`dim`: channels of the latents where the tokenizer fixes them; None: `code_dim`."""
     return EMA(config, config.code_dim if dim is None else dim)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from tessera.core.contracts import Quantized
+from tessera.core.contracts import Quantized, Quantizer
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
 
@@ -65,6 +65,12 @@ class FSQ(nn.Module):
     exactly, and with a range wider by epsilon, not narrower. Everything follows from `levels`: the state is empty.
     """
 
+    reach: Tensor
+    offset: Tensor
+    shift: Tensor
+    levels: Tensor
+    basis: Tensor
+
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__()
         self.dim, self.codebook_sizes = len(levels), (math.prod(levels),)
@@ -100,7 +106,7 @@ class FSQ(nn.Module):
         return Quantized(z_q, (digits * self.basis).sum(1, keepdim=True), {})
 
 
-def build(config: Config, dim: int | None) -> FSQ:
+def build(config: Config, dim: int | None) -> Quantizer:
     """
     Raises:
         InputError: there are no levels for `codebook_size`, or not as many as the `dim` that the tokenizer fixes.

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from tessera.codebooks import codebook, posthoc
-from tessera.core.contracts import Quantized
+from tessera.core.contracts import PostHocQuantizer, Quantized
 from tessera.core.params import Strict
 from tessera.neighbour_graph import joined, neighbour_graph
 
@@ -56,6 +56,12 @@ class Geodesic(nn.Module):
     to their medoids [latents]; whether it was `fitted`. With fewer latents than nodes the last rows stay unused, at
     infinite distance.
     """
+
+    codes: Tensor
+    nodes: Tensor
+    node_codes: Tensor
+    node_distances: Tensor
+    fitted: Tensor
 
     def __init__(self, config: Config, dim: int) -> None:
         super().__init__()
@@ -221,6 +227,6 @@ def _best_medoids(
     return better
 
 
-def build(config: Config, dim: int | None) -> Geodesic:
+def build(config: Config, dim: int | None) -> PostHocQuantizer:
     """`dim`: channels of the latents where the tokenizer fixes them; None: `code_dim`."""
     return Geodesic(config, config.code_dim if dim is None else dim)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tessera.codebooks import codebook
-from tessera.core.contracts import Quantized
+from tessera.core.contracts import Quantized, Quantizer
 
 
 class Config(codebook.Settings):
@@ -68,6 +68,6 @@ class Gradient(codebook.GradientCodebook):
         return losses, {"codebook_error": F.mse_loss(z.detach(), z_q.detach())}
 
 
-def build(config: Config, dim: int | None) -> Gradient:
+def build(config: Config, dim: int | None) -> Quantizer:
     """`dim`: channels of the latents where the tokenizer fixes them; None: `code_dim`."""
     return Gradient(config, config.code_dim if dim is None else dim)

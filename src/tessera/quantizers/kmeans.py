@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from tessera.codebooks import codebook, posthoc
-from tessera.core.contracts import Quantized
+from tessera.core.contracts import PostHocQuantizer, Quantized
 from tessera.core.params import Strict
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ class KMeans(nn.Module):
 
     Buffers: `codes` [K,D], zeros until `fit`, and whether it was `fitted`.
     """
+
+    codes: Tensor
+    fitted: Tensor
 
     def __init__(self, config: Config, dim: int) -> None:
         super().__init__()
@@ -110,7 +113,8 @@ def lloyd(z: Float[Tensor, "n d"], codes: Float[Tensor, "k d"], iterations: int)
         counts, sums = codebook.statistics(z, chosen, len(codes))
         codes = sums / counts[:, None].clamp(min=1)
         empty = (counts == 0).nonzero().flatten().tolist()
-        errors = (z - codes[chosen]).square().sum(1) if empty else None
+        if empty:
+            errors = (z - codes[chosen]).square().sum(1)
         for k in empty:
             codes[k] = z[errors.argmax()]
             errors = torch.minimum(errors, (z - codes[k]).square().sum(1))  # the next one goes elsewhere
@@ -123,6 +127,6 @@ def _squares(z: Float[Tensor, "n d"], points: Float[Tensor, "m d"]) -> Float[Ten
     return torch.cdist(z, points, compute_mode="donot_use_mm_for_euclid_dist").double().square()
 
 
-def build(config: Config, dim: int | None) -> KMeans:
+def build(config: Config, dim: int | None) -> PostHocQuantizer:
     """`dim`: channels of the latents where the tokenizer fixes them; None: `code_dim`."""
     return KMeans(config, config.code_dim if dim is None else dim)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessera.codebooks import codebook
-from tessera.core.contracts import Quantized
+from tessera.core.contracts import Quantized, Quantizer
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
 
@@ -49,6 +49,8 @@ class LFQ(nn.Module):
     The entropy term (sec. 3.1: E[H(p(c|z))] - gamma H(E[p(c|z)]), in nats) is lower the surer each code and the more
     evenly all codes are used. Its means are over the batch of this rank: several ranks average the terms, not p.
     """
+
+    place: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -106,7 +108,7 @@ def _joint(one: Float[Tensor, "n d"], zero: Float[Tensor, "n d"]) -> Float[Tenso
     return joint
 
 
-def build(config: Config, dim: int | None) -> LFQ:
+def build(config: Config, dim: int | None) -> Quantizer:
     """
     Raises:
         InputError: `codebook_size` is no power of two, or not that of the `dim` which the tokenizer fixes.

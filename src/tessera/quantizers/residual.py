@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessera.codebooks import codebook
-from tessera.core.contracts import Quantized
+from tessera.core.contracts import Quantized, Quantizer
 
 
 class Config(codebook.EMASettings):
@@ -26,7 +29,8 @@ class Residual(nn.Module):
         super().__init__()
         self.config, self.dim = config, dim
         self.codebook_sizes = (config.codebook_size,) * config.depth
-        self.depths = nn.ModuleList(codebook.EMACodebook(config, dim) for _ in range(config.depth))
+        depths = [codebook.EMACodebook(config, dim) for _ in range(config.depth)]
+        self.depths = cast("Sequence[codebook.EMACodebook]", nn.ModuleList(depths))
 
     @property
     def codebooks(self) -> tuple[Float[Tensor, "k d"], ...]:
@@ -58,6 +62,6 @@ class Residual(nn.Module):
         return Quantized(out, torch.stack(chosen, 1), {"commitment": self.config.beta * error}, reported)
 
 
-def build(config: Config, dim: int | None) -> Residual:
+def build(config: Config, dim: int | None) -> Quantizer:
     """`dim`: channels of the latents where the tokenizer fixes them; None: `code_dim`."""
     return Residual(config, config.code_dim if dim is None else dim)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessera.codebooks import codebook
-from tessera.core.contracts import Quantized
+from tessera.core.contracts import Quantized, Quantizer
 from tessera.core.params import Strict
 
 
@@ -57,6 +57,6 @@ class SimVQ(nn.Module):
         return Quantized(out, chosen.view(len(z), 1, *z.shape[2:]), losses, reported)
 
 
-def build(config: Config, dim: int | None) -> SimVQ:
+def build(config: Config, dim: int | None) -> Quantizer:
     """`dim`: channels of the latents where the tokenizer fixes them; None: `code_dim`."""
     return SimVQ(config, config.code_dim if dim is None else dim)

@@ -6,16 +6,21 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tessera.core.errors import InputError
 from tessera.runtime import process, ranks
 from tessera.runtime.scratch import Scratch, root
 from tessera.runtime.settings import FP16_ON_A_CPU, Settings, in_fp16
+
+if TYPE_CHECKING:
+    import torch
+    from filelock import BaseFileLock
+    from torch import Tensor, nn
 
 
 class Interrupted(SystemExit):
@@ -58,16 +63,17 @@ class Runtime:
         self._slot = _take_gpu_slot() if settings.device == "auto" and self.ranks == 1 else None
 
     @cached_property
-    def device(self) -> Any:
+    def device(self) -> torch.device:
         import torch
 
         if self._settings.threads:
             torch.set_num_threads(self._settings.threads)
         if self._settings.device == "cpu" or not torch.accelerator.is_available():
             return torch.device("cpu")
-        kind = torch.accelerator.current_accelerator().type
+        accelerator = torch.accelerator.current_accelerator()
+        assert accelerator is not None, "one is available"
         # a launcher may show each process its own GPU only, or all of them
-        return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
+        return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
 
     @property
     def main(self) -> bool:
@@ -128,7 +134,9 @@ class Runtime:
         word."""
         return FP16_ON_A_CPU if precision == "fp16" and self.device.type == "cpu" else None
 
-    def prepare(self, model: Any, optimizer: Any, precision: str) -> tuple[Any, Any]:
+    def prepare(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, precision: str
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
         import torch
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
@@ -142,20 +150,20 @@ class Runtime:
     def autocast(self) -> AbstractContextManager[None]:
         return self._accelerator.autocast() if self._accelerator is not None else nullcontext()
 
-    def backward(self, loss: Any) -> None:
+    def backward(self, loss: Tensor) -> None:
         self.training = True
         self._accelerator.backward(loss)
 
-    def clip_gradients(self, parameters: Any, norm: float) -> Any:
+    def clip_gradients(self, parameters: Iterable[nn.Parameter], norm: float) -> Tensor:
         return self._accelerator.clip_grad_norm_(parameters, norm)
 
     # scratch
 
-    def resume(self, task: str) -> Any:
+    def resume(self, task: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return self._scratch.load(task) if self._scratch is not None else None
 
     def checkpoint(
-        self, task: str, pack: Callable[[], tuple[dict[str, Any], dict[str, Any]]], force: bool = False
+        self, task: str, pack: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]], force: bool = False
     ) -> None:
         """Save `pack()` of the training called `task` when it is time to, or when the process was told to stop, which
         it then does. `force`: the training has ended.
@@ -176,7 +184,7 @@ class Runtime:
             raise Interrupted(128 + self.stopping)
 
 
-def _take_gpu_slot() -> Any:
+def _take_gpu_slot() -> BaseFileLock | None:
     """Where there are several GPUs, take one that no other stage process of this repository holds.
 
     Queue workers are not told which GPU is theirs: a lock per GPU decides. It is held until the process ends.

@@ -29,8 +29,9 @@ def problem(path: Path = LOCK) -> str | None:
         InputError: it holds a merge conflict, or what a merge without one leaves: a stage twice.
     """
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
     from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import YAMLError
     from voluptuous import Invalid
 
     if not path.exists():

@@ -63,7 +63,7 @@ def require_consistent(stage: str, deps: Iterable[str], hashed: Digests) -> None
     for dep in deps:
         if found := digest(dep, hashed):
             said[dep].setdefault(found, "")
-    for artefact in dict.fromkeys(_artefact(dep) for dep in deps):
+    for artefact in dict.fromkeys(filter(None, map(_artefact, deps))):
         for source, found in _record(artefact, stage).items():
             if any(source.startswith(f"{dep}/") for dep in deps):  # a part of what this stage reads whole
                 said[source].setdefault(digest(source, hashed) or "nothing", "")

@@ -14,11 +14,14 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from tessera.core import files
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FINISHED, LOCK = "finished.json", "lock"
 
@@ -92,13 +95,13 @@ class Scratch:
         """One file per training of the stage: `extractor/scorer` becomes `extractor-scorer.safetensors`."""
         return self.folder / f"{task.replace('/', '-')}.safetensors"
 
-    def save(self, task: str, tensors: dict[str, Any], values: dict[str, Any]) -> None:
+    def save(self, task: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         from tessera.core.models import save_weights
 
         save_weights(self._checkpoint(task), tensors, {"values": json.dumps(values)})
         os.utime(self.folder)
 
-    def load(self, task: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    def load(self, task: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and values of the last `save`; None if there is none, or if it cannot be read, which is said."""
         path = self._checkpoint(task)
         if not path.exists():

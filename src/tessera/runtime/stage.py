@@ -63,17 +63,17 @@ def enter(
 
 def _run(
     main: Callable[[Run], None], stage: str, key: str | None, params: Params, shares: bool, trains: bool,
-    after_training: Callable,
+    after_training: Callable[[Params], tuple[str, ...]],
 ) -> None:  # fmt: skip
     """Ranks are started from inside the guard and the lock of the process that DVC started."""
     what, settings = declared(stage, key, params.raw), params.section("runtime", Settings)
     process.use_threads(settings.threads)
     inputs = Inputs(what) if what is not None and ranks.leads(settings) else None
     if inputs is not None:
-        provenance.require_consistent(what.name, what.deps, inputs.files)
-        provenance.require_code(what.name, what.deps)
-        pipeline.require_up_to_date(what.name, what.deps, params.raw)
-        provenance.forget(what.outs)
+        provenance.require_consistent(inputs.what.name, inputs.what.deps, inputs.files)
+        provenance.require_code(inputs.what.name, inputs.what.deps)
+        pipeline.require_up_to_date(inputs.what.name, inputs.what.deps, params.raw)
+        provenance.forget(inputs.what.outs)
     with contextlib.ExitStack() as stack:
         scratch = None
         if trains and inputs is not None:
@@ -89,8 +89,8 @@ def _run(
             runtime.leave()
         if inputs is not None:
             inputs.require_unchanged()
-            provenance.write(what.outs, what.deps, inputs.files)
-            provenance.write_code(what.outs)
+            provenance.write(inputs.what.outs, inputs.what.deps, inputs.files)
+            provenance.write_code(inputs.what.outs)
         if what is not None:
             _require_declared_imports(what)  # before the scratch is marked as finished
     if what is not None and inputs is not None:
@@ -156,6 +156,7 @@ def _check(good: Path) -> int:
         fork = multiprocessing.get_context("fork").Process(target=_record, args=(good,))
         fork.start()
         fork.join()
+        assert fork.exitcode is not None, "it has ended"
         return fork.exitcode
     paths = [str(seams.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

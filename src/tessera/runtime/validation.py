@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
@@ -20,6 +20,9 @@ from tessera.core import files, seams
 from tessera.core.errors import InputError
 from tessera.core.params import CHOOSES, PLURAL, Params, Strict, closed_form, read
 from tessera.runtime.settings import in_fp16
+
+if TYPE_CHECKING:
+    from tessera.verdict import Verdict
 
 ORDER = (
     "seed",
@@ -224,7 +227,7 @@ def _unknown_metrics(params: Params) -> Iterator[str]:
     either, and the stage says so: its threshold waits for it."""
     for section, stages in JUDGES.items():
         files = [name for stage in stages for name in _metric_files(stage)]
-        for name, threshold in params.section(section, sections()[section]).thresholds.items():
+        for name, threshold in cast("Verdict", params.section(section, sections()[section])).thresholds.items():
             if threshold.file not in files:
                 near = difflib.get_close_matches(threshold.file, files, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(files)}"

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 
 from tessera.core import files
 from tessera.studies import results
-from tessera.studies.results import PAGES, Result
+from tessera.studies.results import Result
+from tessera.studies.sweep import PAGES
 
 DRAWS = 2000
 LEAST = 6  # runs below which a rank correlation says nothing

@@ -38,7 +38,8 @@ def folder(study: str, run: str) -> Path:
 
 def start(name: str, runs: list[str], jobs: int, overrides: list[str]) -> None:
     """Make these runs, `jobs` at a time; one that fails leaves its traceback in its folder and stops no other."""
-    waiting, running = list(runs), {}
+    waiting = list(runs)
+    running: dict[str, subprocess.Popen[bytes]] = {}
     while waiting or running:
         while waiting and len(running) < jobs:
             run = waiting.pop(0)

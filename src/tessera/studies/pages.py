@@ -14,7 +14,8 @@ from matplotlib.ticker import NullFormatter
 from tessera.core import files
 from tessera.core.params import read
 from tessera.studies import correlation, results, sweep
-from tessera.studies.results import PAGES, Result
+from tessera.studies.results import Result
+from tessera.studies.sweep import PAGES
 
 FIGURES = PAGES / "figures"
 COLOURS = {"ours": "#1f5a92", "published": "#d9772e"}  # of groups, the same in every figure; others take the next one

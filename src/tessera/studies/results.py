@@ -82,7 +82,8 @@ def _of_experiment(run: str, entry: dict[str, Any] | None, study: sweep.Study) -
     state = {"success": "done"}.get(entry["state"], entry["state"])
     if state != "done":
         return Result(run, state, {}, {}, digest(values), values)
-    written, metrics = plan.written(study.targets, entry["params"]), {}
+    written = plan.written(study.targets, entry["params"])
+    metrics: dict[str, float] = {}
     for file, tree in entry["metrics"].items():
         if file in written and tree:
             metrics |= flat(file.removeprefix("metrics/").removesuffix(".json"), tree)
@@ -112,7 +113,7 @@ def _of_folder(name: str, run: str, study: sweep.Study) -> Result | None:
 
 
 def flat(file: str, tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for key, value in tree.items():
         found |= flat(file, value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{file}:{prefix}{key}": value}
     return found
@@ -195,8 +196,7 @@ def declare(study: str, values: dict[str, Values]) -> Iterator[str]:
     kept, declared = [], []
     for result in load(study):
         now = values.get(result.run)
-        differ = now is not None and result.digest != digest(now)
-        if differ and not plan.changed(result.values, now):
+        if now is not None and result.digest != digest(now) and not plan.changed(result.values, now):
             names = plan.differences(result.values, now) if result.values else ["its values were not known"]
             declared.append(f"{result.run}: {'; '.join(names)}")
             result = result._replace(digest=digest(now), values=now)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessera.codes.sequences import flatten_levels, unflatten
-from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized
+from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized, Tokenizer
 from tessera.core.params import Strict
 
 
@@ -22,6 +22,8 @@ class Config(Strict):
 class Pixels(nn.Module):
     """See `core.contracts.Tokenizer`. Code i is the value -1 + 2 i / (L - 1); one grid per colour channel, red first, as
     the C depths of one level: 32x32 RGB images have T = 3072 codes. Nothing is trained, so no file holds a weight."""
+
+    values: Tensor
 
     def __init__(self, config: Config, image_shape: ImageShape) -> None:
         super().__init__()
@@ -68,5 +70,5 @@ class Pixels(nn.Module):
         return Output(self.decode_vectors((quantized[0].z_q,)), latents, quantized)
 
 
-def build(config: Config, image_shape: ImageShape, make_quantizer: MakeQuantizer | None = None) -> Pixels:
+def build(config: Config, image_shape: ImageShape, make_quantizer: MakeQuantizer | None = None) -> Tokenizer:
     return Pixels(config, image_shape)  # `make_quantizer` is not asked

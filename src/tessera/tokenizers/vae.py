@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from tessera.codes.sequences import flatten_levels, unflatten
-from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized
+from tessera.core.contracts import GenerativeTokenizer, ImageShape, MakeQuantizer, Output, Quantized
 from tessera.networks import conv
 
 if TYPE_CHECKING:
@@ -140,6 +140,6 @@ def _vector_coders(config: Config, image_channels: int, grid: tuple[int, int]) -
     return encoder, nn.Sequential(*inwards, *conv.decoder(config, image_channels, config.channels))
 
 
-def build(config: Config, image_shape: ImageShape, make_quantizer: MakeQuantizer | None = None) -> VAE:
+def build(config: Config, image_shape: ImageShape, make_quantizer: MakeQuantizer | None = None) -> GenerativeTokenizer:
     # channels-last weights: images arrive channels-last, and convolutions on CPU are faster on them
     return VAE(config, image_shape, make_quantizer).to(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tessera.codes.sequences import flatten_levels, unflatten
-from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized
+from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized, Tokenizer
 from tessera.networks import conv
 
 if TYPE_CHECKING:
@@ -65,6 +65,6 @@ class VQVAE(nn.Module):
         return Output(self.decode_vectors(tuple(level.z_q for level in quantized)), latents, quantized)
 
 
-def build(config: Config, image_shape: ImageShape, make_quantizer: MakeQuantizer) -> VQVAE:
+def build(config: Config, image_shape: ImageShape, make_quantizer: MakeQuantizer) -> Tokenizer:
     # channels-last weights: images arrive channels-last, and convolutions on CPU are faster on them
     return VQVAE(config, image_shape, make_quantizer).to(memory_format=torch.channels_last)

@@ -3,8 +3,8 @@ it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tessera.codes.sequences import flatten_levels, unflatten
-from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized
+from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized, Quantizer, Tokenizer
 from tessera.networks import conv
 from tessera.networks.doubling import Doubling
 
@@ -47,7 +47,8 @@ class VQVAE2(nn.Module):
         super().__init__()
         image_channels, height, width = image_shape
         self.image_shape = image_shape
-        self.quantizers = nn.ModuleList([make_quantizer(), make_quantizer()])  # top, bottom
+        top_and_bottom = cast("list[nn.Module]", [make_quantizer(), make_quantizer()])
+        self.quantizers = cast("Sequence[Quantizer]", nn.ModuleList(top_and_bottom))
         top_dim, bottom_dim = (quantizer.dim for quantizer in self.quantizers)
         self.encoder = nn.Sequential(*conv.features(config, image_channels))
         self.top_encoder = _top_encoder(config, top_dim)
@@ -133,6 +134,6 @@ def _upsampling(config: Config, dim: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def build(config: Config, image_shape: ImageShape, make_quantizer: MakeQuantizer) -> VQVAE2:
+def build(config: Config, image_shape: ImageShape, make_quantizer: MakeQuantizer) -> Tokenizer:
     # channels-last weights: images arrive channels-last, and convolutions on CPU are faster on them
     return VQVAE2(config, image_shape, make_quantizer).to(memory_format=torch.channels_last)

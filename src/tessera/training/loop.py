@@ -11,7 +11,7 @@ finite, the best epoch, the end) is decided for all of them at once, since a ran
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from tessera.core.contracts import Runtime
 from tessera.core.errors import InputError, NonFiniteError
 from tessera.core.seeding import generator, numpy_generator, seed_globally
 from tessera.training.settings import Training
@@ -137,7 +138,7 @@ def suited(task: Task, training: Training, ranks: int) -> tuple[Training, tuple[
     return training.model_copy(update={"batch_size": batch_size, "warmup_steps": warmup_steps}), tuple(notes)
 
 
-def fit(task: Task, training: Training, seed: int, runtime: Any) -> Fitted:
+def fit(task: Task, training: Training, seed: int, runtime: Runtime) -> Fitted:
     """Train `task.objective` in place; on return it holds the kept weights, on the CPU, in eval mode.
 
     Raises:
@@ -194,7 +195,7 @@ def _as_on_rank_0(module: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def _row_of_rank_0(row: Row, device: Any) -> Row:
+def _row_of_rank_0(row: Row, device: torch.device) -> Row:
     """Every rank has evaluated the same weights on all of the split; on GPUs not to the same bits, and ranks would keep, and
     stop at, different epochs."""
     if not _together():
@@ -215,7 +216,7 @@ def _mean_over_ranks(values: Tensor) -> Tensor:
 class _State:
     """All that a training run carries from step to step, which is what a checkpoint holds."""
 
-    def __init__(self, task: Task, training: Training, runtime: Any) -> None:
+    def __init__(self, task: Task, training: Training, runtime: Runtime) -> None:
         self.task, self.training, self.runtime = task, training, runtime
         self.objective = task.objective
         optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
@@ -285,7 +286,7 @@ class _State:
             self.sums[name] = self.sums.get(name, 0.0) + value
         return values["total"]
 
-    def _average(self, averaged: Any, current: Any, count: Any) -> None:
+    def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         get_ema_multi_avg_fn(averaging_decay(self.step, self.training.weight_ema))(averaged, current, count)
 
     def _require_finite(self, values: Row) -> None:

@@ -193,7 +193,7 @@ def _stated(config: Config, source: Path) -> tuple[Path, dict[str, set[Path]] | 
     from datasets.data_files import sanitize_patterns
     from huggingface_hub import DatasetCard
 
-    entries = []
+    entries: Any = []
     if _has_card(source):
         with _loading(f"the card of {source}, README.md"):
             entries = DatasetCard.load(source / "README.md").data.to_dict().get("configs") or []
@@ -239,9 +239,10 @@ def _matches(base: Path, patterns: Iterable[str]) -> set[Path]:
 def _kinds(files: Iterable[File]) -> tuple[dict[str, list[File]], list[File]]:
     """Files by kind, and those that describe images beside them."""
     kinds: dict[str, list[File]] = {}
+    metadata: list[File] = []
     for file in files:
-        kinds.setdefault(METADATA if file.path.name in METADATA else imagefolder.kind(file), []).append(file)
-    metadata = kinds.pop(METADATA, [])
+        own = metadata if file.path.name in METADATA else kinds.setdefault(imagefolder.kind(file), [])
+        own.append(file)
     if IMAGE in kinds:
         return kinds, metadata
     for file in metadata:
@@ -296,6 +297,7 @@ def _images(by_split: dict[str, list[File]], metadata: list[File], column: str) 
 
     found = [(split, file.path) for split, own in by_split.items() for file in own]
     if metadata:
+        labels = None  # or as metadata says
         table, images = imagefolder.described(metadata, [file for own in by_split.values() for file in own])
         at = {str(path): split for split, path in found}
         first = sorted(images, key=lambda name: name != column)
@@ -303,10 +305,11 @@ def _images(by_split: dict[str, list[File]], metadata: list[File], column: str) 
     else:
         splits, images = [split for split, _ in found], ["image"]
         table = pa.table({"image": [str(path) for _, path in found]})
-        if labels := imagefolder.classes([path for _, path in found]):
+        labels = imagefolder.classes([path for _, path in found])
+        if labels:
             table = table.append_column("label", pa.array(labels))
     features = datasets.Features.from_arrow_schema(table.schema)
-    if not metadata and "label" in features:
+    if labels:
         features["label"] = datasets.ClassLabel(names=sorted(set(labels)))
     for name in images:
         features[name] = datasets.Image(decode=False)
@@ -411,9 +414,10 @@ def _damage_of_tar(path: Path) -> str:
             filled = False
             while member := archive.next():
                 filled |= member.isfile()
-                archive.members.clear()  # there may be millions
+                archive.members.clear()  # type: ignore[attr-defined]  # tarfile's own stubs lack it; there may be millions
             if not filled:
                 return "there is no file in it"
+            assert archive.fileobj is not None
             archive.fileobj.seek(archive.offset)
             rest = archive.fileobj.read(most + 1)
     except (EOFError, tarfile.TarError, zlib.error, lzma.LZMAError):
@@ -521,7 +525,8 @@ def _labels(parts: dict[str, Dataset], column: str, title: str) -> tuple[Sequenc
     """Class indices and names: of a ClassLabel as it says, otherwise the values there are, sorted."""
     values = _column(parts, column)
     names = [getattr(data.features[column], "names", None) for data in parts.values()]
-    if any(names) and names.count(names[0]) == len(names):
+    known: dict[Any, str]
+    if names and names[0] and names.count(names[0]) == len(names):
         known = dict(enumerate(names[0]))
     else:
         known = {value: str(value) for value in sorted({v for v in values if isinstance(v, str | int)}, key=_natural)}

@@ -80,7 +80,7 @@ def found(source: Path) -> tuple[list[File], list[str]]:
     for path in paths:
         where = folder / path
         if path.suffix.lower() != ".zip":
-            seen.append(File(PurePosixPath(path.as_posix()), where, str(where), partial(open, where, "rb")))
+            seen.append(File(PurePosixPath(path.as_posix()), where, str(where), partial(_opened, where)))
             continue
         try:
             members = _members(path, where)
@@ -92,6 +92,10 @@ def found(source: Path) -> tuple[list[File], list[str]]:
     if broken:
         raise InputError(f"cannot be read as zip archives: {listed(broken)}. Replace or remove them")
     return seen, hidden
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return open(path, "rb")
 
 
 def _members(path: Path, where: Path) -> list[File]:
@@ -193,7 +197,8 @@ def described(tables: Sequence[File], images: Sequence[File]) -> tuple[pa.Table,
     import pyarrow as pa
 
     known, used, missing = {str(file.path) for file in images}, set(), []
-    rows, columns = [], {}
+    rows = []
+    columns: dict[str, str] = {}
     for file in tables:
         table = _metadata(file)
         own = [name for name in table.column_names if name == "file_name" or name.endswith("_file_name")]

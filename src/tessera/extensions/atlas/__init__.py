@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from torch import Tensor
 from tessera import scores
 from tessera.codes import statistics
 from tessera.codes.sequences import flatten, unflatten
-from tessera.core.contracts import Grid, Report
+from tessera.core.contracts import Grid, Report, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.images import arrays, pictures
@@ -33,7 +33,7 @@ class Config(Strict):
 class Page(NamedTuple):
     """One grid of a tokenizer, and the code maps [m,T] whose mean surrounds a single code."""
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     grid: int
     context: Int[Tensor, "m t"]
     batch_size: int
@@ -64,7 +64,8 @@ def measure(config: Config, run: Run) -> Report:
     tokenizer, codes = run.tokenizer(), run.codes("train")
     codes = np.asarray(codes[arrays.evenly(len(codes), config.count)]).astype(np.int64)
     context = torch.from_numpy(codes[arrays.evenly(len(codes), config.contexts)]).to(run.runtime.device)
-    metrics, tables, sheets = {}, [], {}
+    metrics, tables = {}, []
+    sheets: dict[str, np.ndarray] = {}
     for grid, own in enumerate(statistics.split_grids(codes, tokenizer.grids)):
         book = tokenizer.codebooks[grid].float().cpu().numpy()
         share = statistics.frequencies(own, len(book))

@@ -17,7 +17,7 @@ images' PSNRs, since its MSE of .00376 on [0, 1] is 24.2 dB.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from tessera.attention.causal import Size
-from tessera.core.contracts import Prior, Report, Sampling
+from tessera.core.contracts import ExactPrior, Prior, Report, Sampling
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import generator, seed_globally
@@ -107,7 +107,8 @@ def measure(config: Config, run: Run) -> Report:
     bidirectional = _trained(config, run, prior) if prior.exact else prior
     if not prior.exact:
         print("inpainting: the prior has no exact likelihood, so raster and gibbs do not apply", flush=True)
-    regions = masks.masks(config, *pixels.shape[:3], run.params.seed)
+    n, height, width, _ = pixels.shape
+    regions = masks.masks(config, n, height, width, run.params.seed)
     bar = run.runtime.progress(total=len(regions), desc="inpainting")
     tables, strips = [], []
     for name, region in regions.items():
@@ -138,7 +139,7 @@ def measure(config: Config, run: Run) -> Report:
 
 
 def fill_ins(
-    config: Config, scene: Scene, prior: Prior, bidirectional: Any, seed: int, name: str
+    config: Config, scene: Scene, prior: Prior, bidirectional: Bidirectional | Prior, seed: int, name: str
 ) -> dict[str, tuple[Int[Tensor, "s n t"], dict[str, float]]]:
     """By method `samples` fill-ins of every image, and what is known about them. Each batch has a stream of its own."""
     known, hidden = scene.known.repeat(config.samples, 1), scene.hidden.repeat(config.samples, 1)
@@ -152,7 +153,9 @@ def fill_ins(
         for method, own in parts.items():
             draws = generator(seed, "inpainting", name, method, index)
             if method == "gibbs":  # from where `raster` ended
-                codes, *counts = gibbs(prior, parts["raster"][-1], hidden[where], label, config, draws)
+                codes, *counts = gibbs(
+                    cast("ExactPrior", prior), parts["raster"][-1], hidden[where], label, config, draws
+                )
                 proposed, accepted = proposed + counts[0], accepted + counts[1]
             else:
                 source = bidirectional if method == "masked" else prior
@@ -181,7 +184,7 @@ def _trained(config: Config, run: Run, prior: Prior) -> Bidirectional:
 
 
 def _labels(run: Run, prior: Prior, split: str, rows: np.ndarray) -> Int[Tensor, " n"] | None:
-    return torch.from_numpy(run.labels(split)[rows]).to(run.runtime.device) if prior.classes else None
+    return torch.from_numpy(run.required_labels(split)[rows]).to(run.runtime.device) if prior.classes else None
 
 
 # picture

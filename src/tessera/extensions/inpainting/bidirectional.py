@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,7 +11,7 @@ from torch import Generator, Tensor, nn
 from tessera.attention import masking
 from tessera.attention.causal import Size
 from tessera.codes import sequences
-from tessera.core.contracts import Grids, Sampling
+from tessera.core.contracts import Grids, Runtime, Sampling
 from tessera.core.seeding import generator
 from tessera.images import arrays
 from tessera.training.loop import Task, fit
@@ -61,7 +59,7 @@ class Bidirectional(nn.Module):
 
 def fitted(
     network: Bidirectional, codes: dict[str, Int[Tensor, "n t"]], labels: dict[str, Int[Tensor, " n"] | None],
-    training: Training, seed: int, runtime: Any, owner: str,
+    training: Training, seed: int, runtime: Runtime, owner: str,
 ) -> Bidirectional:  # fmt: skip
     """Fitted to the codes of `train`; the epoch that predicts those of `val` best is kept. `owner` is the extension that
     trains it: its name is in the random streams, the checkpoint and the messages."""
@@ -70,7 +68,8 @@ def fitted(
     def batch(split: str, rows: np.ndarray, draws: Generator) -> tuple[Tensor, Tensor | None, Tensor]:
         own = codes[split][rows].to(device)
         numbers = torch.rand(len(rows), own.shape[1] + 1, generator=draws).to(device)
-        return own, None if labels[split] is None else labels[split][rows], numbers
+        given = labels[split]
+        return own, None if given is None else given[rows], numbers
 
     def evaluate(objective: Bidirectional) -> dict[str, float]:
         draws, total = generator(seed, owner, "validation"), 0.0  # the same masks each time

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from tessera.codes import sequences
-from tessera.core.contracts import Grids
+from tessera.core.contracts import Device, Grids, Tokenizer
 from tessera.core.errors import InputError
 from tessera.core.seeding import numpy_generator
 from tessera.images import arrays
@@ -28,13 +28,20 @@ class Regions(Protocol):
     """Which masks there are; the params of whatever fills them in. Of each of `KINDS` the shares: `square`'s of the image's
     sides, all others' of its pixels."""
 
-    centre: Sequence[float]
-    bottom: Sequence[float]
-    random: Sequence[float]
-    patches: Sequence[float]
-    square: Sequence[float]
-    tiles: int  # of `patches`, along a side
-    structured: Mapping[str, Sequence[float]]  # top, left, bottom, right as shares of height and width
+    @property
+    def centre(self) -> Sequence[float]: ...
+    @property
+    def bottom(self) -> Sequence[float]: ...
+    @property
+    def random(self) -> Sequence[float]: ...
+    @property
+    def patches(self) -> Sequence[float]: ...
+    @property
+    def square(self) -> Sequence[float]: ...
+    @property
+    def tiles(self) -> int: ...  # of `patches`, along a side
+    @property
+    def structured(self) -> Mapping[str, Sequence[float]]: ...  # top, left, bottom, right as shares of height and width
 
 
 class Scene(NamedTuple):
@@ -134,7 +141,12 @@ def cells(masks: Masks, grids: Grids) -> Bool[np.ndarray, "n t"]:
 
 
 def seen(
-    tokenizer: Any, pixels: Pixels, masks: Masks, smooth: Pixels | None, labels: Int[Tensor, " n"] | None, device: Any
+    tokenizer: Tokenizer,
+    pixels: Pixels,
+    masks: Masks,
+    smooth: Pixels | None,
+    labels: Int[Tensor, " n"] | None,
+    device: Device,
 ) -> Scene:
     """What a method is given: codes of the images with `smooth`, or the mean of the known pixels, under the mask."""
     if smooth is None:
@@ -145,7 +157,7 @@ def seen(
     return Scene(pixels, masks, known, hidden, labels)
 
 
-def decoded(tokenizer: Any, scene: Scene, codes: Int[Tensor, "n t"]) -> Pixels:
+def decoded(tokenizer: Tokenizer, scene: Scene, codes: Int[Tensor, "n t"]) -> Pixels:
     """The images with what the codes say under the mask; all other pixels are the original's."""
     with torch.no_grad():
         drawn = arrays.to_pixels(tokenizer.decode(codes))

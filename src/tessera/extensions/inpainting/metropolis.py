@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from tessera.autoregression.sampling import draw
-from tessera.core.contracts import Prior
+from tessera.core.contracts import ExactPrior
 
 
 class Sweeps(Protocol):
@@ -33,7 +33,7 @@ class Chains(NamedTuple):
 
 @torch.no_grad()
 def gibbs(
-    prior: Prior, codes: Int[Tensor, "n t"], hidden: Bool[Tensor, "n t"], labels: Int[Tensor, " n"] | None,
+    prior: ExactPrior, codes: Int[Tensor, "n t"], hidden: Bool[Tensor, "n t"], labels: Int[Tensor, " n"] | None,
     config: Sweeps, draws: Generator,
 ) -> Chains:  # fmt: skip
     """Hidden codes in turn, in the prior's order, are offered another value, and take it with probability
@@ -93,7 +93,9 @@ def acceptance(log_ratio: Float[Tensor, " n"], uniforms: Float[Tensor, " n"]) ->
     return uniforms.log() < log_ratio
 
 
-def conditionals(prior: Prior, codes: Int[Tensor, "n t"], labels: Int[Tensor, " n"] | None) -> Float[Tensor, "n t k"]:
+def conditionals(
+    prior: ExactPrior, codes: Int[Tensor, "n t"], labels: Int[Tensor, " n"] | None
+) -> Float[Tensor, "n t k"]:
     """log p of every code at every position given the codes before; minus infinity past the end of a smaller codebook."""
     largest = max(prior.codebook_sizes)
     grids = [grid.double().log_softmax(-1) for grid in prior.logits(codes, labels)]

@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from pydantic import Field
 
 from tessera import scores
-from tessera.core.contracts import SPLITS, Report
+from tessera.core.contracts import SPLITS, Report, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import derive, generator, numpy_generator
@@ -122,14 +122,14 @@ def readings(pair: str) -> list[tuple[str, str]]:
     return [(pair[: cut.start()], pair[cut.end() :]) for cut in cuts]
 
 
-def loaded(run: Run, tokenizer: Any, places: list[Place]) -> Ends:
+def loaded(run: Run, tokenizer: Tokenizer, places: list[Place]) -> Ends:
     tables = [run.table(split).iloc[row] for split, row in places]
     x = arrays.to_model(np.stack([run.images(split)[row] for split, row in places]), run.runtime.device)
     labels = [int(row["label"]) for row in tables] if run.label_names else []
     return Ends([row["name"] for row in tables], labels, tokenizer.latents(x), tokenizer.encode(x))
 
 
-def available(config: Config, run: Run, tokenizer: Any) -> tuple[dict[str, Walk], dict[str, str]]:
+def available(config: Config, run: Run, tokenizer: Tokenizer) -> tuple[dict[str, Walk], dict[str, str]]:
     """The ways that this tokenizer has, and why it has not the others."""
     walks: dict[str, Walk] = {
         "index": paths.index,
@@ -156,7 +156,7 @@ def available(config: Config, run: Run, tokenizer: Any) -> tuple[dict[str, Walk]
     return {mode: walks[mode] for mode in dict.fromkeys(config.modes) if mode in walks}, reasons
 
 
-def training_roads(config: Config, run: Run, tokenizer: Any) -> roads.Roads:
+def training_roads(config: Config, run: Run, tokenizer: Tokenizer) -> roads.Roads:
     seed = derive(run.params.seed, "interpolation", "directions") % 2**32
     pixels, codes = run.images("train"), run.codes("train")
     return roads.training_roads(tokenizer, pixels, codes, config.points, config.neighbours, seed, run.runtime.device)

@@ -22,7 +22,7 @@ def blocks(titles: list[str], names: list[str], strips: list[UInt8[np.ndarray, "
     height, width, _ = sheets[0].shape
     beside, below, left, top, dpi = min(2, len(sheets)), -(-len(sheets) // 2), 100, 30, 110
     whole = np.array([beside * (left + width), below * (top + height)])
-    figure = Figure(figsize=whole / dpi, dpi=dpi)
+    figure = Figure(figsize=(whole[0] / dpi, whole[1] / dpi), dpi=dpi)
     for number, (sheet, title) in enumerate(zip(sheets, titles, strict=True)):
         row, column = divmod(number, beside)
         corner = np.array([column * (left + width) + left, (below - 1 - row) * (top + height)])

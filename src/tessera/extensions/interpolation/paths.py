@@ -7,13 +7,14 @@ Each walk takes shares of the way, 0 to 1, to images; at 0 and 1 these are the r
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from tessera.codes.sequences import flatten_levels, unflatten, whereabouts
+from tessera.core.contracts import ExactPrior, Prior, Tokenizer
 
 EXACT = "donot_use_mm_for_euclid_dist"  # 0 between equal vectors
 
@@ -27,27 +28,29 @@ class Ends(NamedTuple):
     codes: Int[Tensor, "2 t"]
 
 
-Walk = Callable[[Any, Ends, Float[Tensor, " frames"]], Float[Tensor, "frames c h w"]]  # a tokenizer's, at shares 0 to 1
+Walk = Callable[
+    [Tokenizer, Ends, Float[Tensor, " frames"]], Float[Tensor, "frames c h w"]
+]  # a tokenizer's, at shares 0 to 1
 
 
-def index(tokenizer: Any, ends: Ends, share: Tensor) -> Float[Tensor, "frames c h w"]:
+def index(tokenizer: Tokenizer, ends: Ends, share: Tensor) -> Float[Tensor, "frames c h w"]:
     first, last = ends.codes.double()
     return tokenizer.decode(torch.lerp(first, last, share.double()[:, None]).round().long())
 
 
-def embedding(tokenizer: Any, ends: Ends, share: Tensor) -> Float[Tensor, "frames c h w"]:
+def embedding(tokenizer: Tokenizer, ends: Ends, share: Tensor) -> Float[Tensor, "frames c h w"]:
     return tokenizer.decode_vectors(blended(tokenizer.vectors(ends.codes), share))
 
 
-def latent(tokenizer: Any, ends: Ends, share: Tensor) -> Float[Tensor, "frames c h w"]:
+def latent(tokenizer: Tokenizer, ends: Ends, share: Tensor) -> Float[Tensor, "frames c h w"]:
     return decoded(tokenizer, blended(ends.z, share))
 
 
-def slerp(tokenizer: Any, ends: Ends, share: Tensor) -> Float[Tensor, "frames c h w"]:
-    return decoded(tokenizer, tuple(spherical(*z.split(1), share[:, None, None, None]) for z in ends.z))
+def slerp(tokenizer: Tokenizer, ends: Ends, share: Tensor) -> Float[Tensor, "frames c h w"]:
+    return decoded(tokenizer, tuple(spherical(z[:1], z[1:], share[:, None, None, None]) for z in ends.z))
 
 
-def hierarchical(tokenizer: Any, ends: Ends, share: Tensor) -> Float[Tensor, "frames c h w"]:
+def hierarchical(tokenizer: Tokenizer, ends: Ends, share: Tensor) -> Float[Tensor, "frames c h w"]:
     """Of L levels the l-th moves while the share goes from l / L to (l + 1) / L; coarse ones have arrived before finer start."""
     levels = len(ends.z)
     own = [(share * levels - level).clamp(0, 1) for level in range(levels)]
@@ -55,7 +58,7 @@ def hierarchical(tokenizer: Any, ends: Ends, share: Tensor) -> Float[Tensor, "fr
 
 
 def refined(
-    tokenizer: Any, ends: Ends, share: Tensor, *, prior: Any, draws: Generator, freedom: float
+    tokenizer: Tokenizer, ends: Ends, share: Tensor, *, prior: Prior, draws: Generator, freedom: float
 ) -> Float[Tensor, "frames c h w"]:
     """One code after another, each the one of greatest log p(code | those before) - cost, see `costs`. A prior that has no
     such order draws instead, given all the rest, the codes of `latent` that neither image has at their place."""
@@ -69,7 +72,8 @@ def refined(
     parts = zip(tokenizer.codebooks, unflatten(ends.codes, tokenizer.grids), strict=True)
     cost = [costs(book, part.flatten(1), share, freedom) for book, part in parts]
     codes = ends.codes[:1].repeat(len(share), 1)
-    walk, order = prior.steps(len(share), labels), list(prior.order)
+    exact = cast("ExactPrior", prior)
+    walk, order = exact.steps(len(share), labels), list(exact.order)
     logits = next(walk)
     for step, t in enumerate(order):
         grid, place = whereabouts(t, tokenizer.grids)
@@ -96,7 +100,7 @@ def costs(
 # what they are made of
 
 
-def decoded(tokenizer: Any, z: tuple[Tensor, ...]) -> Float[Tensor, "frames c h w"]:
+def decoded(tokenizer: Tokenizer, z: tuple[Tensor, ...]) -> Float[Tensor, "frames c h w"]:
     return tokenizer.decode_vectors(tuple(level.z_q for level in tokenizer.quantize(z)))
 
 

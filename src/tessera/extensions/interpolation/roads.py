@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from tessera import neighbour_graph
+from tessera.core.contracts import Device, Tokenizer
 from tessera.extensions.interpolation.paths import Ends, decoded
 from tessera.features import neighbours
 from tessera.images import arrays
@@ -34,8 +35,8 @@ class Roads(NamedTuple):
 
 
 def training_roads(
-    tokenizer: Any, pixels: UInt8[np.ndarray, "n h w c"], codes: Int[np.ndarray, "n t"], count: int, k: int,
-    seed: int, device: Any,
+    tokenizer: Tokenizer, pixels: UInt8[np.ndarray, "n h w c"], codes: Int[np.ndarray, "n t"], count: int, k: int,
+    seed: int, device: Device,
 ) -> Roads:  # fmt: skip
     """Through `count` of the images at most, each joined to its `k` nearest. Points are z_q in its principal directions, which
     the seed finds; distances there are nearly those of all of z_q."""
@@ -56,14 +57,15 @@ def training_roads(
     return Roads(pixels, rows[first], points, edges, lambda codes: directions.transform(flat(codes)))
 
 
-def learned(tokenizer: Any, ends: Ends, share: Tensor, *, roads: Roads) -> Float[Tensor, "frames c h w"]:
+def learned(tokenizer: Tokenizer, ends: Ends, share: Tensor, *, roads: Roads) -> Float[Tensor, "frames c h w"]:
     """From the first image to the nearest training image, along the graph to the one nearest to the last, to the last; on
     each stretch z is blended, at constant speed over the whole of it."""
     first, last = neighbours.nearest(roads.place(ends.codes.cpu().numpy()), roads.points)[0]
     visited = shortest(roads.edges, first, last)
     between = tokenizer.latents(arrays.to_model(roads.pixels[roads.rows[visited]], share.device))
     stops = [torch.cat([z[:1], middle, z[1:]]) for z, middle in zip(ends.z, between, strict=True)]
-    stretch = sum(z.diff(dim=0).double().square().flatten(1).sum(1) for z in stops).sqrt()
+    squares = [z.diff(dim=0).double().square().flatten(1).sum(1) for z in stops]
+    stretch = sum(squares[1:], start=squares[0]).sqrt()
     way = torch.cat([stretch.new_zeros(1), stretch.cumsum(0)])
     reached = share.double() * way[-1]
     start = (torch.searchsorted(way, reached, right=True) - 1).clamp(0, len(stretch) - 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from torch import Tensor
 from tessera import scores
 from tessera.codes import statistics
 from tessera.codes.sequences import flatten, flatten_levels, unflatten
-from tessera.core.contracts import Report
+from tessera.core.contracts import Report, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
@@ -56,7 +56,7 @@ class Images(NamedTuple):
         return Images(tuple(z[index : index + 1] for z in self.z), self.codes[index : index + 1])
 
 
-Method = Callable[[Any, Images, Images], Int[Tensor, "1 t"]]  # of a tokenizer, content and style: codes
+Method = Callable[[Tokenizer, Images, Images], Int[Tensor, "1 t"]]  # of a tokenizer, content and style: codes
 
 
 @torch.no_grad()
@@ -71,7 +71,8 @@ def measure(config: Config, run: Run) -> Report:
     seen = Images(tokenizer.latents(x), tokenizer.encode(x))
     plain = arrays.to_pixels(tokenizer.decode(seen.codes))
     methods, reasons = available(config, tokenizer)
-    rows, results = [], {name: [] for name in methods}
+    rows = []
+    results: dict[str, list[np.ndarray]] = {name: [] for name in methods}
     for pair in itertools.product(range(config.contents), range(config.contents, len(chosen))):
         titles = dict(zip(("content", "style"), names[chosen[list(pair)]], strict=True))
         for name, method in methods.items():
@@ -94,7 +95,7 @@ def drawn(run: Run, count: int) -> Int[np.ndarray, " c"]:
     return np.resize(np.concatenate([order[~again], order[again]]), count)
 
 
-def available(config: Config, tokenizer: Any) -> tuple[dict[str, Method], dict[str, str]]:
+def available(config: Config, tokenizer: Tokenizer) -> tuple[dict[str, Method], dict[str, str]]:
     """The methods that this tokenizer has, and why it has not the others."""
     levels, reasons = levels_of(tokenizer), {}
     if all(level.height * level.width == 1 for level in levels):
@@ -104,7 +105,7 @@ def available(config: Config, tokenizer: Any) -> tuple[dict[str, Method], dict[s
     reasons = {name: reasons[name] for name in config.methods if name in reasons}
     for name, reason in reasons.items():
         print(f"extensions@style_transfer: {name} does not apply: {reason}", flush=True)
-    found = {name: METHODS[name] for name in dict.fromkeys(config.methods) if name not in reasons}
+    found: dict[str, Method] = {name: METHODS[name] for name in dict.fromkeys(config.methods) if name not in reasons}
     if "hierarchy" in found and config.coarse == "style":
         found["hierarchy"] = lambda tokenizer, content, style: hierarchy(tokenizer, style, content)
     return found, reasons
@@ -113,7 +114,7 @@ def available(config: Config, tokenizer: Any) -> tuple[dict[str, Method], dict[s
 # the methods
 
 
-def adain(tokenizer: Any, content: Images, style: Images) -> Int[Tensor, "1 t"]:
+def adain(tokenizer: Tokenizer, content: Images, style: Images) -> Int[Tensor, "1 t"]:
     levels = tokenizer.quantize(tuple(map(restyled, content.z, style.z)))
     return flatten_levels([level.codes for level in levels])
 
@@ -126,7 +127,7 @@ def restyled(content: Float[Tensor, "1 d h w"], style: Float[Tensor, "1 d h w"])
     return (content - mean) * ((wanted + EPSILON) / (variance + EPSILON)).sqrt() + towards
 
 
-def palette(tokenizer: Any, content: Images, style: Images) -> Int[Tensor, "1 t"]:
+def palette(tokenizer: Tokenizer, content: Images, style: Images) -> Int[Tensor, "1 t"]:
     """Each code of the content becomes the nearest one, among the code vectors of its grid, that the style uses in that grid.
     By code vectors and not by z, since quantizers differ in what they do to z before they choose."""
     parts = []
@@ -138,7 +139,7 @@ def palette(tokenizer: Any, content: Images, style: Images) -> Int[Tensor, "1 t"
     return flatten(parts)
 
 
-def hierarchy(tokenizer: Any, coarse: Images, fine: Images) -> Int[Tensor, "1 t"]:
+def hierarchy(tokenizer: Tokenizer, coarse: Images, fine: Images) -> Int[Tensor, "1 t"]:
     first = levels_of(tokenizer)[0].depth  # grids of the first level
     return flatten(unflatten(coarse.codes, tokenizer.grids)[:first] + unflatten(fine.codes, tokenizer.grids)[first:])
 
@@ -149,7 +150,9 @@ METHODS: dict[str, Method] = {"adain": adain, "palette": palette, "hierarchy": h
 # the judgement
 
 
-def judged(pixels: UInt8[np.ndarray, "3 h w c"], codes: Int[np.ndarray, "3 t"], tokenizer: Any) -> dict[str, float]:
+def judged(
+    pixels: UInt8[np.ndarray, "3 h w c"], codes: Int[np.ndarray, "3 t"], tokenizer: Tokenizer
+) -> dict[str, float]:
     """The values of `MEASURES` for a result, its content and its style."""
     sides, colours = edges(pixels), [colour_histogram(image) for image in pixels]
     kept, unrelated = scores.ssim(sides[[0, 2]], sides[[1, 1]])

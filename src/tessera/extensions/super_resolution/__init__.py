@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from tessera import scores
-from tessera.core.contracts import Report
+from tessera.core.contracts import Report, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
@@ -106,7 +106,7 @@ class Objective(nn.Module):
         return {"mse": F.mse_loss(self.decoder(seen), target)}
 
 
-def trained(config: Config, tokenizer: Any, run: Run) -> tuple[Decoder, Fitted]:
+def trained(config: Config, tokenizer: Tokenizer, run: Run) -> tuple[Decoder, Fitted]:
     """The decoder of the epoch of least validation error, in eval mode. The tokenizer encodes the training images as they are
     flipped and shifted; it is no part of what is trained."""
     device, training = run.runtime.device, config.training
@@ -147,7 +147,7 @@ Draw = Callable[[np.ndarray], dict[str, np.ndarray]]  # rows of a split -> uint8
 @torch.no_grad()
 def drawn(
     decoder: Decoder,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     run: Run,
     split: str,
     rows: Int[np.ndarray, " b"],

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from tessera.codes import sequences
-from tessera.core.contracts import ImageShape
+from tessera.core.contracts import Device, ImageShape, Tokenizer
 from tessera.networks import conv
 from tessera.networks.doubling import Doubling
 
@@ -21,11 +21,16 @@ FACTOR = 2
 class Widths(Protocol):
     """Of a decoder; the params of whatever trains one."""
 
-    channels: int  # at the finest grid of codes
-    outer_channels: int  # at finer resolutions
-    blocks: int  # residual ones at the finest grid of codes
-    outer_blocks: int  # residual ones at the size of the originals
-    normalisation: str  # batch, group or none
+    @property
+    def channels(self) -> int: ...  # at the finest grid of codes
+    @property
+    def outer_channels(self) -> int: ...  # at finer resolutions
+    @property
+    def blocks(self) -> int: ...  # residual ones at the finest grid of codes
+    @property
+    def outer_blocks(self) -> int: ...  # residual ones at the size of the originals
+    @property
+    def normalisation(self) -> str: ...  # batch, group or none
 
 
 class Seen(NamedTuple):
@@ -79,12 +84,12 @@ def inner(channels: int) -> int:
 
 
 @torch.no_grad()
-def see(tokenizer: Any, codes: Int[Tensor, "b t"]) -> Seen:
+def see(tokenizer: Tokenizer, codes: Int[Tensor, "b t"]) -> Seen:
     vectors = tokenizer.vectors(codes)
     return Seen(vectors, tokenizer.decode_vectors(vectors).clamp(-1, 1))
 
 
-def made_for(tokenizer: Any, config: Widths, device: Any = "cpu") -> Decoder:
+def made_for(tokenizer: Tokenizer, config: Widths, device: Device = "cpu") -> Decoder:
     """Freshly initialised from torch's global generator. The tokenizer is asked what its code vectors look like."""
     codes = torch.zeros(1, sequences.length(tokenizer.grids), dtype=torch.int64, device=device)
     vectors = see(tokenizer, codes).vectors

@@ -9,7 +9,7 @@ the frequencies of the training labels.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import pandas as pd
@@ -18,13 +18,16 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from tessera.core.contracts import Prior, Report, Sampling
+from tessera.core.contracts import Device, Prior, Report, Sampling
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import derive, generator, numpy_generator
 from tessera.features.frechet import distance, kid
 from tessera.features.neighbours import fewer, overlap, subset
 from tessera.images import arrays, pictures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Pixels = UInt8[np.ndarray, "n h w c"]
 REAL = "train"  # what stands beside the temperatures: training images
@@ -55,7 +58,9 @@ def measure(config: Config, run: Run) -> Report:
         "kid_subset_size": fewer("extensions.temperature.kid_subset_size", config.kid_subset_size, count // 2, count),
     })  # fmt: skip
     labels = (
-        numpy_generator(seed, "temperature", "labels").choice(run.labels("train"), count) if prior.classes else None
+        numpy_generator(seed, "temperature", "labels").choice(run.required_labels("train"), count)
+        if prior.classes
+        else None
     )
 
     def features(pixels: Pixels) -> Float[np.ndarray, "n f"]:
@@ -94,7 +99,7 @@ def drawn(
     labels: Int[np.ndarray, " n"] | None,
     batch_size: int,
     seed: int,
-    device: Any,
+    device: Device,
 ) -> Int[Tensor, "n t"]:
     """Codes in batches, whose random numbers depend on (seed, batch) and not on the temperature."""
     parts = []
@@ -134,7 +139,7 @@ def _kid(name: str) -> str:
 # pictures
 
 
-def _samples(sheets: dict[float, UInt8[np.ndarray, "height width c"]]) -> Any:
+def _samples(sheets: dict[float, UInt8[np.ndarray, "height width c"]]) -> Figure:
     """The first samples of each temperature, as they came; a column has the same random numbers."""
     from matplotlib.figure import Figure
 
@@ -150,7 +155,7 @@ def _samples(sheets: dict[float, UInt8[np.ndarray, "height width c"]]) -> Any:
     return figure
 
 
-def _curves(table: pd.DataFrame, distance_name: str, kid_name: str) -> Any:
+def _curves(table: pd.DataFrame, distance_name: str, kid_name: str) -> Figure:
     """Over the temperature; dashed, training images in the place of samples."""
     from matplotlib.figure import Figure
 

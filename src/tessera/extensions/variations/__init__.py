@@ -9,7 +9,7 @@ in raster order draws each code given those before it alone: what is kept furthe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,11 +19,14 @@ from pydantic import Field
 from torch import Tensor
 
 from tessera import scores
-from tessera.core.contracts import Prior, Report, Sampling
+from tessera.core.contracts import Device, Prior, Report, Sampling, Tokenizer
 from tessera.core.params import Params, Strict
 from tessera.core.run import Run
 from tessera.core.seeding import generator, numpy_generator
 from tessera.images import arrays, pictures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Pixels = UInt8[np.ndarray, "n h w c"]
 OTHER = "another_image"
@@ -79,8 +82,9 @@ def measure(config: Config, run: Run) -> Report:
 
     chosen = arrays.evenly(len(run.images("test")), config.images)
     codes = torch.from_numpy(run.codes("test")[chosen].astype(np.int64)).to(device)
-    labels = torch.from_numpy(run.labels("test")[chosen]).to(device) if prior.classes else None
-    ranks, shares = places(*codes.shape, run.params.seed).to(device), sorted(set(config.shares))
+    labels = torch.from_numpy(run.required_labels("test")[chosen]).to(device) if prior.classes else None
+    n, t = codes.shape
+    ranks, shares = places(n, t, run.params.seed).to(device), sorted(set(config.shares))
     original = seen(codes, np.asarray(run.images("test")[chosen]))
     found = {f"share_{100 * share:g}": seen(varied(prior, codes, ranks, share, labels, config.batch_size, run.params.seed))
              for share in shares}  # fmt: skip
@@ -88,7 +92,7 @@ def measure(config: Config, run: Run) -> Report:
     table = pd.DataFrame([{"variation": name, **row} for name, row in rows.items()])
     table.insert(1, "share", [*shares, 1.0])
     rebuilt = arrays.decoded(tokenizer, codes, config.batch_size)
-    drawings = {
+    drawings: dict[str, Pixels | Figure] = {
         "variations": _sheet([original.pixels, rebuilt, *(each.pixels for each in found.values())], config.shown),
         "distances": _curve(table),
     }
@@ -133,7 +137,7 @@ def compared(original: Seen, other: Seen) -> dict[str, float]:
 
 
 def of_labels(
-    prior: Prior, labels: list[int], count: int, guidance: float, batch_size: int, seed: int, device: Any
+    prior: Prior, labels: list[int], count: int, guidance: float, batch_size: int, seed: int, device: Device
 ) -> Int[Tensor, "n t"]:
     """`count` samples of each label, label by label; the same random numbers whatever the guidance."""
     given, parts = torch.tensor(labels, device=device).repeat_interleave(count), []
@@ -153,7 +157,7 @@ def _sheet(columns: list[Pixels], shown: int) -> UInt8[np.ndarray, "height width
     return pictures.sheet(rows.reshape(-1, *rows.shape[2:]), len(columns))
 
 
-def _curve(table: pd.DataFrame) -> Any:
+def _curve(table: pd.DataFrame) -> Figure:
     """Over the share of codes drawn; dashed, another image."""
     from matplotlib.figure import Figure
 
@@ -174,7 +178,7 @@ def _curve(table: pd.DataFrame) -> Any:
     return figure
 
 
-def _labels(config: Config, run: Run, prior: Prior, tokenizer: Any) -> Any:
+def _labels(config: Config, run: Run, prior: Prior, tokenizer: Tokenizer) -> Figure:
     """A row a label, a block of columns a guidance."""
     from matplotlib.figure import Figure
 
