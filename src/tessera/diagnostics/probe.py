@@ -19,7 +19,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tessera.autoregression.base import Autoregressive
-from tessera.autoregression.gated import GatedPixelCNN
 from tessera.codes import sequences, statistics
 from tessera.core.contracts import Grids, Report
 from tessera.core.params import Strict
@@ -27,6 +26,7 @@ from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator, seed_globally
 from tessera.images.arrays import batches, evenly
 from tessera.networks.condition import Condition
+from tessera.priors.gated_pixelcnn import GatedNetwork
 
 LOOKED_AT = 1000  # images of a split behind one point of the curve, at most
 KERNEL_SIZE, CONDITION_BLOCKS, CLIP_NORM = 3, 1, 1.0
@@ -52,7 +52,7 @@ class Probe(Autoregressive):
     def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...]) -> None:
         super().__init__(grids, codebook_sizes, 0, config.dropout)
         c = config.channels
-        self.networks = nn.ModuleList(GatedPixelCNN(k, c, config.layers, KERNEL_SIZE) for k in codebook_sizes)
+        self.networks = nn.ModuleList(GatedNetwork(k, c, config.layers, KERNEL_SIZE) for k in codebook_sizes)
         self.conditions = nn.ModuleList(
             Condition(c, grid, codebook_sizes[:index], 0, CONDITION_BLOCKS) for index, grid in enumerate(grids)
         )
