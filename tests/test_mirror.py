@@ -179,7 +179,7 @@ def test_no_orphan_in_metrics_or_plots():
 
 
 def test_training_stages_depend_on_the_locked_versions():
-    for stage in ("extractor", "tokenizer", "prior"):
+    for stage in ("extractor", "tokenizer", "probe", "prior"):
         assert "requirements.lock" in entry(stage)["deps"]
 
 

@@ -474,7 +474,7 @@ def test_patience_needs_a_score_that_can_fall(raw):
 
 
 @pytest.mark.parametrize(
-    "place", ["extractor", "tokenizer", "prior", "extensions.inpainting", "extensions.super_resolution"]
+    "place", ["extractor", "tokenizer", "probe", "prior", "extensions.inpainting", "extensions.super_resolution"]
 )
 def test_fp16_is_not_for_cpus(raw, place):
     section = raw

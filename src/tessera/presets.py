@@ -5,7 +5,7 @@ python -m tessera.presets NAME          prints one as arguments: dvc exp run $(p
 
 Where a value holds blanks all is printed in the shell's quotes, and it is: eval "dvc exp run $(...)".
 
-A name with ~ in front has no value: the key is removed, so that `~diagnostics.probe` is not run.
+A name with ~ in front has no value: the key is removed, so that `~diagnostics.geometry` is not run.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ ORDER = (
     "quantizer",
     "codes",
     "reconstruction",
+    "probe",
     "prior",
     "samples",
     "features",
@@ -44,9 +45,13 @@ CLASSES = {  # section -> where its class is, but for those that are `Settings` 
     "criteria": ("tessera.verdict", "Verdict"),
     "runtime": ("tessera.runtime.settings", "Settings"),
 }
-JUDGES = {"gate": ("reconstruction", "diagnostics"), "criteria": ("prior", "evaluation")}  # whose metrics each may read
+JUDGES = {
+    "gate": ("reconstruction", "diagnostics", "probe"),
+    "criteria": ("prior", "evaluation"),
+}  # whose metrics each may read
 
 RENAMED = {  # name that params.yaml had once -> what to write instead
+    "diagnostics.probe": "it is a stage of its own: set the values of section probe, and probe.training.epochs for its steps",
     "prior.pixelcnn.architecture": "set prior.name to gated_pixelcnn or pixelcnn; each has a sub-section of its own",
 }
 
