@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from tessera.autoregression.gated import GatedPixelCNN
-from tessera.autoregression.masked_conv import MaskedPixelCNN
 from tessera.core import files
+from tessera.priors.gated_pixelcnn import GatedNetwork
+from tessera.priors.pixelcnn import MaskedNetwork
 
 PATH = Path("docs/results/receptive-fields.png")
 SIDE, DEPTHS, KERNEL, FIRST = 15, (1, 3, 6), 3, 7  # codes; layers; kernel sizes of params.yaml
@@ -32,11 +32,11 @@ Logits = Callable[[Tensor, Tensor], Tensor]  # of embedded codes [b,c,h,w] and t
 
 
 def gated(layers: int, kernel_size: int = KERNEL) -> Logits:
-    return GatedPixelCNN(2, CHANNELS, layers, kernel_size).double().from_embedded
+    return GatedNetwork(2, CHANNELS, layers, kernel_size).double().from_embedded
 
 
 def masked(layers: int, kernel_size: int = KERNEL, first_kernel_size: int = FIRST) -> Logits:
-    network = MaskedPixelCNN((2,), CHANNELS, layers, first_kernel_size, kernel_size).double()
+    network = MaskedNetwork((2,), CHANNELS, layers, first_kernel_size, kernel_size).double()
     return lambda embedded, condition: network.from_embedded(embedded, condition)[0]
 
 

@@ -45,8 +45,7 @@ def values(name: str, channels: int, layers: int, kv_heads: int) -> dict[str, An
     their number."""
     blocks = next(count for count in (3, 2, 1) if layers % count == 0)
     return {
-        "pixelcnn": {"architecture": "gated", "channels": channels, "layers": layers, "kernel_size": 3,
-                     "first_kernel_size": 7, "condition_blocks": 0},
+        "gated_pixelcnn": {"channels": channels, "layers": layers, "kernel_size": 3, "condition_blocks": 0},
         "pixelsnail": {"channels": channels, "blocks": blocks, "layers": layers // blocks, "kernel_size": 3, "heads": 4,
                        "condition_blocks": 0},
         "transformer": {"channels": channels, "layers": layers, "heads": 4, "kv_heads": kv_heads, "random_order": 0.0},
@@ -54,7 +53,7 @@ def values(name: str, channels: int, layers: int, kv_heads: int) -> dict[str, An
     }[name] | {"dropout": 0.0}  # fmt: skip
 
 
-PRIORS = ("pixelcnn", "pixelsnail", "transformer", "rnn")
+PRIORS = ("gated_pixelcnn", "pixelsnail", "transformer", "rnn")
 
 
 def configured(name: str, options: argparse.Namespace) -> Any:
@@ -186,7 +185,7 @@ def check_all(options: argparse.Namespace) -> bool:
         for case in CASES:
             for dtype in (torch.float32, torch.float64):
                 equal = check(name, case, dtype, options)
-                print(f"{name:14}{case:12}{dtype!s:16}{'equal codes' if equal else 'OTHER CODES'}", flush=True)
+                print(f"{name:16}{case:12}{dtype!s:16}{'equal codes' if equal else 'OTHER CODES'}", flush=True)
                 sound &= equal
     return sound
 
@@ -265,13 +264,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{options.batch} images of {options.grid}x{options.grid} codes from {options.codebook_size}; {options.layers} "
         f"layers of {options.channels} channels; transformer of 4 heads, {options.kv_heads} of keys and values; float32, {where}"
     )
-    print(f"{'':14}{'':24}{'seconds':>10}{'of a pass':>12}{'of sample':>12}{'codes/s':>12}{'MiB':>8}")
+    print(f"{'':16}{'':24}{'seconds':>10}{'of a pass':>12}{'of sample':>12}{'codes/s':>12}{'MiB':>8}")
     for name in options.priors:
         taken = measure(name, options)
         full, ours = taken["one full forward pass"][0], taken["sample"][0]
         for way, (value, mib) in taken.items():
             rate = options.batch * options.grid**2 / value
-            print(f"{name:14}{way:24}{value:10.2f}{value / full:11.2f}x{value / ours:11.2f}x{rate:12.0f}{mib:8.0f}",
+            print(f"{name:16}{way:24}{value:10.2f}{value / full:11.2f}x{value / ours:11.2f}x{rate:12.0f}{mib:8.0f}",
                   flush=True)  # fmt: skip
     return None
 

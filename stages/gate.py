@@ -1,4 +1,4 @@
-"""gate: metrics of reconstruction and diagnostics -> metrics/gate.json, artifacts/gate.txt, before any prior is trained
+"""gate: metrics of reconstruction, diagnostics and probe -> metrics/gate.json, artifacts/gate.txt, before any prior is trained
 
 `prior` depends on the file alone, whose text never changes: other metrics that still pass train no prior again.
 """

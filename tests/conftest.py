@@ -78,6 +78,7 @@ TINY = {
     "tokenizer": {"keep": "best", "keep_every": 0, "snapshot_epochs": [0, 1]},
     "codes": {"batch_size": 4},
     "reconstruction": {"batch_size": 4},
+    "probe": {"channels": 8, "layers": 2, "dropout": 0.1, "count": 8},
     "prior": {"conditional": False, "label_dropout": 0.0, "augmented": 0.9, "annealing": 0.0},
     "samples": {"count": 4, "batch_size": 2},
     "features": {"batch_size": 4},

@@ -94,7 +94,7 @@ import matplotlib
 from tessera.core.params import Params, read
 from tessera.core.run import Run
 params = Params(read("params.yaml"))
-MODELS = {"geometry", "robustness", "equivariance", "probe"}
+MODELS = {"geometry", "robustness", "equivariance"}
 for name in set(params.keys("diagnostics")) - MODELS:
     run = Run(params.restrict(frozenset({"diagnostics", "seed"})), name)
     run.write("diagnostics", run.measure("diagnostics"))

@@ -15,8 +15,7 @@ from sklearn.metrics import adjusted_rand_score
 from tessera import scores
 from tessera.core import files, models
 from tessera.core.contracts import Quantized
-from tessera.core.run import SPLITS
-from tessera.diagnostics import equivariance, geometry, probe, robustness
+from tessera.diagnostics import equivariance, geometry, robustness
 from tessera.evaluation import frechet as evaluated
 from tessera.features import frechet
 from tessera.images.arrays import to_model, to_pixels
@@ -121,7 +120,7 @@ def test_every_tokenizer(workspace, tiny, make_images, train, name):
     for module in FROM_MODELS:
         report = module.measure(tiny(module.Config), stub(tokenizer, make_images(6)))
         assert finite(report)
-        files.write_report("diagnostics", module.__name__.rpartition(".")[2], report)
+        files.write_report(f"diagnostics/{module.__name__.rpartition('.')[2]}", report)
 
 
 def test_collapsed_codebook(workspace, tiny):
@@ -323,97 +322,3 @@ def test_shifted_by_brute_force():
         for column in range(6):
             came = x[:, 0, y - 2, column - 1] if y >= 2 and column >= 1 else torch.ones(2)
             assert torch.equal(found[:, 0, y, column], came)
-
-
-# probe
-
-
-def measured_probe(tiny_run, tiny, codes: dict[str, np.ndarray], grids: tuple, sizes: tuple[int, ...], **values):
-    run = tiny_run("probe")
-    for split in SPLITS:
-        files.save_array(run.folder("codes") / f"{split}.npy", codes[split].astype(np.int32))
-    files.write_json(run.folder("codes") / "facts.json", {"grids": grids, "codebook_sizes": sizes})
-    return probe.measure(tiny(probe.Config, **values), run)
-
-
-BUDGET = {"channels": 16, "layers": 2, "dropout": 0.0, "steps": 120, "batch_size": 32, "lr": 0.02, "evaluations": 3}
-
-
-def test_probe_learns_a_rule(tiny_run, tiny):
-    """Each code is the one before it plus 1, but for the first: 3 bits an image, of an entropy of 16 times 3."""
-    draws, step = np.random.default_rng(0), np.arange(16)
-    codes = {split: (draws.integers(0, 8, (200, 1)) + step) % 8 for split in SPLITS}
-    report = measured_probe(tiny_run, tiny, codes, ((4, 4),), (8,), **BUDGET)
-    assert 0.8 < report.metrics["share_saved"] < 1 - 1 / 16 + 0.01
-    assert 2.9 < report.metrics["nll_bits_per_image"] < 9
-    assert report.metrics["nll_bits_per_image"] == pytest.approx(16 * report.metrics["nll_bits_per_code"])
-    places = report.tables["positions"]
-    assert places["val_nll_bits"][0] > 2.9  # nothing says the first one
-    assert places["val_nll_bits"].mean() == pytest.approx(report.metrics["nll_bits_per_code"])
-    curve = report.tables["curve"]
-    assert list(curve["step"]) == [40, 80, 120]
-    assert curve["val_nll_bits_per_code"].min() == report.metrics["nll_bits_per_code"]
-
-
-@pytest.mark.parametrize(
-    ("images", "steps", "batch_size", "expected"),
-    [(2933, 400, 32, 400), (640, 400, 32, 400), (40, 400, 32, 25), (20, 400, 32, 20), (4, 400, 2, 40), (4, 8, 2, 8)],
-)
-def test_probe_goes_through_a_small_split_a_few_times_only(tiny, capsys, images, steps, batch_size, expected):
-    """Beyond, it knows the codes by heart, and takes more bits than are needed without any knowledge."""
-    assert probe.budget(tiny(probe.Config, steps=steps, batch_size=batch_size), images) == expected
-    said = f"diagnostics.probe.steps: {expected} instead of {steps}, since the train split has {images} images\n"
-    assert capsys.readouterr().out == (said if expected < steps else "")
-
-
-def test_probe_is_judged_by_the_validation_split(tiny_run, tiny, monkeypatch):
-    """Train improves, val has its best evaluation first: that one counts, whole, against the entropy of val."""
-    codes = {
-        "train": np.tile(np.arange(4), (8, 1)), "val": np.tile([0, 1, 0, 1], (8, 1)), "test": np.zeros((8, 4)),
-    }  # fmt: skip
-    told = iter([3.0, 0.5, 2.0, 0.75, 1.0, 0.9])  # train, val of each evaluation
-
-    monkeypatch.setattr(probe, "bits", lambda network, part, batch_size: np.full(part.shape, next(told)))
-    report = measured_probe(tiny_run, tiny, codes, ((2, 2),), (4,), steps=3, evaluations=3)
-    assert list(report.tables["curve"]["val_nll_bits_per_code"]) == [0.5, 0.75, 0.9]
-    assert report.metrics == {
-        "nll_bits_per_code": 0.5, "nll_bits_per_image": 2.0,
-        "share_saved": pytest.approx(1 - 0.5 / 1),  # two codes, equally often: 1 bit; train has 2
-        "gap_bits_per_code": 0.5 - 3.0,
-    }  # fmt: skip
-
-
-def test_probe_finds_nothing_in_noise(tiny_run, tiny):
-    draws = np.random.default_rng(0)
-    codes = {split: draws.choice(8, (400, 16), p=np.arange(1, 9) / 36) for split in SPLITS}
-    report = measured_probe(tiny_run, tiny, codes, ((4, 4),), (8,), **BUDGET)
-    assert abs(report.metrics["share_saved"]) < 0.03
-
-
-def test_probe_sees_earlier_grids(tiny_run, tiny):
-    """The second grid repeats the first: half of the bits."""
-    draws = np.random.default_rng(0)
-    codes = {split: np.tile(draws.integers(0, 4, (200, 4)), 2) for split in SPLITS}
-    report = measured_probe(tiny_run, tiny, codes, ((2, 2), (2, 2)), (4, 5), **BUDGET | {"steps": 80})
-    bits = report.tables["positions"].groupby("grid")["val_nll_bits"].sum()
-    assert bits[0] == pytest.approx(8, abs=0.4)
-    assert bits[1] < 1
-    assert list(report.tables["positions"]["entropy_bits"]) == pytest.approx([2] * 8, abs=0.02)
-
-
-def test_bits_are_the_likelihood(tiny):
-    config, grids = tiny(probe.Config), ((2, 2), (3, 1))
-    network = probe.Probe(config, grids, (3, 5)).eval()
-    codes = torch.cat([torch.randint(3, (7, 4)), torch.randint(5, (7, 3))], dim=1)
-    found = probe.bits(network, codes, batch_size=4)
-    assert found.shape == (7, 7)
-    assert found.sum(1) == pytest.approx(network.log_prob(codes, None).detach().numpy() / -math.log(2), rel=1e-5)
-
-
-def test_probe_depends_on_the_seed_alone(tiny_run, tiny):
-    """Not on what torch's global generator was left at."""
-    run, found = tiny_run("probe"), []
-    for state in (0, 5):
-        torch.manual_seed(state)
-        found.append(probe.measure(tiny(probe.Config), run).metrics)
-    assert found[0] == found[1]

@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 from tessera import presets
 from tessera.core import seams
 from tessera.core.errors import InputError
-from tessera.core.params import problems, read
+from tessera.runtime.validation import problems, read
 from tessera.studies import sweep
 
 GUIDES = pages.guides()

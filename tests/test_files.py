@@ -404,7 +404,7 @@ def test_pictures_have_the_same_bytes_twice_and_no_date(tmp_path):
 
 def test_report_goes_to_metrics_and_plots(workspace):
     report = Report({"a": 1}, {"t": pd.DataFrame({"x": [1]})}, {"p": np.zeros((2, 2, 3), np.uint8)})
-    files.write_report("diagnostics", "usage", report)
+    files.write_report("diagnostics/usage", report)
     written = {path.as_posix() for path in Path().rglob("*") if path.is_file()}
     plots = "plots/diagnostics/usage"
     assert written == {"metrics/diagnostics/usage.json", f"{plots}/p.png", f"{plots}/t.csv"}
@@ -412,5 +412,5 @@ def test_report_goes_to_metrics_and_plots(workspace):
 
 def test_report_without_plots_leaves_its_folder(workspace):
     """It is declared as an output in dvc.yaml: without it the stage fails."""
-    files.write_report("diagnostics", "none", Report({"applies": 0}))
+    files.write_report("diagnostics/none", Report({"applies": 0}))
     assert list(Path("plots/diagnostics/none").iterdir()) == []

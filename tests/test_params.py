@@ -227,6 +227,28 @@ def test_unknown_key_far_from_any_lists_what_there_is(raw):
     assert problem(raw, "features.zzz") == "features.zzz: is not known here; there is batch_size"
 
 
+@pytest.mark.parametrize("name", validation.RENAMED)
+def test_a_name_of_before_is_answered_by_the_one_of_today(raw: dict[str, Any], name: str) -> None:
+    *place, last = name.split(".")
+    section = raw
+    for part in place:
+        section = section[part]
+    section[last] = {"anything": 1}
+    given = copy.deepcopy(raw)
+    assert validation.problems(raw) == [f"{name}: is gone; {validation.RENAMED[name]}"]
+    assert raw == given
+    assert validation.gone(f"{name}.anything") == f"{name}.anything: is gone; {validation.RENAMED[name]}"
+    assert validation.gone(f"{name}s") is None
+
+
+def test_a_name_of_before_is_told_beside_other_problems(raw: dict[str, Any]) -> None:
+    raw["prior"]["pixelcnn"]["architecture"] = "gated"
+    raw["features"]["batch_size"] = 0
+    gone, other = validation.problems(raw)
+    assert gone.startswith("prior.pixelcnn.architecture: is gone; set prior.name to gated_pixelcnn or pixelcnn")
+    assert other.startswith("features.batch_size: ")
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value", "rule"),
     [
@@ -452,7 +474,7 @@ def test_patience_needs_a_score_that_can_fall(raw):
 
 
 @pytest.mark.parametrize(
-    "place", ["extractor", "tokenizer", "prior", "extensions.inpainting", "extensions.super_resolution"]
+    "place", ["extractor", "tokenizer", "probe", "prior", "extensions.inpainting", "extensions.super_resolution"]
 )
 def test_fp16_is_not_for_cpus(raw, place):
     section = raw

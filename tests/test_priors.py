@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from tessera.autoregression import sampling as draws
 from tessera.autoregression.condition import resized
-from tessera.autoregression.gated import GatedLayer, GatedPixelCNN
 from tessera.autoregression.sampling import naive_sample, truncate
 from tessera.codes import sequences
 from tessera.core import seams
 from tessera.core.contracts import Grids, Sampling
 from tessera.core.errors import InputError
-from tessera.priors import histogram, pixelcnn
+from tessera.priors import gated_pixelcnn, histogram
+from tessera.priors.gated_pixelcnn import GatedLayer, GatedNetwork
 
 PRIORS = seams.names("priors")
 ONE: tuple[Grids, tuple[int, ...]] = (((4, 3),), (5,))
@@ -26,16 +26,14 @@ TWO: tuple[Grids, tuple[int, ...]] = (((2, 2), (4, 3)), (3, 5))
 DEPTHS: tuple[Grids, tuple[int, ...]] = (((3, 2), (3, 2)), (3, 5))
 SHAPES = pytest.mark.parametrize(("grids", "sizes"), [ONE, TWO, DEPTHS], ids=["one_grid", "two_grids", "two_depths"])
 CLASSES = pytest.mark.parametrize("classes", [0, 2], ids=["unconditional", "two_classes"])
-VARIANTS = {"pixelcnn masked": ("pixelcnn", {"architecture": "masked"})}  # one file, two models
-EVERY = pytest.mark.parametrize("name", [*PRIORS, *VARIANTS])
+EVERY = pytest.mark.parametrize("name", PRIORS)
 BLIND = ("histogram", "uniform")  # whatever came before, the next code has the same probabilities
 
 
 def plug_in(name: str) -> tuple[Any, dict[str, Any]]:
     """A file of the seam, and the examples of its fields."""
-    name, values = VARIANTS.get(name, (name, {}))
     module = seams.plugin("priors", name)
-    return module, {field: info.examples[0] for field, info in module.Config.model_fields.items()} | values
+    return module, {field: info.examples[0] for field, info in module.Config.model_fields.items()}
 
 
 def _is_exact(name: str) -> bool:
@@ -43,7 +41,7 @@ def _is_exact(name: str) -> bool:
     return module.build(module.Config.model_validate(examples), ((1, 1),), (2,), 0).exact
 
 
-EXACT = pytest.mark.parametrize("name", [name for name in (*PRIORS, *VARIANTS) if _is_exact(name)])
+EXACT = pytest.mark.parametrize("name", [name for name in PRIORS if _is_exact(name)])
 
 
 def random_codes(count: int, grids: Grids, sizes: tuple[int, ...], seed: int = 0) -> Tensor:
@@ -352,7 +350,7 @@ def test_a_gated_layer_is_the_papers_masked_convolution() -> None:
 def test_the_receptive_field_is_every_earlier_code_and_no_other(kernel_size: int, layers: int) -> None:
     """By the gradient on embedded codes of a 5x6 grid: no blind spot above to the right, nothing from the future."""
     torch.manual_seed(0)
-    network = GatedPixelCNN(4, 8, layers, kernel_size).double()
+    network = GatedNetwork(4, 8, layers, kernel_size).double()
     embedded = torch.randn(1, 8, 5, 6, dtype=torch.float64, requires_grad=True)
     logits = network.from_embedded(embedded, torch.randn(1, 8, 5, 6, dtype=torch.float64))[0]
     for t in range(30):
@@ -365,7 +363,7 @@ def test_logits_seen_while_sampling_are_those_of_one_forward_pass() -> None:
     """In float32, with codes sent by hand, on three grids with labels; a cache that is off by one fails by far."""
     grids, sizes = ((3, 2), (7, 8), (7, 8)), (11, 32, 5)
     values = {"channels": 24, "layers": 6, "kernel_size": 5}
-    prior = tiny("pixelcnn", grids, sizes, 3, **values).float()
+    prior = tiny("gated_pixelcnn", grids, sizes, 3, **values).float()
     codes, labels = random_codes(6, grids, sizes), random_labels(6, 3)
     steps = prior.steps(6, labels)
     seen = [next(steps)] + [steps.send(codes[:, t]) for t in range(codes.shape[1] - 1)]
@@ -377,7 +375,7 @@ def test_logits_seen_while_sampling_are_those_of_one_forward_pass() -> None:
 
 def test_a_sample_remembers_nothing_of_the_last_one() -> None:
     """Two walks at once, of different sizes, do not disturb each other; the module keeps no tensor of either."""
-    prior = tiny("pixelcnn", *ONE, 0)
+    prior = tiny("gated_pixelcnn", *ONE, 0)
     attributes = {name: set(vars(module)) for name, module in prior.named_modules()}
     codes = {n: random_codes(n, *ONE, seed=n) for n in (2, 3)}
     walks = {n: prior.steps(n, None) for n in (2, 3)}
@@ -391,7 +389,7 @@ def test_a_sample_remembers_nothing_of_the_last_one() -> None:
 
 
 def test_a_later_grid_is_conditioned_on_earlier_ones_and_on_the_label() -> None:
-    prior, codes = tiny("pixelcnn", *TWO, 2, channels=16), random_codes(1, *TWO)
+    prior, codes = tiny("gated_pixelcnn", *TWO, 2, channels=16), random_codes(1, *TWO)
     label = torch.tensor([0])
     first, second = prior.logits(codes, label)
     other_label = prior.logits(codes, 1 - label)
@@ -411,14 +409,14 @@ def test_earlier_grids_are_resized_to_the_nearest_code(before: tuple[int, int], 
 
 
 def test_every_parameter_of_a_pixelcnn_is_trained() -> None:
-    prior, codes = tiny("pixelcnn", *TWO, 2), random_codes(8, *TWO)
+    prior, codes = tiny("gated_pixelcnn", *TWO, 2), random_codes(8, *TWO)
     prior.losses(codes, random_labels(8, 2))["nll"].backward()
     idle = [name for name, p in prior.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
     assert not idle
 
 
 def test_dropout_acts_in_training_losses_only() -> None:
-    prior, codes = tiny("pixelcnn", *ONE, 0, dropout=0.5), random_codes(8, *ONE)
+    prior, codes = tiny("gated_pixelcnn", *ONE, 0, dropout=0.5), random_codes(8, *ONE)
     quiet = prior.losses(codes, None)["nll"]
     prior.train()
     torch.manual_seed(0)
@@ -427,7 +425,7 @@ def test_dropout_acts_in_training_losses_only() -> None:
     assert prior.losses(codes, None)["nll"] != noisy
     torch.manual_seed(0)
     assert prior.losses(codes, None)["nll"] == noisy
-    prior = tiny("pixelcnn", *ONE, 0, dropout=0.0)
+    prior = tiny("gated_pixelcnn", *ONE, 0, dropout=0.0)
     assert prior.losses(codes, None)["nll"] == prior.train().losses(codes, None)["nll"]
 
 
@@ -435,7 +433,7 @@ def test_a_pixelcnn_learns_a_rule_that_no_histogram_can() -> None:
     """Each code is the one to its left plus the one above, modulo 3; the first row and column are random. Learnt from
     ever new codes, so that the nats left over are those of the 5 random codes of 9."""
     draws = generator()
-    prior = tiny("pixelcnn", ((3, 3),), (3,), 0, channels=16, layers=2, dropout=0.0).float().train()
+    prior = tiny("gated_pixelcnn", ((3, 3),), (3,), 0, channels=16, layers=2, dropout=0.0).float().train()
     optimizer = torch.optim.Adam(prior.parameters(), lr=1e-2)
     for _ in range(150):
         codes = torch.randint(3, (64, 3, 3), generator=draws)
@@ -451,7 +449,7 @@ def test_a_pixelcnn_learns_a_rule_that_no_histogram_can() -> None:
 
 def test_an_even_kernel_is_refused() -> None:
     with pytest.raises(ValueError, match="odd"):
-        tiny("pixelcnn", *ONE, 0, kernel_size=4)
+        tiny("gated_pixelcnn", *ONE, 0, kernel_size=4)
 
 
 # histogram
@@ -500,6 +498,6 @@ def test_an_unseen_code_is_impossible_without_smoothing_and_an_unseen_label_know
 
 def test_a_prior_in_closed_form_is_told_by_its_file() -> None:
     assert hasattr(histogram, "fit")
-    assert not hasattr(pixelcnn, "fit")
+    assert not hasattr(gated_pixelcnn, "fit")
     for name in PRIORS:
         assert hasattr(seams.plugin("priors", name), "fit") == hasattr(tiny(name, *ONE, 0), "fit")

@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from conftest import example
 from torch import Tensor, nn
 
-from tessera.autoregression.gated import GatedPixelCNN
-from tessera.autoregression.masked_conv import MaskedConv2d, MaskedPixelCNN, mask
+import tessera
 from tessera.autoregression.sampling import naive_sample
 from tessera.codes import sequences
+from tessera.core import files, models
 from tessera.core.contracts import Grids
 from tessera.core.errors import InputError
-from tessera.priors import pixelcnn
+from tessera.priors import gated_pixelcnn, pixelcnn
+from tessera.priors.gated_pixelcnn import GatedNetwork
+from tessera.priors.pixelcnn import MaskedConv2d, MaskedNetwork, mask
 
 ROOT = Path(__file__).resolve().parent.parent
 INPUTS, OUTPUTS = (2, 1, 3), (1, 2, 2)  # features of three groups
@@ -31,7 +33,7 @@ CLASSES = pytest.mark.parametrize("classes", [0, 2], ids=["unconditional", "two_
 
 
 def build(grids: Grids, sizes: tuple[int, ...], classes: int = 0, **values: Any) -> pixelcnn.PixelCNN:
-    config = example(pixelcnn.Config, **{"architecture": "masked", "layers": 2, **values})
+    config = example(pixelcnn.Config, **{"layers": 2, **values})
     return pixelcnn.build(config, grids, sizes, classes).double().eval()
 
 
@@ -96,7 +98,7 @@ def test_what_is_masked_counts_nothing_and_is_never_written() -> None:
 def test_the_network_is_the_papers() -> None:
     """Table 1 and fig. 5 left with whole kernels: mask A in the first layer alone, ReLU before every other one, blocks of
     2h to h, h to h and h to 2h features, a condition as bias of the middle one."""
-    network = MaskedPixelCNN((3, 4), 4, 2, 5, 3).double()
+    network = MaskedNetwork((3, 4), 4, 2, 5, 3).double()
     codes, condition = torch.randint(3, (2, 2, 3, 4)), torch.randn(2, 4, 3, 4, dtype=torch.float64)
 
     def masked(layer: MaskedConv2d, x: Tensor, kernel: int, outputs: int, itself: bool = True) -> Tensor:
@@ -189,7 +191,7 @@ def test_a_deep_masked_network_has_the_blind_spot_and_a_gated_one_has_not(fields
 def test_red_sees_no_colour_of_its_pixel_green_sees_red_and_blue_both() -> None:
     """By the gradient on embedded codes; of earlier pixels in reach every colour sees every colour."""
     shape, widths = (4, 5), (3, 3, 2)
-    network = MaskedPixelCNN((2, 3, 2), 8, 1, 3, 3).double()
+    network = MaskedNetwork((2, 3, 2), 8, 1, 3, 3).double()
     embedded = torch.randn(4, 8, *shape, dtype=torch.float64, requires_grad=True)
     logits = network.from_embedded(embedded, torch.randn(1, 8, *shape, dtype=torch.float64))
     assert network.widths == widths
@@ -204,7 +206,6 @@ def test_red_sees_no_colour_of_its_pixel_green_sees_red_and_blue_both() -> None:
 def test_the_order_is_place_by_place_within_grids_of_one_shape() -> None:
     assert list(build(((1, 2), (2, 2), (2, 2)), (2, 2, 2)).order) == [0, 1, 2, 6, 3, 7, 4, 8, 5, 9]
     assert list(build(((1, 2), (1, 2), (1, 2), (1, 1)), (2,) * 4).order) == [0, 2, 4, 1, 3, 5, 6]
-    assert list(build(*LEVELS, architecture="gated").order) == list(range(28))
 
 
 @SHAPES
@@ -299,20 +300,40 @@ def test_blue_learns_what_red_and_green_say() -> None:
 # the plug-in
 
 
-def test_gated_is_the_gated_network_of_each_grid() -> None:
+def test_gated_is_the_gated_network_of_each_grid_in_turn() -> None:
     """Weights of before are those of now: the same names, drawn in the same order, and the same logits."""
-    prior, codes = build(*LEVELS, architecture="gated"), random_codes(3, *LEVELS)
+    values = example(gated_pixelcnn.Config, layers=2)
+    prior, codes = gated_pixelcnn.build(values, *LEVELS, 0).double().eval(), random_codes(3, *LEVELS)
+    assert list(prior.order) == list(range(28))
     torch.manual_seed(5)
-    values = example(pixelcnn.Config, architecture="gated", layers=2)
-    again = pixelcnn.build(values, *LEVELS, 0)
+    again = gated_pixelcnn.build(values, *LEVELS, 0)
     torch.manual_seed(5)
-    networks = nn.ModuleList(GatedPixelCNN(size, 6, 2, 3) for size in LEVELS[1])
+    networks = nn.ModuleList(GatedNetwork(size, 6, 2, 3) for size in LEVELS[1])
     assert again.networks.state_dict().keys() == networks.state_dict().keys()
     assert all(torch.equal(again.networks.state_dict()[key], value) for key, value in networks.state_dict().items())
     networks.double().load_state_dict(prior.networks.state_dict())
     parts, logits = sequences.unflatten(codes, LEVELS[0]), prior.logits(codes, None)
     for index, network in enumerate(networks):
         torch.testing.assert_close(network(parts[index], prior.conditions[index](parts[:index], None)), logits[index])
+
+
+@pytest.mark.parametrize(("architecture", "now"), [("gated", gated_pixelcnn), ("masked", pixelcnn)])
+def test_a_model_from_before_the_two_were_told_apart_by_name_loads(tmp_path: Path, architecture: str, now: Any) -> None:
+    """As it was saved then: one plug-in, with the values of both. Weights kept their names."""
+    values = {"channels": 6, "layers": 2, "kernel_size": 3, "dropout": 0.1, "condition_blocks": 1}
+    own = {"first_kernel_size": 5} if architecture == "masked" else {}
+    prior = now.build(now.Config.model_validate(values | own), *LEVELS, 2).eval()
+    facts = {"grids": LEVELS[0], "codebook_sizes": LEVELS[1], "classes": 2}
+    config = {"architecture": architecture, "first_kernel_size": 5, **values}
+    recipe = {"seam": "priors", "name": "pixelcnn", "config": config, "arguments": facts, "quantizer": None}
+    files.write_json(tmp_path / models.RECIPE, recipe)
+    models.save_weights(tmp_path / models.WEIGHTS, prior.state_dict())
+    again, codes, labels = tessera.load(tmp_path), random_codes(4, *LEVELS), random_labels(4, 2)
+    assert type(again) is type(prior)
+    assert models.read_recipe(tmp_path).name == now.__name__.rpartition(".")[2]
+    assert torch.equal(again.log_prob(codes, labels), prior.log_prob(codes, labels))
+    first = {"gated": "layers.0.vertical.weight", "masked": "blocks.0.middle.weight"}[architecture]
+    assert f"networks.1.{first}" in prior.state_dict()
 
 
 def test_an_even_kernel_and_too_few_channels_are_refused() -> None:

@@ -257,7 +257,7 @@ def test_documented_arguments_of_studies_are_understood(
         (("--layers", "0"), "--layers must be at least 1, got 0"),
         (("pixelsnail", "--channels", "6"), "pixelsnail has no such size, of --channels 6"),
         (("transformer", "--kv-heads", "3"), "kv_heads must divide heads 4, got 3"),
-        (("ngram",), "there is no prior ngram to time; there are pixelcnn"),
+        (("ngram",), "there is no prior ngram to time; there are gated_pixelcnn"),
     ],
 )
 def test_a_size_that_cannot_be_timed_is_named(

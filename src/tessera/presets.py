@@ -5,7 +5,7 @@ python -m tessera.presets NAME          prints one as arguments: dvc exp run $(p
 
 Where a value holds blanks all is printed in the shell's quotes, and it is: eval "dvc exp run $(...)".
 
-A name with ~ in front has no value: the key is removed, so that `~diagnostics.probe` is not run.
+A name with ~ in front has no value: the key is removed, so that `~diagnostics.geometry` is not run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from tessera.core.errors import InputError
 from tessera.core.params import read
-from tessera.runtime.validation import problems
+from tessera.runtime.validation import gone, problems
 
 FOLDER = Path("presets")
 REMOVED = "~"
@@ -65,7 +65,7 @@ def changed(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         section, last = _place(raw, name)
         if last not in section:
-            raise InputError(f"{name}: params.yaml has no such value")
+            raise InputError(gone(name.removeprefix(REMOVED)) or f"{name}: params.yaml has no such value")
         if name.startswith(REMOVED):
             del section[last]
         else:

@@ -57,6 +57,7 @@ def sections(run: Run) -> list[Section]:
         Section("Reconstructions", elements.numbers("reconstruction") + elements.plots("reconstruction")),
         Section("Codebook", elements.numbers("tokenizer") + elements.plots("tokenizer")),
         _instances("Diagnostics", run),
+        Section("Probe", elements.numbers("probe") + elements.plots("probe")),
         Section("Prior", prior.body(run)),
         Section("Samples", samples.body(run)),
         _instances("Evaluation", run),

@@ -282,12 +282,13 @@ def write_history(name: str, history: list[dict[str, float]]) -> None:
     write_table(PLOTS / f"{name}.csv", pd.DataFrame(history))
 
 
-def write_report(seam: str, name: str, report: Report) -> None:
-    """A `Report`: metrics to `metrics/<seam>/<name>.json`, tables and pictures into `plots/<seam>/<name>/`."""
-    folder = PLOTS / seam / name
+def write_report(name: str, report: Report) -> None:
+    """A `Report`: metrics to `metrics/<name>.json`, tables and pictures into `plots/<name>/`; `name` is of a stage, or
+    `<seam>/<plug-in>`."""
+    folder = PLOTS / name
     folder.mkdir(parents=True, exist_ok=True)  # declared as an output: it must be there, also when empty
     for title, table in report.tables.items():
         write_table(folder / f"{title}.csv", table)
     for title, picture in report.pictures.items():
         write_picture(folder / f"{title}.png", picture)
-    write_metrics(f"{seam}/{name}", report.metrics)
+    write_metrics(name, report.metrics)

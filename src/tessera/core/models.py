@@ -120,12 +120,28 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_recipe(folder: Path) -> Recipe:
+    """The recipe in `folder`; one of older names has those of today."""
     values = files.read_json(folder / RECIPE)
     try:
         quantizer = tuple(values["quantizer"]) if values["quantizer"] else None
-        return Recipe(**{**values, "quantizer": quantizer})
+        recipe = Recipe(**{**values, "quantizer": quantizer})
+        rename = RENAMED.get((recipe.seam, recipe.name))
+        return rename(recipe) if rename is not None else recipe
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / RECIPE} is no recipe of a model ({error}). Train it again") from None
+
+
+def _pixelcnn(recipe: Recipe) -> Recipe:
+    """`pixelcnn` was both priors, told apart by `architecture`."""
+    config = dict(recipe.config)
+    architecture = config.pop("architecture", "masked")
+    if architecture == "gated":
+        del config["first_kernel_size"]  # which it never read
+        return recipe._replace(name="gated_pixelcnn", config=config)
+    return recipe._replace(config=config)
+
+
+RENAMED = {("priors", "pixelcnn"): _pixelcnn}  # plug-in of an older recipe -> the recipe as it is written today
 
 
 def load(folder: str | Path, device: Device = "cpu") -> Any:

@@ -175,7 +175,7 @@ class Run:
         return module.measure(self.params.config(seam, self.key), self)
 
     def write(self, seam: str, report: Report) -> None:
-        files.write_report(seam, str(self.key), report)
+        files.write_report(f"{seam}/{self.key}", report)
 
 
 def _difference(stored: models.Recipe, wanted: models.Recipe) -> str:

@@ -1,45 +1,48 @@
-"""PixelCNN: grids of codes given earlier grids and the label.
+"""PixelCNN with masked convolutions (van den Oord, Kalchbrenner & Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", arXiv
+1601.06759, sec. 3.4-3.5 and table 1): the original one, with its blind spot.
 
-`gated` (van den Oord et al. 2016b, arXiv 1606.05328): p(codes | label) = product over grids of p(grid | earlier grids,
-label), each its own network, as in VQ-VAE-2 (Razavi et al. 2019, sec. 3.2). `masked` (van den Oord et al. 2016a, arXiv
-1601.06759), which came before it and has a blind spot: consecutive grids of one shape, such as red, green and blue, share
-a network that is masked by channel, and are drawn place by place.
+Consecutive grids of one shape share a network: they are the *channels* of a place, such as red, green and blue of a pixel.
+Their codes are ordered place by place in raster order, channel after channel at a place. Features are split into as many
+groups as there are channels; group g sees all groups of earlier places, and of its own place groups < g (mask A, in the
+first layer alone) or <= g (mask B).
 
-Sampling remembers activations: one code costs one position per layer.
+A kernel sees the rows above only as far as its sides: through layers the field widens by kernel_size // 2 columns per
+row, so that codes above and far to the right are never seen, however many layers there are. This is the *blind spot*, for
+which `gated_pixelcnn` has two stacks.
+
+Sampling remembers activations: one code costs one group of one place per layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
-from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.condition import Condition
-from tessera.autoregression.gated import GatedPixelCNN
-from tessera.autoregression.masked_conv import MaskedPixelCNN
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
-from tessera.core.contracts import Grids, Prior
+from tessera.core.contracts import Grids
+from tessera.core.errors import InputError
 from tessera.core.params import Strict
+from tessera.networks.dropout import dropped
+
+Widths = tuple[int, ...]  # features of each group, one group per grid
+Convolve = Callable[["MaskedConv2d", Tensor], Tensor]  # on whole maps, or at one place
 
 
 class Config(Strict):
-    architecture: Literal["gated", "masked"] = Field(
-        description="gated: two stacks, grid after grid; masked: the original, grids of one shape place by place",
-        examples=["gated"],
-    )
-    channels: int = Field(ge=1, description="channels of each stack, and of embedded codes; of masked, h of its 2h",
-                          examples=[6])  # fmt: skip
-    layers: int = Field(ge=1, description="gated layers, or masked residual blocks, of each network", examples=[3])
+    channels: int = Field(ge=1, description="h of the 2h features of a layer; channels of embedded codes", examples=[6])
+    layers: int = Field(ge=1, description="masked residual blocks of each network", examples=[3])
     kernel_size: int = Field(ge=3, le=15, description="side of the whole kernel in codes, odd", examples=[3])
-    first_kernel_size: int = Field(ge=3, le=15, description="the same of the first layer of masked", examples=[5])
-    dropout: float = Field(ge=0, lt=1, description="probability, of activations in both stacks, or of what a masked "
-                           "block adds", examples=[0.1])  # fmt: skip
+    first_kernel_size: int = Field(ge=3, le=15, description="the same of the first layer", examples=[5])
+    dropout: float = Field(ge=0, lt=1, description="probability, of what a masked block adds", examples=[0.1])
     condition_blocks: int = Field(ge=0, description="residual blocks on embedded earlier grids, where there are any",
                                   examples=[1])  # fmt: skip
 
@@ -51,26 +54,20 @@ class Config(Strict):
         return value
 
 
-class GatedStack(GatedPixelCNN):
-    """A stack of one grid."""
-
-    def forward(self, parts: list[Tensor], condition: Tensor, dropout: float = 0.0) -> tuple[Tensor, ...]:
-        return (super().forward(parts[0], condition, dropout),)
-
-    def steps(self, n: int, condition: Tensor) -> Steps:
-        return [(yield from super().steps(n, condition))]
-
-
 class PixelCNN(Autoregressive):
     """See `core.contracts.Prior`. Dropout acts in `losses` of a module in training mode, nowhere else.
 
-    A *stack* is what one network says: a grid of `gated`, a run of grids of one shape of `masked`.
+    A *stack* is consecutive grids of one shape, which share a network.
     """
 
     def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
         super().__init__(grids, codebook_sizes, classes, config.dropout)
-        self.stacks = stacks(config, grids)
-        self.networks = nn.ModuleList(network(config, self.codebook_sizes[stack]) for stack in self.stacks)
+        self.stacks = stacks(grids)
+        self.networks = nn.ModuleList(
+            MaskedNetwork(self.codebook_sizes[stack], config.channels, config.layers, config.first_kernel_size,
+                          config.kernel_size)
+            for stack in self.stacks
+        )  # fmt: skip
         self.conditions = nn.ModuleList(
             Condition(config.channels, grids[stack.start], self.codebook_sizes[: stack.start], classes,
                       config.condition_blocks)
@@ -96,23 +93,184 @@ class PixelCNN(Autoregressive):
         return tuple(logits)
 
     def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
-        """The cached walk, stack by stack (`nn.gated`, `nn.masked_conv`)."""
+        """The cached walk, stack by stack."""
         earlier: list[Tensor] = []
         for network, condition in zip(self.networks, self.conditions, strict=True):
             earlier += yield from network.steps(n, condition(earlier, labels))
 
 
-def stacks(config: Config, grids: Grids) -> list[slice]:
-    lengths = [1] * len(grids) if config.architecture == "gated" else [len(list(run)) for _, run in groupby(grids)]
+def stacks(grids: Grids) -> list[slice]:
+    """Consecutive grids of one shape, as slices of `grids`."""
+    lengths = [len(list(alike)) for _, alike in groupby(grids)]
     return [slice(end - length, end) for length, end in zip(lengths, accumulate(lengths), strict=True)]
 
 
-def network(config: Config, codebook_sizes: tuple[int, ...]) -> GatedStack | MaskedPixelCNN:
-    if config.architecture == "gated":
-        return GatedStack(*codebook_sizes, config.channels, config.layers, config.kernel_size)
-    return MaskedPixelCNN(codebook_sizes, config.channels, config.layers, config.first_kernel_size, config.kernel_size)
+def mask(kernel_size: int, inputs: Widths, outputs: Widths, itself: bool) -> Bool[Tensor, "o i rows columns"]:
+    """True where a kernel may look (sec. 3.4, fig. 2 right). Its rows are those above and, last, that of its centre; what
+    lies below is no part of it. `itself`: whether a group sees itself at its own place (mask B) or only those before it
+    (mask A)."""
+    reach = kernel_size // 2
+    before = torch.arange(len(inputs)).repeat_interleave(torch.tensor(inputs))
+    after = torch.arange(len(outputs)).repeat_interleave(torch.tensor(outputs))[:, None]
+    seen = torch.ones(len(after), len(before), reach + 1, kernel_size, dtype=torch.bool)
+    seen[:, :, reach, reach] = before <= after if itself else before < after
+    seen[:, :, reach, reach + 1 :] = False
+    return seen
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Prior:
+class MaskedConv2d(nn.Conv2d):
+    """A convolution of size preserved, under mask A (`itself` False) or B.
+
+    The mask acts in each forward pass and is a buffer outside the state dict: weights are never written to, neither
+    behind the optimizer's back nor behind that of who averages or saves them.
+    """
+
+    def __init__(self, inputs: Widths, outputs: Widths, kernel_size: int, itself: bool = True) -> None:
+        reach = kernel_size // 2
+        super().__init__(sum(inputs), sum(outputs), (reach + 1, kernel_size), padding=(reach, reach))
+        self.reach, self.inputs, self.outputs = reach, inputs, outputs
+        self.register_buffer("mask", mask(kernel_size, inputs, outputs, itself), persistent=False)
+
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
+        # padded below too, then cropped of what looks ahead: cheaper than a copy padded on one side
+        return F.conv2d(x, self.weight * self.mask, self.bias, padding=self.padding)[:, :, : x.shape[2]]
+
+
+class MaskedBlock(nn.Module):
+    """x + branch(x) on 2h features: ReLU and 1x1 to h, ReLU and k x k, ReLU and 1x1 to 2h, all under mask B (fig. 5 left).
+
+    The condition is known before any code of these grids, so every group may see it; it enters as a bias per place.
+    """
+
+    def __init__(self, widths: Widths, kernel_size: int) -> None:
+        super().__init__()
+        self.reduce = MaskedConv2d(doubled(widths), widths, 1)
+        self.middle = MaskedConv2d(widths, widths, kernel_size)
+        self.expand = MaskedConv2d(widths, doubled(widths), 1)
+        self.condition = nn.Conv2d(sum(widths), sum(widths), 1, bias=False)
+
+    def forward(self, x: Tensor, context: Tensor, convolve: Convolve, dropout: float = 0.0) -> Tensor:
+        """`context`: what `condition` makes of the condition, where x is."""
+        inner = convolve(self.middle, F.relu(convolve(self.reduce, F.relu(x)))) + context
+        return x + dropped(convolve(self.expand, F.relu(inner)), dropout)
+
+
+class MaskedNetwork(nn.Module):
+    """p(codes of grids of one shape | condition): the product over places in raster order and, at each, over the grids.
+
+    Args:
+        codebook_sizes: of each grid.
+        channels: h; features are 2h between blocks. Of the condition map [1 or B,h,height,width] and of all grids'
+            embedded codes together.
+        first_kernel_size: odd; of the one layer under mask A.
+        kernel_size: odd; of the `layers` residual blocks.
+
+    Raises:
+        InputError: there are fewer channels than grids.
+    """
+
+    def __init__(
+        self, codebook_sizes: Sequence[int], channels: int, layers: int, first_kernel_size: int, kernel_size: int
+    ) -> None:
+        super().__init__()
+        self.codebook_sizes, self.widths = tuple(codebook_sizes), shares(channels, len(codebook_sizes))
+        wide = doubled(self.widths)
+        self.embeddings = nn.ModuleList(map(nn.Embedding, codebook_sizes, self.widths))
+        self.first = MaskedConv2d(self.widths, wide, first_kernel_size, itself=False)
+        self.blocks = nn.ModuleList(MaskedBlock(self.widths, kernel_size) for _ in range(layers))
+        self.hidden = MaskedConv2d(wide, wide, 1)
+        self.head = MaskedConv2d(wide, self.codebook_sizes, 1)
+
+    def forward(
+        self, parts: Sequence[Int[Tensor, "b h w"]], condition: Float[Tensor, "#b c h w"], dropout: float = 0.0
+    ) -> tuple[Float[Tensor, "b h*w k"], ...]:
+        """Logits grid by grid, of each code given those before it; `dropout` is a probability, 0 outside training."""
+        embedded = [embedding(part) for embedding, part in zip(self.embeddings, parts, strict=True)]
+        return self.from_embedded(torch.cat(embedded, dim=3).permute(0, 3, 1, 2), condition, dropout)
+
+    def from_embedded(
+        self, embedded: Float[Tensor, "b c h w"], condition: Float[Tensor, "#b c h w"], dropout: float = 0.0
+    ) -> tuple[Float[Tensor, "b h*w k"], ...]:
+        """From embedded codes, in which gradients exist: the features of group g are of grid g alone."""
+        contexts = [block.condition(condition) for block in self.blocks]
+        logits = self.body(self.first(embedded), contexts, MaskedConv2d.__call__, dropout)
+        return logits.flatten(2).transpose(1, 2).split(self.codebook_sizes, dim=2)
+
+    def body(self, x: Tensor, contexts: Sequence[Tensor], convolve: Convolve, dropout: float = 0.0) -> Tensor:
+        """From the first layer's output to logits: said once, for whole maps and for one group at one place."""
+        for block, context in zip(self.blocks, contexts, strict=True):
+            x = block(x, context, convolve, dropout)
+        return convolve(self.head, F.relu(convolve(self.hidden, F.relu(x))))
+
+    @torch.no_grad()
+    def steps(self, n: int, condition: Float[Tensor, "#n c h w"]) -> Steps:
+        """Walk `n` images place by place, channel by channel: yields logits [n,K], is sent the codes drawn there; returns
+        the grids. One code costs one group of one place per layer. What is remembered lives in this call alone."""
+        height, width = condition.shape[2:]
+        rows = {layer: _Rows(layer, n, width) for layer in self.modules() if isinstance(layer, MaskedConv2d)}
+        drawn: list[list[Tensor]] = [[] for _ in self.embeddings]
+        for y in range(height):
+            for layer in rows.values():
+                layer.advance()
+            contexts = [block.condition(condition[:, :, y : y + 1])[:, :, 0] for block in self.blocks]
+            contexts = [context.split(self.widths, dim=1) for context in contexts]
+            for x in range(width):
+                for group, embedding in enumerate(self.embeddings):
+                    here = [context[group][:, :, x] for context in contexts]
+                    convolve = _Place(rows, x, group)
+                    drawn[group].append((yield self.body(rows[self.first].look(x, group), here, convolve)))
+                    rows[self.first].put(x, group, embedding(drawn[group][-1]))
+        return [torch.stack(codes, dim=1).unflatten(1, (height, width)) for codes in drawn]
+
+
+class _Rows:
+    """Input of one layer, as many rows as its kernel reaches: [n, reach + 1, reach + width + reach, C], zero beside the
+    grid and where nothing is known yet, which the mask hides anyway."""
+
+    def __init__(self, layer: MaskedConv2d, n: int, width: int) -> None:
+        self.side = 2 * layer.reach + 1
+        self.reach, self.inputs = layer.reach, layer.inputs
+        kernel = (layer.weight * layer.mask).permute(2, 3, 1, 0).flatten(0, 2)  # [rows * columns * C, outputs]
+        self.seen = len(kernel) - layer.reach * layer.in_channels  # in reading order, up to the centre
+        self.kernels = [part.contiguous() for part in kernel[: self.seen].split(layer.outputs, dim=1)]
+        self.biases = layer.bias.split(layer.outputs)
+        self.rows = kernel.new_zeros(n, layer.reach + 1, width + 2 * layer.reach, layer.in_channels)
+
+    def advance(self) -> None:
+        """To the next row, of which nothing is known."""
+        self.rows = torch.cat([self.rows[:, 1:], torch.zeros_like(self.rows[:, :1])], dim=1)
+
+    def put(self, x: int, group: int, features: Float[Tensor, "n i"]) -> None:
+        self.rows[:, -1, self.reach + x].split(self.inputs, dim=1)[group].copy_(features)
+
+    def look(self, x: int, group: int) -> Float[Tensor, "n o"]:
+        """The layer's output there, of one group."""
+        window = self.rows[:, :, x : x + self.side].flatten(1)[:, : self.seen]
+        return torch.addmm(self.biases[group], window, self.kernels[group])
+
+
+class _Place:
+    """A layer on the features of one group at one place, those of groups before it being there already."""
+
+    def __init__(self, rows: dict[MaskedConv2d, _Rows], x: int, group: int) -> None:
+        self.rows, self.x, self.group = rows, x, group
+
+    def __call__(self, layer: MaskedConv2d, features: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
+        self.rows[layer].put(self.x, self.group, features)
+        return self.rows[layer].look(self.x, self.group)
+
+
+def shares(channels: int, groups: int) -> Widths:
+    """`channels` in as equal shares as there are; the first ones are larger by one where it does not divide."""
+    if channels < groups:
+        raise InputError(f"channels must be at least {groups}, one for each of the grids of one shape, got {channels}")
+    return tuple(len(part) for part in torch.arange(channels).tensor_split(groups))
+
+
+def doubled(widths: Widths) -> Widths:
+    return tuple(2 * width for width in widths)
+
+
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> PixelCNN:
     # channels-last weights: embedded codes are channels-last, and convolutions on CPU are faster on them
     return PixelCNN(config, grids, codebook_sizes, classes).to(memory_format=torch.channels_last)

@@ -6,6 +6,7 @@ process of its own, and no stage depends on it.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import sys
@@ -32,6 +33,7 @@ ORDER = (
     "quantizer",
     "codes",
     "reconstruction",
+    "probe",
     "prior",
     "samples",
     "features",
@@ -46,7 +48,15 @@ CLASSES = {  # section -> where its class is, but for those that are `Settings` 
     "criteria": ("tessera.verdict", "Verdict"),
     "runtime": ("tessera.runtime.settings", "Settings"),
 }
-JUDGES = {"gate": ("reconstruction", "diagnostics"), "criteria": ("prior", "evaluation")}  # whose metrics each may read
+JUDGES = {
+    "gate": ("reconstruction", "diagnostics", "probe"),
+    "criteria": ("prior", "evaluation"),
+}  # whose metrics each may read
+
+RENAMED = {  # name that params.yaml had once -> what to write instead
+    "diagnostics.probe": "it is a stage of its own: set the values of section probe, and probe.training.epochs for its steps",
+    "prior.pixelcnn.architecture": "set prior.name to gated_pixelcnn or pixelcnn; each has a sub-section of its own",
+}
 
 
 @cache
@@ -76,7 +86,8 @@ def load(path: str | Path = "params.yaml") -> Params:
 
 def problems(raw: dict[str, Any]) -> list[str]:
     """Every problem of the whole file, as lines `section.key: rule, got value`; cross-section rules last."""
-    found = list(_unknown("", raw, ORDER)) + [f"{key}: is missing" for key in ORDER if key not in raw]
+    raw, found = _without_renamed(raw)
+    found += [*_unknown("", raw, ORDER), *(f"{key}: is missing" for key in ORDER if key not in raw)]
     if "seed" in raw and not (type(raw["seed"]) is int and 0 <= raw["seed"] < 2**63):
         found.append(f"seed: must be a whole number from 0 to 2**63 - 1, got {raw['seed']!r}")
     for section in [key for key in ORDER if key in raw and key != "seed"]:
@@ -89,6 +100,26 @@ def problems(raw: dict[str, Any]) -> list[str]:
         else:
             found += _invalid(section, sections()[section], raw[section])
     return found or list(_rules(Params(raw)))
+
+
+def gone(name: str) -> str | None:
+    """What to write instead of a dotted name that params.yaml had once, or instead of the section around it."""
+    old = next((old for old in RENAMED if f"{name}.".startswith(f"{old}.")), None)
+    return f"{name}: is gone; {RENAMED[old]}" if old is not None else None
+
+
+def _without_renamed(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """`raw` without the names of `RENAMED`, and a problem of each that it has."""
+    raw, found = copy.deepcopy(raw), []
+    for name in RENAMED:
+        *place, last = name.split(".")
+        section: Any = raw
+        for part in place:
+            section = section.get(part) if isinstance(section, dict) else None
+        if isinstance(section, dict) and last in section:
+            del section[last]
+            found.append(gone(name))
+    return raw, found
 
 
 def unread(raw: dict[str, Any]) -> dict[str, list[str]]:

@@ -30,7 +30,8 @@ BITS, CODES, RATE = "evaluation/likelihood:test.nll_bits_per_code", "codes:codes
 FD, FD_FLOOR = "evaluation/frechet:fd_*.samples_test", "evaluation/frechet:fd_*.reconstruction_test"
 KID, KID_FLOOR = "evaluation/frechet:kid_*.samples_test", "evaluation/frechet:kid_*.reconstruction_test"
 OUTCOMES = ("excess", "fd", "kid")
-APART = ("diagnostics/probe",)
+JUDGED = ("diagnostics/", "probe:")
+APART = ("probe:",)
 
 
 def outcomes(rows: list[Result]) -> pd.DataFrame:
@@ -54,10 +55,10 @@ def excess(rate: Float[np.ndarray, " n"], bits: Float[np.ndarray, " n"]) -> Floa
 
 
 def diagnostics(rows: list[Result]) -> pd.DataFrame:
-    """Every metric of every diagnostic, `file:name`, mean over grids; those that all runs have and that differ."""
+    """Every metric of every diagnostic and of the probe, `file:name`, mean over grids; those that all runs have and that differ."""
     names: dict[str, None] = {}
     for row in rows:
-        names |= {_over_grids(name): None for name in row.metrics if name.startswith("diagnostics/")}
+        names |= {_over_grids(name): None for name in row.metrics if name.startswith(JUDGED)}
     table = pd.DataFrame({name: [results.metric(row, name) for row in rows] for name in names})
     return table.loc[:, table.notna().all() & (table.nunique() > 1)]
 

@@ -25,6 +25,7 @@ from tessera.studies.sweep import PAGES
 CURVES = ("tokenizer", "prior")  # of plots/<name>.csv
 OWN = ("run", "state", "values")  # columns beside the metrics
 NOT_YET = {"missing": "not run yet"}  # a state in words
+RENAMED = {"diagnostics/probe:": "probe:"}  # how metrics began once, in rows that are kept -> how they begin now
 SAID = 5  # differences of a result that is of other values
 Values = dict[str, Any]
 
@@ -166,10 +167,15 @@ def load(study: str) -> list[Result]:
 
 
 def _row(row: pd.Series, curves: dict[str, dict[str, pd.DataFrame]], values: dict[str, Values]) -> Result:
-    metrics = {str(name): float(value) for name, value in row.items() if name not in OWN}
+    metrics = {_renamed(str(name)): float(value) for name, value in row.items() if name not in OWN}
     own = {name: by_run[row["run"]] for name, by_run in curves.items() if row["run"] in by_run}
     known, of = values.get(row["run"], {}), row.get("values", "")
     return Result(row["run"], row["state"], metrics, own, of, known if of == digest(known) else {})
+
+
+def _renamed(metric: str) -> str:
+    old = next((old for old in RENAMED if metric.startswith(old)), "")
+    return RENAMED.get(old, "") + metric.removeprefix(old)
 
 
 def _curves(study: str, name: str) -> dict[str, pd.DataFrame]:

@@ -1,5 +1,6 @@
-"""Gated PixelCNN of one grid of codes (van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders",
-arXiv 1606.05328), and the same network one position at a time.
+"""Gated PixelCNN (van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", arXiv 1606.05328):
+p(codes | label) = product over grids of p(grid | earlier grids, label), each its own network, as in VQ-VAE-2 (Razavi et al.
+2019, sec. 3.2).
 
 Two stacks see all that comes before a code in raster order, without a blind spot: the *vertical* stack all rows above,
 the *horizontal* stack the codes to the left and, through a 1x1 link in each layer, the vertical stack (paper, fig. 2).
@@ -8,20 +9,69 @@ Where causality comes from: the two inputs are moved, down by one row and right 
 reach only up and left, since they are half kernels, padded and cropped. The paper masks whole kernels instead. A mask
 costs products with zero, nearly half of them, and a write to the weights after each step of the optimizer, behind the
 back of whoever averages, shares or saves them (or a masked copy in each forward pass).
+
+Sampling remembers activations: one code costs one position per layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from tessera.autoregression.base import Autoregressive
+from tessera.autoregression.condition import Condition
 from tessera.autoregression.sampling import Steps
+from tessera.codes import sequences
+from tessera.core.contracts import Grids
+from tessera.core.params import Strict
 from tessera.networks.dropout import dropped
+
+
+class Config(Strict):
+    channels: int = Field(ge=1, description="channels of each stack, and of embedded codes", examples=[6])
+    layers: int = Field(ge=1, description="gated layers of each grid's network", examples=[3])
+    kernel_size: int = Field(ge=3, le=15, description="side of the whole kernel in codes, odd", examples=[3])
+    dropout: float = Field(ge=0, lt=1, description="probability, of activations in both stacks", examples=[0.1])
+    condition_blocks: int = Field(ge=0, description="residual blocks on embedded earlier grids, where there are any",
+                                  examples=[1])  # fmt: skip
+
+    @field_validator("kernel_size")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError(f"must be odd, to be centred on a code, got {value}")
+        return value
+
+
+class GatedPixelCNN(Autoregressive):
+    """See `core.contracts.Prior`. Dropout acts in `losses` of a module in training mode, nowhere else."""
+
+    def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
+        super().__init__(grids, codebook_sizes, classes, config.dropout)
+        self.networks = nn.ModuleList(
+            GatedNetwork(size, config.channels, config.layers, config.kernel_size) for size in self.codebook_sizes
+        )
+        self.conditions = nn.ModuleList(
+            Condition(config.channels, grid, self.codebook_sizes[:index], classes, config.condition_blocks)
+            for index, grid in enumerate(grids)
+        )
+
+    def predict(
+        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
+    ) -> tuple[Float[Tensor, "b n k"], ...]:
+        parts, logits = sequences.unflatten(codes, self.grids), []
+        for index, (network, condition) in enumerate(zip(self.networks, self.conditions, strict=True)):
+            logits.append(network(parts[index], condition(parts[:index], labels, dropout), dropout))
+        return tuple(logits)
+
+    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
+        """The cached walk, grid by grid."""
+        earlier: list[Tensor] = []
+        for network, condition in zip(self.networks, self.conditions, strict=True):
+            earlier.append((yield from network.steps(n, condition(earlier, labels))))
 
 
 def gate(x: Float[Tensor, "b 2*c ..."]) -> Float[Tensor, "b c ..."]:
@@ -63,7 +113,7 @@ class GatedLayer(nn.Module):
         return dropped(gate(above), dropout), horizontal
 
 
-class GatedPixelCNN(nn.Module):
+class GatedNetwork(nn.Module):
     """p(codes of one grid | condition): the product over positions in raster order, categorical over `codebook_size`.
 
     Args:
@@ -74,8 +124,7 @@ class GatedPixelCNN(nn.Module):
     def __init__(self, codebook_size: int, channels: int, layers: int, kernel_size: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(codebook_size, channels)
-        gated = [GatedLayer(channels, kernel_size) for _ in range(layers)]
-        self.layers = cast("Sequence[GatedLayer]", nn.ModuleList(gated))
+        self.layers = nn.ModuleList(GatedLayer(channels, kernel_size) for _ in range(layers))
         self.head = nn.Sequential(
             nn.ReLU(), nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, codebook_size, 1)
         )
@@ -151,7 +200,7 @@ class _Columns:
     A new row writes over the last one; what lies left of the grid stays zero.
     """
 
-    def __init__(self, layers: Sequence[GatedLayer], n: int, width: int) -> None:
+    def __init__(self, layers: nn.ModuleList, n: int, width: int) -> None:
         channels, reach = layers[0].out.in_channels, layers[0].reach
         # [2C,C,1,columns] -> [columns * C, 2C], the order of a window
         self.kernels = [layer.horizontal.weight.permute(3, 1, 0, 2).flatten(0, 1).flatten(1) for layer in layers]
@@ -170,3 +219,8 @@ class _Columns:
         ):
             torch.addmm(before, gate(torch.addmm(link[x], window, kernel)), out, out=after)
         return inputs[-1]
+
+
+def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> GatedPixelCNN:
+    # channels-last weights: embedded codes are channels-last, and convolutions on CPU are faster on them
+    return GatedPixelCNN(config, grids, codebook_sizes, classes).to(memory_format=torch.channels_last)
