@@ -43,7 +43,7 @@ class Settings(Strict):
 def main(run: Run) -> None:
     own = run.params.section("prior", Settings)
     data = Data.of(run)
-    recipe = models.prior_recipe(run.params, run.grids, run.codebook_sizes, data.classes)
+    recipe = models.prior_recipe(run.params, run.space, data.classes)
     seed_globally(run.params.seed, "prior", "initialisation")
     objective = Objective(models.build(recipe))
     fitted = in_closed_form(objective, data) or fit(task(objective, data), own.training, run.params.seed, run.runtime)

@@ -19,7 +19,6 @@ from torch import Generator, Tensor, nn
 from tessera import augmentation
 from tessera.augmentation import Augmentation
 from tessera.codes import statistics
-from tessera.codes.sequences import flatten_levels
 from tessera.core import files, models, seams
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
@@ -181,7 +180,7 @@ def _latents(tokenizer: Any, level: int, data: Data, draws: Generator) -> Float[
 
 def task(objective: Objective, data: Data, section: Settings) -> Task:
     """What `fit` takes."""
-    if section.keep == "best_usage" and not objective.tokenizer.grids:
+    if section.keep == "best_usage" and not objective.tokenizer.space.grids:
         raise InputError("tokenizer.keep: must be best or last, got 'best_usage': there are no codes while a tokenizer trains "
                          "whose quantizer is fitted afterwards")  # fmt: skip
     every, epochs = section.keep_every, section.training.epochs
@@ -239,7 +238,7 @@ def _scores(objective: Objective, data: Data, pixels: UInt8[np.ndarray, "n h w c
         for name, value in [item for level in output.quantized for item in level.reported.items()]:
             reported[name] += float(value) * len(x)
         decoded = arrays.to_pixels(output.reconstruction)
-        codes.append(flatten_levels([level.codes for level in output.quantized]).cpu().numpy())
+        codes.append(objective.tokenizer.space.join(level.codes for level in output.quantized).cpu().numpy())
         errors.append(scores.mse(decoded, pixels[where]))
         similar.append(scores.ssim(decoded, pixels[where]))
     row = {name: value / len(pixels) for name, value in sums.items()}
@@ -253,10 +252,10 @@ def _scores(objective: Objective, data: Data, pixels: UInt8[np.ndarray, "n h w c
 
 def _code_scores(codes: Int[np.ndarray, "n t"], tokenizer: Any) -> Row:
     """Usage and perplexity over all the codes, mean over the grids; none without grids."""
-    if not tokenizer.grids:
+    if not tokenizer.space.grids:
         return {}
-    folded = statistics.split_grids(codes, tokenizer.grids)
-    shares = [statistics.frequencies(grid, k) for grid, k in zip(folded, tokenizer.codebook_sizes, strict=True)]
+    folded = tokenizer.space.split(codes)
+    shares = [statistics.frequencies(grid, k) for grid, k in zip(folded, tokenizer.space.sizes, strict=True)]
     return {
         "usage": float(np.mean([statistics.usage(p) for p in shares])),
         "perplexity": float(np.mean([statistics.perplexity(p) for p in shares])),

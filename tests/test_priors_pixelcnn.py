@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from tessera.autoregression.gated import GatedPixelCNN
 from tessera.autoregression.masked_conv import MaskedConv2d, MaskedPixelCNN, mask
 from tessera.autoregression.sampling import naive_sample
-from tessera.codes import sequences
 from tessera.core.contracts import Grids
 from tessera.core.errors import InputError
+from tessera.core.space import CodeSpace
 from tessera.priors import pixelcnn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +32,7 @@ CLASSES = pytest.mark.parametrize("classes", [0, 2], ids=["unconditional", "two_
 
 def build(grids: Grids, sizes: tuple[int, ...], classes: int = 0, **values: Any) -> pixelcnn.PixelCNN:
     config = example(pixelcnn.Config, **{"architecture": "masked", "layers": 2, **values})
-    return pixelcnn.build(config, grids, sizes, classes).double().eval()
+    return pixelcnn.build(config, CodeSpace(grids, sizes), classes).double().eval()
 
 
 def random_codes(count: int, grids: Grids, sizes: tuple[int, ...]) -> Tensor:
@@ -214,7 +214,7 @@ def test_no_code_is_predicted_from_itself_or_one_drawn_later(grids: Grids, sizes
     assert sorted(order) == list(range(codes.shape[1]))
     for step, t in enumerate(order):
         changed = codes.clone()
-        changed[:, t] = (codes[:, t] + 1) % sizes[sequences.whereabouts(t, grids)[0]]
+        changed[:, t] = (codes[:, t] + 1) % sizes[prior.space.locate(t)[0]]
         moved = (torch.cat([grid.sum(2) for grid in prior.logits(changed, None)], 1) != before).any(0)[order]
         assert not moved[: step + 1].any()
         assert moved[step + 1 :].any() or step + 1 == len(order)
@@ -235,7 +235,7 @@ def test_logits_seen_while_sampling_are_those_of_one_forward_pass(
     with pytest.raises(StopIteration):
         steps.send(codes[:, order[-1]])
     for t, logits in zip(order, seen, strict=True):
-        grid, place = sequences.whereabouts(t, grids)
+        grid, place = prior.space.locate(t)
         torch.testing.assert_close(logits, full[grid][:, place])
 
 
@@ -304,13 +304,13 @@ def test_gated_is_the_gated_network_of_each_grid() -> None:
     prior, codes = build(*LEVELS, architecture="gated"), random_codes(3, *LEVELS)
     torch.manual_seed(5)
     values = example(pixelcnn.Config, architecture="gated", layers=2)
-    again = pixelcnn.build(values, *LEVELS, 0)
+    again = pixelcnn.build(values, CodeSpace(*LEVELS), 0)
     torch.manual_seed(5)
     networks = nn.ModuleList(GatedPixelCNN(size, 6, 2, 3) for size in LEVELS[1])
     assert again.networks.state_dict().keys() == networks.state_dict().keys()
     assert all(torch.equal(again.networks.state_dict()[key], value) for key, value in networks.state_dict().items())
     networks.double().load_state_dict(prior.networks.state_dict())
-    parts, logits = sequences.unflatten(codes, LEVELS[0]), prior.logits(codes, None)
+    parts, logits = prior.space.split(codes), prior.logits(codes, None)
     for index, network in enumerate(networks):
         torch.testing.assert_close(network(parts[index], prior.conditions[index](parts[:index], None)), logits[index])
 

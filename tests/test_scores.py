@@ -187,10 +187,3 @@ def test_neighbours_equal_by_brute_force(grid, dy, dx):
     ]
     found = statistics.neighbours_equal(grid, dy, dx)
     assert math.isnan(found) if not pairs else found == pytest.approx(np.mean(pairs))
-
-
-def test_split_grids_in_raster_order():
-    codes = np.arange(12).reshape(2, 6)
-    first, second = statistics.split_grids(codes, ((1, 2), (2, 2)))
-    np.testing.assert_array_equal(first, [[[0, 1]], [[6, 7]]])
-    np.testing.assert_array_equal(second, [[[2, 3], [4, 5]], [[8, 9], [10, 11]]])

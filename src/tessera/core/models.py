@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tessera.core import files, seams
 from tessera.core.errors import InputError
+from tessera.core.space import CodeSpace
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tessera.core.contracts import Grids, ImageShape
+    from tessera.core.contracts import ImageShape
     from tessera.core.params import Params
 
 WEIGHTS, RECIPE, CARD = "model.safetensors", "recipe.json", "README.md"
@@ -40,12 +41,9 @@ def tokenizer_recipe(params: Params, image_shape: ImageShape) -> Recipe:
     )
 
 
-def prior_recipe(
-    params: Params, grids: Grids, codebook_sizes: tuple[int, ...], classes: int, name: str | None = None
-) -> Recipe:
+def prior_recipe(params: Params, space: CodeSpace, classes: int, name: str | None = None) -> Recipe:
     name = name or params.value("prior.name")
-    facts = {"grids": grids, "codebook_sizes": codebook_sizes, "classes": classes}
-    return _recipe("priors", name, params.config("prior", name), **facts)
+    return _recipe("priors", name, params.config("prior", name), **space.facts, classes=classes)
 
 
 def extractor_recipe(params: Params, image_shape: ImageShape, classes: int) -> Recipe:
@@ -69,6 +67,9 @@ def build(recipe: Recipe) -> nn.Module:
     try:
         module = seams.plugin(recipe.seam, recipe.name)
         arguments = {key: _tuples(value) for key, value in recipe.arguments.items()}
+        if recipe.seam == "priors":
+            facts = {name: arguments.pop(name) for name in ("grids", "codebook_sizes")}
+            arguments["space"] = CodeSpace.of_facts(facts)
         if recipe.quantizer is not None:
             name, values = recipe.quantizer
             quantizers = seams.plugin("quantizers", name)

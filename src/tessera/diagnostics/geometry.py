@@ -38,7 +38,7 @@ def measure(config: Config, run: Run) -> Report:
     costs a prior bits that no picture needs. `effective_dimension`: see `participation_ratio`."""
     tokenizer, device = run.tokenizer(), run.runtime.device if run.runtime else "cpu"
     encoded = arrays.map_batches(tokenizer.encode, run.images("val"), config.batch_size, device)
-    codes = statistics.split_grids(np.concatenate([part.cpu().numpy() for _, part in encoded]), tokenizer.grids)
+    codes = tokenizer.space.split(np.concatenate([part.cpu().numpy() for _, part in encoded]))
     metrics, tables, histories, planes = {}, [], [], []
     for grid, (own, tensor) in enumerate(zip(codes, tokenizer.codebooks, strict=True)):
         share = statistics.frequencies(own, len(tensor))

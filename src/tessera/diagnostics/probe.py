@@ -25,6 +25,7 @@ from tessera.core.contracts import Grids, Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator, seed_globally
+from tessera.core.space import CodeSpace
 from tessera.images.arrays import batches, evenly
 from tessera.networks.condition import Condition
 
@@ -49,18 +50,18 @@ class Config(Strict):
 class Probe(Autoregressive):
     """A gated PixelCNN per grid, given all earlier grids, as `priors/pixelcnn` has it; it is never sampled from."""
 
-    def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...]) -> None:
-        super().__init__(grids, codebook_sizes, 0, config.dropout)
+    def __init__(self, config: Config, space: CodeSpace) -> None:
+        super().__init__(space, 0, config.dropout)
         c = config.channels
-        self.networks = nn.ModuleList(GatedPixelCNN(k, c, config.layers, KERNEL_SIZE) for k in codebook_sizes)
+        self.networks = nn.ModuleList(GatedPixelCNN(k, c, config.layers, KERNEL_SIZE) for k in space.sizes)
         self.conditions = nn.ModuleList(
-            Condition(c, grid, codebook_sizes[:index], 0, CONDITION_BLOCKS) for index, grid in enumerate(grids)
+            Condition(c, grid, space.sizes[:index], 0, CONDITION_BLOCKS) for index, grid in enumerate(space.grids)
         )
 
     def predict(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
-        parts = sequences.unflatten(codes, self.grids)
+        parts = self.space.split(codes)
         given = [condition(parts[:index], labels, dropout) for index, condition in enumerate(self.conditions)]
         return tuple(network(*one, dropout) for network, *one in zip(self.networks, parts, given, strict=True))
 
@@ -69,26 +70,26 @@ def measure(config: Config, run: Run) -> Report:
     """Of `val`, at the best evaluation: bits per code and image, and `share_saved` of the order-0 entropy of that split,
     the bits of whoever knows how often each code occurs and nothing of its neighbours; 0 says that the probe learnt no
     structure. `gap_bits_per_code`: val minus train."""
-    grids, sizes = run.grids, run.codebook_sizes
+    space = run.space
     device = run.runtime.device if run.runtime else "cpu"
     codes = {split: torch.from_numpy(run.codes(split).astype(np.int64)).to(device) for split in ("train", "val")}
     count = min(LOOKED_AT, *(len(part) for part in codes.values()))
     looked_at = {split: part[evenly(len(part), count)] for split, part in codes.items()}
     seed_globally(run.params.seed, "probe", "initialisation")
-    probe = Probe(config, grids, sizes).to(device, memory_format=torch.channels_last)
+    probe = Probe(config, space).to(device, memory_format=torch.channels_last)
     found, history = [], []
     for step in trained(probe, codes["train"], config, run.params.seed):
         found.append({split: bits(probe, part, config.batch_size) for split, part in looked_at.items()})
         history.append({"step": step, **{f"{split}_nll_bits_per_code": x.mean() for split, x in found[-1].items()}})
     best = min(found, key=lambda each: each["val"].mean())
-    entropy = statistics.order_zero_bits(run.codes("val"), grids, sizes)
+    entropy = statistics.order_zero_bits(run.codes("val"), space)
     metrics = {
         "nll_bits_per_code": (per_code := best["val"].mean()),
         "nll_bits_per_image": best["val"].sum(1).mean(),
         "share_saved": 1 - per_code / entropy.mean() if entropy.any() else 0.0,
         "gap_bits_per_code": per_code - best["train"].mean(),
     }
-    tables = {"curve": pd.DataFrame(history), "positions": _positions(best, entropy, grids)}
+    tables = {"curve": pd.DataFrame(history), "positions": _positions(best, entropy, space.grids)}
     return Report(metrics, tables, {"probe": _picture(**tables, entropy=entropy.mean())})
 
 

@@ -14,11 +14,11 @@ import pandas as pd
 from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 
-from tessera.codes import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
+from tessera.core.space import CodeSpace
 from tessera.features import frechet
 from tessera.images import arrays, pictures, scores
 
@@ -54,7 +54,7 @@ def measure(config: Config, run: Run) -> Report:
     rows, shown = [], [pixels[arrays.evenly(len(pixels), SHOWN)]]
     for rate in (0.0, *sorted(config.rates)):
         # of the same numbers: what is replaced at one rate is replaced by the same at all higher ones
-        changed = replaced(codes, tokenizer.grids, tables, chances < rate, choices)
+        changed = replaced(codes, tokenizer.space, tables, chances < rate, choices)
         decoded = arrays.decoded(tokenizer, changed, config.batch_size, device)
         shown.append(decoded[arrays.evenly(len(pixels), SHOWN)])
         rows.append({
@@ -85,17 +85,15 @@ def neighbours(book: Float[np.ndarray, "k d"], count: int) -> Int[np.ndarray, "k
 
 def replaced(
     codes: Int[np.ndarray, "n t"],
-    grids: tuple[tuple[int, int], ...],
+    space: CodeSpace,
     tables: list[Int[np.ndarray, "k c"]],
     where: np.ndarray,
     choices: Float[np.ndarray, "n t"],
 ) -> Int[np.ndarray, "n t"]:
     """The codes, those at `where` [N,T] each by one of its neighbours; `choices`, uniform on [0, 1), say which."""
-    folded = zip(statistics.split_grids(codes, grids), statistics.split_grids(choices, grids), tables, strict=True)
-    others = [
-        table[own, (choice * table.shape[1]).astype(int)].reshape(len(codes), -1) for own, choice, table in folded
-    ]
-    return np.where(where, np.concatenate(others, axis=1), codes)
+    folded = zip(space.split(codes), space.split(choices), tables, strict=True)
+    others = [table[own, (choice * table.shape[1]).astype(int)] for own, choice, table in folded]
+    return np.where(where, space.join(others), codes)
 
 
 def _headline(table: pd.DataFrame, distance: str) -> dict[str, Any]:

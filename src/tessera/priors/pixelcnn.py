@@ -22,9 +22,9 @@ from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.gated import GatedPixelCNN
 from tessera.autoregression.masked_conv import MaskedPixelCNN
 from tessera.autoregression.sampling import Steps
-from tessera.codes import sequences
 from tessera.core.contracts import Grids
 from tessera.core.params import Strict
+from tessera.core.space import CodeSpace
 from tessera.networks.condition import Condition
 
 
@@ -67,12 +67,12 @@ class PixelCNN(Autoregressive):
     A *stack* is what one network says: a grid of `gated`, a run of grids of one shape of `masked`.
     """
 
-    def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
-        super().__init__(grids, codebook_sizes, classes, config.dropout)
-        self.stacks = stacks(config, grids)
-        self.networks = nn.ModuleList(network(config, self.codebook_sizes[stack]) for stack in self.stacks)
+    def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
+        super().__init__(space, classes, config.dropout)
+        self.stacks = stacks(config, space.grids)
+        self.networks = nn.ModuleList(network(config, space.sizes[stack]) for stack in self.stacks)
         self.conditions = nn.ModuleList(
-            Condition(config.channels, grids[stack.start], self.codebook_sizes[: stack.start], classes,
+            Condition(config.channels, space.grids[stack.start], space.sizes[: stack.start], classes,
                       config.condition_blocks)
             for stack in self.stacks
         )  # fmt: skip
@@ -82,15 +82,15 @@ class PixelCNN(Autoregressive):
         """Stack by stack; in each place by place, and grid by grid at a place."""
         order: list[int] = []
         for stack in self.stacks:
-            count = sequences.length(self.grids[stack])
-            step = sequences.length(self.grids[stack][:1])  # from a place to the same one in the next grid
+            count = sum(self.space.lengths[stack])
+            step = self.space.lengths[stack.start]  # from a place to the same one in the next grid
             order += [len(order) + t for place in range(step) for t in range(place, count, step)]
         return order
 
     def predict(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
-        parts, logits = sequences.unflatten(codes, self.grids), []
+        parts, logits = self.space.split(codes), []
         for stack, network, condition in zip(self.stacks, self.networks, self.conditions, strict=True):
             logits += network(parts[stack], condition(parts[: stack.start], labels, dropout), dropout)
         return tuple(logits)
@@ -113,6 +113,6 @@ def network(config: Config, codebook_sizes: tuple[int, ...]) -> GatedStack | Mas
     return MaskedPixelCNN(codebook_sizes, config.channels, config.layers, config.first_kernel_size, config.kernel_size)
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> PixelCNN:
+def build(config: Config, space: CodeSpace, classes: int) -> PixelCNN:
     # channels-last weights: embedded codes are channels-last, and convolutions on CPU are faster on them
-    return PixelCNN(config, grids, codebook_sizes, classes).to(memory_format=torch.channels_last)
+    return PixelCNN(config, space, classes).to(memory_format=torch.channels_last)
