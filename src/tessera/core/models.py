@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tessera.core import files, seams
+from tessera.core import files, seams, trees
 from tessera.core.errors import InputError
 from tessera.core.space import CodeSpace
 
@@ -154,7 +154,7 @@ def card(
     import yaml
 
     head = {"library_name": "tessera", "tags": [recipe.seam, recipe.name], "license": "apache-2.0"}
-    rows = "\n".join(f"| {name} | {value:.5g} |" for name, value in _flat(metrics))
+    rows = "\n".join(f"| {name} | {value:.5g} |" for name, value in trees.numbers(metrics))
     said = "".join(f"- {note}\n" for note in notes) + ("\n" if notes else "")
     values = yaml.safe_dump(stage_params, sort_keys=False, default_flow_style=False)
     return (
@@ -162,10 +162,3 @@ def card(
         f'```python\nimport tessera\n\nmodel = tessera.load("{folder}")\n```\n\n'
         f"## Metrics\n\n| metric | value |\n|---|---|\n{rows}\n\n## Params\n\n{said}```yaml\n{values}```\n"
     )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    rows: list[tuple[str, float]] = []
-    for key, value in values.items():
-        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return rows
