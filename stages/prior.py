@@ -21,10 +21,8 @@ from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
 from tessera.images import arrays
 from tessera.runtime.stage import enter
-from tessera.training.loop import Fitted, Row, Task, fit
+from tessera.training.loop import LOOKED_AT, Fitted, Row, Task, fit
 from tessera.training.settings import Training
-
-LOOKED_AT = 1000  # images of a split behind one point of a curve, at most; `evaluation/likelihood` reads whole splits
 
 
 class Settings(Strict):

@@ -26,10 +26,9 @@ from tessera.core.run import Run
 from tessera.core.seeding import generator, seed_globally
 from tessera.images import arrays, pictures, scores
 from tessera.runtime.stage import enter
-from tessera.training.loop import Fitted, Row, Task, fit
+from tessera.training.loop import LOOKED_AT, Fitted, Row, Task, fit
 from tessera.training.settings import Training
 
-LOOKED_AT = 1000  # images of a split behind one point of a curve; the stage `reconstruction` reads whole splits
 FITTED_ON = 1_000_000  # latents that a post-hoc codebook is given, at most
 SHOWN = 16  # images whose reconstructions are kept at the snapshot epochs
 

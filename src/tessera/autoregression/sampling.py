@@ -22,6 +22,7 @@ from tessera.autoregression.forks import spread
 from tessera.codes.sequences import require_labels
 from tessera.core.contracts import Prior, Sampling
 from tessera.core.errors import InputError
+from tessera.images.arrays import batches
 
 SHARE = 16  # images, at least, for which a walk takes another core
 
@@ -110,6 +111,26 @@ def sample(
     codes, sound = shared(prior, steps, uniforms, sampling, labels, known, known_mask)
     require_sound(sound)
     return codes
+
+
+@torch.no_grad()
+def sample_batches(
+    prior: Prior,
+    n: int,
+    batch_size: int,
+    draws: Callable[[int], Generator],
+    sampling: Sampling,
+    labels: Int[Tensor, " n"] | None = None,
+    known: Int[Tensor, "n t"] | None = None,
+    known_mask: Bool[Tensor, "n t"] | None = None,
+) -> Int[Tensor, "n t"]:
+    """`prior.sample` of `batch_size` images at a time, whichever prior it is. `draws` makes the generator of each batch from
+    its index, so that the random numbers of a batch depend on nothing that was drawn before."""
+    parts = []
+    for index, where in enumerate(batches(n, batch_size)):
+        given = (None if one is None else one[where] for one in (labels, known, known_mask))
+        parts.append(prior.sample(where.stop - where.start, draws(index), sampling, *given))
+    return torch.cat(parts)
 
 
 def shared(

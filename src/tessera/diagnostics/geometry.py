@@ -37,8 +37,7 @@ def measure(config: Config, run: Run) -> Report:
     other code vector, over the mean distance of two; near 0, neighbours can stand for each other, and to name the right one
     costs a prior bits that no picture needs. `effective_dimension`: see `participation_ratio`."""
     tokenizer, device = run.tokenizer(), run.runtime.device if run.runtime else "cpu"
-    encoded = arrays.map_batches(tokenizer.encode, run.images("val"), config.batch_size, device)
-    codes = tokenizer.space.split(np.concatenate([part.cpu().numpy() for _, part in encoded]))
+    codes = tokenizer.space.split(arrays.mapped(tokenizer.encode, run.images("val"), config.batch_size, device))
     metrics, tables, histories, planes = {}, [], [], []
     for grid, (own, tensor) in enumerate(zip(codes, tokenizer.codebooks, strict=True)):
         share = statistics.frequencies(own, len(tensor))

@@ -7,11 +7,12 @@ others, drawn uniformly. Here on the features of our scorer, so that values comp
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from pydantic import Field
 
 from tessera.core.contracts import Report
@@ -43,10 +44,7 @@ def measure(config: Config, run: Run) -> Report:
     pixels = run.images("val")
     pixels = np.asarray(pixels[arrays.evenly(len(pixels), config.count)])
 
-    def mapped(function: Any, array: UInt8[np.ndarray, "n h w c"]) -> np.ndarray:
-        found = arrays.map_batches(function, array, config.batch_size, device)
-        return np.concatenate([part.cpu().numpy() for _, part in found])
-
+    mapped = partial(arrays.mapped, batch_size=config.batch_size, device=device)
     codes, real = mapped(tokenizer.encode, pixels), mapped(extractor, pixels)
     tables = [neighbours(book.detach().float().cpu().numpy(), config.neighbours) for book in tokenizer.codebooks]
     draws = numpy_generator(run.params.seed, "robustness")
