@@ -30,10 +30,10 @@ from pydantic import ValidationError  # noqa: E402
 
 from benchmarks.memory import peak_mib  # noqa: E402
 from tessera.autoregression.sampling import draw, truncate  # noqa: E402
-from tessera.codes.sequences import length  # noqa: E402
 from tessera.core import seams  # noqa: E402
 from tessera.core.contracts import Grids, Sampling  # noqa: E402
 from tessera.core.errors import InputError  # noqa: E402
+from tessera.core.space import CodeSpace  # noqa: E402
 from tessera.cuda_graphs import Replay  # noqa: E402
 
 POSITIONS, HEIGHTS = 8, 4
@@ -74,9 +74,9 @@ def configured(name: str, options: argparse.Namespace) -> Any:
 
 def build(name: str, grids: Grids, options: argparse.Namespace, classes: int = 0) -> Any:
     torch.manual_seed(0)
-    sizes = (options.codebook_size,) * len(grids)
+    space = CodeSpace(grids, (options.codebook_size,) * len(grids))
     module = seams.plugin("priors", name)
-    return module.build(configured(name, options), grids, sizes, classes).eval().to(options.device)
+    return module.build(configured(name, options), space, classes).eval().to(options.device)
 
 
 def clock(work: Callable[[], object]) -> float:
@@ -170,7 +170,7 @@ def check(name: str, case: str, dtype: torch.dtype, options: argparse.Namespace)
         if classes:
             given["labels"] = torch.randint(classes + 1, (n,), generator=draws).to(options.device)
         if known:
-            shape = (n, length(grids))
+            shape = (n, prior.space.length)
             given["known"] = torch.randint(options.codebook_size, shape, generator=draws).to(options.device)
             given["known_mask"] = (torch.rand(shape, generator=draws) < 0.3).to(options.device)
         ways = (prior.sample(n, torch.Generator().manual_seed(seed), sampling, **given),

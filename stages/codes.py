@@ -5,7 +5,6 @@ Images to codes, batch by batch: any number of images in constant memory, on any
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -42,8 +41,7 @@ def main(run: Run) -> None:
     tokenizer, folder = run.tokenizer(), run.folder("codes")
     encode(tokenizer, run, folder)
     if run.runtime.main:
-        facts = {"grids": tokenizer.grids, "codebook_sizes": tokenizer.codebook_sizes}
-        files.write_json(folder / "facts.json", facts)
+        files.write_json(folder / "facts.json", tokenizer.space.facts)
         files.write_metrics("codes", metrics(run))
 
 
@@ -51,7 +49,7 @@ def encode(tokenizer: Tokenizer, run: Run, folder: Path) -> None:
     """`<split>.npy` [N,T] int32 of every split as it is; `augmented.npy` [copies,N,T] of the training images changed at
     random, from weak to strong (`strengths`): on a small set, a prior that sees each image in one way only learns it by
     heart."""
-    own, length = run.params.section("codes", Settings), sum(height * width for height, width in tokenizer.grids)
+    own, length = run.params.section("codes", Settings), tokenizer.space.length
     for split in SPLITS:
         _write(folder / f"{split}.npy", (len(run.images(split)), length), _encoded(tokenizer, run, split), run)
 
@@ -66,10 +64,12 @@ def encode(tokenizer: Tokenizer, run: Run, folder: Path) -> None:
 
 def metrics(run: Run) -> dict[str, float]:
     """The rate: codes of an image, bits if all of a codebook are equally likely, and by the frequencies of `val`."""
-    entropy = statistics.order_zero_bits(run.codes("val"), run.grids, run.codebook_sizes)
-    sizes = zip(run.grids, run.codebook_sizes, strict=True)
-    bits = sum(height * width * math.log2(k) for (height, width), k in sizes)
-    return {"codes_per_image": len(entropy), "bits_per_image": bits, "entropy_bits_per_image": float(entropy.sum())}
+    entropy = statistics.order_zero_bits(run.codes("val"), run.space)
+    return {
+        "codes_per_image": len(entropy),
+        "bits_per_image": run.space.bits,
+        "entropy_bits_per_image": float(entropy.sum()),
+    }
 
 
 def strengths(copies: int) -> tuple[float, ...]:

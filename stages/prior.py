@@ -22,10 +22,8 @@ from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
 from tessera.images import arrays
 from tessera.runtime.stage import enter
-from tessera.training.loop import Fitted, Row, Task, fit
+from tessera.training.loop import LOOKED_AT, Fitted, Row, Task, fit
 from tessera.training.settings import Training
-
-LOOKED_AT = 1000  # images of a split behind one point of a curve, at most; `evaluation/likelihood` reads whole splits
 
 
 class Settings(Strict):
@@ -44,7 +42,7 @@ class Settings(Strict):
 def main(run: Run) -> None:
     own = run.params.section("prior", Settings)
     data = Data.of(run)
-    recipe = models.prior_recipe(run.params, run.grids, run.codebook_sizes, data.classes)
+    recipe = models.prior_recipe(run.params, run.space, data.classes)
     seed_globally(run.params.seed, "prior", "initialisation")
     objective = Objective(models.build(recipe))
     fitted = in_closed_form(objective, data) or fit(task(objective, data), own.training, run.params.seed, run.runtime)

@@ -24,6 +24,7 @@ from tessera.core.contracts import Grids, Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
+from tessera.core.space import CodeSpace
 from tessera.images.arrays import batches, evenly
 from tessera.runtime.stage import enter
 from tessera.training.loop import Row, Task, fit
@@ -45,12 +46,12 @@ def main(run: Run) -> None:
     own = run.params.section("probe", Settings)
     data = Data(run, own)
     seed_globally(run.params.seed, "probe", "initialisation")
-    objective = Objective(build(own, run.grids, run.codebook_sizes))
+    objective = Objective(build(own, run.space))
     fitted = fit(task(objective, data), own.training, run.params.seed, run.runtime)
     if run.runtime.main:
-        entropy = statistics.order_zero_bits(run.codes("val"), run.grids, run.codebook_sizes)
+        entropy = statistics.order_zero_bits(run.codes("val"), run.space)
         found = data.bits(objective.probe.to(run.runtime.device))
-        files.write_report("probe", report(found, entropy, fitted.history, run.grids))
+        files.write_report("probe", report(found, entropy, fitted.history, run.space.grids))
 
 
 class Objective(nn.Module):
@@ -62,10 +63,10 @@ class Objective(nn.Module):
         return self.probe.losses(codes, None, done)
 
 
-def build(own: Settings, grids: Grids, codebook_sizes: tuple[int, ...]) -> nn.Module:
+def build(own: Settings, space: CodeSpace) -> nn.Module:
     module = seams.plugin("priors", "gated_pixelcnn")
     config = {"channels": own.channels, "layers": own.layers, "dropout": own.dropout, **FIXED}
-    return module.build(module.Config.model_validate(config), grids, codebook_sizes, 0)
+    return module.build(module.Config.model_validate(config), space, 0)
 
 
 class Data:

@@ -71,11 +71,11 @@ def decoded(
             out[where] = quantized
             error = scores.mse(quantized, pixels[where])
             columns = {
-                "mse": 4 * error,
+                "mse": scores.symmetric(error),
                 "psnr_db": scores.psnr_db(error),
                 "ssim": scores.ssim(quantized, pixels[where]),
                 "ssim_gaussian": scores.ssim_gaussian(quantized, pixels[where]),
-                "mse_from_z": 4 * scores.mse(continuous, pixels[where]),
+                "mse_from_z": scores.symmetric(scores.mse(continuous, pixels[where])),
             }
             rows.append(pd.DataFrame(columns))
     return pd.concat(rows, ignore_index=True)
@@ -109,7 +109,7 @@ def metrics(splits: pd.DataFrame) -> dict[str, Any]:
 
 
 def _psnr(mse: float) -> float:
-    return float(scores.psnr_db(mse / 4))
+    return float(scores.psnr_db(scores.unit(mse)))
 
 
 def picture(

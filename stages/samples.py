@@ -50,9 +50,7 @@ def main(run: Run) -> None:
 
 def baseline(run: Run) -> Prior:
     """The closed-form prior `samples.baseline`, fitted on the training codes: what a prior must be better than."""
-    recipe = models.prior_recipe(
-        run.params, run.grids, run.codebook_sizes, 0, run.params.section("samples", Settings).baseline
-    )
+    recipe = models.prior_recipe(run.params, run.space, 0, run.params.section("samples", Settings).baseline)
     prior: ClosedFormPrior = models.build(recipe)
     prior.fit(torch.from_numpy(run.codes("train").astype(np.int64)), None)
     return prior.eval()

@@ -19,7 +19,6 @@ from torch import Generator, Tensor, nn
 from tessera import augmentation, scores
 from tessera.augmentation import Augmentation
 from tessera.codes import statistics
-from tessera.codes.sequences import flatten_levels
 from tessera.core import files, models, seams
 from tessera.core.contracts import Device, Loss, Output, PostHocQuantizer, Tokenizer
 from tessera.core.errors import InputError
@@ -28,13 +27,12 @@ from tessera.core.run import Run
 from tessera.core.seeding import generator, seed_globally
 from tessera.images import arrays, pictures
 from tessera.runtime.stage import enter
-from tessera.training.loop import Fitted, Row, Task, fit
+from tessera.training.loop import LOOKED_AT, Fitted, Row, Task, fit
 from tessera.training.settings import Training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LOOKED_AT = 1000  # images of a split behind one point of a curve; the stage `reconstruction` reads whole splits
 FITTED_ON = 1_000_000  # latents that a post-hoc codebook is given, at most
 SHOWN = 16  # images whose reconstructions are kept at the snapshot epochs
 
@@ -186,7 +184,7 @@ def _latents(tokenizer: Tokenizer, level: int, data: Data, draws: Generator) -> 
 
 def task(objective: Objective, data: Data, section: Settings) -> Task:
     """What `fit` takes."""
-    if section.keep == "best_usage" and not objective.tokenizer.grids:
+    if section.keep == "best_usage" and not objective.tokenizer.space.grids:
         raise InputError("tokenizer.keep: must be best or last, got 'best_usage': there are no codes while a tokenizer trains "
                          "whose quantizer is fitted afterwards")  # fmt: skip
     every, epochs = section.keep_every, section.training.epochs
@@ -245,7 +243,7 @@ def _scores(objective: Objective, data: Data, pixels: UInt8[np.ndarray, "n h w c
         for name, value in [item for level in output.quantized for item in level.reported.items()]:
             reported[name] += float(value) * len(x)
         decoded = arrays.to_pixels(output.reconstruction)
-        codes.append(flatten_levels([level.codes for level in output.quantized]).cpu().numpy())
+        codes.append(objective.tokenizer.space.join(level.codes for level in output.quantized).cpu().numpy())
         errors.append(scores.mse(decoded, pixels[where]))
         similar.append(scores.ssim(decoded, pixels[where]))
     row = {name: value / len(pixels) for name, value in sums.items()}
@@ -259,10 +257,10 @@ def _scores(objective: Objective, data: Data, pixels: UInt8[np.ndarray, "n h w c
 
 def _code_scores(codes: Int[np.ndarray, "n t"], tokenizer: Tokenizer) -> Row:
     """Usage and perplexity over all the codes, mean over the grids; none without grids."""
-    if not tokenizer.grids:
+    if not tokenizer.space.grids:
         return {}
-    folded = statistics.split_grids(codes, tokenizer.grids)
-    shares = [statistics.frequencies(grid, k) for grid, k in zip(folded, tokenizer.codebook_sizes, strict=True)]
+    folded = tokenizer.space.split(codes)
+    shares = [statistics.frequencies(grid, k) for grid, k in zip(folded, tokenizer.space.sizes, strict=True)]
     return {
         "usage": float(np.mean([statistics.usage(p) for p in shares])),
         "perplexity": float(np.mean([statistics.perplexity(p) for p in shares])),

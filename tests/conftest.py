@@ -238,7 +238,7 @@ def _write_models(run: Run) -> None:
     seed_globally(0, "tests")
     recipe = models.tokenizer_recipe(run.params, run.image_shape)
     write_tokenizer(trained(models.build(recipe), to_model(run.images("train"))), recipe, run)
-    recipe = models.prior_recipe(run.params, run.grids, run.codebook_sizes, 0)
+    recipe = models.prior_recipe(run.params, run.space, 0)
     models.save(run.folder("prior"), models.build(recipe), recipe, "")
     recipe = models.extractor_recipe(run.params, run.image_shape, len(LABELS))
     for role in ("perceptual", "scorer"):
@@ -252,8 +252,7 @@ def write_tokenizer(tokenizer: Any, recipe: models.Recipe, run: Run) -> None:
         with torch.no_grad():
             codes = tokenizer.encode(to_model(run.images(split)))
         files.save_array(run.folder("codes") / f"{split}.npy", codes.numpy().astype(np.int32))
-    facts = {"grids": tokenizer.grids, "codebook_sizes": tokenizer.codebook_sizes}
-    files.write_json(run.folder("codes") / "facts.json", facts)
+    files.write_json(run.folder("codes") / "facts.json", tokenizer.space.facts)
 
 
 @pytest.fixture(scope="session")

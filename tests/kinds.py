@@ -45,7 +45,7 @@ def run_of(kind: str, raw: dict[str, Any], runtime: Any, key: str) -> Run:
         _made[kind] = _tokenizer(recipe, to_model(run.images("train")))
     write_tokenizer(_made[kind], recipe, run)
     classes = len(run.label_names) if run.params.value("prior.conditional") else 0
-    recipe = models.prior_recipe(run.params, run.grids, run.codebook_sizes, classes)
+    recipe = models.prior_recipe(run.params, run.space, classes)
     prior = models.build(recipe)
     labels = torch.tensor(run.labels("train")) if classes else None
     prior.fit(torch.tensor(run.codes("train")).long(), labels)
@@ -73,7 +73,7 @@ def untrained(
             tokenizer.quantizer.fit(latents.permute(0, 2, 3, 1).flatten(0, 2), generator(0))
         write_tokenizer(tokenizer.eval(), recipe, run)
     classes = len(run.label_names) if conditional else 0
-    recipe = models.prior_recipe(run.params, run.grids, run.codebook_sizes, classes)
+    recipe = models.prior_recipe(run.params, run.space, classes)
     models.save(run.folder("prior"), models.build(recipe), recipe, "")
     return run
 

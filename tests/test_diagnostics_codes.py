@@ -17,15 +17,14 @@ import pytest
 from tessera.codes import statistics
 from tessera.core import files, seams
 from tessera.core.run import SPLITS
+from tessera.core.space import CodeSpace
 from tessera.diagnostics import learnability, oracle, positions, semantics, transitions
 
 
 def of_codes(codes: Any, grids: tuple, sizes: tuple[int, ...], seed: int = 0) -> Any:
     """What a diagnostic asks of a run; `codes` are those of every split, or of each."""
     by_split = codes if isinstance(codes, dict) else dict.fromkeys(SPLITS, codes)
-    return SimpleNamespace(
-        codes=by_split.__getitem__, grids=grids, codebook_sizes=sizes, params=SimpleNamespace(seed=seed)
-    )
+    return SimpleNamespace(codes=by_split.__getitem__, space=CodeSpace(grids, sizes), params=SimpleNamespace(seed=seed))
 
 
 def draw(shape: tuple[int, ...], k: int, seed: int = 0) -> np.ndarray:

@@ -15,6 +15,7 @@ from sklearn.metrics import adjusted_rand_score
 from tessera import scores
 from tessera.core import files, models
 from tessera.core.contracts import Quantized
+from tessera.core.space import CodeSpace
 from tessera.diagnostics import equivariance, geometry, robustness
 from tessera.evaluation import frechet as evaluated
 from tessera.features import frechet
@@ -38,7 +39,7 @@ class Patches:
     """An exactly equivariant tokenizer of 2x2 patches of one channel: the code is the patch's mean, in 8 steps; or, with
     `places`, one that says only in which column the patch stands."""
 
-    grids, codebook_sizes, image_shape = ((4, 4),), (8,), (1, 8, 8)
+    space, image_shape = CodeSpace(((4, 4),), (8,)), (1, 8, 8)
 
     def __init__(self, book: torch.Tensor | None = None, places: bool = False) -> None:
         self.book = torch.linspace(-1, 1, 8)[:, None] if book is None else book
@@ -231,12 +232,12 @@ def test_neighbours_by_brute_force():
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
 def test_as_many_codes_as_the_rate_become_neighbours(rate):
     """Within 5 standard deviations of the binomial; both grids by their own codebook, all neighbours alike."""
-    draws, grids = np.random.default_rng(0), ((4, 5), (10, 10))
+    draws, space = np.random.default_rng(0), CodeSpace(((4, 5), (10, 10)), (6, 30))
     books = [draws.standard_normal((k, 2)) for k in (6, 30)]
     codes = np.concatenate([draws.integers(0, 6, (50, 20)), draws.integers(0, 30, (50, 100))], axis=1)
     tables = [robustness.neighbours(book, 4) for book in books]
     where, choices = draws.random(codes.shape) < rate, draws.random(codes.shape)
-    changed = robustness.replaced(codes, grids, tables, where, choices)
+    changed = robustness.replaced(codes, space, tables, where, choices)
     assert ((changed != codes) == where).all()
     assert abs(where.mean() - rate) <= 5 * math.sqrt(rate * (1 - rate) / codes.size)
     for part, table in ((slice(0, 20), tables[0]), (slice(20, 120), tables[1])):

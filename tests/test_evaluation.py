@@ -23,6 +23,7 @@ from tessera.core import files, seams
 from tessera.core.errors import InputError
 from tessera.core.params import read
 from tessera.core.run import SPLITS, Run
+from tessera.core.space import CodeSpace
 from tessera.evaluation import coverage, frechet, likelihood, memorisation
 from tessera.features import neighbours
 
@@ -50,7 +51,7 @@ def measured(tiny_run):
     for path, shape in (
         ("samples/samples/codes", (16, t)), ("samples/baseline/codes", (14, t)), ("codes/augmented", (2, n, t)),
     ):  # fmt: skip
-        codes = draws.integers(0, run.codebook_sizes[0], shape)
+        codes = draws.integers(0, run.space.sizes[0], shape)
         files.save_array(files.ARTIFACTS / f"{path}.npy", codes.astype(np.int32))
 
     def measure(name: str, **values: Any) -> Any:
@@ -487,8 +488,7 @@ def likelihood_of(prior: Fixed, codes: dict[str, np.ndarray], **values: Any) -> 
         prior=lambda: prior,
         codes=codes.__getitem__,
         required_labels=lambda split: np.arange(len(codes[split])),
-        grids=((1, 2), (2, 2)),
-        codebook_sizes=(4, 4),
+        space=CodeSpace(((1, 2), (2, 2)), (4, 4)),
         device="cpu",
     )
     return likelihood.measure(example(likelihood.Config, **values), run)

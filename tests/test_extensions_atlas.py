@@ -33,20 +33,22 @@ def page(run, grid=0, m=3, batch_size=16) -> atlas.Page:
 def test_every_grid_has_its_pictures_and_numbers(run, kind):
     current = run(kind)
     report = current.measure("extensions")
-    grids, sizes = current.grids, current.codebook_sizes
-    assert list(report.metrics) == [f"grid_{grid}" for grid in range(len(grids))]
+    space = current.space
+    assert list(report.metrics) == [f"grid_{grid}" for grid in range(len(space.grids))]
     assert set(report.pictures) == {
         f"{grid}_{name}" for grid in report.metrics for name in ("whole", "single", "context")
     }
-    codes = statistics.split_grids(current.codes("train"), grids)
+    codes = space.split(current.codes("train"))
     for grid, values in enumerate(report.metrics.values()):
-        assert values["shown"] == min(8, sizes[grid])
+        assert values["shown"] == min(8, space.sizes[grid])
         assert values["used"] == min(8, len(np.unique(codes[grid])))
         assert 0 < values["context_share"] <= 1
         assert values["context_rmse"] >= 0
         assert 0 <= values["spill"] <= 1
         table = report.tables["codes"].query(f"grid == {grid}")
-        np.testing.assert_allclose(table["share"], statistics.frequencies(codes[grid], sizes[grid])[table["code"]])
+        np.testing.assert_allclose(
+            table["share"], statistics.frequencies(codes[grid], space.sizes[grid])[table["code"]]
+        )
 
 
 @pytest.mark.parametrize("kind", ["vqvae", "vae, kmeans"])
@@ -65,7 +67,7 @@ def test_whole_is_the_picture_of_one_code_everywhere(run, kind):
 def test_codes_stand_amid_the_mean_of_the_context(run, kind):
     """Every grid, code by code and image by image; batches change nothing."""
     current = run(kind)
-    tokenizer, grids = current.tokenizer(), current.grids
+    tokenizer, grids = current.tokenizer(), current.space.grids
     for grid, (height, width) in enumerate(grids):
         start = sum(h * w for h, w in grids[:grid])
         for everywhere in (True, False):

@@ -17,12 +17,12 @@ from torch import Tensor
 from tessera import scores
 from tessera.autoregression import sampling
 from tessera.autoregression.base import Autoregressive
-from tessera.codes import sequences
 from tessera.core import files
 from tessera.core.contracts import Sampling
 from tessera.core.errors import InputError
 from tessera.core.run import Run
 from tessera.core.seeding import generator
+from tessera.core.space import CodeSpace
 from tessera.extensions import inpainting
 from tessera.extensions.inpainting import figures, mask_scores, masks, metropolis
 from tessera.images import arrays
@@ -55,7 +55,7 @@ class Table(Autoregressive):
     codebook."""
 
     def __init__(self, sizes: tuple[int, int] = (3, 4)) -> None:
-        super().__init__(((1, 1), (1, 2)), sizes, 0)
+        super().__init__(CodeSpace(((1, 1), (1, 2)), sizes), 0)
         draws = generator(0, "table")
         first, k = sizes
         self.tables = [torch.randn(*shape, generator=draws) for shape in ((first,), (first, k), (first, k, k))]
@@ -71,7 +71,7 @@ class Table(Autoregressive):
 
     def joint(self) -> np.ndarray:
         """p of all codes, [K0,K1,K1]."""
-        sizes = (self.codebook_sizes[0], self.codebook_sizes[1], self.codebook_sizes[1])
+        sizes = (self.space.sizes[0], self.space.sizes[1], self.space.sizes[1])
         codes = torch.tensor(list(itertools.product(*map(range, sizes))))
         return self.log_prob(codes, None).exp().reshape(sizes).double().numpy()
 
@@ -135,7 +135,7 @@ def test_a_code_is_hidden_where_its_cell_has_a_masked_pixel():
     mask[0, 2, 4] = True
     mask[1, 5, :2] = True
     grids = ((1, 1), (2, 3), (4, 4), (6, 6))
-    found = masks.cells(mask, grids)
+    found = masks.cells(mask, CodeSpace(grids, (2,) * len(grids)))
     for image, row in zip(mask, found, strict=True):
         expected = []
         for h, w in grids:
@@ -315,15 +315,13 @@ def test_what_is_known_stays(inpainting_run, config, kind, prior, conditional):
     bidirectional = inpainting._trained(own, run, model) if model.exact else model
     for name, mask in masks.masks(config(structured={}), 3, 8, 8, seed=0).items():
         scene = masks.seen(tokenizer, pixels, mask, None, labels, "cpu")
-        np.testing.assert_array_equal(scene.hidden, masks.cells(mask, tokenizer.grids))
+        np.testing.assert_array_equal(scene.hidden, masks.cells(mask, tokenizer.space))
         found = inpainting.fill_ins(own, scene, model, bidirectional, 0, name)
         assert list(found) == (["raster", "gibbs", "masked"] if model.exact else ["masked"])
         for codes, facts in found.values():
             assert codes.shape == (3, *scene.known.shape)
             assert (codes == scene.known)[:, ~scene.hidden].all()
-            for part, size in zip(
-                sequences.unflatten(codes.flatten(0, 1), model.grids), model.codebook_sizes, strict=True
-            ):
+            for part, size in zip(model.space.split(codes.flatten(0, 1)), model.space.sizes, strict=True):
                 assert 0 <= int(part.min()) <= int(part.max()) < size
             assert ("bits" in facts) == model.exact
             filled = masks.decoded(tokenizer, scene, codes[0])

@@ -61,10 +61,7 @@ def test_palette_uses_no_code_that_the_style_lacks(run, kind):
     """And of those that it has, the one whose vector is nearest, by brute force."""
     tokenizer, content, other = two(run(kind))
     codes = style.palette(tokenizer, content, other)[0].numpy()
-    grids = [
-        statistics.split_grids(part[None], tokenizer.grids)
-        for part in (codes, *(c.codes[0].numpy() for c in (content, other)))
-    ]
+    grids = [tokenizer.space.split(part[None]) for part in (codes, *(c.codes[0].numpy() for c in (content, other)))]
     for result, before, allowed, book in zip(*grids, tokenizer.codebooks, strict=True):
         assert set(result.flat) <= set(allowed.flat)
         book = book.detach().double().numpy()
@@ -76,7 +73,7 @@ def test_palette_uses_no_code_that_the_style_lacks(run, kind):
 @pytest.mark.parametrize("kind", sorted(LEVELS))
 def test_hierarchy_takes_the_first_level_of_one_and_the_rest_of_the_other(run, kind):
     tokenizer, content, other = two(run(kind))
-    length = sum(h * w for h, w in tokenizer.grids[: tokenizer.depths[0]])
+    length = sum(tokenizer.space.lengths[: tokenizer.depths[0]])
     for coarse in ("content", "style"):
         method = style.available(example(style.Config, coarse=coarse), tokenizer)[0]["hierarchy"]
         codes = method(tokenizer, content, other)

@@ -23,6 +23,7 @@ from tessera.core import models, seams
 from tessera.core.contracts import Output, Quantized
 from tessera.core.errors import InputError
 from tessera.core.params import Params
+from tessera.core.space import CodeSpace
 from tessera.images import arrays
 from tessera.levels import Level, levels_of
 from tessera.losses import (
@@ -426,8 +427,9 @@ class Toy(nn.Module):
     def __init__(self, side=(4, 4), pools=(1,), sizes=((2,),), ramp=False, book_dim=2) -> None:
         super().__init__()
         self.image_shape, self.pools, self.sizes, self.ramp = (2, *side), pools, sizes, ramp
-        self.codebook_sizes = tuple(size for level in sizes for size in level)
-        books = [torch.arange(float(k))[:, None].expand(k, book_dim) + i for i, k in enumerate(self.codebook_sizes)]
+        grids = [(side[0] // pool, side[1] // pool) for pool, level in zip(pools, sizes, strict=False) for _ in level]
+        self.space = CodeSpace(tuple(grids), tuple(size for level in sizes for size in level)[: len(grids)])
+        books = [torch.arange(float(k))[:, None].expand(k, book_dim) + i for i, k in enumerate(self.space.sizes)]
         self.books = nn.ParameterList(nn.Parameter(book.clone()) for book in books)
 
     @property
@@ -460,8 +462,8 @@ def test_levels_of_a_tokenizer():
 
 def test_levels_of_params_yamls_tokenizer(tokenizer):
     (level,) = levels_of(tokenizer)
-    assert (level.height, level.width) == tokenizer.grids[0]
-    assert level.depth == len(tokenizer.codebook_sizes)
+    assert (level.height, level.width) == tokenizer.space.grids[0]
+    assert level.depth == len(tokenizer.space.sizes)
 
 
 # equivariance

@@ -64,7 +64,7 @@ def test_a_forced_run_gives_the_same_bytes(repo):
 def test_models_load_from_python_with_their_cards(repo):
     code = (
         "import tessera, torch; t = tessera.load('artifacts/tokenizer'); p = tessera.load('artifacts/prior');"
-        "c = p.sample(2, torch.Generator().manual_seed(0)); print(tuple(t.decode(c).shape), t.grids == p.grids)"
+        "c = p.sample(2, torch.Generator().manual_seed(0)); print(tuple(t.decode(c).shape), t.space == p.space)"
     )
     assert "(2, 3, 8, 8) True" in run(sys.executable, "-c", code, cwd=repo)
     card = (repo / "artifacts/tokenizer/README.md").read_text()

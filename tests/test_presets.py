@@ -268,7 +268,7 @@ def test_system_runs_from_images_to_samples(name, raw, sources, workspace, runti
     for stage in ("dataset", "extractor", "tokenizer", "codes", "reconstruction", "prior", "samples"):
         importlib.import_module(f"stages.{stage}").main(run)
     assert run.image_shape == (channels, size, size)
-    assert run.grids == grids
+    assert run.space.grids == grids
     assert len(run.augmented_codes()) == copies
     assert run.samples().shape == (4, size, size, channels)
     assert Path("artifacts/samples/samples/labels.npy").exists() == params.value("prior.conditional")

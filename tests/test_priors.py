@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tessera.autoregression import sampling as draws
 from tessera.autoregression.condition import resized
 from tessera.autoregression.sampling import naive_sample, truncate
-from tessera.codes import sequences
 from tessera.core import seams
 from tessera.core.contracts import Grids, Sampling
 from tessera.core.errors import InputError
+from tessera.core.space import CodeSpace
 from tessera.priors import gated_pixelcnn, histogram
 from tessera.priors.gated_pixelcnn import GatedLayer, GatedNetwork
 
@@ -38,7 +38,7 @@ def plug_in(name: str) -> tuple[Any, dict[str, Any]]:
 
 def _is_exact(name: str) -> bool:
     module, examples = plug_in(name)
-    return module.build(module.Config.model_validate(examples), ((1, 1),), (2,), 0).exact
+    return module.build(module.Config.model_validate(examples), CodeSpace(((1, 1),), (2,)), 0).exact
 
 
 EXACT = pytest.mark.parametrize("name", [name for name in PRIORS if _is_exact(name)])
@@ -59,7 +59,7 @@ def tiny(name: str, grids: Grids, sizes: tuple[int, ...], classes: int, seed: in
     """A prior from the examples of its fields, in eval mode and float64; one that can be fitted is, to random codes."""
     module, examples = plug_in(name)
     torch.manual_seed(seed)
-    prior = module.build(module.Config.model_validate({**examples, **values}), grids, sizes, classes)
+    prior = module.build(module.Config.model_validate({**examples, **values}), CodeSpace(grids, sizes), classes)
     if hasattr(prior, "fit"):
         prior.fit(random_codes(7, grids, sizes, seed), random_labels(7, classes))
     return prior.double().eval()
@@ -77,7 +77,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @CLASSES
 def test_shapes_types_and_ranges(name: str, grids: Grids, sizes: tuple[int, ...], classes: int) -> None:
     prior, codes, labels = tiny(name, grids, sizes, classes), random_codes(6, grids, sizes), random_labels(6, classes)
-    assert (prior.grids, prior.codebook_sizes, prior.classes) == (grids, sizes, classes)
+    assert (prior.space, prior.classes) == (CodeSpace(grids, sizes), classes)
     if prior.exact:
         logits = prior.logits(codes, labels)
         assert [tuple(grid.shape) for grid in logits] == [(6, h * w, k) for (h, w), k in zip(grids, sizes, strict=True)]
@@ -96,7 +96,7 @@ def test_shapes_types_and_ranges(name: str, grids: Grids, sizes: tuple[int, ...]
     samples = prior.sample(6, generator(), labels=labels)
     assert samples.dtype == torch.int64
     assert samples.shape == codes.shape
-    for part, size in zip(sequences.unflatten(samples, grids), sizes, strict=True):
+    for part, size in zip(prior.space.split(samples), sizes, strict=True):
         assert set(part.flatten().tolist()) <= set(range(size))
 
 
@@ -174,7 +174,7 @@ def test_no_code_is_predicted_from_itself_or_a_later_one(name: str, grids: Grids
     assert sorted(order) == list(range(codes.shape[1]))
     for step, t in enumerate(order):
         changed = codes.clone()
-        changed[:, t] = (codes[:, t] + 1) % sizes[sequences.whereabouts(t, grids)[0]]
+        changed[:, t] = (codes[:, t] + 1) % sizes[prior.space.locate(t)[0]]
         after = each(prior.logits(changed, None))
         moved = torch.tensor([not torch.equal(new, old) for new, old in zip(after, before, strict=True)])
         assert not moved[order[: step + 1]].any()
@@ -191,7 +191,7 @@ def sampled_by_hand(
     prior: nn.Module, n: int, sampling: Sampling, labels: Tensor | None, known: Tensor | None, mask: Tensor | None
 ) -> Tensor:
     """One full pass per position, the draw in NumPy, from the same uniforms: an image's row, a position's column."""
-    length = sequences.length(prior.grids)
+    length = prior.space.length
     uniforms = torch.rand(n, length, generator=generator(3), dtype=torch.float64).numpy()
     codes = torch.zeros(n, length, dtype=torch.int64)
     for t in prior.order:
@@ -242,7 +242,7 @@ def test_cores_that_share_the_images_draw_the_same_codes(
     name: str, n: int, forks: bool, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each image by its own uniforms, label and known codes, whichever process or thread walks it."""
-    monkeypatch.setattr(shares, "_may_fork", lambda: forks)
+    monkeypatch.setattr("tessera.autoregression.forks._may_fork", lambda: forks)
     (grids, sizes), labels = TWO, torch.arange(n) % 3
     prior, known, sampling = tiny(name, grids, sizes, 2), random_codes(n, grids, sizes, seed=9), Sampling(guidance=1.5)
     mask = torch.rand(known.shape, generator=generator(8)) < 0.4
@@ -457,7 +457,7 @@ def test_an_even_kernel_is_refused() -> None:
 
 def fitted(codes: Tensor, grids: Grids, sizes: tuple[int, ...], labels: Any = None, **values: Any) -> nn.Module:
     config = histogram.Config.model_validate({"per_position": False, "smoothing": 0.0, **values})
-    prior = histogram.build(config, grids, sizes, 0 if labels is None else 2)
+    prior = histogram.build(config, CodeSpace(grids, sizes), 0 if labels is None else 2)
     prior.fit(codes, labels)
     return prior
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tessera.core import models
 from tessera.core.contracts import Grids
+from tessera.core.space import CodeSpace
 from tessera.priors import ngram, uniform
 
 GRIDS: Grids = ((2, 2), (4, 3), (4, 3))
@@ -33,7 +34,7 @@ def random_codes(count: int, grids: Grids = GRIDS, sizes: tuple[int, ...] = SIZE
 
 @pytest.mark.parametrize("classes", [0, 2])
 def test_a_uniform_code_costs_log_k_whatever_the_codes_and_the_label(classes: int) -> None:
-    prior = uniform.build(uniform.Config(), GRIDS, SIZES, classes)
+    prior = uniform.build(uniform.Config(), CodeSpace(GRIDS, SIZES), classes)
     codes, labels = random_codes(6), torch.tensor([0, 1, 2, 0, 1, 2]) if classes else None
     expected = -(4 * math.log(3) + 12 * math.log(5) + 12 * math.log(2))
     assert prior.log_prob(codes, labels).tolist() == pytest.approx([expected] * 6)
@@ -43,7 +44,7 @@ def test_a_uniform_code_costs_log_k_whatever_the_codes_and_the_label(classes: in
 
 def test_a_uniform_sample_has_every_code_equally_often() -> None:
     """7 codes, 7000 draws: Pearson's statistic over 6 degrees of freedom exceeds 22.5 once in 1000."""
-    prior = uniform.build(uniform.Config(), ((7, 10),), (7,), 0)
+    prior = uniform.build(uniform.Config(), CodeSpace(((7, 10),), (7,)), 0)
     counts = torch.bincount(prior.sample(100, torch.Generator().manual_seed(0)).flatten(), minlength=7)
     assert float(((counts - 1000) ** 2 / 1000).sum()) < 22.5
 
@@ -67,7 +68,7 @@ def fitted(
     **values: Any,
 ) -> ngram.NGram:
     config = ngram.Config.model_validate({"context": ["left", "above"], "strength": 2.0, "smoothing": 0.5, **values})
-    prior = ngram.build(config, grids, sizes, classes)
+    prior = ngram.build(config, CodeSpace(grids, sizes), classes)
     prior.fit(codes, labels)
     return prior
 
@@ -191,7 +192,7 @@ def test_images_without_a_label_count_for_all_and_for_no_label_of_their_own() ->
 
 def test_an_ngram_that_counted_nothing_is_uniform() -> None:
     config = ngram.Config(context=["left"], strength=1.0, smoothing=0.1)
-    prior = ngram.build(config, GRIDS, SIZES, 0)
+    prior = ngram.build(config, CodeSpace(GRIDS, SIZES), 0)
     expected = -(4 * math.log(3) + 12 * math.log(5) + 12 * math.log(2))
     assert prior.log_prob(random_codes(2), None).tolist() == pytest.approx([expected] * 2)
 
@@ -200,7 +201,7 @@ def test_tables_load_into_a_fresh_module_and_into_one_of_another_fit(tmp_path: P
     prior, codes = fitted(random_codes(20)), random_codes(5, seed=1)
     models.save_weights(tmp_path / "weights", prior.state_dict())
     state = models.load_weights(tmp_path / "weights")
-    for other in (ngram.build(prior.config, GRIDS, SIZES, 0), fitted(random_codes(3, seed=2))):
+    for other in (ngram.build(prior.config, prior.space, 0), fitted(random_codes(3, seed=2))):
         other.load_state_dict(state)
         assert torch.equal(other.log_prob(codes, None), prior.log_prob(codes, None))
     prior.fit(random_codes(3, seed=2), None)  # a fit starts anew, and its tables are shared with nobody

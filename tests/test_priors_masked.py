@@ -15,6 +15,7 @@ from tessera.attention import masking
 from tessera.attention.causal import Size
 from tessera.autoregression.sampling import truncate
 from tessera.core.contracts import Grids, Sampling
+from tessera.core.space import CodeSpace
 from tessera.extensions.inpainting import bidirectional
 from tessera.priors import masked as plugin
 
@@ -38,7 +39,7 @@ def build(tiny: Callable[..., Any]) -> Callable[..., nn.Module]:
     depend on each other."""
 
     def built(classes: int = 0, grids: Grids = GRIDS, sizes: tuple[int, ...] = SIZES, **values: Any) -> nn.Module:
-        prior = plugin.build(tiny(plugin.Config, **values), grids, sizes, classes).double().eval()
+        prior = plugin.build(tiny(plugin.Config, **values), CodeSpace(grids, sizes), classes).double().eval()
         with torch.no_grad():
             for name, weights in prior.named_parameters():
                 weights.mul_(4 if "blocks" in name else 2 if "heads" in name or "norm" in name else 0.5)
@@ -188,7 +189,7 @@ def test_known_codes_stay_and_the_others_are_drawn_given_them(build: Callable[..
 
 @pytest.mark.parametrize("classes", [0, 2])
 def test_a_hidden_code_is_not_seen_and_a_known_one_is_seen_everywhere(tiny: Callable[..., Any], classes: int) -> None:
-    prior = plugin.build(tiny(plugin.Config), ((2, 2), (2, 3)), (3, 5), classes).double().eval()
+    prior = plugin.build(tiny(plugin.Config), CodeSpace(((2, 2), (2, 3)), (3, 5)), classes).double().eval()
     labels = torch.tensor([1]) if classes else None
     codes, hidden = torch.ones(1, 10, dtype=torch.int64), torch.zeros(1, 10, dtype=torch.bool)
     hidden[0, [1, 7]] = True
@@ -234,7 +235,7 @@ def test_it_learns_a_rule_in_both_directions(tiny: Callable[..., Any]) -> None:
     """The second grid is the first one upside down: of each pair the code known earlier tells the other, so that half of the
     log 3 nats a code are left, in whatever order."""
     config = tiny(plugin.Config, channels=16, layers=1, heads=2, dropout=0.0, steps=8)
-    prior, draws = plugin.build(config, ((2, 2), (2, 2)), (3, 3), 0).train(), generator()
+    prior, draws = plugin.build(config, CodeSpace(((2, 2), (2, 2)), (3, 3)), 0).train(), generator()
     optimizer = torch.optim.Adam(prior.parameters(), lr=1e-2)
     for _ in range(120):
         first = torch.randint(3, (64, 2, 2), generator=draws)
@@ -284,11 +285,11 @@ def test_no_row_of_a_batch_hides_more_than_another() -> None:
 @pytest.mark.parametrize("study", [False, True], ids=["masked", "bidirectional"])
 def test_training_hides_as_much_of_every_row(study: bool, tiny: Callable[..., Any]) -> None:
     """The numbers that training draws, not only what is made of them: without the offset the first row hides 1 of 8 codes."""
-    grids, codes, found, draws = ((2, 4),), torch.zeros(4, 8, dtype=torch.int64), [], generator(7)
+    space, codes, found, draws = CodeSpace(((2, 4),), (3,)), torch.zeros(4, 8, dtype=torch.int64), [], generator(7)
     if study:
-        model = bidirectional.Bidirectional(tiny(Size), 4, grids, (3,), 0)
+        model = bidirectional.Bidirectional(tiny(Size), steps=4, space=space, classes=0)
     else:
-        model = plugin.build(tiny(plugin.Config), grids, (3,), 0).train()
+        model = plugin.build(tiny(plugin.Config), space=space, classes=0).train()
     model.network.register_forward_pre_hook(lambda _, given: found.append(given[2].sum(1)))
     with torch.no_grad():
         for _ in range(1000):

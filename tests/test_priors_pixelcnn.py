@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import tessera
 from tessera.autoregression.sampling import naive_sample
-from tessera.codes import sequences
 from tessera.core import files, models
 from tessera.core.contracts import Grids
 from tessera.core.errors import InputError
+from tessera.core.space import CodeSpace
 from tessera.priors import gated_pixelcnn, pixelcnn
 from tessera.priors.gated_pixelcnn import GatedNetwork
 from tessera.priors.pixelcnn import MaskedConv2d, MaskedNetwork, mask
@@ -34,7 +34,7 @@ CLASSES = pytest.mark.parametrize("classes", [0, 2], ids=["unconditional", "two_
 
 def build(grids: Grids, sizes: tuple[int, ...], classes: int = 0, **values: Any) -> pixelcnn.PixelCNN:
     config = example(pixelcnn.Config, **{"layers": 2, **values})
-    return pixelcnn.build(config, grids, sizes, classes).double().eval()
+    return pixelcnn.build(config, CodeSpace(grids, sizes), classes).double().eval()
 
 
 def random_codes(count: int, grids: Grids, sizes: tuple[int, ...]) -> Tensor:
@@ -215,7 +215,7 @@ def test_no_code_is_predicted_from_itself_or_one_drawn_later(grids: Grids, sizes
     assert sorted(order) == list(range(codes.shape[1]))
     for step, t in enumerate(order):
         changed = codes.clone()
-        changed[:, t] = (codes[:, t] + 1) % sizes[sequences.whereabouts(t, grids)[0]]
+        changed[:, t] = (codes[:, t] + 1) % sizes[prior.space.locate(t)[0]]
         moved = (torch.cat([grid.sum(2) for grid in prior.logits(changed, None)], 1) != before).any(0)[order]
         assert not moved[: step + 1].any()
         assert moved[step + 1 :].any() or step + 1 == len(order)
@@ -236,7 +236,7 @@ def test_logits_seen_while_sampling_are_those_of_one_forward_pass(
     with pytest.raises(StopIteration):
         steps.send(codes[:, order[-1]])
     for t, logits in zip(order, seen, strict=True):
-        grid, place = sequences.whereabouts(t, grids)
+        grid, place = prior.space.locate(t)
         torch.testing.assert_close(logits, full[grid][:, place])
 
 
@@ -306,13 +306,13 @@ def test_gated_is_the_gated_network_of_each_grid_in_turn() -> None:
     prior, codes = gated_pixelcnn.build(values, *LEVELS, 0).double().eval(), random_codes(3, *LEVELS)
     assert list(prior.order) == list(range(28))
     torch.manual_seed(5)
-    again = gated_pixelcnn.build(values, *LEVELS, 0)
+    again = gated_pixelcnn.build(values, CodeSpace(*LEVELS), 0)
     torch.manual_seed(5)
     networks = nn.ModuleList(GatedNetwork(size, 6, 2, 3) for size in LEVELS[1])
     assert again.networks.state_dict().keys() == networks.state_dict().keys()
     assert all(torch.equal(again.networks.state_dict()[key], value) for key, value in networks.state_dict().items())
     networks.double().load_state_dict(prior.networks.state_dict())
-    parts, logits = sequences.unflatten(codes, LEVELS[0]), prior.logits(codes, None)
+    parts, logits = prior.space.split(codes), prior.logits(codes, None)
     for index, network in enumerate(networks):
         torch.testing.assert_close(network(parts[index], prior.conditions[index](parts[:index], None)), logits[index])
 

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tessera.autoregression.sampling import naive_sample
 from tessera.core.contracts import Grids
+from tessera.core.space import CodeSpace
 from tessera.priors import pixelsnail
 
 TWO: tuple[Grids, tuple[int, ...]] = (((2, 2), (4, 3)), (3, 5))
@@ -35,7 +36,7 @@ def tiny(grids: Grids, sizes: tuple[int, ...], classes: int = 0, **values: Any) 
     examples = {field: info.examples[0] for field, info in pixelsnail.Config.model_fields.items()}
     torch.manual_seed(0)
     config = pixelsnail.Config.model_validate({**examples, **values})
-    return moved(pixelsnail.build(config, grids, sizes, classes)).eval()
+    return moved(pixelsnail.build(config, CodeSpace(grids, sizes), classes)).eval()
 
 
 def moved(module: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.core.contracts import Grids
+from tessera.core.space import CodeSpace
 from tessera.priors import rnn
 
 GRIDS: Grids = ((1, 2), (2, 3), (2, 3))
@@ -20,7 +21,7 @@ def tiny(cell: str, classes: int = 0, grids: Grids = GRIDS, sizes: tuple[int, ..
     """In eval mode and float64."""
     config = {"cell": cell, "embedding": 6, "hidden": 8, "layers": 2, "context": 0, "dropout": 0.0, **values}
     torch.manual_seed(0)
-    return rnn.build(rnn.Config.model_validate(config), grids, sizes, classes).double().eval()
+    return rnn.build(rnn.Config.model_validate(config), CodeSpace(grids, sizes), classes).double().eval()
 
 
 def random_codes(count: int, seed: int = 0) -> Tensor:

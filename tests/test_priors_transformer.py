@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tessera.attention.blocks import ROOM, Block, Walk
 from tessera.core.contracts import Grids
+from tessera.core.space import CodeSpace
 from tessera.priors.transformer import Config, Transformer, build
 
 GRIDS: Grids = ((2, 2), (3, 4), (3, 4))
@@ -22,7 +23,7 @@ SIZES = (3, 5, 4)
 @pytest.fixture
 def make(tiny: Callable[..., Any]) -> Callable[..., Transformer]:
     def made(grids: Grids = GRIDS, sizes: tuple[int, ...] = SIZES, classes: int = 2, **values: Any) -> Transformer:
-        return build(tiny(Config, **values), grids, sizes, classes).double().eval()
+        return build(tiny(Config, **values), CodeSpace(grids, sizes), classes).double().eval()
 
     return made
 
@@ -216,7 +217,7 @@ def test_it_learns_a_rule_that_no_histogram_can(tiny: Callable[..., Any], random
     ever new codes, so that the nats left over are those of the 5 random codes of 9."""
     draws = torch.Generator().manual_seed(0)
     config = tiny(Config, channels=32, heads=4, layers=2, dropout=0.0, random_order=random_order)
-    prior = build(config, ((3, 3),), (3,), 0).train()
+    prior = build(config, CodeSpace(((3, 3),), (3,)), 0).train()
     optimizer = torch.optim.Adam(prior.parameters(), lr=5e-3)
     for step in range(steps):
         codes = torch.randint(3, (64, 3, 3), generator=draws)

@@ -19,6 +19,7 @@ from tessera.core import files
 from tessera.core.contracts import Grids
 from tessera.core.params import Params
 from tessera.core.run import SPLITS, Run
+from tessera.core.space import CodeSpace
 
 BUDGET = {"channels": 16, "layers": 2, "dropout": 0.0, "count": 1000}
 TRAINING = {"epochs": 20, "batch_size": 32, "lr": 0.02, "optimizer": "adamw", "warmup_steps": 0, "evaluate_every": 5}
@@ -111,7 +112,7 @@ def test_it_sees_earlier_grids(measured: Callable[..., Found]) -> None:
 
 def test_bits_are_the_likelihood() -> None:
     grids = ((2, 2), (3, 1))
-    network = probe.build(example(probe.Settings), grids, (3, 5)).eval()
+    network = probe.build(example(probe.Settings), CodeSpace(grids, (3, 5))).eval()
     codes = torch.cat([torch.randint(3, (7, 4)), torch.randint(5, (7, 3))], dim=1)
     found = probe.bits(network, codes, batch_size=4)
     assert found.shape == (7, 7)

@@ -10,6 +10,7 @@ from tessera.autoregression.sampling import Steps, draw, sample, truncate
 from tessera.codes import sequences
 from tessera.core.contracts import Sampling
 from tessera.core.errors import InputError
+from tessera.core.space import CodeSpace
 from tessera.cuda_graphs import Replay
 
 ALMOST_ONE = 1 - 2**-53  # the largest uniform there is
@@ -117,7 +118,7 @@ def test_draw_refuses_what_is_no_distribution(row: list[float]) -> None:
 class Scripted(torch.nn.Module):
     """A prior of 2x2 codes of which only the logits of its walk matter."""
 
-    grids, codebook_sizes, classes, order = ((2, 2),), (3,), 0, range(4)
+    space, classes, order = CodeSpace(((2, 2),), (3,)), 0, range(4)
 
     def __init__(self, logits: torch.Tensor) -> None:
         super().__init__()
@@ -153,18 +154,6 @@ def test_a_captured_walk_draws_what_sample_draws() -> None:
     prior.rows[2] = math.nan
     with pytest.raises(ValueError, match="finite"):
         replay.sample(torch.Generator())
-
-
-def test_codes_fold_level_by_level_then_depth_by_depth_in_raster_order() -> None:
-    coarse, fine = torch.arange(2 * 1 * 1 * 2).view(2, 1, 1, 2), torch.arange(2 * 2 * 2 * 3).view(2, 2, 2, 3) + 100
-    codes = sequences.flatten_levels([coarse, fine])
-    assert codes[0].tolist() == [0, 1, *range(100, 112)]
-    parts = sequences.unflatten(codes, ((1, 2), (2, 3), (2, 3)))
-    assert torch.equal(parts[0], coarse[:, 0])
-    assert torch.equal(torch.stack(parts[1:], 1), fine)
-    assert torch.equal(sequences.flatten(parts), codes)
-    with pytest.raises(ValueError, match="14 columns"):
-        sequences.unflatten(codes[:, 1:], ((1, 2), (2, 3), (2, 3)))
 
 
 def test_likelihoods_and_accuracy_of_per_grid_logits_are_the_sums_by_hand() -> None:

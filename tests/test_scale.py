@@ -362,6 +362,7 @@ from tessera.core import files
 from tessera.core.params import Params
 from tessera.core.run import Run
 from tessera.runtime.devices import Runtime
+from tessera.core.space import CodeSpace
 from tessera.runtime.settings import Settings
 from stages import codes, prior
 
@@ -370,7 +371,7 @@ def status(name):
     return int(next(line for line in lines if line.startswith(name)).split()[1]) << 10
 
 class Corner(torch.nn.Module):
-    grids = ((1, 2),)
+    space = CodeSpace(((1, 2),), (2,))
 
     def encode(self, x):
         return (x[:, 0, 0, :2] > 0).int()

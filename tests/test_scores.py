@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from tessera import scores
 from tessera.codes import statistics
+from tessera.images.arrays import to_model
 
 CODES = hnp.arrays(np.int64, hnp.array_shapes(max_dims=3, max_side=6), elements=st.integers(0, 4))
 
@@ -189,8 +190,10 @@ def test_neighbours_equal_by_brute_force(grid, dy, dx):
     assert math.isnan(found) if not pairs else found == pytest.approx(np.mean(pairs))
 
 
-def test_split_grids_in_raster_order():
-    codes = np.arange(12).reshape(2, 6)
-    first, second = statistics.split_grids(codes, ((1, 2), (2, 2)))
-    np.testing.assert_array_equal(first, [[[0, 1]], [[6, 7]]])
-    np.testing.assert_array_equal(second, [[[2, 3], [4, 5]], [[8, 9], [10, 11]]])
+def test_squared_errors_have_two_units():
+    """Of one pair of pixels: as images from 0 to 1, and as models see them, from -1 to 1."""
+    pair = np.array([[[[51]]], [[[204]]]], np.uint8)
+    error = scores.mse(pair[:1], pair[1:])[0]
+    seen = to_model(pair).double().flatten()
+    assert scores.symmetric(error) == pytest.approx(float((seen[0] - seen[1]) ** 2), rel=1e-5)
+    assert scores.unit(scores.symmetric(error)) == error

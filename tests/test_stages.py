@@ -54,8 +54,8 @@ def test_every_tokenizer_goes_all_the_way(kind, raw, tiny_run, stage, runtime):
     run = Run(params, runtime=runtime)
     for name in ("tokenizer", "codes", "reconstruction"):
         stage(name)(run)
-    assert run.grids == grids
-    length, count = sum(h * w for h, w in grids), {split: len(run.images(split)) for split in SPLITS}
+    assert run.space.grids == grids
+    length, count = run.space.length, {split: len(run.images(split)) for split in SPLITS}
     assert {split: run.codes(split).shape for split in SPLITS} == {split: (n, length) for split, n in count.items()}
     assert run.augmented_codes().shape == (2, count["train"], length)
     assert files.read_json(Path("metrics/tokenizer.json"))["val"]["perplexity"] >= 1

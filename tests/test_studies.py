@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from test_mirror import closure
 
 from tessera import presets
-from tessera.core import files
+from tessera.core import files, trees
 from tessera.core.errors import InputError
 from tessera.core.params import read
 from tessera.studies import __main__ as command
@@ -65,9 +65,9 @@ def test_every_study_names_runs_and_values_that_there_are(name, monkeypatch):
     raw = read()
     for run in sweep.shown(name, study):
         for changed in sweep.changes(owner, run):
-            sweep.value(raw, changed.removeprefix("~"))
+            trees.value(raw, changed.removeprefix("~"))
     for source in [*study.columns.values(), *(f.x for f in study.figures if f.kind == "lines")]:
-        assert ":" in source or sweep.value(raw, source) is not None, source
+        assert ":" in source or trees.value(raw, source) is not None, source
 
 
 def test_every_run_has_valid_params_and_stages(monkeypatch):

@@ -24,7 +24,6 @@ from stages import reconstruction, samples
 from stages import tokenizer as training
 from tessera import scores
 from tessera.codes import statistics
-from tessera.codes.sequences import flatten_levels
 from tessera.core import files, models, seams
 from tessera.core.contracts import Quantized
 from tessera.core.errors import InputError
@@ -121,15 +120,13 @@ def x(tokenizer, make_images) -> torch.Tensor:
 
 def test_grids_fold_the_codes(tokenizer, x):
     codes = tokenizer.encode(x)
-    assert codes.shape == (5, sum(height * width for height, width in tokenizer.grids))
+    assert codes.shape == (5, tokenizer.space.length)
     assert codes.dtype == torch.int64
     assert len(codes.unique()) > 2  # or the tests below would say little
-    assert len(tokenizer.codebook_sizes) == len(tokenizer.grids) == len(tokenizer.codebooks)
-    for grid, size in zip(
-        statistics.split_grids(codes.numpy(), tokenizer.grids), tokenizer.codebook_sizes, strict=True
-    ):
+    assert len(tokenizer.space.sizes) == len(tokenizer.space.grids) == len(tokenizer.codebooks)
+    for grid, size in zip(tokenizer.space.split(codes.numpy()), tokenizer.space.sizes, strict=True):
         assert 0 <= grid.min() <= grid.max() < size
-    assert [len(book) for book in tokenizer.codebooks] == list(tokenizer.codebook_sizes)
+    assert [len(book) for book in tokenizer.codebooks] == list(tokenizer.space.sizes)
 
 
 def test_output_has_one_entry_per_level(tokenizer, x):
@@ -138,7 +135,7 @@ def test_output_has_one_entry_per_level(tokenizer, x):
     assert len(output.latents) == len(output.quantized)
     assert [z.shape for z in output.latents] == [level.z_q.shape for level in output.quantized]
     depths = sum(level.codes.shape[1] for level in output.quantized)
-    assert depths == len(tokenizer.grids)
+    assert depths == len(tokenizer.space.grids)
 
 
 def test_the_ways_through_the_tokenizer_meet(tokenizer, x):
@@ -155,7 +152,7 @@ def test_the_ways_through_the_tokenizer_meet(tokenizer, x):
 
 def test_any_codes_can_be_decoded(tokenizer):
     draws = np.random.default_rng(0)
-    sizes = [(h * w, k) for (h, w), k in zip(tokenizer.grids, tokenizer.codebook_sizes, strict=True)]
+    sizes = zip(tokenizer.space.lengths, tokenizer.space.sizes, strict=True)
     codes = np.concatenate([draws.integers(0, k, (4, n)) for n, k in sizes], axis=1)
     decoded = tokenizer.decode(torch.from_numpy(codes))
     assert decoded.shape == (4, *tokenizer.image_shape)
@@ -163,7 +160,7 @@ def test_any_codes_can_be_decoded(tokenizer):
 
 
 def test_codes_of_another_length_are_refused(tokenizer):
-    length = sum(height * width for height, width in tokenizer.grids)
+    length = tokenizer.space.length
     with pytest.raises(ValueError, match=f"codes must have {length} columns"):
         tokenizer.decode(torch.zeros(2, length + 1, dtype=torch.int64))
 
@@ -207,7 +204,7 @@ def test_half_precision_changes_no_type_of_the_contract(tokenizer, x):
     """Codes, losses and what is quantized are as in float32; z_q is a code vector to the last bit."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         output = tokenizer(x)
-        codes = flatten_levels([level.codes for level in output.quantized])
+        codes = tokenizer.space.join(level.codes for level in output.quantized)
         assert all(torch.equal(z, q.z_q) for z, q in zip(tokenizer.vectors(codes), output.quantized, strict=True))
     assert codes.dtype == torch.int64
     assert all(level.z_q.dtype == torch.float32 for level in output.quantized)
@@ -252,9 +249,9 @@ def make_ema(tiny: Callable[..., Any], **values: Any) -> Callable[..., nn.Module
 def test_grid_of_each_downsampling(tiny, downsampling):
     config = tiny(vqvae.Config, downsampling=downsampling)
     tokenizer = vqvae.build(config, (3, 32, 64), make_ema(tiny)).eval()
-    assert tokenizer.grids == ((32 // downsampling, 64 // downsampling),)
+    assert tokenizer.space.grids == ((32 // downsampling, 64 // downsampling),)
     x = torch.rand(2, 3, 32, 64)
-    assert tokenizer.latents(x)[0].shape[2:] == tokenizer.grids[0]
+    assert tokenizer.latents(x)[0].shape[2:] == tokenizer.space.grids[0]
     assert tokenizer(x).reconstruction.shape == x.shape
 
 
@@ -489,7 +486,7 @@ def two_levels(tiny, make_images) -> nn.Module:
 def test_grids_of_two_levels(tiny, size, downsampling, top_downsampling, grids):
     config = tiny(vqvae2.Config, downsampling=downsampling, top_downsampling=top_downsampling)
     tokenizer = vqvae2.build(config, (3, size, size), make_ema(tiny)).eval()
-    assert tokenizer.grids == grids
+    assert tokenizer.space.grids == grids
     x = torch.rand(2, 3, size, size)
     output = tokenizer(x)
     assert tuple(z.shape[2:] for z in output.latents) == grids
@@ -505,8 +502,8 @@ def test_two_levels_of_two_depths(tiny, make_images):
     x = arrays.to_model(make_images(6, 16, 16))
     tokenizer(x)
     tokenizer.eval()
-    assert tokenizer.grids == ((2, 2), (2, 2), (4, 4), (4, 4))
-    assert len(tokenizer.codebooks) == len(tokenizer.codebook_sizes) == 4
+    assert tokenizer.space.grids == ((2, 2), (2, 2), (4, 4), (4, 4))
+    assert len(tokenizer.codebooks) == len(tokenizer.space.sizes) == 4
     output, codes = tokenizer(x), tokenizer.encode(x)
     assert [level.codes.shape for level in output.quantized] == [(6, 2, 2, 2), (6, 2, 4, 4)]
     depths = [depth.flatten(1) for level in output.quantized for depth in level.codes.unbind(1)]
@@ -618,7 +615,7 @@ def make_vae(tiny: Callable[..., Any], latent: str = "spatial", **values: Any) -
 
 def test_vae_without_a_quantizer_has_no_codes(tiny, latent, make_images):
     tokenizer, x = make_vae(tiny, latent), arrays.to_model(make_images(3))
-    assert tokenizer.grids == tokenizer.codebook_sizes == tokenizer.codebooks == ()
+    assert tokenizer.space.grids == tokenizer.space.sizes == tokenizer.codebooks == ()
     height, width = {"spatial": (2, 2), "vector": (1, 1)}[latent]
     for training_mode in (True, False):
         output = tokenizer.train(training_mode)(x)
@@ -739,8 +736,8 @@ def test_fitted_quantizer_takes_the_place_of_the_draw(tiny, latent, make_images,
         fit_quantizer(tokenizer, x)
         output = tokenizer(x)
     (level,) = output.quantized
-    assert tokenizer.grids == ({"spatial": (2, 2), "vector": (1, 1)}[latent],)
-    assert level.codes.shape == (6, 1, *tokenizer.grids[0])
+    assert tokenizer.space.grids == ({"spatial": (2, 2), "vector": (1, 1)}[latent],)
+    assert level.codes.shape == (6, 1, *tokenizer.space.grids[0])
     assert {tuple(z.tolist()) for z in level.z_q.permute(0, 2, 3, 1).flatten(0, 2)} <= {
         tuple(code.tolist()) for code in tokenizer.codebooks[0]
     }
@@ -829,8 +826,8 @@ def test_level_i_is_the_value_of_the_formula(levels):
 def test_colour_channels_are_depths_of_one_level_red_first():
     tokenizer = identity(256)
     pixels = np.zeros((1, 8, 8, 3), np.uint8) + np.array([10, 20, 30], np.uint8)
-    assert tokenizer.grids == ((8, 8),) * 3
-    assert tokenizer.codebook_sizes == (256,) * 3
+    assert tokenizer.space.grids == ((8, 8),) * 3
+    assert tokenizer.space.sizes == (256,) * 3
     assert [book.shape for book in tokenizer.codebooks] == [(256, 1)] * 3
     codes = tokenizer.encode(arrays.to_model(pixels))
     assert codes.shape == (1, 192)
@@ -878,7 +875,7 @@ def test_saved_model_gives_the_same_output(saved, make_images):
     assert not loaded.training
     assert torch.equal(loaded.encode(x), tokenizer.encode(x))
     assert torch.equal(loaded(x).reconstruction, tokenizer(x).reconstruction)
-    assert (loaded.grids, loaded.codebook_sizes) == (tokenizer.grids, tokenizer.codebook_sizes)
+    assert loaded.space == tokenizer.space
 
 
 def test_model_loads_from_anywhere_without_params(saved, tmp_path_factory, monkeypatch, make_images):
@@ -1054,7 +1051,7 @@ def test_validation_row_by_hand(objective, raw, make_images, train):
         decoded = arrays.to_pixels(output.reconstruction)
         losses = objective(x)
     error = scores.mse(decoded, pixels["val"]).mean()
-    shares = statistics.frequencies(output.quantized[0].codes.numpy(), objective.tokenizer.codebook_sizes[0])
+    shares = statistics.frequencies(output.quantized[0].codes.numpy(), objective.tokenizer.space.sizes[0])
     expected = {
         "val_mse": float(losses["mse"]),
         "val_total": float(sum(losses.values())),

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Generator, Tensor
 
 from tessera.autoregression import sampling as draws
-from tessera.codes.sequences import length, require_labels
+from tessera.codes.sequences import require_labels
 from tessera.core.contracts import ExactPrior, Sampling
 from tessera.core.errors import InputError
 
@@ -38,7 +38,7 @@ class Replay:
                 f"only walks on a CUDA device are captured, and this prior is on {device}: use its `sample`"
             )
         draws.require_range(sampling)
-        self.prior, self.n, shape = prior, n, (n, length(prior.grids))
+        self.prior, self.n, shape = prior, n, (n, prior.space.length)
         self.uniforms = torch.zeros(shape, dtype=torch.float64, device=device)
         self.labels = torch.full((n,), prior.classes, device=device) if prior.classes else None
         self.known = torch.zeros(shape, dtype=torch.int64, device=device) if known else None

@@ -7,19 +7,33 @@ mean of the images' own; `ssim` has uniform windows of 7x7 pixels, `ssim_gaussia
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from tessera.images.arrays import batches
 
+Error = TypeVar("Error", float, np.ndarray)
 UNIFORM, GAUSSIAN = 7, 11  # pixels a side of the windows of `ssim` and `ssim_gaussian`
+SYMMETRIC = 4  # a squared error on [-1, 1], which is twice as wide as [0, 1], is 4 times that on [0, 1]
 BLOCK = 64  # images at once: bounds the memory, not the result
 
 
 def mse(a: UInt8[np.ndarray, "n h w c"], b: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, " n"]:
-    """Mean squared error of each image in units of [0, 1]^2 (a quarter of that on [-1, 1])."""
+    """Mean squared error of each image in units of [0, 1]^2; see `symmetric`."""
     difference = (a.astype(np.float32) - b.astype(np.float32)) / 255
     return np.square(difference).mean(axis=(1, 2, 3), dtype=np.float64)
+
+
+def symmetric(error: Error) -> Error:
+    """A squared error in units of [0, 1]^2 in those of [-1, 1]^2, in which models see images and losses are."""
+    return SYMMETRIC * error
+
+
+def unit(error: Error) -> Error:
+    """The inverse of `symmetric`: what `psnr_db` takes."""
+    return error / SYMMETRIC
 
 
 def psnr_db(error: float | Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

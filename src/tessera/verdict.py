@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from tessera.core import files
+from tessera.core import files, trees
 from tessera.core.errors import InputError
 from tessera.core.params import PLURAL, Strict
 from tessera.core.run import Run
@@ -65,21 +65,13 @@ def judge(thresholds: dict[str, Threshold], metrics: Metrics) -> dict[str, Check
 
 def _check(threshold: Threshold, metrics: dict[str, Any]) -> Check | None:
     pattern = threshold.metric.partition(":")[2]
-    values = [value for name, value in _leaves(metrics) if fnmatchcase(name, pattern)]
+    values = [float(value) for name, value in trees.numbers(metrics) if fnmatchcase(name, pattern)]
     if not values:
         return None
     if threshold.at_least is not None:
         return Check(min(values), threshold.at_least, min(values) - threshold.at_least)
     assert threshold.at_most is not None, "a threshold has one of the two"
     return Check(max(values), threshold.at_most, threshold.at_most - max(values))
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", float(value)
 
 
 def metrics_of(run: Run) -> Metrics:

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tessera.core import files
+from tessera.core import files, trees
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,18 +34,10 @@ def metrics(file: str) -> dict[str, Any]:
     return files.read_json(files.METRICS / f"{file}.json")
 
 
-def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Names joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
-
-
 def numbers(file: str) -> str:
     """Metrics, grouped as they are nested; a grid that a diagnostic does not apply to says so."""
     groups: dict[str, list[str]] = {}
-    for name, value in flattened(metrics(file)).items():
+    for name, value in trees.leaves(metrics(file)):
         group, _, leaf = name.rpartition(".")
         shown = f"<dt>{escape(leaf)}</dt><dd>{number(value)}</dd>"
         absent = "<dt>does not apply</dt>"

@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from stages.report import elements
+from tessera.core import trees
 
 
 def body(chosen: dict[str, Any]) -> str:
@@ -19,7 +20,7 @@ def body(chosen: dict[str, Any]) -> str:
             off = [name for name, term in values.items() if not term["weight"]]
             values = {name: term for name, term in values.items() if term["weight"]}
             values |= {"of weight 0": ", ".join(off)} if off else {}
-        flat = elements.flattened(values) if isinstance(values, dict) else {section: values}
+        flat = dict(trees.leaves(values)) if isinstance(values, dict) else {section: values}
         shown = values["name"] if is_choice(values) else values if not isinstance(values, dict) else ""
         rows = [[f"<code>{escape(name)}</code>", escape(elements.text(value))] for name, value in flat.items()]
         summary = f"<summary>{escape(section)} <b>{escape(str(shown))}</b></summary>"

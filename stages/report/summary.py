@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from stages.report import elements, verdicts
 from stages.report.prior import ORACLE
+from tessera.core import trees
 
 if TYPE_CHECKING:
     from tessera.core.run import Run
@@ -71,6 +72,6 @@ def _figure(run: Run, figure: Figure) -> str | None:
     seam, _, key = figure.file.partition("/")
     if key and key not in run.params.keys(seam):
         return None
-    metrics = elements.flattened(elements.metrics(figure.file))
+    metrics = dict(trees.leaves(elements.metrics(figure.file)))
     found = [format(value, figure.form) for name, value in metrics.items() if fnmatchcase(name, figure.name)]
     return figure.words.format(" / ".join(found)) if found else None

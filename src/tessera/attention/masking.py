@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from tessera.attention.blocks import Block, Places
 from tessera.attention.causal import Size
 from tessera.autoregression.sampling import draw, truncate
-from tessera.core.contracts import Grids, Sampling
+from tessera.core.contracts import Sampling
+from tessera.core.space import CodeSpace
 from tessera.networks.dropout import dropped
 
 Decoding = Literal["random", "confidence"]
@@ -27,17 +28,17 @@ class MaskedTransformer(nn.Module):
     """Logits of every code given all that are not hidden and the label: all grids are one sequence, and attention goes in
     both directions. It is told no time, which the number of masks says."""
 
-    def __init__(self, size: Size, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
+    def __init__(self, size: Size, space: CodeSpace, classes: int) -> None:
         super().__init__()
         channels = size.channels
-        self.lengths = [height * width for height, width in grids]
-        codes = [nn.Embedding(k + 1, channels) for k in codebook_sizes]  # the last row: the mask
+        self.lengths = space.lengths
+        codes = [nn.Embedding(k + 1, channels) for k in space.sizes]  # the last row: the mask
         self.codes = cast("Sequence[nn.Embedding]", nn.ModuleList(codes))
-        self.places = Places(grids, channels)
+        self.places = Places(space.grids, channels)
         self.labels = nn.Embedding(classes + 1, channels) if classes else None  # the last row: no label
         self.blocks = nn.ModuleList(Block(channels, size.heads) for _ in range(size.layers))
         self.norm = nn.LayerNorm(channels)
-        self.heads = nn.ModuleList(nn.Linear(channels, k) for k in codebook_sizes)
+        self.heads = nn.ModuleList(nn.Linear(channels, k) for k in space.sizes)
 
     def forward(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, masked: Bool[Tensor, "b t"], dropout: float

@@ -10,7 +10,8 @@ from torch import Generator, Tensor, nn
 
 from tessera.autoregression import sampling as draws
 from tessera.codes import sequences
-from tessera.core.contracts import Grids, Likelihood, Sampling
+from tessera.core.contracts import Likelihood, Sampling
+from tessera.core.space import CodeSpace
 
 
 class Autoregressive(nn.Module):
@@ -22,14 +23,13 @@ class Autoregressive(nn.Module):
 
     exact = True
 
-    def __init__(self, grids: Grids, codebook_sizes: Sequence[int], classes: int, dropout: float = 0.0) -> None:
+    def __init__(self, space: CodeSpace, classes: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.grids, self.codebook_sizes, self.classes = grids, tuple(codebook_sizes), classes
-        self.dropout = dropout
+        self.space, self.classes, self.dropout = space, classes, dropout
 
     @property
     def order(self) -> Sequence[int]:
-        return range(sequences.length(self.grids))
+        return range(self.space.length)
 
     def predict(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
@@ -79,4 +79,4 @@ class Autoregressive(nn.Module):
             ValueError: the codes are too many or too few for the grids.
         """
         sequences.require_labels(labels, self.classes, len(codes))
-        sequences.unflatten(codes, self.grids)
+        self.space.split(codes)

@@ -19,9 +19,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from tessera.autoregression.forks import spread
-from tessera.codes.sequences import length, require_labels, unflatten, whereabouts
+from tessera.codes.sequences import require_labels
 from tessera.core.contracts import ExactPrior, Prior, Sampling
 from tessera.core.errors import InputError
+from tessera.images.arrays import batches
 
 SHARE = 16  # images, at least, for which a walk takes another core
 
@@ -106,10 +107,30 @@ def sample(
     require_labels(labels, prior.classes, n)
     require_range(sampling)
     require_known(prior, n, known, known_mask)
-    uniforms = torch.rand(n, length(prior.grids), generator=generator, dtype=torch.float64, device=generator.device)
+    uniforms = torch.rand(n, prior.space.length, generator=generator, dtype=torch.float64, device=generator.device)
     codes, sound = shared(prior, steps, uniforms, sampling, labels, known, known_mask)
     require_sound(sound)
     return codes
+
+
+@torch.no_grad()
+def sample_batches(
+    prior: Prior,
+    n: int,
+    batch_size: int,
+    draws: Callable[[int], Generator],
+    sampling: Sampling,
+    labels: Int[Tensor, " n"] | None = None,
+    known: Int[Tensor, "n t"] | None = None,
+    known_mask: Bool[Tensor, "n t"] | None = None,
+) -> Int[Tensor, "n t"]:
+    """`prior.sample` of `batch_size` images at a time, whichever prior it is. `draws` makes the generator of each batch from
+    its index, so that the random numbers of a batch depend on nothing that was drawn before."""
+    parts = []
+    for index, where in enumerate(batches(n, batch_size)):
+        given = (None if one is None else one[where] for one in (labels, known, known_mask))
+        parts.append(prior.sample(where.stop - where.start, draws(index), sampling, *given))
+    return torch.cat(parts)
 
 
 def shared(
@@ -188,11 +209,11 @@ def require_known(
         return
     if known is None or known_mask is None:
         raise InputError("known and known_mask must be given together or not at all")
-    want = (n, length(prior.grids))
+    want = (n, prior.space.length)
     for name, given, dtype in (("known", known, torch.int64), ("known_mask", known_mask, torch.bool)):
         if tuple(given.shape) != want or given.dtype != dtype:
             raise InputError(f"{name} must be {dtype} of shape {want}, got {given.dtype} of {tuple(given.shape)}")
-    parts = zip(unflatten(known, prior.grids), unflatten(known_mask, prior.grids), prior.codebook_sizes, strict=True)
+    parts = zip(prior.space.split(known), prior.space.split(known_mask), prior.space.sizes, strict=True)
     for codes, where, size in parts:
         if bool(((codes < 0) | (codes >= size))[where].any()):
             raise InputError(f"known codes must be from 0 to {size - 1}, as many as the codebook has")
@@ -201,9 +222,9 @@ def require_known(
 def naive_steps(prior: ExactPrior, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
     """One full forward pass per position: T times the work, and nothing to get wrong. Cached steps must equal these."""
     device = next(chain(prior.parameters(), prior.buffers())).device
-    codes = torch.zeros(n, length(prior.grids), dtype=torch.int64, device=device)
+    codes = torch.zeros(n, prior.space.length, dtype=torch.int64, device=device)
     for t in prior.order:
-        grid, place = whereabouts(t, prior.grids)
+        grid, place = prior.space.locate(t)
         codes[:, t] = yield prior.logits(codes, labels)[grid][:, place]
 
 

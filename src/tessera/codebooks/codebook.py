@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tessera.core import collectives
 from tessera.core.errors import NonFiniteError
 from tessera.core.params import Strict
 
@@ -214,7 +214,7 @@ def kmeans(z: Float[Tensor, "n d"], codes: Float[Tensor, "k d"], iterations: int
     """Lloyd's iterations from `codes`, on the z of all ranks; a cluster that empties keeps its centre."""
     for _ in range(iterations):
         counts, sums = statistics(z, nearest(z, codes), len(codes))
-        summed_over_ranks(counts, sums)
+        collectives.add_up(counts, sums)
         codes = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), codes)
     return codes
 
@@ -227,42 +227,31 @@ def statistics(
     return counts, z.new_zeros(k, z.shape[1]).index_add_(0, codes, z)
 
 
-def ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def summed_over_ranks(*tensors: Tensor) -> None:
-    """In place; nothing to do in one process."""
-    if ranks() > 1:
-        for tensor in tensors:
-            dist.all_reduce(tensor)
-
-
 def _from_rank_0(tensor: Tensor) -> Tensor:
-    if ranks() > 1:
+    if collectives.ranks() > 1:
         tensor = tensor.contiguous()
-        dist.broadcast(tensor, src=0)
+        collectives.take_from_rank_0(tensor)
     return tensor
 
 
 def _joined_rows(z: Float[Tensor, "n d"], where: Int[Tensor, " k"]) -> Float[Tensor, "k d"]:
     """Rows of the joined batch, rank after rank, at indices that are the same on every rank. Each rank fills in its own
     rows: K*D numbers travel, however large the batch."""
-    if ranks() == 1:
+    if collectives.ranks() == 1:
         return z[where]
-    own = where - dist.get_rank() * len(z)
+    own = where - collectives.rank() * len(z)
     here = (own >= 0) & (own < len(z))
     rows = torch.where(here[:, None], z[own.clamp(0, len(z) - 1)], 0)
-    summed_over_ranks(rows)
+    collectives.add_up(rows)
     return rows
 
 
 def _distinct_rows(z: Float[Tensor, "n d"], k: int) -> Float[Tensor, "u d"]:
     """The first K distinct rows of the joined batch in a random order, or all that differ: the same on every rank."""
-    order = _from_rank_0(torch.randperm(len(z) * ranks(), device="cpu").to(z.device))
-    hashes = z.new_zeros(ranks(), len(z), dtype=torch.int64)
-    hashes[dist.get_rank() if ranks() > 1 else 0] = row_hashes(z)
-    summed_over_ranks(hashes)  # of zeros and each rank's own
+    order = _from_rank_0(torch.randperm(len(z) * collectives.ranks(), device="cpu").to(z.device))
+    hashes = z.new_zeros(collectives.ranks(), len(z), dtype=torch.int64)
+    hashes[collectives.rank()] = row_hashes(z)
+    collectives.add_up(hashes)  # of zeros and each rank's own
     return _joined_rows(z, order[~_repeated(hashes.flatten()[order])][:k])
 
 
@@ -359,12 +348,12 @@ class Codebook(nn.Module):
             self._ready = True
             return
         wrong = (~torch.isfinite(rows)).any().float()
-        summed_over_ranks(wrong)
+        collectives.add_up(wrong)
         if wrong:
             raise NonFiniteError("the latents z are not finite")
         everywhere = torch.ones_like(self.counts, dtype=torch.bool)
         found = initial_codes(rows.detach(), len(self.counts), self.settings.initialisation)
-        self.place(everywhere, found, len(rows) * ranks() / len(self.counts))
+        self.place(everywhere, found, len(rows) * collectives.ranks() / len(self.counts))
         self.initialised.fill_(True)
         self._ready = True
 
@@ -372,7 +361,7 @@ class Codebook(nn.Module):
     def update(self, rows: Float[Tensor, "n d"], chosen: Int[Tensor, " n"]) -> None:
         """Count the choices, move, then restart dead codes. A batch that is not finite changes nothing; the loss tells."""
         counts, sums = statistics(rows, chosen, len(self.counts))
-        summed_over_ranks(counts, sums)
+        collectives.add_up(counts, sums)
         finite = torch.isfinite(sums).all()
         self.counts.lerp_(torch.where(finite, counts, self.counts), 1 - self.settings.decay)
         self.move(sums, finite)
@@ -385,7 +374,9 @@ class Codebook(nn.Module):
         But where two draws are equal, one of the codes stays, and draws again after the next batch; and so does one whose
         latent has a code of its own already: else two codes would share what one is enough for.
         """
-        draws = _from_rank_0(torch.randint(len(rows) * ranks(), (len(is_dead),), device="cpu").to(rows.device))
+        draws = _from_rank_0(
+            torch.randint(len(rows) * collectives.ranks(), (len(is_dead),), device="cpu").to(rows.device)
+        )
         if readable(is_dead) and not is_dead.any():
             return
         found, codes = _joined_rows(rows, draws), self.codebooks[0].detach()

@@ -1,57 +1,15 @@
-"""Codes [B,T] and the grids that they fold to: level by level, then depth by depth, raster order within a grid.
-
-Two grids ((1, 2), (2, 2)) give T = 6: codes[:, 0:2] are the only row of the first, codes[:, 2:4] and codes[:, 4:6] the
-rows of the second. What is per grid is a sequence in the same order, such as logits [B, h * w, K]: K may differ.
-"""
+"""Likelihood of codes [B,T] from logits, one [B,h*w,K] per grid in the order of `core.space.CodeSpace`: K may differ."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tessera.core.contracts import Grids
 from tessera.core.errors import InputError
-
-
-def length(grids: Grids) -> int:
-    """T, the number of codes of an image."""
-    return sum(height * width for height, width in grids)
-
-
-def flatten(parts: Iterable[Int[Tensor, "b h w"]]) -> Int[Tensor, "b t"]:
-    """Codes grid by grid to one sequence; the inverse of `unflatten`."""
-    return torch.cat([part.flatten(1) for part in parts], dim=1)
-
-
-def flatten_levels(levels: Iterable[Int[Tensor, "b r h w"]]) -> Int[Tensor, "b t"]:
-    """Codes of each level, with R depths (1, or more under a residual quantizer), to one sequence: level by level, then
-    depth by depth."""
-    return torch.cat([level.flatten(1) for level in levels], dim=1)
-
-
-def unflatten(codes: Int[Tensor, "b t"], grids: Grids) -> list[Int[Tensor, "b h w"]]:
-    """One sequence to its grids, as views.
-
-    Raises:
-        ValueError: T is not the number of codes of these grids.
-    """
-    if codes.shape[1] != length(grids):
-        raise ValueError(f"codes must have {length(grids)} columns for grids {grids}, got shape {tuple(codes.shape)}")
-    parts = codes.split([height * width for height, width in grids], dim=1)
-    return [part.unflatten(1, grid) for part, grid in zip(parts, grids, strict=True)]
-
-
-def whereabouts(t: int, grids: Grids) -> tuple[int, int]:
-    """Which grid position t of a sequence lies in, and which place of its raster."""
-    for grid, (height, width) in enumerate(grids):
-        if t < height * width:
-            return grid, t
-        t -= height * width
-    raise ValueError(f"position {t} lies behind the last code of grids {grids}")
 
 
 def code_log_prob(logits: Sequence[Float[Tensor, "b n k"]], codes: Int[Tensor, "b t"]) -> Float[Tensor, "b t"]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
+
+if TYPE_CHECKING:
+    from tessera.core.space import CodeSpace
 
 
 def frequencies(codes: Int[np.ndarray, ...], k: int) -> Float[np.ndarray, " k"]:
@@ -36,15 +40,6 @@ def neighbours_equal(grid: Int[np.ndarray, "n h w"], dy: int, dx: int) -> float:
     if h <= dy or w <= dx:
         return math.nan
     return float((grid[:, : h - dy, : w - dx] == grid[:, dy:, dx:]).mean())
-
-
-def split_grids(codes: Int[np.ndarray, "n t"], grids: tuple[tuple[int, int], ...]) -> list[Int[np.ndarray, "n h w"]]:
-    """Codes [N,T] as one array [N,h,w] per grid."""
-    folded, start = [], 0
-    for h, w in grids:
-        folded.append(np.asarray(codes[:, start : start + h * w]).reshape(-1, h, w))
-        start += h * w
-    return folded
 
 
 def copying(grid: Int[np.ndarray, "n h w"]) -> dict[str, float]:
@@ -101,9 +96,7 @@ def predictability(bits: float, k: int) -> float:
     return max(0.0, 1 - bits / math.log2(k)) if k > 1 else 1.0  # max: sums round
 
 
-def order_zero_bits(
-    codes: Int[np.ndarray, "n t"], grids: tuple[tuple[int, int], ...], codebook_sizes: tuple[int, ...]
-) -> Float[np.ndarray, " t"]:
+def order_zero_bits(codes: Int[np.ndarray, "n t"], space: CodeSpace) -> Float[np.ndarray, " t"]:
     """Entropy of each code of an image in bits, if it were drawn by the frequencies of its grid."""
-    shares = map(frequencies, split_grids(codes, grids), codebook_sizes)
-    return np.repeat([entropy_bits(share) for share in shares], [height * width for height, width in grids])
+    shares = map(frequencies, space.split(codes), space.sizes)
+    return np.repeat([entropy_bits(share) for share in shares], space.lengths)

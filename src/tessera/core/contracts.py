@@ -8,7 +8,7 @@ keys of its section that it reads, and one function, listed here by seam:
     quantizers   build(config, dim: int | None) -> Quantizer              post-hoc ones have `fit`
     tokenizers   build(config, image_shape, make_quantizer) -> Tokenizer
     losses       build(config, run, tokenizer) -> Loss
-    priors       build(config, grids, codebook_sizes, classes) -> Prior   those in closed form have `fit`
+    priors       build(config, space, classes) -> Prior                   those in closed form have `fit`
     extractors   build(config, image_shape, classes) -> Extractor
     diagnostics, evaluation, extensions
                  measure(config, run) -> Report;  requires(params) -> str | None, optional: why it does not apply
@@ -16,9 +16,9 @@ keys of its section that it reads, and one function, listed here by seam:
 A `Config` may have one method, `rule(params) -> Iterable[str]`: what else must hold across sections, checked before any
 work where the plug-in is chosen.
 
-Words: a *code* is an integer, *codes* [B,T] are an image's sequence of them, *grids* say how they fold. The *codebook*
-holds the K code vectors of dimension D. *z* and *z_q* are the latent before and after quantization. A *prior* is the
-model of codes. A *reconstruction* is not a *sample*.
+Words: a *code* is an integer, *codes* [B,T] are an image's sequence of them, *grids* say how they fold; grids and codebook
+sizes are a `core.space.CodeSpace`. The *codebook* holds the K code vectors of dimension D. *z* and *z_q* are the latent
+before and after quantization. A *prior* is the model of codes. A *reconstruction* is not a *sample*.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ if TYPE_CHECKING:  # what reads only codes, features or metrics must not pay for
     from jaxtyping import Bool, Float, Int, UInt8
     from matplotlib.figure import Figure
     from torch import Generator, Tensor, nn
+
+    from tessera.core.space import CodeSpace
 
 Grid = tuple[int, int]  # (height, width) of one grid of codes
 Grids = tuple[Grid, ...]  # level by level, then depth by depth, coarse first; T is the sum of height * width
@@ -123,17 +125,15 @@ class Output(NamedTuple):
 class Tokenizer(Model, Protocol):
     """Images in [-1, 1] to codes and back, with the way between open: x -> latents -> quantize -> decode_vectors.
 
-    One that takes post-hoc quantizers is trained with `make_quantizer` None: it has no codes then (grids and codebook
-    sizes are empty, the levels of its output have zero depths), and decodes its latents. A generative one may have
+    One that takes post-hoc quantizers is trained with `make_quantizer` None: it has no codes then (its space has
+    no grids, the levels of its output have zero depths), and decodes its latents. A generative one may have
     `sample(n, generator) -> images`, which needs no prior over codes.
     """
 
     @property
     def image_shape(self) -> ImageShape: ...
     @property
-    def grids(self) -> Grids: ...
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]: ...  # one per grid
+    def space(self) -> CodeSpace: ...
     def __call__(self, x: Float[Tensor, "b c h w"]) -> Output: ...
     def encode(self, x: Float[Tensor, "b c h w"]) -> Int[Tensor, "b t"]: ...
     def decode(self, codes: Int[Tensor, "b t"]) -> Float[Tensor, "b c h w"]: ...
@@ -187,9 +187,7 @@ class Prior(Model, Protocol):
     """
 
     @property
-    def grids(self) -> Grids: ...
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]: ...
+    def space(self) -> CodeSpace: ...
     @property
     def classes(self) -> int: ...
     @property

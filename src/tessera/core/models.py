@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tessera.core import files, seams
+from tessera.core import files, seams, trees
 from tessera.core.errors import InputError
+from tessera.core.space import CodeSpace
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from torch import Tensor
 
-    from tessera.core.contracts import Device, Grids, ImageShape, Model, Quantizer
+    from tessera.core.contracts import Device, ImageShape, Model, Quantizer
     from tessera.core.params import Params
 
 WEIGHTS, RECIPE, CARD = "model.safetensors", "recipe.json", "README.md"
@@ -41,12 +42,9 @@ def tokenizer_recipe(params: Params, image_shape: ImageShape) -> Recipe:
     )
 
 
-def prior_recipe(
-    params: Params, grids: Grids, codebook_sizes: tuple[int, ...], classes: int, name: str | None = None
-) -> Recipe:
+def prior_recipe(params: Params, space: CodeSpace, classes: int, name: str | None = None) -> Recipe:
     name = name or params.value("prior.name")
-    config = params.config("prior", name)
-    return _recipe("priors", name, config, grids=grids, codebook_sizes=codebook_sizes, classes=classes)
+    return _recipe("priors", name, params.config("prior", name), **space.facts, classes=classes)
 
 
 def extractor_recipe(params: Params, image_shape: ImageShape, classes: int) -> Recipe:
@@ -73,6 +71,9 @@ def build(recipe: Recipe) -> Any:
     try:
         module = seams.plugin(recipe.seam, recipe.name)
         arguments = {key: _tuples(value) for key, value in recipe.arguments.items()}
+        if recipe.seam == "priors":
+            facts = {name: arguments.pop(name) for name in ("grids", "codebook_sizes")}
+            arguments["space"] = CodeSpace.of_facts(facts)
         if recipe.quantizer is not None:
             name, values = recipe.quantizer
             quantizers = seams.plugin("quantizers", name)
@@ -177,7 +178,7 @@ def card(
     import yaml
 
     head = {"library_name": "tessera", "tags": [recipe.seam, recipe.name], "license": "apache-2.0"}
-    rows = "\n".join(f"| {name} | {value:.5g} |" for name, value in _flat(metrics))
+    rows = "\n".join(f"| {name} | {value:.5g} |" for name, value in trees.numbers(metrics))
     said = "".join(f"- {note}\n" for note in notes) + ("\n" if notes else "")
     values = yaml.safe_dump(stage_params, sort_keys=False, default_flow_style=False)
     return (
@@ -185,10 +186,3 @@ def card(
         f'```python\nimport tessera\n\nmodel = tessera.load("{folder}")\n```\n\n'
         f"## Metrics\n\n| metric | value |\n|---|---|\n{rows}\n\n## Params\n\n{said}```yaml\n{values}```\n"
     )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    rows: list[tuple[str, float]] = []
-    for key, value in values.items():
-        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return rows

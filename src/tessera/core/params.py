@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from tessera.core import seams
+from tessera.core import seams, trees
 from tessera.core.errors import InputError
 
 
@@ -58,13 +58,12 @@ class Params:
         Raises:
             InputError: there is no such value.
         """
-        section, *place = dotted.split(".")
+        section, _, place = dotted.partition(".")
         found = self._section(section)
-        for part in place:
-            if not isinstance(found, dict) or part not in found:
-                raise InputError(f"params.yaml has no {dotted}")
-            found = found[part]
-        return found
+        try:
+            return trees.value(found, place) if place else found
+        except KeyError:
+            raise InputError(f"params.yaml has no {dotted}") from None
 
     def section(self, name: str, kind: type[Section]) -> Section:
         """The values of a section that are fields of `kind`, its class."""

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from tessera.core import files, models, seams
 from tessera.core.contracts import SPLITS, Report
 from tessera.core.errors import InputError
+from tessera.core.space import CodeSpace
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from tessera.core.contracts import Device, Extractor, Grids, ImageShape, Model, Prior, Runtime, Tokenizer
+    from tessera.core.contracts import Device, Extractor, ImageShape, Model, Prior, Runtime, Tokenizer
     from tessera.core.params import Params
 
 
@@ -97,12 +98,8 @@ class Run:
         return files.load_array(self.folder("codes") / "augmented.npy")
 
     @property
-    def grids(self) -> Grids:
-        return tuple((height, width) for height, width in files.read_json(self.folder("codes") / "facts.json")["grids"])
-
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        return tuple(files.read_json(self.folder("codes") / "facts.json")["codebook_sizes"])
+    def space(self) -> CodeSpace:
+        return CodeSpace.of_facts(files.read_json(self.folder("codes") / "facts.json"))
 
     # models
 
@@ -111,7 +108,7 @@ class Run:
 
     def prior(self) -> Prior:
         classes = len(self.label_names) if self._everything.value("prior.conditional") else 0
-        recipe = models.prior_recipe(self._everything, self.grids, self.codebook_sizes, classes)
+        recipe = models.prior_recipe(self._everything, self.space, classes)
         return self._model("prior", recipe)
 
     def extractor(self, role: str = "scorer") -> Extractor:

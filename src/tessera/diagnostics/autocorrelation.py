@@ -28,9 +28,7 @@ def measure(config: Config, run: Run) -> Report:
     codes drawn independently, sum p_k^2. The table goes on to `distance`, for every split."""
     rows, metrics = [], {}
     for split in SPLITS:
-        for grid, (codes, k) in enumerate(
-            zip(statistics.split_grids(run.codes(split), run.grids), run.codebook_sizes, strict=True)
-        ):
+        for grid, (codes, k) in enumerate(zip(run.space.split(run.codes(split)), run.space.sizes, strict=True)):
             chance = float((statistics.frequencies(codes, k) ** 2).sum())
             found = {
                 (name, far): statistics.neighbours_equal(codes, dy * far, dx * far)

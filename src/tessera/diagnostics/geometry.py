@@ -39,9 +39,8 @@ def measure(config: Config, run: Run) -> Report:
     own; beside it stands that of Gaussian points of the same covariance. `neighbour_distance`: mean distance to the nearest
     other code vector, over the mean distance of two; near 0, neighbours can stand for each other, and to name the right one
     costs a prior bits that no picture needs. `effective_dimension`: see `participation_ratio`."""
-    tokenizer, device = run.tokenizer(), run.device
-    encoded = arrays.map_batches(tokenizer.encode, run.images("val"), config.batch_size, device)
-    codes = statistics.split_grids(np.concatenate([part.cpu().numpy() for _, part in encoded]), tokenizer.grids)
+    tokenizer = run.tokenizer()
+    codes = tokenizer.space.split(arrays.mapped(tokenizer.encode, run.images("val"), config.batch_size, run.device))
     metrics, tables, histories, planes = {}, [], [], []
     for grid, (own, tensor) in enumerate(zip(codes, tokenizer.codebooks, strict=True)):
         share = statistics.frequencies(own, len(tensor))

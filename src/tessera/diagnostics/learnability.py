@@ -40,10 +40,10 @@ class Config(Strict):
 def measure(config: Config, run: Run) -> Report:
     """Score, band (0 critical, 1 poor, 2 fair, 3 good) and parts of each grid. A grid of one code has no neighbours, and
     reports that it does not apply."""
-    train, val = (statistics.split_grids(run.codes(split), run.grids) for split in ("train", "val"))
+    train, val = (run.space.split(run.codes(split)) for split in ("train", "val"))
     rows: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {}
-    for grid, (counted, codes, k) in enumerate(zip(train, val, run.codebook_sizes, strict=True)):
+    for grid, (counted, codes, k) in enumerate(zip(train, val, run.space.sizes, strict=True)):
         found = parts(counted, codes, k)
         metrics[f"grid_{grid}"] = {"applies": 0}
         if found:

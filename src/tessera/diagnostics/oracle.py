@@ -32,12 +32,12 @@ def measure(config: Config, run: Run) -> Report:
     the table. A grid of one code has no neighbours, and reports that it does not apply."""
     constants = [
         int(statistics.frequencies(codes, k).argmax())
-        for codes, k in zip(statistics.split_grids(run.codes("train"), run.grids), run.codebook_sizes, strict=True)
+        for codes, k in zip(run.space.split(run.codes("train")), run.space.sizes, strict=True)
     ]
     rows, metrics = [], {}
     for split in SPLITS:
-        folded = statistics.split_grids(run.codes(split), run.grids)
-        for grid, (codes, k, constant) in enumerate(zip(folded, run.codebook_sizes, constants, strict=True)):
+        folded = run.space.split(run.codes(split))
+        for grid, (codes, k, constant) in enumerate(zip(folded, run.space.sizes, constants, strict=True)):
             copied = statistics.copying(codes)
             found = {**copied, "constant": float((codes == constant).mean()), "random": 1 / k}
             rows += [

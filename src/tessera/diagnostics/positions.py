@@ -48,8 +48,8 @@ class Config(Strict):
 def measure(config: Config, run: Run) -> Report:
     """Means of the three entropies over the positions of each grid; of the whole sequence, grid after grid, where it
     names an image. `named_after` and the cliffs are missing where no number of its codes does."""
-    train, val = (statistics.split_grids(run.codes(split), run.grids) for split in ("train", "val"))
-    grids = zip(range(len(run.grids)), train, val, run.codebook_sizes, strict=True)
+    train, val = (run.space.split(run.codes(split)) for split in ("train", "val"))
+    grids = zip(range(len(run.space.grids)), train, val, run.space.sizes, strict=True)
     table = pd.concat([_places(*of_grid) for of_grid in grids], ignore_index=True)
     table["given_prefix_bits"], table["distinct"], table["named"] = prefixes(np.asarray(run.codes("train")))
     identity = math.log2(len(train[0]))

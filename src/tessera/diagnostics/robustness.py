@@ -7,19 +7,20 @@ others, drawn uniformly. Here on the features of our scorer, so that values comp
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from pydantic import Field
 
 from tessera import scores
-from tessera.codes import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
+from tessera.core.space import CodeSpace
 from tessera.features import frechet
 from tessera.images import arrays, pictures
 
@@ -47,10 +48,7 @@ def measure(config: Config, run: Run) -> Report:
     pixels = run.images("val")
     pixels = np.asarray(pixels[arrays.evenly(len(pixels), config.count)])
 
-    def mapped(function: Any, array: UInt8[np.ndarray, "n h w c"]) -> np.ndarray:
-        found = arrays.map_batches(function, array, config.batch_size, device)
-        return np.concatenate([part.cpu().numpy() for _, part in found])
-
+    mapped = partial(arrays.mapped, batch_size=config.batch_size, device=device)
     codes, real = mapped(tokenizer.encode, pixels), mapped(extractor, pixels)
     tables = [neighbours(book.detach().float().cpu().numpy(), config.neighbours) for book in tokenizer.codebooks]
     draws = numpy_generator(run.params.seed, "robustness")
@@ -58,7 +56,7 @@ def measure(config: Config, run: Run) -> Report:
     rows, shown = [], [pixels[arrays.evenly(len(pixels), SHOWN)]]
     for rate in (0.0, *sorted(config.rates)):
         # of the same numbers: what is replaced at one rate is replaced by the same at all higher ones
-        changed = replaced(codes, tokenizer.grids, tables, chances < rate, choices)
+        changed = replaced(codes, tokenizer.space, tables, chances < rate, choices)
         decoded = arrays.decoded(tokenizer, changed, config.batch_size, device)
         shown.append(decoded[arrays.evenly(len(pixels), SHOWN)])
         rows.append({
@@ -89,17 +87,15 @@ def neighbours(book: Float[np.ndarray, "k d"], count: int) -> Int[np.ndarray, "k
 
 def replaced(
     codes: Int[np.ndarray, "n t"],
-    grids: tuple[tuple[int, int], ...],
+    space: CodeSpace,
     tables: list[Int[np.ndarray, "k c"]],
     where: np.ndarray,
     choices: Float[np.ndarray, "n t"],
 ) -> Int[np.ndarray, "n t"]:
     """The codes, those at `where` [N,T] each by one of its neighbours; `choices`, uniform on [0, 1), say which."""
-    folded = zip(statistics.split_grids(codes, grids), statistics.split_grids(choices, grids), tables, strict=True)
-    others = [
-        table[own, (choice * table.shape[1]).astype(int)].reshape(len(codes), -1) for own, choice, table in folded
-    ]
-    return np.where(where, np.concatenate(others, axis=1), codes)
+    folded = zip(space.split(codes), space.split(choices), tables, strict=True)
+    others = [table[own, (choice * table.shape[1]).astype(int)] for own, choice, table in folded]
+    return np.where(where, space.join(others), codes)
 
 
 def _headline(table: pd.DataFrame, distance: str) -> dict[str, Any]:

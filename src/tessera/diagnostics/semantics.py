@@ -47,13 +47,13 @@ def measure(config: Config, run: Run) -> Report:
     labels = {split: run.required_labels(split) for split in ("train", "val")}
     families = run.table("train")["family"].to_numpy()
     shuffles = list(_shuffles(labels["train"], families, config.permutations, run.params.seed))
-    train, val = (statistics.split_grids(run.codes(split), run.grids) for split in ("train", "val"))
+    train, val = (run.space.split(run.codes(split)) for split in ("train", "val"))
     seen = {split: evenly(len(own), COMPARED[split]) for split, own in labels.items()}
     val_labels, train_labels = (labels[split][seen[split]] for split in ("val", "train"))
     chance = statistics.frequencies(labels["train"], len(run.label_names))[val_labels]
     metrics: dict[str, Any] = {}
     rows = []
-    for grid, (a, b, k) in enumerate(zip(val, train, run.codebook_sizes, strict=True)):
+    for grid, (a, b, k) in enumerate(zip(val, train, run.space.sizes, strict=True)):
         codes = b.reshape(len(b), -1)
         own, others = a.reshape(len(a), -1)[seen["val"]], codes[seen["train"]]
         hits = {
@@ -133,8 +133,8 @@ def _sheet(config: Config, run: Run) -> UInt8[np.ndarray, "height width c"]:
     images, train = run.images("val"), run.images("train")
     chosen, known = evenly(len(images), config.shown), evenly(len(train), COMPARED["train"])
     grids = zip(
-        *(statistics.split_grids(run.codes(split), run.grids) for split in ("val", "train")),
-        run.codebook_sizes,
+        *(run.space.split(run.codes(split)) for split in ("val", "train")),
+        run.space.sizes,
         strict=True,
     )
     common = sum(

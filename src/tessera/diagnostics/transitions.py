@@ -41,8 +41,8 @@ def measure(config: Config, run: Run) -> Report:
     likeliest neighbour. A grid of one code has no neighbours, and reports that it does not apply."""
     metrics: dict[str, Any] = {}
     means, codes, matrices = [], [], {}
-    folded = statistics.split_grids(run.codes("train"), run.grids)
-    for grid, (own, k) in enumerate(zip(folded, run.codebook_sizes, strict=True)):
+    folded = run.space.split(run.codes("train"))
+    for grid, (own, k) in enumerate(zip(folded, run.space.sizes, strict=True)):
         of_grid = []
         for name, (a, b) in statistics.neighbour_pairs(own).items():
             shuffled = numpy_generator(run.params.seed, "transitions", grid, name).permutation(b)

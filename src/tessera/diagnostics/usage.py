@@ -24,9 +24,7 @@ def measure(config: Config, run: Run) -> Report:
     """Share of the codebook used, number of active codes, and perplexity, of `val`; every split and grid in the table."""
     rows, histogram = [], []
     for split in SPLITS:
-        for grid, (codes, k) in enumerate(
-            zip(statistics.split_grids(run.codes(split), run.grids), run.codebook_sizes, strict=True)
-        ):
+        for grid, (codes, k) in enumerate(zip(run.space.split(run.codes(split)), run.space.sizes, strict=True)):
             p = statistics.frequencies(codes, k)
             rows.append(
                 {

@@ -44,7 +44,7 @@ def measure(config: Config, run: Run) -> Report:
         some = evenly(len(codes), config.count)
         codes, labels = codes[some], run.required_labels(split)[some] if prior.classes else None
         image = bits(prior, codes, labels, config.batch_size, run.device).mean()
-        entropy = statistics.order_zero_bits(codes, run.grids, run.codebook_sizes).sum()
+        entropy = statistics.order_zero_bits(codes, run.space).sum()
         rows.append(
             {
                 "split": split,

@@ -56,6 +56,16 @@ def map_batches(
         yield where, result
 
 
+def mapped(
+    function: Callable[[Tensor], Tensor],
+    pixels: UInt8[np.ndarray, "n h w c"],
+    batch_size: int,
+    device: str | torch.device = "cpu",
+) -> np.ndarray:
+    """What a network (an extractor, a tokenizer's `encode`) makes of each image, [N,...]."""
+    return np.concatenate([found.cpu().numpy() for _, found in map_batches(function, pixels, batch_size, device)])
+
+
 def decoded(
     tokenizer: Tokenizer,
     codes: Int[Tensor | np.ndarray, "n t"],

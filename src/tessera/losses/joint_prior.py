@@ -67,4 +67,4 @@ def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
             f"losses.joint_prior.weight: must be 0 where training has no codes, got {config.weight}; choose a tokenizer "
             "and a quantizer that are trained together"
         )
-    return JointPrior(config, levels, tokenizer.codebook_sizes)
+    return JointPrior(config, levels, tokenizer.space.sizes)

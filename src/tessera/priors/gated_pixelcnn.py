@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.condition import Condition
 from tessera.autoregression.sampling import Steps
-from tessera.codes import sequences
-from tessera.core.contracts import Grids
+from tessera.core.contracts import Prior
 from tessera.core.params import Strict
+from tessera.core.space import CodeSpace
 from tessera.networks.dropout import dropped
 
 
@@ -49,20 +49,20 @@ class Config(Strict):
 class GatedPixelCNN(Autoregressive):
     """See `core.contracts.Prior`. Dropout acts in `losses` of a module in training mode, nowhere else."""
 
-    def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
-        super().__init__(grids, codebook_sizes, classes, config.dropout)
+    def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
+        super().__init__(space, classes, config.dropout)
         self.networks = nn.ModuleList(
-            GatedNetwork(size, config.channels, config.layers, config.kernel_size) for size in self.codebook_sizes
+            GatedNetwork(size, config.channels, config.layers, config.kernel_size) for size in space.sizes
         )
         self.conditions = nn.ModuleList(
-            Condition(config.channels, grid, self.codebook_sizes[:index], classes, config.condition_blocks)
-            for index, grid in enumerate(grids)
+            Condition(config.channels, grid, space.sizes[:index], classes, config.condition_blocks)
+            for index, grid in enumerate(space.grids)
         )
 
     def predict(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
-        parts, logits = sequences.unflatten(codes, self.grids), []
+        parts, logits = self.space.split(codes), []
         for index, (network, condition) in enumerate(zip(self.networks, self.conditions, strict=True)):
             logits.append(network(parts[index], condition(parts[:index], labels, dropout), dropout))
         return tuple(logits)
@@ -221,6 +221,6 @@ class _Columns:
         return inputs[-1]
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> GatedPixelCNN:
+def build(config: Config, space: CodeSpace, classes: int) -> Prior:
     # channels-last weights: embedded codes are channels-last, and convolutions on CPU are faster on them
-    return GatedPixelCNN(config, grids, codebook_sizes, classes).to(memory_format=torch.channels_last)
+    return GatedPixelCNN(config, space, classes).to(memory_format=torch.channels_last)

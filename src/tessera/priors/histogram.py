@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
-from tessera.core.contracts import ClosedFormPrior, Grids
+from tessera.core.contracts import ClosedFormPrior
 from tessera.core.params import Strict
+from tessera.core.space import CodeSpace
 
 CLOSED_FORM = True  # fitted in one pass, by `fit`
 
@@ -55,19 +56,19 @@ class Frequencies(nn.Module):
 class Histogram(Autoregressive):
     """See `core.contracts.Prior`. Its fit is in closed form; there is nothing to train."""
 
-    def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
-        super().__init__(grids, codebook_sizes, classes)
+    def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
+        super().__init__(space, classes)
         self.smoothing = config.smoothing
         frequencies = [
-            Frequencies(classes + 1, height * width if config.per_position else 1, size)
-            for (height, width), size in zip(grids, codebook_sizes, strict=True)
+            Frequencies(classes + 1, length if config.per_position else 1, size)
+            for length, size in zip(space.lengths, space.sizes, strict=True)
         ]
         self.frequencies = cast("Sequence[Frequencies]", nn.ModuleList(frequencies))
 
     def fit(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
         rows = self._rows(labels, len(codes))
         everyone = torch.full_like(rows, self.classes)  # the row of no label counts all images
-        for part, table in zip(sequences.unflatten(codes, self.grids), self.frequencies, strict=True):
+        for part, table in zip(self.space.split(codes), self.frequencies, strict=True):
             own = part.flatten(1).to(rows.device)
             given = (own, rows) if labels is None else (torch.cat([own, own]), torch.cat([rows, everyone]))
             table.fit(*given, self.smoothing)
@@ -84,20 +85,18 @@ class Histogram(Autoregressive):
     ) -> tuple[Float[Tensor, "b n k"], ...]:
         """log p of every code, whatever the codes before."""
         rows = self._rows(labels, len(codes))
-        return tuple(
-            table(rows, height * width) for table, (height, width) in zip(self.frequencies, self.grids, strict=True)
-        )
+        return tuple(table(rows, length) for table, length in zip(self.frequencies, self.space.lengths, strict=True))
 
     def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
         """What is drawn at a position changes nothing later."""
         rows = self._rows(labels, n)
-        for table, (height, width) in zip(self.frequencies, self.grids, strict=True):
-            for logits in table(rows, height * width).unbind(1):  # noqa: UP028  a tuple cannot be sent codes
+        for table, length in zip(self.frequencies, self.space.lengths, strict=True):
+            for logits in table(rows, length).unbind(1):  # noqa: UP028  a tuple cannot be sent codes
                 yield logits
 
 
 fit = Histogram.fit  # a name of the file too: that a prior is fitted, not trained, is then seen without building it
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> ClosedFormPrior:
-    return Histogram(config, grids, codebook_sizes, classes)
+def build(config: Config, space: CodeSpace, classes: int) -> ClosedFormPrior:
+    return Histogram(config, space, classes)

@@ -22,7 +22,8 @@ from tessera.attention import masking
 from tessera.attention.causal import Size
 from tessera.autoregression.sampling import require_known, require_range
 from tessera.codes import sequences
-from tessera.core.contracts import Grids, Likelihood, Prior, Sampling
+from tessera.core.contracts import Likelihood, Prior, Sampling
+from tessera.core.space import CodeSpace
 
 PATTERNS = 2107_03006  # seed of the masks of the bound: the same ones in every run
 
@@ -45,10 +46,10 @@ class Masked(nn.Module):
 
     exact = False
 
-    def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
+    def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
         super().__init__()
-        self.config, self.grids, self.codebook_sizes, self.classes = config, grids, tuple(codebook_sizes), classes
-        self.network = masking.MaskedTransformer(config, grids, self.codebook_sizes, classes)
+        self.config, self.space, self.classes = config, space, classes
+        self.network = masking.MaskedTransformer(config, space, classes)
 
     def logits(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, masked: Bool[Tensor, "b t"]
@@ -97,7 +98,7 @@ class Masked(nn.Module):
         sequences.require_labels(labels, self.classes, n)
         require_range(sampling)
         require_known(self, n, known, known_mask)
-        codes = torch.zeros(n, sequences.length(self.grids), dtype=torch.int64, device=self.network.norm.weight.device)
+        codes = torch.zeros(n, self.space.length, dtype=torch.int64, device=self.network.norm.weight.device)
         masked = torch.ones_like(codes, dtype=torch.bool)
         if known is not None and known_mask is not None:
             masked = ~known_mask.to(codes.device)
@@ -139,8 +140,8 @@ class Masked(nn.Module):
 
     def _require(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
         sequences.require_labels(labels, self.classes, len(codes))
-        sequences.unflatten(codes, self.grids)
+        self.space.split(codes)
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Prior:
-    return Masked(config, grids, codebook_sizes, classes)
+def build(config: Config, space: CodeSpace, classes: int) -> Prior:
+    return Masked(config, space, classes)

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.condition import resized
 from tessera.autoregression.sampling import Steps
-from tessera.codes import sequences
-from tessera.core.contracts import ClosedFormPrior, Grids
+from tessera.core.contracts import ClosedFormPrior
 from tessera.core.params import Strict
+from tessera.core.space import CodeSpace
 
 Neighbour = Literal["left", "above", "above_left", "above_right"]
 PLACES = {"left": (1, 0), "above": (0, 1), "above_left": (0, 0), "above_right": (0, 2)}  # with a margin of one
@@ -94,21 +94,21 @@ class Counts(nn.Module):
 class NGram(Autoregressive):
     """See `core.contracts.Prior`. Its fit is in closed form; there is nothing to train. Logits are log p in float64."""
 
-    def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
-        super().__init__(grids, codebook_sizes, classes)
+    def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
+        super().__init__(space, classes)
         self.config = config
         tables = nn.ModuleList()
-        for index, size in enumerate(codebook_sizes):
-            symbols = [1, *codebook_sizes[:index][-1:], *[size + 1] * len(config.context), *[classes] * bool(classes)]
+        for index, size in enumerate(space.sizes):
+            symbols = [1, *space.sizes[:index][-1:], *[size + 1] * len(config.context), *[classes] * bool(classes)]
             tables.append(nn.ModuleList(Counts(count, size) for count in symbols))
         # of each grid, from no context to the longest
         self.tables = cast("Sequence[Sequence[Counts]]", tables)
 
     def _symbols(self, codes: Int[Tensor, "b t"], index: int, labels: Int[Tensor, " b"] | None) -> list[Tensor]:
         """Of one grid's contexts [b,h,w], table by table. The first knows none: it is the same everywhere."""
-        *earlier, grid = sequences.unflatten(codes, self.grids)[: index + 1]
-        height, width = self.grids[index]
-        padded = F.pad(grid, (1, 1, 1, 0), value=self.codebook_sizes[index])  # outside stands a symbol of its own
+        *earlier, grid = self.space.split(codes)[: index + 1]
+        height, width = self.space.grids[index]
+        padded = F.pad(grid, (1, 1, 1, 0), value=self.space.sizes[index])  # outside stands a symbol of its own
         symbols = [torch.zeros_like(grid), *(resized(part, height, width) for part in earlier[-1:])]
         symbols += [padded[:, y : y + height, x : x + width] for y, x in (PLACES[name] for name in self.config.context)]
         return symbols if labels is None else [*symbols, labels.to(grid.device)[:, None, None].expand_as(grid)]
@@ -116,7 +116,7 @@ class NGram(Autoregressive):
     def fit(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
         self.require(codes, labels)
         codes = codes.to(self.tables[0][0].counts.device)
-        for index, (tables, part) in enumerate(zip(self.tables, sequences.unflatten(codes, self.grids), strict=True)):
+        for index, (tables, part) in enumerate(zip(self.tables, self.space.split(codes), strict=True)):
             contexts = torch.zeros_like(part).flatten()
             for table, symbols in zip(tables, self._symbols(codes, index, labels), strict=True):
                 table.fit(contexts, symbols.flatten(), part.flatten())
@@ -124,7 +124,7 @@ class NGram(Autoregressive):
 
     def _logits(self, index: int, symbols: list[Int[Tensor, " n"]]) -> Float[Tensor, "n k"]:
         """Of each distinct context once, table by table: a row of p; `rows` says which one a position has."""
-        size, strength = self.codebook_sizes[index], self.config.smoothing * self.codebook_sizes[index]
+        size, strength = self.space.sizes[index], self.config.smoothing * self.space.sizes[index]
         contexts = rows = torch.zeros_like(symbols[0])
         p = torch.full((1, size), 1 / size, dtype=torch.float64, device=rows.device)
         for table, symbol in zip(self.tables[index], symbols, strict=True):
@@ -136,20 +136,22 @@ class NGram(Autoregressive):
     def predict(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
-        symbols = [[symbol.flatten() for symbol in self._symbols(codes, i, labels)] for i in range(len(self.grids))]
+        symbols = [
+            [symbol.flatten() for symbol in self._symbols(codes, i, labels)] for i in range(len(self.space.grids))
+        ]
         return tuple(self._logits(i, given).unflatten(0, (len(codes), -1)) for i, given in enumerate(symbols))
 
     def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
         """A position costs one look into each table."""
-        codes = self.tables[0][0].counts.new_zeros(n, sequences.length(self.grids))
+        codes = self.tables[0][0].counts.new_zeros(n, self.space.length)
         for t in self.order:
-            index, place = sequences.whereabouts(t, self.grids)
-            y, x = divmod(place, self.grids[index][1])
+            index, place = self.space.locate(t)
+            y, x = divmod(place, self.space.grids[index][1])
             codes[:, t] = yield self._logits(index, [symbol[:, y, x] for symbol in self._symbols(codes, index, labels)])
 
 
 fit = NGram.fit  # a name of the file too: that a prior is fitted, not trained, is then seen without building it
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> ClosedFormPrior:
-    return NGram(config, grids, codebook_sizes, classes)
+def build(config: Config, space: CodeSpace, classes: int) -> ClosedFormPrior:
+    return NGram(config, space, classes)

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.condition import Condition
 from tessera.autoregression.sampling import Steps
-from tessera.codes import sequences
 from tessera.core.contracts import Grids
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
+from tessera.core.space import CodeSpace
 from tessera.networks.dropout import dropped
 
 Widths = tuple[int, ...]  # features of each group, one group per grid
@@ -60,16 +60,16 @@ class PixelCNN(Autoregressive):
     A *stack* is consecutive grids of one shape, which share a network.
     """
 
-    def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
-        super().__init__(grids, codebook_sizes, classes, config.dropout)
-        self.stacks = stacks(grids)
+    def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
+        super().__init__(space, classes, config.dropout)
+        self.stacks = stacks(space.grids)
         self.networks = nn.ModuleList(
-            MaskedNetwork(self.codebook_sizes[stack], config.channels, config.layers, config.first_kernel_size,
+            MaskedNetwork(space.sizes[stack], config.channels, config.layers, config.first_kernel_size,
                           config.kernel_size)
             for stack in self.stacks
         )  # fmt: skip
         self.conditions = nn.ModuleList(
-            Condition(config.channels, grids[stack.start], self.codebook_sizes[: stack.start], classes,
+            Condition(config.channels, space.grids[stack.start], space.sizes[: stack.start], classes,
                       config.condition_blocks)
             for stack in self.stacks
         )  # fmt: skip
@@ -79,15 +79,15 @@ class PixelCNN(Autoregressive):
         """Stack by stack; in each place by place, and grid by grid at a place."""
         order: list[int] = []
         for stack in self.stacks:
-            count = sequences.length(self.grids[stack])
-            step = sequences.length(self.grids[stack][:1])  # from a place to the same one in the next grid
+            count = sum(self.space.lengths[stack])
+            step = self.space.lengths[stack.start]  # from a place to the same one in the next grid
             order += [len(order) + t for place in range(step) for t in range(place, count, step)]
         return order
 
     def predict(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
-        parts, logits = sequences.unflatten(codes, self.grids), []
+        parts, logits = self.space.split(codes), []
         for stack, network, condition in zip(self.stacks, self.networks, self.conditions, strict=True):
             logits += network(parts[stack], condition(parts[: stack.start], labels, dropout), dropout)
         return tuple(logits)
@@ -271,6 +271,6 @@ def doubled(widths: Widths) -> Widths:
     return tuple(2 * width for width in widths)
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> PixelCNN:
+def build(config: Config, space: CodeSpace, classes: int) -> PixelCNN:
     # channels-last weights: embedded codes are channels-last, and convolutions on CPU are faster on them
-    return PixelCNN(config, grids, codebook_sizes, classes).to(memory_format=torch.channels_last)
+    return PixelCNN(config, space, classes).to(memory_format=torch.channels_last)

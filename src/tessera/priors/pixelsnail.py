@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.condition import Condition
 from tessera.autoregression.sampling import Steps
-from tessera.codes import sequences
-from tessera.core.contracts import Grids, Prior
+from tessera.core.contracts import Prior
 from tessera.core.params import Strict
+from tessera.core.space import CodeSpace
 from tessera.networks.dropout import dropped
 
 
@@ -63,20 +63,20 @@ class Config(Strict):
 class PixelSNAIL(Autoregressive):
     """See `core.contracts.Prior`. Dropout acts in `losses` of a module in training mode, nowhere else."""
 
-    def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
-        super().__init__(grids, codebook_sizes, classes, config.dropout)
+    def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
+        super().__init__(space, classes, config.dropout)
         shape = (config.channels, config.blocks, config.layers, config.kernel_size, config.heads)
-        networks = [Snail(size, *shape) for size in codebook_sizes]
+        networks = [Snail(size, *shape) for size in space.sizes]
         self.networks = cast("Sequence[Snail]", nn.ModuleList(networks))
         self.conditions = nn.ModuleList(
-            Condition(config.channels, grid, codebook_sizes[:index], classes, config.condition_blocks)
-            for index, grid in enumerate(grids)
+            Condition(config.channels, grid, space.sizes[:index], classes, config.condition_blocks)
+            for index, grid in enumerate(space.grids)
         )
 
     def predict(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
-        parts = sequences.unflatten(codes, self.grids)
+        parts = self.space.split(codes)
         return tuple(
             network(part, condition(parts[:index], labels, dropout), dropout)
             for index, (part, network, condition) in enumerate(zip(parts, self.networks, self.conditions, strict=True))
@@ -89,8 +89,8 @@ class PixelSNAIL(Autoregressive):
             earlier.append((yield from network.steps(n, condition(earlier, labels))))
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Prior:
-    return PixelSNAIL(config, grids, codebook_sizes, classes)
+def build(config: Config, space: CodeSpace, classes: int) -> Prior:
+    return PixelSNAIL(config, space, classes)
 
 
 class Linear(nn.Module):

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.sampling import Steps
-from tessera.codes import sequences
-from tessera.core.contracts import Grids, Prior
+from tessera.core.contracts import Prior
 from tessera.core.params import Strict
+from tessera.core.space import CodeSpace
 from tessera.networks.dropout import dropped
 
 
@@ -39,21 +39,21 @@ class Config(Strict):
 class RNN(Autoregressive):
     """See `core.contracts.Prior`. Grids follow one another in one sequence; each has its own embedding and head."""
 
-    def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
-        super().__init__(grids, codebook_sizes, classes, config.dropout)
-        self.context, self.lengths = config.context, [height * width for height, width in grids]
+    def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
+        super().__init__(space, classes, config.dropout)
+        self.context = config.context
         channels = config.embedding
-        self.embeddings = nn.ModuleList(nn.Embedding(size, channels) for size in codebook_sizes)
+        self.embeddings = nn.ModuleList(nn.Embedding(size, channels) for size in space.sizes)
         self.start = nn.Parameter(torch.randn(channels))  # stands for the code before the first
-        self.positions = nn.Parameter(torch.randn(sequences.length(grids), channels) / 8)
+        self.positions = nn.Parameter(torch.randn(space.length, channels) / 8)
         self.labels = nn.Embedding(classes + 1, channels) if classes else None
         self.network = Recurrent(config.cell, channels, config.hidden, config.layers)
-        self.heads = nn.ModuleList(nn.Linear(config.hidden, size) for size in codebook_sizes)
+        self.heads = nn.ModuleList(nn.Linear(config.hidden, size) for size in space.sizes)
 
     def predict(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
-        parts = codes.split(self.lengths, dim=1)
+        parts = codes.split(self.space.lengths, dim=1)
         embedded = [embedding(part) for embedding, part in zip(self.embeddings, parts, strict=True)]
         return self.from_embedded(torch.cat(embedded, dim=1), labels, dropout)
 
@@ -62,7 +62,7 @@ class RNN(Autoregressive):
     ) -> tuple[Float[Tensor, "b n k"], ...]:
         """From embedded codes, in which gradients exist. The last one is not looked at."""
         before = torch.cat([self.start.expand(len(embedded), 1, -1), embedded[:, :-1]], dim=1)
-        hidden = self.network(before + self._given(labels), self.context, dropout).split(self.lengths, dim=1)
+        hidden = self.network(before + self._given(labels), self.context, dropout).split(self.space.lengths, dim=1)
         return tuple(head(part) for head, part in zip(self.heads, hidden, strict=True))
 
     def _given(self, labels: Int[Tensor, " b"] | None) -> Float[Tensor, "#b t c"]:
@@ -73,13 +73,13 @@ class RNN(Autoregressive):
     def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
         """The state is carried along: a code costs one cell per layer."""
         walk, given, before = self.network.walk(n), iter(self._given(labels).unbind(1)), self.start.expand(n, -1)
-        for embedding, head, length in zip(self.embeddings, self.heads, self.lengths, strict=True):
+        for embedding, head, length in zip(self.embeddings, self.heads, self.space.lengths, strict=True):
             for _ in range(length):
                 before = embedding((yield head(walk.advance(before + next(given)))))
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Prior:
-    return RNN(config, grids, codebook_sizes, classes)
+def build(config: Config, space: CodeSpace, classes: int) -> Prior:
+    return RNN(config, space, classes)
 
 
 Cell = Literal["gru", "lstm"]

@@ -21,7 +21,8 @@ from tessera.attention.causal import Size
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.sampling import Steps
 from tessera.codes import sequences
-from tessera.core.contracts import Grids, Prior
+from tessera.core.contracts import Prior
+from tessera.core.space import CodeSpace
 from tessera.networks.dropout import dropped
 
 
@@ -44,17 +45,17 @@ class Transformer(Autoregressive):
     """See `core.contracts.Prior`. The input of a step is the code drawn before it, where that lies, and where the next one
     will lie (RAR, sec. 3.2: without its target, a step of a random order cannot know what it predicts), and the label."""
 
-    def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
-        super().__init__(grids, codebook_sizes, classes, config.dropout)
+    def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
+        super().__init__(space, classes, config.dropout)
         channels, self.random_order = config.channels, config.random_order
         self.start = nn.Parameter(torch.randn(channels))
-        self.places, self.targets = Places(grids, channels), Places(grids, channels)
+        self.places, self.targets = Places(space.grids, channels), Places(space.grids, channels)
         self.labels = nn.Embedding(classes + 1, channels) if classes else None
-        self.embeddings = nn.ModuleList(nn.Embedding(size, channels) for size in codebook_sizes)
+        self.embeddings = nn.ModuleList(nn.Embedding(size, channels) for size in space.sizes)
         blocks = [Block(channels, config.heads, config.kv_heads) for _ in range(config.layers)]
         self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, size)) for size in codebook_sizes
+            nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, size)) for size in space.sizes
         )
 
     def losses(
@@ -72,7 +73,7 @@ class Transformer(Autoregressive):
     def random_orders(self, count: int, share: float, device: torch.device) -> Int[Tensor, "b t"]:
         """Positions in the order of their prediction, for each image: with probability `share` a random one, else raster.
         Random is the order within a grid; grid comes after grid in any case, since a coarse one is there to guide."""
-        lengths = torch.tensor([height * width for height, width in self.grids], device=device)
+        lengths = torch.tensor(self.space.lengths, device=device)
         grids = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
         shuffled = torch.rand(count, 1, device=device) < share
         return (grids + shuffled * torch.rand(count, len(grids), device=device)).argsort(dim=1, stable=True)
@@ -86,7 +87,7 @@ class Transformer(Autoregressive):
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, order: Int[Tensor, "#b t"], dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
         """Logits of codes that stand in `order`, in the same order, each given the codes before it; grid by grid."""
-        lengths = [height * width for height, width in self.grids]
+        lengths = self.space.lengths
         parts = zip(self.embeddings, codes.split(lengths, dim=1), strict=True)
         drawn = torch.cat([embedding(part) for embedding, part in parts], dim=1) + F.embedding(order, self.places())
         before = torch.cat([self.start.expand(len(codes), 1, -1), drawn[:, :-1]], dim=1)  # causality is then <=
@@ -107,14 +108,14 @@ class Transformer(Autoregressive):
         targets = targets.expand(n, -1, -1)
         before = self.start.expand(n, -1)
         walks = [Walk(block, n) for block in self.blocks]
-        for t in range(sequences.length(self.grids)):
+        for t in range(self.space.length):
             x = before + targets[:, t]
             for walk in walks:
                 x = walk.advance(x)
-            grid, _ = sequences.whereabouts(t, self.grids)
+            grid, _ = self.space.locate(t)
             codes = yield self.heads[grid](x)
             before = self.embeddings[grid](codes) + places[t]
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> Prior:
-    return Transformer(config, grids, codebook_sizes, classes)
+def build(config: Config, space: CodeSpace, classes: int) -> Prior:
+    return Transformer(config, space, classes)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.sampling import Steps
-from tessera.core.contracts import ClosedFormPrior, Grids
+from tessera.core.contracts import ClosedFormPrior
 from tessera.core.params import Strict
+from tessera.core.space import CodeSpace
 
 CLOSED_FORM = True  # fitted in one pass, by `fit`
 
@@ -25,8 +26,8 @@ class Uniform(Autoregressive):
 
     logit: Tensor
 
-    def __init__(self, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
-        super().__init__(grids, codebook_sizes, classes)
+    def __init__(self, space: CodeSpace, classes: int) -> None:
+        super().__init__(space, classes)
         self.register_buffer("logit", torch.zeros(()))  # of every code; it says on which device the prior lives
 
     def fit(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
@@ -36,18 +37,18 @@ class Uniform(Autoregressive):
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
         return tuple(
-            self.logit.expand(len(codes), height * width, size)
-            for (height, width), size in zip(self.grids, self.codebook_sizes, strict=True)
+            self.logit.expand(len(codes), length, size)
+            for length, size in zip(self.space.lengths, self.space.sizes, strict=True)
         )
 
     def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
-        for (height, width), size in zip(self.grids, self.codebook_sizes, strict=True):
-            for _ in range(height * width):
+        for length, size in zip(self.space.lengths, self.space.sizes, strict=True):
+            for _ in range(length):
                 yield self.logit.expand(n, size)
 
 
 fit = Uniform.fit  # a name of the file too: that a prior is fitted, not trained, is then seen without building it
 
 
-def build(config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> ClosedFormPrior:
-    return Uniform(grids, codebook_sizes, classes)
+def build(config: Config, space: CodeSpace, classes: int) -> ClosedFormPrior:
+    return Uniform(space, classes)

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tessera.core import collectives
 from tessera.core.errors import InputError
 from tessera.runtime import process, ranks
 from tessera.runtime.scratch import Scratch, root
@@ -104,10 +105,7 @@ class Runtime:
     def leave(self) -> None:
         """The end of what the ranks do together; files are rank 0's, which goes on alone."""
         if self.ranks > 1:
-            import torch.distributed as dist
-
-            dist.barrier()
-            dist.destroy_process_group()
+            collectives.leave()
 
     def gathered(self, value: Any) -> list[Any]:
         """The values of all ranks, in their order, on every rank."""
@@ -121,10 +119,9 @@ class Runtime:
         """A signal reaches the ranks at different steps, and one that stops alone leaves the others waiting."""
         if self.ranks > 1:
             import torch
-            import torch.distributed as dist
 
             stopping = torch.tensor(self.stopping, device=self.device)
-            dist.all_reduce(stopping, dist.ReduceOp.MAX)
+            collectives.take_largest(stopping)
             self.stopping = int(stopping)
 
     # training

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tessera.core import trees
 from tessera.core.errors import InputError
 from tessera.core.files import digest_of
 from tessera.core.params import CHOOSES, read
@@ -76,17 +77,7 @@ def resolved(stage: str, key: str | None, raw: dict[str, Any], entry: dict[str, 
 
 
 def _resolve(text: str, names: dict[str, Any]) -> str:
-    return re.sub(r"\$\{([^}]+)\}", lambda match: str(value(names, match[1].strip())), text)
-
-
-def value(tree: dict[str, Any], dotted: str) -> Any:
-    """A value by its dotted name; None where there is none."""
-    found: Any = tree
-    for part in dotted.split("."):
-        if not isinstance(found, dict) or part not in found:
-            return None
-        found = found[part]
-    return found
+    return re.sub(r"\$\{([^}]+)\}", lambda match: str(trees.value(names, match[1].strip(), None)), text)
 
 
 def versions(names: Iterable[str], file: str | Path = VERSIONS) -> dict[str, Any]:
@@ -112,7 +103,7 @@ class Inputs:
 
     def _params(self) -> dict[str, Any]:
         raw = read()
-        found = {name: value(raw, name) for name in self.what.params}
+        found = {name: trees.value(raw, name, None) for name in self.what.params}
         return found | versions(self.what.versions)
 
     def fingerprint(self, without: Iterable[str] = ()) -> str:

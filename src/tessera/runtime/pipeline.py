@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tessera.core import files
+from tessera.core import files, trees
 from tessera.core.errors import InputError
 from tessera.core.params import read
 from tessera.runtime import inputs
@@ -103,7 +103,7 @@ def _out_of_date(entry: dict[str, Any], made: dict[str, tuple[str, str]], raw: d
         if digest != dep.get("md5"):
             yield f"{maker} has made another {dep['path']} since"
     for name, value in entry.get("params", {}).get("params.yaml", {}).items():
-        if value != inputs.value(raw, name):
+        if value != trees.value(raw, name, None):
             yield f"{name} is another now"
     for name, value in entry.get("params", {}).get(inputs.VERSIONS, {}).items():
         if value != inputs.versions([name])[f"{inputs.VERSIONS}: {name}"]:

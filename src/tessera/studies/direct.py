@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from tessera.core import files
+from tessera.core import files, trees
 from tessera.core.errors import InputError
 from tessera.core.params import Params
 from tessera.runtime import inputs
@@ -105,7 +105,7 @@ def _make_absolute(raw: dict[str, Any]) -> None:
     """The paths in params.yaml, which are relative to the repository."""
     for name, path in plan.paths(raw).items():
         *place, last = name.split(".")
-        inputs.value(raw, ".".join(place))[last] = os.path.abspath(path)
+        trees.value(raw, ".".join(place))[last] = os.path.abspath(path)
 
 
 def _work(stage: str, key: str | None, raw: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ class Cache:
         self._made |= dict.fromkeys(stage.outputs, fingerprint)
 
     def _fingerprint(self, stage: Stage) -> str:
-        values = {name: inputs.value(self.raw, name) for name in stage.params}
+        values = {name: trees.value(self.raw, name, None) for name in stage.params}
         values |= inputs.versions(stage.versions, self.root / inputs.VERSIONS)
         made = {name: of for name, of in self._made.items() if any(plan.within(name, dep) for dep in stage.deps)}
         files = self._files(stage)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from tessera.core import files
+from tessera.core import files, trees
 from tessera.core.params import read
 from tessera.studies import correlation, results, sweep
 from tessera.studies.results import Result
@@ -108,7 +108,7 @@ def value(source: str, row: Result, owner: sweep.Study) -> Any:
     if ":" in source:
         return results.metric(row, source)
     changes = sweep.changes(owner, row.run)
-    found = changes[source] if source in changes else sweep.value(read(), source)
+    found = changes[source] if source in changes else trees.value(read(), source)
     return found if isinstance(found, int | float | str) and not isinstance(found, bool) else str(found)
 
 

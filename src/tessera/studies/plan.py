@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tessera.runtime import inputs
+from tessera.core import trees
 from tessera.runtime.pipeline import Stage, instances, of, within
 
 __all__ = ["Stage", "instances", "of", "within"]
@@ -20,17 +20,9 @@ def counted(targets: Iterable[str], raw: dict[str, Any], root: Path = Path()) ->
     not built, nor thresholds, by which figures are judged."""
     names = {name for stage in of(targets, raw, root) for name in stage.params}
     names = {name for name in names if name.partition(".")[0] not in UNCOUNTED}
-    built = {loss: values for loss, values in (raw.get("losses") or {}).items() if inputs.value(values, "weight")}
-    leaves = (leaf for name in sorted(names) for leaf in _leaves(name, inputs.value({**raw, "losses": built}, name)))
-    return {name: value for name, value in leaves if value is not None}
-
-
-def _leaves(name: str, value: Any) -> Iterable[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _leaves(f"{name}.{key}", inner)
-    else:
-        yield name, _plain(value)
+    built = {loss: values for loss, values in (raw.get("losses") or {}).items() if trees.value(values, "weight", None)}
+    read = {name: trees.value({**raw, "losses": built}, name, None) for name in sorted(names)}
+    return {name: _plain(value) for name, value in trees.leaves(read) if value is not None}
 
 
 def _plain(value: Any) -> Any:
@@ -48,9 +40,9 @@ def written(targets: Iterable[str], raw: dict[str, Any]) -> frozenset[str]:
 
 def paths(raw: dict[str, Any]) -> dict[str, str]:
     """Files and folders that chosen plug-ins read, by dotted name."""
-    names = ["dataset.source", f"extractor.{inputs.value(raw, 'extractor.name')}.weights"]
-    names += ["losses.perceptual.weights"] if inputs.value(raw, "losses.perceptual.weight") else []
-    return {name: path for name in names if (path := inputs.value(raw, name))}
+    names = ["dataset.source", f"extractor.{trees.value(raw, 'extractor.name', None)}.weights"]
+    names += ["losses.perceptual.weights"] if trees.value(raw, "losses.perceptual.weight", None) else []
+    return {name: path for name in names if (path := trees.value(raw, name, None))}
 
 
 def changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

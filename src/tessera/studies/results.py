@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from tessera.core import files
+from tessera.core import files, trees
 from tessera.core.errors import InputError
 from tessera.studies import direct, plan, queue, sweep
 from tessera.studies.sweep import PAGES
@@ -87,7 +87,7 @@ def _of_experiment(run: str, entry: dict[str, Any] | None, study: sweep.Study) -
     metrics: dict[str, float] = {}
     for file, tree in entry["metrics"].items():
         if file in written and tree:
-            metrics |= flat(file.removeprefix("metrics/").removesuffix(".json"), tree)
+            metrics |= trees.numbers(tree, file.removeprefix("metrics/").removesuffix(".json") + ":")
     texts = {
         name: queue.read(entry["revision"], f"plots/{name}.csv") for name in CURVES if f"plots/{name}.csv" in written
     }
@@ -108,16 +108,9 @@ def _of_folder(name: str, run: str, study: sweep.Study) -> Result | None:
     for path in sorted((where / "metrics").rglob("*.json")):
         if path.relative_to(where).as_posix() in written:
             file = path.relative_to(where / "metrics").with_suffix("").as_posix()
-            made.metrics.update(flat(file, json.loads(path.read_text())))
+            made.metrics.update(trees.numbers(json.loads(path.read_text()), f"{file}:"))
     made.curves.update({name: pd.read_csv(path) for name in CURVES if (path := where / f"plots/{name}.csv").exists()})
     return made
-
-
-def flat(file: str, tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    found: dict[str, float] = {}
-    for key, value in tree.items():
-        found |= flat(file, value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{file}:{prefix}{key}": value}
-    return found
 
 
 def metric(result: Result, pattern: str) -> float:

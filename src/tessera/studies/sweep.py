@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from tessera import presets
+from tessera.core import trees
 from tessera.core.errors import InputError
 from tessera.core.params import Strict, read
 from tessera.studies import plan
@@ -115,12 +116,9 @@ def _require_values(name: str, study: Study) -> None:
         raise InputError(f"studies/{name}.yaml names values that params.yaml does not have:\n" + "\n".join(unknown))
 
 
-def _known(raw: Any, name: str) -> bool:
-    for part in name.removeprefix(presets.REMOVED).split("."):
-        if not isinstance(raw, dict) or part not in raw:
-            return False
-        raw = raw[part]
-    return True
+def _known(raw: dict[str, Any], name: str) -> bool:
+    absent = object()
+    return trees.value(raw, name.removeprefix(presets.REMOVED), absent) is not absent
 
 
 def _require_runs(name: str, study: Study) -> None:
@@ -158,10 +156,3 @@ def counted(study: Study) -> dict[str, dict[str, Any]]:
     """Of each run, the values that its result depends on; see `plan.counted`."""
     raw = read()
     return {run: plan.counted(study.targets, presets.changed(raw, changes(study, run))) for run in study.runs}
-
-
-def value(raw: dict[str, Any], name: str) -> Any:
-    """A value of params.yaml by its dotted name."""
-    for part in name.split("."):
-        raw = raw[part]
-    return raw

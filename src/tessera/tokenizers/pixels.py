@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tessera.codes.sequences import flatten_levels, unflatten
 from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized, Tokenizer
 from tessera.core.params import Strict
+from tessera.core.space import CodeSpace
 
 
 class Config(Strict):
@@ -29,15 +29,14 @@ class Pixels(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         self.image_shape = image_shape
-        self.codebook_sizes = (config.levels,) * channels
-        self.grids = ((height, width),) * channels
+        self.space = CodeSpace(((height, width),) * channels, (config.levels,) * channels)
         # float64 first: -1 and 1 are exact, and 256 levels are what 8-bit images hold
         values = torch.arange(config.levels, dtype=torch.float64).mul(2 / (config.levels - 1)).sub(1)
         self.register_buffer("values", values.float()[:, None], persistent=False)  # [L,1]
 
     @property
     def codebooks(self) -> tuple[Float[Tensor, "k 1"], ...]:
-        return (self.values,) * len(self.grids)
+        return (self.values,) * len(self.space.grids)
 
     def latents(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b c h w"], ...]:
         return (x,)
@@ -50,7 +49,7 @@ class Pixels(nn.Module):
         return (Quantized(self._intensities(codes) + (x - x.detach()), codes, {}),)
 
     def vectors(self, codes: Int[Tensor, "b t"]) -> tuple[Float[Tensor, "b c h w"], ...]:
-        return (self._intensities(torch.stack(unflatten(codes, self.grids), dim=1)),)
+        return (self._intensities(torch.stack(self.space.split(codes), dim=1)),)
 
     def _intensities(self, codes: Int[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return F.embedding(codes, self.values).squeeze(-1)
@@ -59,7 +58,7 @@ class Pixels(nn.Module):
         return z_q[0]
 
     def encode(self, x: Float[Tensor, "b c h w"]) -> Int[Tensor, "b t"]:
-        return flatten_levels([level.codes for level in self.quantize(self.latents(x))])
+        return self.space.join([level.codes for level in self.quantize(self.latents(x))])
 
     def decode(self, codes: Int[Tensor, "b t"]) -> Float[Tensor, "b c h w"]:
         return self.decode_vectors(self.vectors(codes))

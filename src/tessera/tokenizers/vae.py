@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from tessera.codes.sequences import flatten_levels, unflatten
 from tessera.core.contracts import GenerativeTokenizer, ImageShape, MakeQuantizer, Output, Quantized
+from tessera.core.space import CodeSpace
 from tessera.networks import conv
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ class VAE(nn.Module):
         self.latent_shape = (config.latent_dim, *grid)
         # last, so that the draws of the weights do not depend on it
         self.quantizer = None if make_quantizer is None else make_quantizer(config.latent_dim)
-        self.codebook_sizes = () if self.quantizer is None else tuple(self.quantizer.codebook_sizes)
-        self.grids = (grid,) * len(self.codebook_sizes)
+        sizes = () if self.quantizer is None else self.quantizer.codebook_sizes
+        self.space = CodeSpace((grid,) * len(sizes), sizes)
 
     @property
     def codebooks(self) -> tuple[Float[Tensor, "k d"], ...]:
@@ -92,13 +92,13 @@ class VAE(nn.Module):
         """
         if self.quantizer is None:
             raise ValueError("this vae has no codes: it was built without a quantizer")
-        return (self.quantizer.decode(torch.stack(unflatten(codes, self.grids), dim=1)),)
+        return (self.quantizer.decode(torch.stack(self.space.split(codes), dim=1)),)
 
     def decode_vectors(self, z_q: tuple[Tensor, ...]) -> Float[Tensor, "b c h w"]:
         return self.decoder(z_q[0])
 
     def encode(self, x: Float[Tensor, "b c h w"]) -> Int[Tensor, "b t"]:
-        return flatten_levels([level.codes for level in self.quantize(self.latents(x))])
+        return self.space.join([level.codes for level in self.quantize(self.latents(x))])
 
     def decode(self, codes: Int[Tensor, "b t"]) -> Float[Tensor, "b c h w"]:
         return self.decode_vectors(self.vectors(codes))

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tessera.codes.sequences import flatten_levels, unflatten
 from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized, Tokenizer
+from tessera.core.space import CodeSpace
 from tessera.networks import conv
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class VQVAE(nn.Module):
         self.encoder = conv.encoder(config, channels, self.quantizer.dim)
         self.decoder = conv.decoder(config, channels, self.quantizer.dim)
         grid = (height // config.downsampling, width // config.downsampling)
-        self.codebook_sizes = tuple(self.quantizer.codebook_sizes)
-        self.grids = (grid,) * len(self.codebook_sizes)  # one per depth of a residual quantizer
+        sizes = self.quantizer.codebook_sizes
+        self.space = CodeSpace((grid,) * len(sizes), sizes)  # one grid per depth of a residual quantizer
 
     @property
     def codebooks(self) -> tuple[Float[Tensor, "k d"], ...]:
@@ -48,13 +48,13 @@ class VQVAE(nn.Module):
         return (self.quantizer(latents[0]),)
 
     def vectors(self, codes: Int[Tensor, "b t"]) -> tuple[Float[Tensor, "b d h w"], ...]:
-        return (self.quantizer.decode(torch.stack(unflatten(codes, self.grids), dim=1)),)
+        return (self.quantizer.decode(torch.stack(self.space.split(codes), dim=1)),)
 
     def decode_vectors(self, z_q: tuple[Tensor, ...]) -> Float[Tensor, "b c h w"]:
         return self.decoder(z_q[0])
 
     def encode(self, x: Float[Tensor, "b c h w"]) -> Int[Tensor, "b t"]:
-        return flatten_levels([level.codes for level in self.quantize(self.latents(x))])
+        return self.space.join([level.codes for level in self.quantize(self.latents(x))])
 
     def decode(self, codes: Int[Tensor, "b t"]) -> Float[Tensor, "b c h w"]:
         return self.decode_vectors(self.vectors(codes))

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from tessera.codes.sequences import flatten_levels, unflatten
 from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized, Quantizer, Tokenizer
+from tessera.core.space import CodeSpace
 from tessera.networks import conv
 from tessera.networks.doubling import Doubling
 
@@ -60,8 +60,7 @@ class VQVAE2(nn.Module):
         top = (bottom[0] // config.top_downsampling, bottom[1] // config.top_downsampling)
         sizes = [tuple(quantizer.codebook_sizes) for quantizer in self.quantizers]
         self.depths = [len(level) for level in sizes]
-        self.codebook_sizes = sizes[0] + sizes[1]
-        self.grids = (top,) * self.depths[0] + (bottom,) * self.depths[1]
+        self.space = CodeSpace((top,) * self.depths[0] + (bottom,) * self.depths[1], sizes[0] + sizes[1])
 
     @property
     def codebooks(self) -> tuple[Float[Tensor, "k d"], ...]:
@@ -86,7 +85,7 @@ class VQVAE2(nn.Module):
         return tuple(quantizer(z) for quantizer, z in zip(self.quantizers, latents, strict=True))
 
     def vectors(self, codes: Int[Tensor, "b t"]) -> tuple[Float[Tensor, "b d h w"], ...]:
-        parts = unflatten(codes, self.grids)
+        parts = self.space.split(codes)
         levels = parts[: self.depths[0]], parts[self.depths[0] :]
         return tuple(q.decode(torch.stack(level, dim=1)) for q, level in zip(self.quantizers, levels, strict=True))
 
@@ -96,7 +95,7 @@ class VQVAE2(nn.Module):
 
     def encode(self, x: Float[Tensor, "b c h w"]) -> Int[Tensor, "b t"]:
         _, top, z_bottom = self._up_to_bottom(x)
-        return flatten_levels([top.codes, self.quantizers[1](z_bottom).codes])
+        return self.space.join([top.codes, self.quantizers[1](z_bottom).codes])
 
     def decode(self, codes: Int[Tensor, "b t"]) -> Float[Tensor, "b c h w"]:
         return self.decode_vectors(self.vectors(codes))

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from tessera.core import collectives
 from tessera.core.contracts import Runtime
 from tessera.core.errors import InputError, NonFiniteError
 from tessera.core.seeding import generator, numpy_generator, seed_globally
@@ -29,6 +29,7 @@ STEPS = 8  # of an epoch, at least: a larger batch is made smaller
 SMALL = 4  # examples of a batch that is not made smaller for their sake
 WARM_UP = 0.1  # of all steps, at most
 FEW = 100  # steps below which the log says so
+LOOKED_AT = 1000  # images of a split behind one point of a curve, at most; measures of results read whole splits
 
 Row = dict[str, float]
 Batch = Callable[
@@ -184,33 +185,14 @@ def _share(indices: np.ndarray, rank: int, ranks: int) -> np.ndarray:
     return np.split(np.sort(indices), ranks)[rank] if ranks > 1 else indices
 
 
-def _together() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _as_on_rank_0(module: nn.Module) -> None:
-    """Batch statistics are each rank's own until the next forward pass."""
-    if _together():
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
-
-
 def _row_of_rank_0(row: Row, device: torch.device) -> Row:
     """Every rank has evaluated the same weights on all of the split; on GPUs not to the same bits, and ranks would keep, and
     stop at, different epochs."""
-    if not _together():
+    if collectives.ranks() == 1:
         return row
     values = torch.tensor(list(row.values()), dtype=torch.float64, device=device)
-    dist.broadcast(values, src=0)
+    collectives.take_from_rank_0(values)
     return dict(zip(row, values.tolist(), strict=True))
-
-
-def _mean_over_ranks(values: Tensor) -> Tensor:
-    """Ranks hold equal shares of a batch, so that this is the batch's mean; one value that is not finite makes all so."""
-    if _together():
-        dist.all_reduce(values)
-        values /= dist.get_world_size()
-    return values
 
 
 class _State:
@@ -246,10 +228,10 @@ class _State:
         Raises:
             InputError: rank 0 has a checkpoint that another rank does not find; on every rank alike.
         """
-        if not _together():
+        if collectives.ranks() == 1:
             return
         extremes = torch.tensor([self.step, -self.step], device=self.runtime.device)
-        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        collectives.take_largest(extremes)
         highest, lowest = extremes[0].item(), -extremes[1].item()
         if lowest != highest:
             raise InputError(
@@ -269,7 +251,8 @@ class _State:
             raise NonFiniteError(f"{self.task.name}, step {self.step}: {error}; nothing was updated. "
                                  f"Lower {self.task.section}.training.lr") from None  # fmt: skip
         total = sum(terms.values())
-        means = _mean_over_ranks(torch.stack([*terms.values(), total]).detach())
+        means = torch.stack([*terms.values(), total]).detach()
+        collectives.average(means)  # ranks hold equal parts of the batch; one value that is not finite makes all so
         values = dict(zip([*terms, "total"], means.tolist(), strict=True))
         self._require_finite(values)
         self.optimizer.zero_grad(set_to_none=True)
@@ -301,7 +284,8 @@ class _State:
         self.take_snapshot(epoch)
 
     def _evaluate(self, epoch: int) -> None:
-        _as_on_rank_0(self.evaluated)
+        # batch statistics are each rank's own until the next forward pass
+        collectives.take_from_rank_0(*self.evaluated.buffers())
         self.evaluated.eval()
         with torch.no_grad():
             validation = _row_of_rank_0(self.task.evaluate(self.evaluated), self.runtime.device)

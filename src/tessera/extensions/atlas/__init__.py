@@ -13,7 +13,6 @@ from torch import Tensor
 
 from tessera import scores
 from tessera.codes import statistics
-from tessera.codes.sequences import flatten, unflatten
 from tessera.core.contracts import Grid, Report, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run
@@ -40,7 +39,7 @@ class Page(NamedTuple):
 
     @property
     def shape(self) -> Grid:
-        return self.tokenizer.grids[self.grid]
+        return self.tokenizer.space.grids[self.grid]
 
 
 class Windows(NamedTuple):
@@ -66,7 +65,7 @@ def measure(config: Config, run: Run) -> Report:
     context = torch.from_numpy(codes[arrays.evenly(len(codes), config.contexts)]).to(run.runtime.device)
     metrics, tables = {}, []
     sheets: dict[str, np.ndarray] = {}
-    for grid, own in enumerate(statistics.split_grids(codes, tokenizer.grids)):
+    for grid, own in enumerate(tokenizer.space.split(codes)):
         book = tokenizer.codebooks[grid].float().cpu().numpy()
         share = statistics.frequencies(own, len(book))
         shown = ordered(book, share, config.codes, config.order)
@@ -104,9 +103,7 @@ def entries(
     height, width = page.shape
     reach = int(min(page.shape) > 2)  # of smaller grids the place itself is all there is to cut out
     centre = np.tile([height // 2, width // 2], (len(shown), 1))
-    windows = frequent(
-        statistics.split_grids(codes, page.tokenizer.grids)[page.grid], page.tokenizer.codebook_sizes[page.grid]
-    )
+    windows = frequent(page.tokenizer.space.split(codes)[page.grid], page.tokenizer.space.sizes[page.grid])
     place, occurs = windows.place[shown], windows.share[shown] > 0
     whole, single = filled(page, shown, everywhere=True), filled(page, shown, everywhere=False)
     there = decoded(page, codes[place[:, 0]])
@@ -147,10 +144,10 @@ def filled(page: Page, shown: Int[np.ndarray, " c"], everywhere: bool) -> UInt8[
     m, found = len(page.context), []
     for batch in arrays.batches(len(shown), max(1, page.batch_size // m)):
         count = len(shown[batch])
-        parts = [part.clone() for part in unflatten(page.context.repeat(count, 1), page.tokenizer.grids)]
+        parts = [part.clone() for part in page.tokenizer.space.split(page.context.repeat(count, 1))]
         of_each = torch.from_numpy(shown[batch]).to(page.context.device).repeat_interleave(m)
         parts[page.grid][:, where] = of_each[:, None]
-        levels = page.tokenizer.vectors(flatten(parts))
+        levels = page.tokenizer.vectors(page.tokenizer.space.join(parts))
         found.append(mean_decoded(page, levels, count))
     return np.concatenate(found)
 

@@ -179,7 +179,7 @@ def _trained(config: Config, run: Run, prior: Prior) -> Bidirectional:
     codes = {split: torch.from_numpy(run.codes(split).astype(np.int64)) for split in ("train", "val")}
     labels = {split: _labels(run, prior, split, np.arange(len(own))) for split, own in codes.items()}
     seed_globally(seed, "inpainting", "initialisation")
-    network = Bidirectional(config.network, config.steps, prior.grids, prior.codebook_sizes, prior.classes)
+    network = Bidirectional(config.network, config.steps, prior.space, prior.classes)
     return fitted(network, codes, labels, config.training, seed, runtime, "inpainting")
 
 

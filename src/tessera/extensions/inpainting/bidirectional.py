@@ -11,8 +11,9 @@ from torch import Generator, Tensor, nn
 from tessera.attention import masking
 from tessera.attention.causal import Size
 from tessera.codes import sequences
-from tessera.core.contracts import Grids, Runtime, Sampling
+from tessera.core.contracts import Runtime, Sampling
 from tessera.core.seeding import generator
+from tessera.core.space import CodeSpace
 from tessera.images import arrays
 from tessera.training.loop import Task, fit
 from tessera.training.settings import Training
@@ -26,10 +27,10 @@ class Bidirectional(nn.Module):
         steps: forward passes behind a sample, at most.
     """
 
-    def __init__(self, size: Size, steps: int, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
+    def __init__(self, size: Size, steps: int, space: CodeSpace, classes: int) -> None:
         super().__init__()
         self.steps = steps
-        self.network = masking.MaskedTransformer(size, grids, codebook_sizes, classes)
+        self.network = masking.MaskedTransformer(size, space, classes)
 
     def forward(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, numbers: Float[Tensor, "b t+1"]

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
-from tessera.codes import sequences
-from tessera.core.contracts import Device, Grids, Tokenizer
+from tessera.core.contracts import Device, Tokenizer
 from tessera.core.errors import InputError
 from tessera.core.seeding import numpy_generator
+from tessera.core.space import CodeSpace
 from tessera.images import arrays
 
 Pixels = UInt8[np.ndarray, "n h w c"]
@@ -133,11 +133,11 @@ def biharmonic(pixels: Pixels, masks: Masks) -> Pixels:
 # codes
 
 
-def cells(masks: Masks, grids: Grids) -> Bool[np.ndarray, "n t"]:
+def cells(masks: Masks, space: CodeSpace) -> Bool[np.ndarray, "n t"]:
     """True for each code whose cell of the image overlaps the mask. Where the grid does not divide the image, cells reach
     over the pixels that they have a part in."""
     x = torch.from_numpy(masks).float()[:, None]
-    return sequences.flatten(F.adaptive_max_pool2d(x, grid)[:, 0] > 0 for grid in grids).numpy()
+    return space.join(F.adaptive_max_pool2d(x, grid)[:, 0] > 0 for grid in space.grids).numpy()
 
 
 def seen(
@@ -153,7 +153,7 @@ def seen(
         smooth = averaged(pixels, masks)
     with torch.no_grad():
         known = tokenizer.encode(arrays.to_model(smooth, device))
-    hidden = torch.from_numpy(cells(masks, tokenizer.grids)).to(device)
+    hidden = torch.from_numpy(cells(masks, tokenizer.space)).to(device)
     return Scene(pixels, masks, known, hidden, labels)
 
 

@@ -97,7 +97,7 @@ def conditionals(
     prior: ExactPrior, codes: Int[Tensor, "n t"], labels: Int[Tensor, " n"] | None
 ) -> Float[Tensor, "n t k"]:
     """log p of every code at every position given the codes before; minus infinity past the end of a smaller codebook."""
-    largest = max(prior.codebook_sizes)
+    largest = max(prior.space.sizes)
     grids = [grid.double().log_softmax(-1) for grid in prior.logits(codes, labels)]
     return torch.cat([F.pad(grid, (0, largest - grid.shape[2]), value=-math.inf) for grid in grids], dim=1)
 

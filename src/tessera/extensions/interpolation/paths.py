@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from tessera.codes.sequences import flatten_levels, unflatten, whereabouts
 from tessera.core.contracts import ExactPrior, Prior, Tokenizer
 
 EXACT = "donot_use_mm_for_euclid_dist"  # 0 between equal vectors
@@ -66,17 +65,17 @@ def refined(
     if prior.classes:  # that of the nearer image
         labels = torch.tensor(ends.labels, device=share.device)[(share > 0.5).long()]
     if not prior.exact:
-        codes = flatten_levels([level.codes for level in tokenizer.quantize(blended(ends.z, share))])
+        codes = tokenizer.space.join([level.codes for level in tokenizer.quantize(blended(ends.z, share))])
         kept = (codes == ends.codes[0]) | (codes == ends.codes[1])
         return tokenizer.decode(prior.sample(len(codes), draws, labels=labels, known=codes, known_mask=kept))
-    parts = zip(tokenizer.codebooks, unflatten(ends.codes, tokenizer.grids), strict=True)
+    parts = zip(tokenizer.codebooks, tokenizer.space.split(ends.codes), strict=True)
     cost = [costs(book, part.flatten(1), share, freedom) for book, part in parts]
     codes = ends.codes[:1].repeat(len(share), 1)
     exact = cast("ExactPrior", prior)
     walk, order = exact.steps(len(share), labels), list(exact.order)
     logits = next(walk)
     for step, t in enumerate(order):
-        grid, place = whereabouts(t, tokenizer.grids)
+        grid, place = tokenizer.space.locate(t)
         # a code that the prior holds impossible stays possible where it is the only one without cost
         codes[:, t] = (logits.double().clamp(min=-1e6) - cost[grid][:, place]).argmax(1)
         if step + 1 < len(order):

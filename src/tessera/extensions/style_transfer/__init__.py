@@ -20,7 +20,6 @@ from torch import Tensor
 
 from tessera import scores
 from tessera.codes import statistics
-from tessera.codes.sequences import flatten, flatten_levels, unflatten
 from tessera.core.contracts import Report, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run
@@ -116,7 +115,7 @@ def available(config: Config, tokenizer: Tokenizer) -> tuple[dict[str, Method], 
 
 def adain(tokenizer: Tokenizer, content: Images, style: Images) -> Int[Tensor, "1 t"]:
     levels = tokenizer.quantize(tuple(map(restyled, content.z, style.z)))
-    return flatten_levels([level.codes for level in levels])
+    return tokenizer.space.join(level.codes for level in levels)
 
 
 def restyled(content: Float[Tensor, "1 d h w"], style: Float[Tensor, "1 d h w"]) -> Float[Tensor, "1 d h w"]:
@@ -131,17 +130,18 @@ def palette(tokenizer: Tokenizer, content: Images, style: Images) -> Int[Tensor,
     """Each code of the content becomes the nearest one, among the code vectors of its grid, that the style uses in that grid.
     By code vectors and not by z, since quantizers differ in what they do to z before they choose."""
     parts = []
-    grids = (unflatten(image.codes, tokenizer.grids) for image in (content, style))
+    grids = (tokenizer.space.split(image.codes) for image in (content, style))
     for own, other, book in zip(*grids, tokenizer.codebooks, strict=True):
         allowed, vectors = other.unique(), book.detach().float().cpu().numpy()
         rows, _ = neighbours.nearest(vectors[own.flatten().cpu().numpy()], vectors[allowed.cpu().numpy()])
         parts.append(allowed[torch.from_numpy(rows).to(allowed.device)].view_as(own))
-    return flatten(parts)
+    return tokenizer.space.join(parts)
 
 
 def hierarchy(tokenizer: Tokenizer, coarse: Images, fine: Images) -> Int[Tensor, "1 t"]:
     first = levels_of(tokenizer)[0].depth  # grids of the first level
-    return flatten(unflatten(coarse.codes, tokenizer.grids)[:first] + unflatten(fine.codes, tokenizer.grids)[first:])
+    space = tokenizer.space
+    return space.join(space.split(coarse.codes)[:first] + space.split(fine.codes)[first:])
 
 
 METHODS: dict[str, Method] = {"adain": adain, "palette": palette, "hierarchy": hierarchy}
@@ -156,7 +156,7 @@ def judged(
     """The values of `MEASURES` for a result, its content and its style."""
     sides, colours = edges(pixels), [colour_histogram(image) for image in pixels]
     kept, unrelated = scores.ssim(sides[[0, 2]], sides[[1, 1]])
-    folded = zip(statistics.split_grids(codes, tokenizer.grids), tokenizer.codebook_sizes, strict=True)
+    folded = zip(tokenizer.space.split(codes), tokenizer.space.sizes, strict=True)
     shares = [[statistics.frequencies(image, size) for image in grid] for grid, size in folded]
     found = {"edges": kept, "edges_unrelated": unrelated}
     for which, name in enumerate(("after", "before")):

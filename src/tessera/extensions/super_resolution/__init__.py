@@ -36,14 +36,13 @@ from tessera.extensions.super_resolution.upscaling import (
 )
 from tessera.images import arrays, pictures
 from tessera.networks import conv
-from tessera.training.loop import Fitted, Row, Task, fit
+from tessera.training.loop import LOOKED_AT, Fitted, Row, Task, fit
 from tessera.training.settings import Training
 
 if TYPE_CHECKING:
     from tessera.core.params import Params
 
 NAME = "extensions.super_resolution"  # of random streams and the checkpoint; messages say that `training` stands there
-LOOKED_AT = 1000  # validation images behind one point of the curve, at most
 
 
 class Config(Strict):
@@ -169,11 +168,18 @@ def judged(
         target = targets[rows[where]]
         for name, pixels in draw(rows[where]).items():
             error = scores.mse(pixels, target)
-            columns = {"mse": 4 * error, "psnr_db_per_image": scores.psnr_db(error), "ssim": scores.ssim(pixels, target),
-                       "ssim_gaussian": scores.ssim_gaussian(pixels, target)}  # fmt: skip
+            columns = {
+                "mse": scores.symmetric(error),
+                "psnr_db_per_image": scores.psnr_db(error),
+                "ssim": scores.ssim(pixels, target),
+                "ssim_gaussian": scores.ssim_gaussian(pixels, target),
+            }
             found.setdefault(name, []).append(pd.DataFrame(columns))
     means = {name: dict(pd.concat(parts).mean()) for name, parts in found.items()}
-    return {name: {"mse": m["mse"], "psnr_db": float(scores.psnr_db(m["mse"] / 4))} | m for name, m in means.items()}
+    return {
+        name: {"mse": m["mse"], "psnr_db": float(scores.psnr_db(scores.unit(m["mse"])))} | m
+        for name, m in means.items()
+    }
 
 
 def picture(

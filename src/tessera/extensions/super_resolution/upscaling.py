@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from tessera.codes import sequences
 from tessera.core.contracts import Device, ImageShape, Tokenizer
 from tessera.networks import conv
 from tessera.networks.doubling import Doubling
@@ -91,7 +90,7 @@ def see(tokenizer: Tokenizer, codes: Int[Tensor, "b t"]) -> Seen:
 
 def made_for(tokenizer: Tokenizer, config: Widths, device: Device = "cpu") -> Decoder:
     """Freshly initialised from torch's global generator. The tokenizer is asked what its code vectors look like."""
-    codes = torch.zeros(1, sequences.length(tokenizer.grids), dtype=torch.int64, device=device)
+    codes = torch.zeros(1, tokenizer.space.length, dtype=torch.int64, device=device)
     vectors = see(tokenizer, codes).vectors
     dims, grid = tuple(level.shape[1] for level in vectors), vectors[-1].shape[2]
     # channels-last weights: images arrive channels-last, and convolutions on CPU are faster on them

@@ -9,6 +9,7 @@ the frequencies of the training labels.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -18,6 +19,7 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
+from tessera.autoregression.sampling import sample_batches
 from tessera.core.contracts import Device, Prior, Report, Sampling
 from tessera.core.params import Strict
 from tessera.core.run import Run
@@ -64,8 +66,7 @@ def measure(config: Config, run: Run) -> Report:
     )
 
     def features(pixels: Pixels) -> Float[np.ndarray, "n f"]:
-        found = arrays.map_batches(extractor, pixels, config.batch_size, device)
-        return np.concatenate([part.cpu().numpy() for _, part in found])
+        return arrays.mapped(extractor, pixels, config.batch_size, device)
 
     def some(split: str) -> Pixels:
         draws = numpy_generator(seed, "temperature", split)
@@ -91,7 +92,6 @@ def measure(config: Config, run: Run) -> Report:
     return Report({"images": count, "best": best, **metrics}, {"temperatures": table}, drawings)
 
 
-@torch.no_grad()
 def drawn(
     prior: Prior,
     count: int,
@@ -101,14 +101,9 @@ def drawn(
     seed: int,
     device: Device,
 ) -> Int[Tensor, "n t"]:
-    """Codes in batches, whose random numbers depend on (seed, batch) and not on the temperature."""
-    parts = []
-    for index, where in enumerate(arrays.batches(count, batch_size)):
-        given = None if labels is None else torch.from_numpy(labels[where]).to(device)
-        parts.append(
-            prior.sample(where.stop - where.start, generator(seed, "temperature", index), sampling, labels=given)
-        )
-    return torch.cat(parts)
+    """Codes whose random numbers depend on (seed, batch) and not on the temperature."""
+    given = None if labels is None else torch.from_numpy(labels).to(device)
+    return sample_batches(prior, count, batch_size, partial(generator, seed, "temperature"), sampling, given)
 
 
 def distinct(codes: Int[Tensor, "n t"]) -> float:

@@ -9,6 +9,7 @@ in raster order draws each code given those before it alone: what is kept furthe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tessera import scores
+from tessera.autoregression.sampling import sample_batches
 from tessera.core.contracts import Device, Prior, Report, Sampling, Tokenizer
 from tessera.core.params import Params, Strict
 from tessera.core.run import Run
@@ -77,8 +79,7 @@ def measure(config: Config, run: Run) -> Report:
 
     def seen(codes: Int[Tensor, "n t"], pixels: Pixels | None = None) -> Seen:
         pixels = arrays.decoded(tokenizer, codes, config.batch_size) if pixels is None else pixels
-        parts = arrays.map_batches(extractor, pixels, config.batch_size, device)
-        return Seen(pixels, codes.cpu().numpy(), np.concatenate([part.cpu().numpy() for _, part in parts]))
+        return Seen(pixels, codes.cpu().numpy(), arrays.mapped(extractor, pixels, config.batch_size, device))
 
     chosen = arrays.evenly(len(run.images("test")), config.images)
     codes = torch.from_numpy(run.codes("test")[chosen].astype(np.int64)).to(device)
@@ -119,11 +120,8 @@ def varied(
     seed: int,
 ) -> Int[Tensor, "n t"]:
     """The codes with the first `share` of the positions drawn anew; the same random numbers whatever the share."""
-    kept, parts = ranks >= round(share * codes.shape[1]), []
-    for index, where in enumerate(arrays.batches(len(codes), batch_size)):
-        draws, label = generator(seed, "variations", index), None if labels is None else labels[where]
-        parts.append(prior.sample(len(codes[where]), draws, Sampling(), label, codes[where], kept[where]))
-    return torch.cat(parts)
+    kept, draws = ranks >= round(share * codes.shape[1]), partial(generator, seed, "variations")
+    return sample_batches(prior, len(codes), batch_size, draws, Sampling(), labels, codes, kept)
 
 
 def compared(original: Seen, other: Seen) -> dict[str, float]:
@@ -140,11 +138,9 @@ def of_labels(
     prior: Prior, labels: list[int], count: int, guidance: float, batch_size: int, seed: int, device: Device
 ) -> Int[Tensor, "n t"]:
     """`count` samples of each label, label by label; the same random numbers whatever the guidance."""
-    given, parts = torch.tensor(labels, device=device).repeat_interleave(count), []
-    for index, where in enumerate(arrays.batches(len(given), batch_size)):
-        draws = generator(seed, "variations", "labels", index)
-        parts.append(prior.sample(len(given[where]), draws, Sampling(guidance=guidance), given[where]))
-    return torch.cat(parts)
+    given = torch.tensor(labels, device=device).repeat_interleave(count)
+    draws = partial(generator, seed, "variations", "labels")
+    return sample_batches(prior, len(given), batch_size, draws, Sampling(guidance=guidance), given)
 
 
 # pictures
