@@ -30,6 +30,7 @@ from tessera.core.contracts import Likelihood
 from tessera.core.errors import InputError, NonFiniteError
 from tessera.core.params import Params
 from tessera.core.seeding import seed_globally
+from tessera.core.space import CodeSpace
 from tessera.images.arrays import to_model
 from tessera.losses import mse
 from tessera.runtime import scratch as scratches
@@ -933,7 +934,7 @@ def test_prior_is_trained_on_train_and_chosen_by_val(runtime):
 
 def test_closed_form_prior_is_not_trained(raw):
     name = raw["samples"]["baseline"]
-    prior = models.build(models.prior_recipe(Params(raw), ((1, 2),), (3,), 0, name))
+    prior = models.build(models.prior_recipe(Params(raw), CodeSpace(((1, 2),), (3,)), 0, name))
     objective, data = prior_training.Objective(prior), prior_data(CODES)
     fitted = prior_training.in_closed_form(objective, data)
     assert (fitted.epoch, len(fitted.history)) == (0, 1)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.condition import Condition
 from tessera.autoregression.sampling import Steps
-from tessera.core.contracts import Grids
+from tessera.core.contracts import Grids, Prior
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
 from tessera.core.space import CodeSpace
@@ -271,6 +271,6 @@ def doubled(widths: Widths) -> Widths:
     return tuple(2 * width for width in widths)
 
 
-def build(config: Config, space: CodeSpace, classes: int) -> PixelCNN:
+def build(config: Config, space: CodeSpace, classes: int) -> Prior:
     # channels-last weights: embedded codes are channels-last, and convolutions on CPU are faster on them
     return PixelCNN(config, space, classes).to(memory_format=torch.channels_last)
