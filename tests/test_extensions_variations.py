@@ -100,9 +100,9 @@ def test_labels_reach_the_prior(variations_run, monkeypatch):
     prior = run.prior()
     original = prior.sample
 
-    def watched(n: int, draws: Any, how: Sampling, labels: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def watched(n: int, draws: Any, how: Sampling, labels: torch.Tensor, **known: Any) -> torch.Tensor:
         seen.append((labels.tolist(), how))
-        return original(n, draws, how, labels, *rest)
+        return original(n, draws, how, labels, **known)
 
     prior.sample = watched
     monkeypatch.setattr(run, "prior", lambda: prior)

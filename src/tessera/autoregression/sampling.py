@@ -126,10 +126,11 @@ def sample_batches(
 ) -> Int[Tensor, "n t"]:
     """`prior.sample` of `batch_size` images at a time, whichever prior it is. `draws` makes the generator of each batch from
     its index, so that the random numbers of a batch depend on nothing that was drawn before."""
+    given = {"labels": labels, "known": known, "known_mask": known_mask}
     parts = []
     for index, where in enumerate(batches(n, batch_size)):
-        given = (None if one is None else one[where] for one in (labels, known, known_mask))
-        parts.append(prior.sample(where.stop - where.start, draws(index), sampling, *given))
+        own = {name: each[where] for name, each in given.items() if each is not None}
+        parts.append(prior.sample(where.stop - where.start, draws(index), sampling, **own))
     return torch.cat(parts)
 
 
