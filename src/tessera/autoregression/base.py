@@ -21,6 +21,7 @@ class Autoregressive(nn.Module):
     """
 
     exact = True
+    capturable = True
 
     def __init__(self, grids: Grids, codebook_sizes: Sequence[int], classes: int, dropout: float = 0.0) -> None:
         super().__init__()

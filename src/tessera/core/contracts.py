@@ -154,13 +154,15 @@ class Prior(Protocol):
 
     Exact priors predict one code after another (`autoregression/base.py`): they also have `order`, the positions in the
     order in which they are drawn, `logits(codes, labels)`, one entry per grid [B,h*w,K], and `steps(n, labels)`, the walk
-    behind `sample`.
+    behind `sample`. Where `capturable`, that walk asks the device for no value, so that a GPU can replay it as one CUDA graph
+    (`autoregression/cuda_graphs.py`).
     """
 
     grids: Grids
     codebook_sizes: tuple[int, ...]
     classes: int
     exact: bool
+    capturable: bool
 
     def losses(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, done: float = 1.0

@@ -43,7 +43,7 @@ class Config(Size):
 class Masked(nn.Module):
     """See `core.contracts.Prior`. Dropout acts in `losses` of a module in training mode, nowhere else."""
 
-    exact = False
+    exact, capturable = False, False
 
     def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
         super().__init__()

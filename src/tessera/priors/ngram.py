@@ -93,6 +93,8 @@ class Counts(nn.Module):
 class NGram(Autoregressive):
     """See `core.contracts.Prior`. Its fit is in closed form; there is nothing to train. Logits are log p in float64."""
 
+    capturable = False  # contexts are looked up
+
     def __init__(self, config: Config, grids: Grids, codebook_sizes: tuple[int, ...], classes: int) -> None:
         super().__init__(grids, codebook_sizes, classes)
         self.config = config
