@@ -6,7 +6,9 @@ Drawing samples: codes from a prior, images from the tokenizer's decoder. Sheets
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,10 +20,12 @@ from tessera.core.contracts import ClosedFormPrior, GenerativeTokenizer, Prior, 
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import generator, numpy_generator
+from tessera.cuda_graphs import Replay
 from tessera.images import arrays, pictures
 from tessera.runtime.stage import enter
 
 SHOWN, COLUMNS = 96, 12
+PAYS = 3  # whole batches, from which on a captured walk is worth its capture
 
 
 class Settings(Strict):
@@ -64,19 +68,32 @@ def draw(of: str, prior: Prior, tokenizer: Tokenizer, run: Run) -> dict[str, np.
     labels = None
     if prior.classes:
         labels = numpy_generator(run.params.seed, of, "labels").choice(run.required_labels("train"), own.count)
+    sample = sampler(prior, sampling, run.runtime.device, own)
     codes, pixels = [], []
     bar = run.runtime.progress(total=own.count, desc=of)
     for index, where in enumerate(arrays.batches(own.count, own.batch_size)):
         n = where.stop - where.start
         given = torch.from_numpy(labels[where]).to(run.runtime.device) if labels is not None else None
         with torch.no_grad():
-            drawn = prior.sample(n, generator(run.params.seed, of, index), sampling, labels=given)
+            drawn = sample(n, generator(run.params.seed, of, index), labels=given)
             pixels.append(arrays.to_pixels(tokenizer.decode(drawn)))
         codes.append(drawn.cpu().numpy().astype(np.int32))
         bar.update(n)
     bar.close()
     found = {"codes": np.concatenate(codes), "images": np.concatenate(pixels)}
     return found | ({"labels": labels} if labels is not None else {})
+
+
+def sampler(prior: Prior, sampling: Sampling, device: torch.device, own: Settings) -> Callable[..., Any]:
+    """`(n, generator, labels=)` -> codes [n,T] of a batch. On a CUDA device whole batches are replays of one captured walk, where
+    the prior can be captured and the batches pay for it: the same codes, without the launches that take most of the time."""
+    plain = partial(prior.sample, sampling=sampling)
+    if device.type != "cuda" or not prior.capturable or own.count < PAYS * own.batch_size:
+        return plain
+    replay = Replay(prior, own.batch_size, sampling)
+    return lambda n, generator, labels: (
+        replay.sample(generator, labels) if n == own.batch_size else plain(n, generator, labels=labels)
+    )
 
 
 def draw_without_prior(of: str, tokenizer: GenerativeTokenizer, run: Run) -> dict[str, np.ndarray]:

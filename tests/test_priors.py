@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -320,6 +321,24 @@ def test_known_codes_are_checked_where_they_count(name: str) -> None:
     codes[1, 3] = 3  # the first grid has 3 codes
     with pytest.raises(InputError, match="from 0 to 2"):
         prior.sample(2, generator(), known=codes, known_mask=mask)
+
+
+@EVERY
+@CLASSES
+def test_a_prior_is_capturable_where_its_walk_asks_for_no_value(name: str, classes: int) -> None:
+    """On the meta device there is none to give. `masked` has no walk at all."""
+    prior, labels = tiny(name, *TWO, classes), random_labels(4, classes)
+    assert type(prior).capturable is (name not in ("masked", "ngram"))
+    uniforms = torch.zeros(4, 16, dtype=torch.float64, device="meta")
+    labels = labels.to("meta") if labels is not None else None
+    walk = partial(
+        draws.walked, prior.to("meta"), getattr(prior, "steps", None), uniforms, Sampling(), labels, None, None
+    )
+    if prior.capturable:
+        assert walk()[0].shape == (4, 16)
+    elif prior.exact:
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            walk()
 
 
 # gated PixelCNN

@@ -1,13 +1,18 @@
 """autoregression/sampling and codes/sequences against brute force."""
 
 import math
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from conftest import example
+from torch import Tensor
 
-from tessera.autoregression.sampling import Steps, draw, sample, truncate
+from stages import samples
+from tessera.autoregression.sampling import Steps, draw, sample, truncate, walked
 from tessera.codes import sequences
+from tessera.core import seams
 from tessera.core.contracts import Sampling
 from tessera.core.errors import InputError
 from tessera.core.space import CodeSpace
@@ -154,6 +159,51 @@ def test_a_captured_walk_draws_what_sample_draws() -> None:
     prior.rows[2] = math.nan
     with pytest.raises(ValueError, match="finite"):
         replay.sample(torch.Generator())
+
+
+class Walked:
+    """`Replay` without the capture: the walk that it captures, on a CPU."""
+
+    made: ClassVar[list[int]] = []
+
+    def __init__(self, prior: Any, n: int, sampling: Sampling) -> None:
+        self.prior, self.shape, self.sampling = prior, (n, prior.space.length), sampling
+        self.made.append(n)
+
+    @torch.no_grad()
+    def sample(self, generator: torch.Generator, labels: Tensor | None = None) -> Tensor:
+        uniforms = torch.rand(self.shape, generator=generator, dtype=torch.float64)
+        return walked(self.prior, self.prior.steps, uniforms, self.sampling, labels, None, None)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "count", "captured"),
+    [
+        ("gated_pixelcnn", "cuda", 13, [4]),
+        ("pixelsnail", "cuda", 12, [4]),
+        ("gated_pixelcnn", "cuda", 11, []),  # two whole batches do not pay for the capture
+        ("ngram", "cuda", 13, []),
+        ("masked", "cuda", 13, []),
+        ("gated_pixelcnn", "cpu", 13, []),
+    ],
+)
+def test_the_stage_replays_a_captured_walk_on_a_gpu_where_it_can_and_draws_the_same_codes(
+    name: str, device: str, count: int, captured: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "Replay", Walked)
+    monkeypatch.setattr(Walked, "made", [])
+    module = seams.plugin("priors", name)
+    prior = module.build(example(module.Config), CodeSpace(((2, 2), (3, 2)), (3, 5)), 2).eval()
+    if hasattr(prior, "fit"):
+        prior.fit(torch.randint(3, (9, 10)), torch.arange(9) % 2)
+    own = samples.Settings.model_construct(count=count, batch_size=4)
+    sampling = Sampling(temperature=0.9, top_k=4, guidance=2.0)
+    sample = samples.sampler(prior, sampling, torch.device(device), own)
+    assert Walked.made == captured
+    for index, n in enumerate([4, 4, 1]):
+        labels = torch.arange(n) % 2
+        found = sample(n, torch.Generator().manual_seed(index), labels=labels)
+        assert torch.equal(found, prior.sample(n, torch.Generator().manual_seed(index), sampling, labels=labels))
 
 
 def test_likelihoods_and_accuracy_of_per_grid_logits_are_the_sums_by_hand() -> None:

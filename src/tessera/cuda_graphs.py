@@ -2,8 +2,8 @@
 
 A position of a prior is some hundred kernels of a few microseconds each, fewer than the program takes to launch them. A
 walk of a network asks the device for no value, and which kernels it launches depends on nothing but shapes: so the whole
-of it is captured once, whatever the prior remembers on the way, and no prior knows. Not that of `ngram`, which asks how
-many distinct contexts there are, and cannot be captured. Capturing costs about a walk, and memory for some kilobytes a
+of it is captured once, whatever the prior remembers on the way. A prior whose walk does ask for values (`ngram`: how many
+distinct contexts there are) says so by `capturable`. Capturing costs about a walk, and memory for some kilobytes a
 kernel: it pays from the third batch on.
 """
 
@@ -22,7 +22,7 @@ from tessera.core.errors import InputError
 
 
 class Replay:
-    """`prior.sample` of batches of `n` images, the same codes from the same generator; for priors with `steps`, but `ngram`.
+    """`prior.sample` of batches of `n` images, the same codes from the same generator; for priors that are `capturable`.
 
     It reads the weights where they lay when it was made: they may change in place, but a prior that was moved to another
     device or type needs a new one. Where `known` is True, known codes and their mask are given with each batch.

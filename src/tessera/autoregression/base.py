@@ -22,6 +22,7 @@ class Autoregressive(nn.Module):
     """
 
     exact = True
+    capturable = True
 
     def __init__(self, space: CodeSpace, classes: int, dropout: float = 0.0) -> None:
         super().__init__()

@@ -183,7 +183,8 @@ class Prior(Model, Protocol):
     log p is a lower bound (ELBO), and whoever prints it says so. `sample` keeps `known` codes where `known_mask` is True
     and draws all others from `generator`, which alone decides the outcome.
 
-    Exact priors predict one code after another: see `ExactPrior`.
+    Exact priors predict one code after another: see `ExactPrior`. Where a prior is `capturable`, the walk behind `sample` asks the
+    device for no value, so that a GPU can replay it as one CUDA graph (`cuda_graphs.py`).
     """
 
     @property
@@ -192,6 +193,8 @@ class Prior(Model, Protocol):
     def classes(self) -> int: ...
     @property
     def exact(self) -> bool: ...
+    @property
+    def capturable(self) -> bool: ...
     def losses(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, done: float = 1.0
     ) -> dict[str, Tensor]: ...

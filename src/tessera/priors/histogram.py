@@ -66,6 +66,7 @@ class Histogram(Autoregressive):
         self.frequencies = cast("Sequence[Frequencies]", nn.ModuleList(frequencies))
 
     def fit(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
+        sequences.require_labels(labels, self.classes, len(codes))
         rows = self._rows(labels, len(codes))
         everyone = torch.full_like(rows, self.classes)  # the row of no label counts all images
         for part, table in zip(self.space.split(codes), self.frequencies, strict=True):
@@ -75,7 +76,6 @@ class Histogram(Autoregressive):
 
     def _rows(self, labels: Int[Tensor, " b"] | None, count: int) -> Int[Tensor, " b"]:
         """Which row of the tables is an image's: its label, or the last one."""
-        sequences.require_labels(labels, self.classes, count)
         device = self.frequencies[0].log_probabilities.device
         none = torch.full((count,), self.classes, dtype=torch.int64, device=device)
         return none if labels is None else labels.to(device)

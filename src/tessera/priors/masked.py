@@ -44,7 +44,7 @@ class Config(Size):
 class Masked(nn.Module):
     """See `core.contracts.Prior`. Dropout acts in `losses` of a module in training mode, nowhere else."""
 
-    exact = False
+    exact, capturable = False, False
 
     def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
         super().__init__()

@@ -94,6 +94,8 @@ class Counts(nn.Module):
 class NGram(Autoregressive):
     """See `core.contracts.Prior`. Its fit is in closed form; there is nothing to train. Logits are log p in float64."""
 
+    capturable = False  # contexts are looked up
+
     def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
         super().__init__(space, classes)
         self.config = config
