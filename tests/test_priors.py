@@ -244,7 +244,7 @@ def test_cores_that_share_the_images_draw_the_same_codes(
     name: str, n: int, forks: bool, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each image by its own uniforms, label and known codes, whichever process or thread walks it."""
-    monkeypatch.setattr(shares, "_may_fork", lambda: forks)
+    monkeypatch.setattr("tessera.autoregression.forks._may_fork", lambda: forks)
     (grids, sizes), labels = TWO, torch.arange(n) % 3
     prior, known, sampling = tiny(name, grids, sizes, 2), random_codes(n, grids, sizes, seed=9), Sampling(guidance=1.5)
     mask = torch.rand(known.shape, generator=generator(8)) < 0.4

@@ -104,7 +104,9 @@ def test_another_codebook_size_is_fitted_to_the_same_autoencoder(raw, tiny_run, 
         assert all((first[key] == other[key]).all() for key in first)
 
 
-def test_another_codebook_size_takes_the_checkpoint_of_the_finished_training(raw, tiny_run, workspace, monkeypatch, capsys):
+def test_another_codebook_size_takes_the_checkpoint_of_the_finished_training(
+    raw, tiny_run, workspace, monkeypatch, capsys
+):
     """As the command runs the stage, with its scratch: another K, and another kind, train nothing again."""
     monkeypatch.setattr(sys, "argv", ["stages/tokenizer.py"])
     monkeypatch.setattr(entry, "_validated", lambda: raw)
