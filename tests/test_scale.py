@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -37,16 +38,10 @@ EXAMPLES = ROOT / "examples"
 SETTINGS = {"device": "cpu", "devices": 1, "nodes": 1, "threads": 1, "checkpoint_seconds": 0.0, "keep_scratch": 2}
 
 
-def start(*command: str, **environment: str) -> subprocess.Popen[str]:
-    own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "SLURM_JOB_ID")}
+def environment_of(**own: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "SLURM_JOB_ID")}
     path = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, *command],
-        env=own | path | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return kept | path | own
 
 
 def places() -> list[dict[str, str]]:
@@ -56,12 +51,6 @@ def places() -> list[dict[str, str]]:
         port = str(free.getsockname()[1])
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     return [{"RANK": str(n), "LOCAL_RANK": str(n), **meeting} for n in range(2)]
-
-
-def ended(*processes: subprocess.Popen[str]) -> list[str]:
-    printed = [process.communicate(timeout=200)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(printed)
-    return printed
 
 
 # training
@@ -158,8 +147,8 @@ def trained(_raw: dict[str, Any], make_images: Any, tmp_path_factory: pytest.Tem
     before = os.getcwd()
     os.chdir(folder)
     try:
-        both = [start("-c", TRAINING, at["RANK"], **at) for at in places()]
-        ended(*both, start("-c", TRAINING, "alone"))
+        both = [forked.start("-c", TRAINING, at["RANK"], **environment_of(**at)) for at in places()]
+        forked.ended(*both, forked.start("-c", TRAINING, "alone", **environment_of()))
     finally:
         os.chdir(before)
     return [models.load_weights(folder / f"{name}.safetensors") for name in ("0", "1", "alone")]
@@ -242,7 +231,10 @@ def write_params(raw: dict[str, Any]) -> None:
 
 def stage(*command: str, **environment: str) -> str:
     bin_first = f"{Path('bin').resolve()}{os.pathsep}{os.environ['PATH']}"
-    return ended(start(*command, PYTHONPATH="src", PATH=bin_first, **environment))[0]
+    own = environment_of(PYTHONPATH="src", PATH=bin_first, **environment)
+    done = subprocess.run([sys.executable, *command], env=own, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_machines_of_a_slurm_job_encode_what_one_process_encodes(repository, raw, tiny_run, runtime):
@@ -288,8 +280,8 @@ def test_ranks_that_a_launcher_started_join_and_rank_0_locks_and_writes(reposito
     raw["tokenizer"]["training"] |= {"batch_size": 6}
     write_params(raw)
     before = Path("artifacts/tokenizer/model.safetensors").read_bytes()
-    both = [start("-m", "stages.tokenizer", **{"PYTHONPATH": "src", **at}) for at in places()]
-    ended(*both)
+    both = [forked.start("-m", "stages.tokenizer", **environment_of(PYTHONPATH="src", **at)) for at in places()]
+    forked.ended(*both)
     assert Path("artifacts/tokenizer/model.safetensors").read_bytes() != before
     (scratch,) = Path(".scratch/tokenizer").iterdir()
     assert {path.name for path in scratch.iterdir()} == {"finished.json", "lock", "tokenizer.safetensors"}
@@ -419,7 +411,7 @@ def test_half_a_gigabyte_is_encoded_and_sampled_in_an_eighth_of_it(workspace, ra
     raw["prior"] |= {"conditional": False, "augmented": 0.0}
     raw["runtime"] |= SETTINGS
     Path("raw.json").write_text(json.dumps(raw))
-    found = json.loads(ended(start("-c", STREAMING))[0])
+    found = json.loads(forked.ended(forked.start("-c", STREAMING, **environment_of()))[0])
     assert found["anonymous"] < 64 << 20
     assert (found["sums"], found["last"]) == (0, [3, 3, 3])
     codes = np.load("encoded/train.npy")
