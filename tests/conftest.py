@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import torch
 from committed import project
 from pydantic import BaseModel
+from ruamel.yaml import YAML
 
 from tessera.core import files, models, seams
 from tessera.core.params import CHOOSES, PLURAL, Params, read
@@ -28,20 +30,49 @@ from tessera.runtime.validation import sections
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ("round", "square")
+LONGEST = (
+    "test_pipeline",
+    "test_scale",
+    "test_tokenizers",
+    "test_studies",
+    "test_stages",
+    "test_diagnostics",
+    "test_scripts",
+)
 
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The modules that run dvc are few tests of minutes: they begin, and the many short ones fill the other process."""
-    items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
+    """The longest modules begin, so that both processes end at about the same time; that of the pipeline is the longest, and the
+    many short ones fill the other process."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Sums of several threads may differ in the last bit, and tests run side by side."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _same_text_is_parsed_once() -> Iterator[None]:
+    """params.yaml is read thousands of times, at 10 ms each: half the time of the tests of studies. Each reader gets values of
+    its own; what cannot be parsed is tried again."""
+    load, parsed = YAML.load, {}
+
+    def once(yaml: YAML, stream: Any) -> Any:
+        if not isinstance(stream, str) or yaml.typ != ["safe"]:
+            return load(yaml, stream)
+        key = (stream, yaml.pure, yaml.version)
+        if key not in parsed:
+            parsed[key] = pickle.dumps(load(yaml, stream))
+        return pickle.loads(parsed[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(YAML, "load", once)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +12,7 @@ import numpy as np
 import pytest
 
 from tessera.codes import statistics
-from tessera.core import files, seams
+from tessera.core import files
 from tessera.core.run import SPLITS
 from tessera.core.space import CodeSpace
 from tessera.diagnostics import learnability, oracle, positions, semantics, transitions
@@ -67,31 +64,6 @@ def test_one_row_and_one_column(module, grid):
     report = module.measure(module.Config(**EVERY[module]), of_codes(draw((6, 4), 3), (grid,), (3,)))
     assert all(math.isfinite(value) for part in report.metrics.values() for value in part.values())
     assert report.metrics["grid_0"].get("applies", 1) == 1
-
-
-TORCHLESS = """
-import sys
-from types import SimpleNamespace
-import matplotlib
-from tessera.core import seams
-from tessera.core.run import Run
-values = {"oracle": {}, "transitions": {"shown": 4}, "learnability": {}, "positions": {"share": 0.5},
-          "semantics": {"permutations": 2, "shown": 2, "nearest": 2}}
-for name, own in values.items():
-    module, run = seams.plugin("diagnostics", name), Run(SimpleNamespace(seed=0), name)
-    run.write("diagnostics", module.measure(module.Config(**own), run))
-print(sorted({"torch", "accelerate", "torchvision"} & set(sys.modules)))
-"""
-
-
-def test_no_torch_is_imported(tiny_run):
-    tiny_run()
-    environment = {**os.environ, "PYTHONPATH": str(seams.PACKAGE.parent)}
-    run = subprocess.run(
-        [sys.executable, "-c", TORCHLESS], env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout == "[]\n"
 
 
 # oracle

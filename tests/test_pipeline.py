@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from copies import ROOT, commit, copied, edit, metrics, ran, restore, run
+from copies import ROOT, begin_and_stop, commit, copied, edit, metrics, ran, restore, run
 from ruamel.yaml import YAML
 
+import tessera
 from tessera.core import seams
 from tessera.core.params import CHOOSES
 from tessera.runtime.inputs import declared
@@ -50,23 +53,23 @@ def test_a_second_run_does_nothing(repo):
 FORCED = ("extractor", "tokenizer", "codes", "prior", "samples")
 
 
-def test_a_forced_run_gives_the_same_bytes(repo):
+def test_a_forced_run_that_is_killed_and_goes_on_gives_the_same_bytes(repo):
     """Of what trains, and of what is drawn from it; the rest has a test of that in-process. A finished scratch checkpoint is
-    not used again in the workspace that made it."""
+    not used again in the workspace that made it, an unfinished one is."""
     before = (repo / "dvc.lock").read_bytes()
+    assert "resuming" not in begin_and_stop(repo, signal.SIGKILL, "dvc", "repro", "-f", "-s", "tokenizer")
     output = run("dvc", "repro", "-f", "-s", *FORCED, cwd=repo)
     assert set(ran(output)) >= set(FORCED)
-    assert "resuming" not in output
+    assert re.findall(r"resuming (\S+) at step \d+", output) == ["tokenizer"]
     assert (repo / "dvc.lock").read_bytes() == before
     assert not run("git", "status", "--porcelain", cwd=repo).strip()
 
 
 def test_models_load_from_python_with_their_cards(repo):
-    code = (
-        "import tessera, torch; t = tessera.load('artifacts/tokenizer'); p = tessera.load('artifacts/prior');"
-        "c = p.sample(2, torch.Generator().manual_seed(0)); print(tuple(t.decode(c).shape), t.space == p.space)"
-    )
-    assert "(2, 3, 8, 8) True" in run(sys.executable, "-c", code, cwd=repo)
+    tokenizer, prior = (tessera.load(repo / "artifacts" / name) for name in ("tokenizer", "prior"))
+    codes = prior.sample(2, torch.Generator().manual_seed(0))
+    assert tokenizer.decode(codes).shape == (2, 3, 8, 8)
+    assert tokenizer.space == prior.space
     card = (repo / "artifacts/tokenizer/README.md").read_text()
     assert "codebook_size: 8" in card
     assert "val.perplexity" in card
@@ -186,22 +189,36 @@ def test_each_leaf_of_params_runs_exactly_its_stages(repo, monkeypatch):
     assert not wrong
 
 
-def test_experiment_changes_only_its_stages_and_metrics_diff_shows_it(repo):
-    output = run("dvc", "exp", "run", "-S", "quantizer.beta=0.1", "reconstruction", cwd=repo)
-    assert ran(output) == ["tokenizer", "reconstruction"]
-    assert "beta: 0.1" in (repo / "params.yaml").read_text()
-    name = re.search(r"Ran experiment\(s\): (\S+)", output).group(1)
-    run("dvc", "exp", "branch", name, "variant", cwd=repo)
-    restore(repo)
+@pytest.fixture(scope="module")
+def experiment(repo) -> tuple[str, str]:
+    """Name and output of an experiment in another folder that was stopped while it trained, and started again."""
+    command = ("dvc", "exp", "run", "--temp", "-S", "quantizer.beta=0.1", "reconstruction")
+    begin_and_stop(repo, signal.SIGTERM, *command)
+    output = run(*command, cwd=repo)
+    return re.search(r"Ran experiment\(s\): (\S+)", output).group(1), output
+
+
+def test_a_stopped_experiment_goes_on_and_runs_its_own_code(repo, experiment):
+    """`--temp` works in another folder: it must import the code there, not that of the repository it was started from; and use
+    the checkpoints that its own stopped run has left."""
+    assert ran(experiment[1]) == ["tokenizer", "reconstruction"]
+    assert re.search(r"resuming tokenizer at step \d+", experiment[1])
+    code = "import sys; sys.argv = ['stages/codes.py']; import stages, tessera; print(tessera.__file__)"
+    assert str(repo / "src") in run(sys.executable, "-c", code, cwd=repo)
+
+
+def test_metrics_diff_shows_what_an_experiment_changed(repo, experiment):
+    run("dvc", "exp", "branch", experiment[0], "variant", cwd=repo)
+    assert "beta: 0.1" in run("git", "show", "variant:params.yaml", cwd=repo)
     diff = json.loads(run("dvc", "metrics", "diff", "main", "variant", "--json", cwd=repo))
     assert "metrics/reconstruction.json" in diff
     assert "metrics/dataset.json" not in diff
 
 
-def test_a_single_stage_refuses_codes_of_another_tokenizer(repo):
+def test_a_single_stage_refuses_codes_of_another_tokenizer(repo, experiment):
+    """Those that stand beside the tokenizer of an experiment which has not encoded."""
     try:
-        edit(repo, {"quantizer.codebook_size": 12})
-        run("dvc", "repro", "-s", "tokenizer", cwd=repo)
+        run("dvc", "exp", "apply", experiment[0], cwd=repo)
         output = run(
             "dvc", "repro", "-s", "report", cwd=repo, ok=False
         )  # metrics do not say where they are from, dvc.lock does
@@ -239,16 +256,6 @@ def test_invalid_params_fail_before_any_work_with_all_problems(repo):
         assert "prior.training.epochs" in output
     finally:
         restore(repo)
-
-
-def test_temporary_experiment_runs_its_own_code(repo):
-    """`--temp` works in another folder: it must import the code there, not that of the repository it was started from."""
-    script = repo / "stages" / "codes.py"
-    output = run("dvc", "exp", "run", "--temp", "-S", "codes.batch_size=7", "codes", cwd=repo)
-    assert ran(output) == ["codes"]
-    code = "import sys; sys.argv = ['stages/codes.py']; import stages, tessera; print(tessera.__file__)"
-    assert str(repo / "src") in run(sys.executable, "-c", code, cwd=repo)
-    assert script.exists()
 
 
 def test_dvc_finds_the_environment_that_nobody_activated(repo):

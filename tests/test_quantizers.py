@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-import subprocess
 import sys
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -937,11 +937,7 @@ def test_two_processes_end_with_the_codebook_of_one(tiny, tmp_path):
     from tessera.core.models import load_weights
 
     environment = {**os.environ, "PYTHONPATH": str(seams.PACKAGE.parent), "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, "-c", WORKER, str(rank), str(tmp_path)] for rank in (0, 1)]
-    processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
-    for process in processes:
-        _, error = process.communicate(timeout=100)
-        assert process.returncode == 0, error
+    forked.ended(*(forked.start("-c", WORKER, str(rank), str(tmp_path), **environment) for rank in (0, 1)), timeout=100)
     ranks = [load_weights(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
     assert ranks[0].keys() == ranks[1].keys()
     for name, value in ranks[0].items():

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -37,16 +38,10 @@ EXAMPLES = ROOT / "examples"
 SETTINGS = {"device": "cpu", "devices": 1, "nodes": 1, "threads": 1, "checkpoint_seconds": 0.0, "keep_scratch": 2}
 
 
-def start(*command: str, **environment: str) -> subprocess.Popen[str]:
-    own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "SLURM_JOB_ID")}
+def environment_of(**own: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "SLURM_JOB_ID")}
     path = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, *command],
-        env=own | path | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return kept | path | own
 
 
 def places() -> list[dict[str, str]]:
@@ -56,12 +51,6 @@ def places() -> list[dict[str, str]]:
         port = str(free.getsockname()[1])
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     return [{"RANK": str(n), "LOCAL_RANK": str(n), **meeting} for n in range(2)]
-
-
-def ended(*processes: subprocess.Popen[str]) -> list[str]:
-    printed = [process.communicate(timeout=200)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(printed)
-    return printed
 
 
 # training
@@ -158,8 +147,8 @@ def trained(_raw: dict[str, Any], make_images: Any, tmp_path_factory: pytest.Tem
     before = os.getcwd()
     os.chdir(folder)
     try:
-        both = [start("-c", TRAINING, at["RANK"], **at) for at in places()]
-        ended(*both, start("-c", TRAINING, "alone"))
+        both = [forked.start("-c", TRAINING, at["RANK"], **environment_of(**at)) for at in places()]
+        forked.ended(*both, forked.start("-c", TRAINING, "alone", **environment_of()))
     finally:
         os.chdir(before)
     return [models.load_weights(folder / f"{name}.safetensors") for name in ("0", "1", "alone")]
@@ -242,7 +231,10 @@ def write_params(raw: dict[str, Any]) -> None:
 
 def stage(*command: str, **environment: str) -> str:
     bin_first = f"{Path('bin').resolve()}{os.pathsep}{os.environ['PATH']}"
-    return ended(start(*command, PYTHONPATH="src", PATH=bin_first, **environment))[0]
+    own = environment_of(PYTHONPATH="src", PATH=bin_first, **environment)
+    done = subprocess.run([sys.executable, *command], env=own, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_machines_of_a_slurm_job_encode_what_one_process_encodes(repository, raw, tiny_run, runtime):
@@ -261,7 +253,7 @@ def test_machines_of_a_slurm_job_encode_what_one_process_encodes(repository, raw
     for split in SPLITS:
         assert np.array_equal(run.codes(split), encoded(tokenizer, run.images(split), 4))
     draws = generator(raw["seed"], "codes", "augmentation", 1)
-    how = run.params.section("codes", codes.Settings).augmentation
+    how = run.params.section("codes", step.Settings).augmentation
     changed = encoded(tokenizer, run.images("train"), 4, lambda x: augmentation.augmented(x, how, draws, 1.0))
     assert np.array_equal(run.augmented_codes()[1], changed)
     assert not np.array_equal(changed, run.codes("train"))
@@ -288,8 +280,8 @@ def test_ranks_that_a_launcher_started_join_and_rank_0_locks_and_writes(reposito
     raw["tokenizer"]["training"] |= {"batch_size": 6}
     write_params(raw)
     before = Path("artifacts/tokenizer/model.safetensors").read_bytes()
-    both = [start("-m", "stages.tokenizer", **{"PYTHONPATH": "src", **at}) for at in places()]
-    ended(*both)
+    both = [forked.start("-m", "stages.tokenizer", **environment_of(PYTHONPATH="src", **at)) for at in places()]
+    forked.ended(*both)
     assert Path("artifacts/tokenizer/model.safetensors").read_bytes() != before
     (scratch,) = Path(".scratch/tokenizer").iterdir()
     assert {path.name for path in scratch.iterdir()} == {"finished.json", "lock", "tokenizer.safetensors"}
@@ -379,8 +371,8 @@ class Corner(torch.nn.Module):
 params = Params(json.loads(Path("raw.json").read_text()))
 run = Run(params, None, Runtime(params.section("runtime", Settings)))
 torch.ones(8, 8) @ torch.ones(8, 8)
-before = status("VmData")
-resource.setrlimit(resource.RLIMIT_DATA, (before + (256 << 20),) * 2)
+before, anonymous = status("VmData"), status("RssAnon")
+resource.setrlimit(resource.RLIMIT_DATA, (before + (64 << 20),) * 2)
 try:
     np.array(run.images("train"))
     raise SystemExit("the limit does not hold")
@@ -391,9 +383,9 @@ stored = {split: files.load_array(Path("huge.npy")) for split in ("train", "val"
 nothing = np.zeros((0, 0, 0), np.int32)
 data = prior.Data(stored, nothing, None, 0, params.section("prior", prior.Settings), "cpu")
 order = np.random.default_rng(0).permutation(len(stored["train"]))  # as `fit` does
-sums = [int(data.batch(rows, torch.Generator(), 0.0)[0].sum()) for rows in np.split(order[: 200 * 64], 200)]
+sums = [int(data.batch(rows, torch.Generator(), 0.0)[0].sum()) for rows in np.split(order[: 50 * 64], 50)]
 last = data.rows("train", np.array([len(order) - 1]))[0]
-print(json.dumps({"anonymous": status("RssAnon"), "sums": sum(sums), "last": last[0, :3].tolist()}))
+print(json.dumps({"anonymous": status("RssAnon") - anonymous, "sums": sum(sums), "last": last[0, :3].tolist()}))
 """
 
 
@@ -407,21 +399,21 @@ def sparse(path: Path, shape: tuple[int, ...], dtype: str, rows: dict[int, int])
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc, and RLIMIT_DATA as Linux has it")
-def test_two_gigabytes_are_encoded_and_sampled_in_a_quarter_of_one(workspace, raw):
-    """The kernel is told to refuse more than 256 MiB of memory beyond what the process had with its libraries loaded; loading
+def test_half_a_gigabyte_is_encoded_and_sampled_in_an_eighth_of_it(workspace, raw):
+    """The kernel is told to refuse more than 64 MiB of memory beyond what the process had with its libraries loaded; loading
     the array is tried, and refused. RLIMIT_DATA, since that counts what only this process holds: pages of a mapped file
-    count as resident too (VmHWM is above 2 GB here), but are the kernel's, which drops them when memory is short."""
-    n, gigabytes = 1 << 15, 1 << 31
+    count as resident too (VmHWM is above 512 MiB here), but are the kernel's, which drops them when memory is short."""
+    n, numbers = 1 << 13, 1 << 27
     sparse(workspace / "artifacts/dataset/train.npy", (n, 256, 256, 1), "uint8", {5: 255, n - 1: 200})
     for split in ("val", "test"):
         sparse(workspace / f"artifacts/dataset/{split}.npy", (3, 256, 256, 1), "uint8", {})
-    sparse(workspace / "huge.npy", (gigabytes // 4 // 64, 64), "int32", {gigabytes // 4 // 64 - 1: 3})
+    sparse(workspace / "huge.npy", (numbers // 64, 64), "int32", {numbers // 64 - 1: 3})
     raw["codes"] |= {"copies": 0, "batch_size": 16}
     raw["prior"] |= {"conditional": False, "augmented": 0.0}
     raw["runtime"] |= SETTINGS
     Path("raw.json").write_text(json.dumps(raw))
-    found = json.loads(ended(start("-c", STREAMING))[0])
-    assert found["anonymous"] < 700 << 20  # with torch's own
+    found = json.loads(forked.ended(forked.start("-c", STREAMING, **environment_of()))[0])
+    assert found["anonymous"] < 64 << 20
     assert (found["sums"], found["last"]) == (0, [3, 3, 3])
     codes = np.load("encoded/train.npy")
     assert codes.shape == (n, 2)

@@ -4,16 +4,21 @@ interpolation, whatever the grids."""
 from __future__ import annotations
 
 import importlib
+import re
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 
 from tessera.core import files
+from tessera.core.models import load_weights
 from tessera.core.params import Params
 from tessera.core.run import SPLITS, Run
+from tessera.runtime import stage as entry
 from tessera.runtime.validation import problems
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,6 +102,32 @@ def test_another_codebook_size_is_fitted_to_the_same_autoencoder(raw, tiny_run, 
     for other in others:
         assert first.keys() == other.keys()
         assert all((first[key] == other[key]).all() for key in first)
+
+
+def test_another_codebook_size_takes_the_checkpoint_of_the_finished_training(
+    raw, tiny_run, workspace, monkeypatch, capsys
+):
+    """As the command runs the stage, with its scratch: another K, and another kind, train nothing again."""
+    monkeypatch.setattr(sys, "argv", ["stages/tokenizer.py"])
+    monkeypatch.setattr(entry, "_validated", lambda: raw)
+    monkeypatch.setattr(entry, "_require_declared_imports", lambda what: None)  # this process has imported all
+    for name in ("dvc.yaml", "src", "stages"):
+        (workspace / name).symlink_to(ROOT / name)
+    tiny_run()
+    raw["tokenizer"]["name"] = "vae"
+    found = []
+    for name, size in (("kmeans", 8), ("geodesic", 5)):
+        raw["quantizer"] |= {"name": name, "codebook_size": size}
+        with open("params.yaml", "w") as stream:
+            YAML(typ="safe").dump(raw, stream)
+        runpy.run_path(str(ROOT / "stages/tokenizer.py"), run_name="__main__")
+        found.append((load_weights(Path("artifacts/tokenizer/model.safetensors")), capsys.readouterr().err))
+    (first, said), (other, said_then) = found
+    assert "resuming" not in said
+    total = re.search(r"tokenizer: 100%\S* *(\d+)/\1", said)[1]
+    assert f"resuming tokenizer at step {total}" in said_then
+    assert (len(first["quantizer.codes"]), len(other["quantizer.codes"])) == (8, 5)
+    assert all(other[name].equal(first[name]) for name in first if not name.startswith("quantizer."))
 
 
 def test_best_usage_needs_codes_while_training(raw, tiny_run, stage, runtime):

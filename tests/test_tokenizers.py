@@ -93,7 +93,8 @@ def _trained(request, _raw, make_images, train) -> nn.Module:
     name, _, kind = request.param.partition("-")
     channels, height, width = SHAPES[kind]
     torch.manual_seed(0)
-    return ready(copy.deepcopy(_raw), name, train, arrays.to_model(make_images(6, height, width, channels)))[0]
+    images = arrays.to_model(make_images(6, height, width, channels))
+    return ready(copy.deepcopy(_raw), name, train, images, steps=20)[0]
 
 
 @pytest.fixture

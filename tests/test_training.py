@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -598,17 +599,8 @@ def test_two_ranks_agree_and_resume(workspace):
     environment = {**os.environ, "PYTHONPATH": str(seams.PACKAGE.parent), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
                    "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}  # fmt: skip
     given_by = training(epochs=3, weight_ema=0.5, lr=0.05).model_dump_json()
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, given_by],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    errors = [rank.communicate(timeout=100)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    ranks = [forked.start("-c", RANK, given_by, **environment, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in (0, 1)]
+    errors = forked.ended(*ranks, timeout=100)
     assert all("resuming prior at step 4" in error for error in errors)
     first, second = (models.load_weights(Path(f"{rank}.safetensors")) for rank in (0, 1))
     for name, value in first.items():
