@@ -156,6 +156,15 @@ def receptive_fields(start: Callable[..., str], monkeypatch: pytest.MonkeyPatch,
     assert (workspace / "docs/results/receptive-fields.png").exists()
 
 
+def overview(start: Callable[..., str], workspace: Path, **_: Any) -> None:
+    for sheet in ("reconstruction/test.png", "samples/samples.png"):
+        (workspace / "plots" / sheet).parent.mkdir(parents=True)
+        shutil.copy(project() / "plots" / sheet, workspace / "plots" / sheet)
+    (workspace / "docs").mkdir()
+    assert "wrote docs/overview.png" in start("benchmarks.overview")
+    assert (workspace / "docs/overview.png").exists()
+
+
 def presets_printed(start: Callable[..., str], monkeypatch: pytest.MonkeyPatch, **_: Any) -> None:
     monkeypatch.chdir(project())
     assert start("tessera.presets").split() == presets.names()
@@ -192,6 +201,7 @@ SMOKE: dict[str, Callable[..., None]] = {
     "benchmarks.noise": noise,
     "benchmarks.elbo": elbo,
     "benchmarks.receptive_fields": receptive_fields,
+    "benchmarks.overview": overview,
     "tessera.presets": presets_printed,
     "tessera.studies": studies_listed,
     "tessera.runtime.validation": params_checked,

@@ -193,15 +193,22 @@ def _signals(runtime: Runtime) -> Iterator[None]:
 def _require_declared_imports(what: Declared) -> None:
     """DVC does not look into imports: a module that is used but neither declared nor code of a model would give stale results
     after an edit."""
-    roots = [Path(path).resolve() for path in (*what.deps, *provenance.code(what.deps))]
+    carried = provenance.code(what.deps)
+    roots = [Path(path).resolve() for path in (*what.deps, *carried)]
     free = [(seams.PACKAGE / "runtime").resolve()]
+    loaded = []
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if not name.startswith("tessera.") or file is None or Path(file).name == "__init__.py":
+        if not name.startswith(("tessera.", "stages.")) or file is None or Path(file).name == "__init__.py":
             continue
         path = Path(file).resolve()
         covered = any(path == where or where in path.parents for where in [*roots, *free])
-        assert covered, f"{what.name} uses {name}, but dvc.yaml does not list its file among the deps"
+        assert covered or name.startswith("stages."), (
+            f"{what.name} uses {name}, but dvc.yaml does not list its file among the deps"
+        )
+        loaded.append(os.path.relpath(path))
+    # for who wants to know what a stage really uses of what it declares
+    files.write_json(root() / "loaded" / f"{what.name}.json", {"loaded": sorted(loaded), "carried": sorted(carried)})
 
 
 def _name_unread(params: Params, what: Declared) -> None:
