@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 
 from tessera.codes import sequences, statistics
 from tessera.core import files, seams
-from tessera.core.contracts import Grids, Report
+from tessera.core.contracts import ExactPrior, Grids, Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
@@ -55,7 +55,7 @@ def main(run: Run) -> None:
 
 
 class Objective(nn.Module):
-    def __init__(self, probe: nn.Module) -> None:
+    def __init__(self, probe: ExactPrior) -> None:
         super().__init__()
         self.probe = probe
 
@@ -63,7 +63,7 @@ class Objective(nn.Module):
         return self.probe.losses(codes, None, done)
 
 
-def build(own: Settings, space: CodeSpace) -> nn.Module:
+def build(own: Settings, space: CodeSpace) -> ExactPrior:
     module = seams.plugin("priors", "gated_pixelcnn")
     config = {"channels": own.channels, "layers": own.layers, "dropout": own.dropout, **FIXED}
     return module.build(module.Config.model_validate(config), space, 0)

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from pydantic import Field
 
 from tessera.core import files, models
-from tessera.core.contracts import ClosedFormPrior, GenerativeTokenizer, Prior, Sampling, Tokenizer
+from tessera.core.contracts import ClosedFormPrior, ExactPrior, GenerativeTokenizer, Prior, Sampling, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import generator, numpy_generator
@@ -90,7 +90,7 @@ def sampler(prior: Prior, sampling: Sampling, device: torch.device, own: Setting
     plain = partial(prior.sample, sampling=sampling)
     if device.type != "cuda" or not prior.capturable or own.count < PAYS * own.batch_size:
         return plain
-    replay = Replay(prior, own.batch_size, sampling)
+    replay = Replay(cast("ExactPrior", prior), own.batch_size, sampling)
     return lambda n, generator, labels: (
         replay.sample(generator, labels) if n == own.batch_size else plain(n, generator, labels=labels)
     )

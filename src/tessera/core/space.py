@@ -90,7 +90,7 @@ class CodeSpace:
         Raises:
             ValueError: the parts are not those of these grids.
         """
-        flat = [part.reshape(len(part), math.prod(part.shape[1:])) for part in parts]
+        flat: list[Any] = [part.reshape(len(part), math.prod(part.shape[1:])) for part in parts]
         if sum(part.shape[1] for part in flat) != self.length:
             raise ValueError(
                 f"parts must hold {self.length} codes for grids {self.grids}, got {[part.shape[1] for part in flat]}"
@@ -98,10 +98,12 @@ class CodeSpace:
         if hasattr(flat[0], "__array_interface__"):
             import numpy as np
 
-            return np.concatenate(flat, axis=1)
-        import torch
+            joined: Any = np.concatenate(flat, axis=1)
+        else:
+            import torch
 
-        return torch.cat(flat, dim=1)
+            joined = torch.cat(flat, dim=1)
+        return joined
 
     def locate(self, t: int) -> tuple[int, int]:
         """Which grid position t of a sequence lies in, and which place of its raster.

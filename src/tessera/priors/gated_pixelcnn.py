@@ -15,6 +15,9 @@ Sampling remembers activations: one code costs one position per layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -51,9 +54,8 @@ class GatedPixelCNN(Autoregressive):
 
     def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
         super().__init__(space, classes, config.dropout)
-        self.networks = nn.ModuleList(
-            GatedNetwork(size, config.channels, config.layers, config.kernel_size) for size in space.sizes
-        )
+        networks = [GatedNetwork(size, config.channels, config.layers, config.kernel_size) for size in space.sizes]
+        self.networks = cast("Sequence[GatedNetwork]", nn.ModuleList(networks))
         self.conditions = nn.ModuleList(
             Condition(config.channels, grid, space.sizes[:index], classes, config.condition_blocks)
             for index, grid in enumerate(space.grids)
@@ -124,7 +126,8 @@ class GatedNetwork(nn.Module):
     def __init__(self, codebook_size: int, channels: int, layers: int, kernel_size: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(codebook_size, channels)
-        self.layers = nn.ModuleList(GatedLayer(channels, kernel_size) for _ in range(layers))
+        gated = [GatedLayer(channels, kernel_size) for _ in range(layers)]
+        self.layers = cast("Sequence[GatedLayer]", nn.ModuleList(gated))
         self.head = nn.Sequential(
             nn.ReLU(), nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, codebook_size, 1)
         )
@@ -200,7 +203,7 @@ class _Columns:
     A new row writes over the last one; what lies left of the grid stays zero.
     """
 
-    def __init__(self, layers: nn.ModuleList, n: int, width: int) -> None:
+    def __init__(self, layers: Sequence[GatedLayer], n: int, width: int) -> None:
         channels, reach = layers[0].out.in_channels, layers[0].reach
         # [2C,C,1,columns] -> [columns * C, 2C], the order of a window
         self.kernels = [layer.horizontal.weight.permute(3, 1, 0, 2).flatten(0, 1).flatten(1) for layer in layers]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -63,11 +64,9 @@ class PixelCNN(Autoregressive):
     def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
         super().__init__(space, classes, config.dropout)
         self.stacks = stacks(space.grids)
-        self.networks = nn.ModuleList(
-            MaskedNetwork(space.sizes[stack], config.channels, config.layers, config.first_kernel_size,
-                          config.kernel_size)
-            for stack in self.stacks
-        )  # fmt: skip
+        shape = (config.channels, config.layers, config.first_kernel_size, config.kernel_size)
+        networks = [MaskedNetwork(space.sizes[stack], *shape) for stack in self.stacks]
+        self.networks = cast("Sequence[MaskedNetwork]", nn.ModuleList(networks))
         self.conditions = nn.ModuleList(
             Condition(config.channels, space.grids[stack.start], space.sizes[: stack.start], classes,
                       config.condition_blocks)
@@ -125,6 +124,9 @@ class MaskedConv2d(nn.Conv2d):
     behind the optimizer's back nor behind that of who averages or saves them.
     """
 
+    mask: Tensor
+    bias: Tensor
+
     def __init__(self, inputs: Widths, outputs: Widths, kernel_size: int, itself: bool = True) -> None:
         reach = kernel_size // 2
         super().__init__(sum(inputs), sum(outputs), (reach + 1, kernel_size), padding=(reach, reach))
@@ -177,7 +179,8 @@ class MaskedNetwork(nn.Module):
         wide = doubled(self.widths)
         self.embeddings = nn.ModuleList(map(nn.Embedding, codebook_sizes, self.widths))
         self.first = MaskedConv2d(self.widths, wide, first_kernel_size, itself=False)
-        self.blocks = nn.ModuleList(MaskedBlock(self.widths, kernel_size) for _ in range(layers))
+        blocks = [MaskedBlock(self.widths, kernel_size) for _ in range(layers)]
+        self.blocks = cast("Sequence[MaskedBlock]", nn.ModuleList(blocks))
         self.hidden = MaskedConv2d(wide, wide, 1)
         self.head = MaskedConv2d(wide, self.codebook_sizes, 1)
 

@@ -118,7 +118,7 @@ def _without_renamed(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             section = section.get(part) if isinstance(section, dict) else None
         if isinstance(section, dict) and last in section:
             del section[last]
-            found.append(gone(name))
+            found.append(cast("str", gone(name)))
     return raw, found
 
 
