@@ -112,7 +112,7 @@ def ours(size: int, values: dict) -> Loss:
     return Loss(models.build(models.tokenizer_recipe(Params(raw), (3, size, size))))
 
 
-def training_step(model: nn.Module, x: Tensor, precision: str = "no") -> Callable[[], None]:
+def training_step(model: nn.Module, x: Tensor, precision: str = "float32") -> Callable[[], None]:
     optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
@@ -155,8 +155,8 @@ def compare(batch: int, size: int, repeats: int) -> None:
     sizes = [sum(p.numel() for p in model.parameters()) for model in (mine, peer)]
     k, d = QUANTIZER.values()
     print(f"vqvae2, {batch} images of {size}x{size}, K = {k}, D = {d}; {sizes[0]} and {sizes[1]} parameters")
-    for precision in ("no", "bf16"):
-        print(f"  {'float32' if precision == 'no' else 'bfloat16, by autocast'}")
+    for precision in ("float32", "bf16"):
+        print(f"  {'float32' if precision == 'float32' else 'bfloat16, by autocast'}")
         my_step = training_step(mine, images(batch, size), precision)
         peer_step = training_step(peer, images(batch, size, torch.contiguous_format), precision)
         modes = {

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
-from tessera.core import files, seams
+from tessera.core import files, seams, trees
 from tessera.core.errors import InputError
 from tessera.core.params import CHOOSES, PLURAL, Params, Strict, closed_form, read
 from tessera.runtime.settings import in_fp16
@@ -56,6 +56,11 @@ JUDGES = {
 RENAMED = {  # name that params.yaml had once -> what to write instead
     "diagnostics.probe": "it is a stage of its own: set the values of section probe, and probe.training.epochs for its steps",
     "prior.pixelcnn.architecture": "set prior.name to gated_pixelcnn or pixelcnn; each has a sub-section of its own",
+}
+RENAMED_VALUES: dict[
+    str, dict[str | bool, str]
+] = {  # last parts of a dotted name -> value that it had once -> the same value today
+    "training.precision": {"no": "float32", False: "float32"},  # to a reader of YAML 1.1, no is False
 }
 
 
@@ -109,7 +114,7 @@ def gone(name: str) -> str | None:
 
 
 def _without_renamed(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """`raw` without the names of `RENAMED`, and a problem of each that it has."""
+    """`raw` without the names of `RENAMED` and with today's values for `RENAMED_VALUES`, and a problem of each that it has."""
     raw, found = copy.deepcopy(raw), []
     for name in RENAMED:
         *place, last = name.split(".")
@@ -119,6 +124,12 @@ def _without_renamed(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if isinstance(section, dict) and last in section:
             del section[last]
             found.append(gone(name))
+    for name, value in list(trees.leaves(raw)):
+        place, _, last = name.rpartition(".")
+        values = RENAMED_VALUES.get(f"{place.rpartition('.')[2]}.{last}", {})
+        if isinstance(value, str | bool) and value in values:
+            trees.value(raw, place)[last] = values[value]
+            found.append(f"{name}: {value or 'no'} is {values[value]} now")
     return raw, found
 
 

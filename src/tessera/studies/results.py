@@ -163,7 +163,10 @@ def _row(row: pd.Series, curves: dict[str, dict[str, pd.DataFrame]], values: dic
     metrics = {_renamed(str(name)): float(value) for name, value in row.items() if name not in OWN}
     own = {name: by_run[row["run"]] for name, by_run in curves.items() if row["run"] in by_run}
     known, of = values.get(row["run"], {}), row.get("values", "")
-    return Result(row["run"], row["state"], metrics, own, of, known if of == digest(known) else {})
+    if known and of == digest(known):
+        known = plan.today(known)
+        return Result(row["run"], row["state"], metrics, own, digest(known), known)
+    return Result(row["run"], row["state"], metrics, own, of, {})
 
 
 def _renamed(metric: str) -> str:
