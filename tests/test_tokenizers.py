@@ -1160,6 +1160,7 @@ def test_reconstruction_metrics_in_closed_form():
     assert found["val"] == pytest.approx(
         {"mse": 0.004, "psnr_db": 30, "psnr_db_per_image": 50 / 3, "ssim": 0.3, "ssim_gaussian": 0.7}
     )
+    found = found["test"]
     assert found["mse"] == pytest.approx(0.16)
     assert found["psnr_db"] == pytest.approx(10 * np.log10(4 / 0.16))
     assert found["ssim"] == pytest.approx(0.8)

@@ -62,6 +62,10 @@ RENAMED_VALUES: dict[
 ] = {  # last parts of a dotted name -> value that it had once -> the same value today
     "training.precision": {"no": "float32", False: "float32"},  # to a reader of YAML 1.1, no is False
 }
+RENAMED_METRICS = {  # how `file:name` of a metric began once -> how it begins now
+    "diagnostics/probe:": "probe:",
+    **{f"reconstruction:{name}": f"reconstruction:test.{name}" for name in ("mse", "psnr_db", "ssim", "by_family")},
+}
 
 
 @cache
@@ -111,6 +115,12 @@ def gone(name: str) -> str | None:
     """What to write instead of a dotted name that params.yaml had once, or instead of the section around it."""
     old = next((old for old in RENAMED if f"{name}.".startswith(f"{old}.")), None)
     return f"{name}: is gone; {RENAMED[old]}" if old is not None else None
+
+
+def metric_today(name: str) -> str:
+    """The name today of a metric `file:name` of before, or of a pattern of such names."""
+    old = next((old for old in RENAMED_METRICS if name.startswith(old)), "")
+    return RENAMED_METRICS.get(old, "") + name.removeprefix(old)
 
 
 def _without_renamed(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -270,7 +280,9 @@ def _unknown_metrics(params: Params) -> Iterator[str]:
     for section, stages in JUDGES.items():
         files = [name for stage in stages for name in _metric_files(stage)]
         for name, threshold in cast("Verdict", params.section(section, sections()[section])).thresholds.items():
-            if threshold.file not in files:
+            if (today := metric_today(threshold.metric)) != threshold.metric:
+                yield f"{section}.thresholds.{name}.metric: {threshold.metric} is {today} now"
+            elif threshold.file not in files:
                 near = difflib.get_close_matches(threshold.file, files, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(files)}"
                 yield f"{section}.thresholds.{name}.metric: no stage before writes metrics/{threshold.file}.json; {hint}"

@@ -29,7 +29,7 @@ LABELS = {  # of axes
     "latent_dim": "dimension of a latent",
     "neighbours": "k of the graph of neighbours",
     "perplexity": "perplexity of the codes",
-    "psnr_db": "PSNR, dB",
+    "test.psnr_db": "PSNR, dB",
     "reconstruction_test": "distance of reconstructions to test images",
     "samples.recall": "recall of samples",
     "samples_test": "distance of samples to test images",
