@@ -67,8 +67,8 @@ def codebooks(vae: Any, run: Run) -> dict[str, Any]:
 
 def order_zero(train: Int[np.ndarray, "n t"], test: Int[np.ndarray, "m t"], k: int) -> float:
     """-log p(codes), nats an image, by frequencies of the training codes; each code counts once more than it occurs."""
-    share = (np.bincount(train.ravel(), minlength=k) + 1) / (train.size + k)
-    return -float(np.log(share)[test].sum(1).mean())
+    fraction = (np.bincount(train.ravel(), minlength=k) + 1) / (train.size + k)
+    return -float(np.log(fraction)[test].sum(1).mean())
 
 
 @torch.no_grad()
@@ -89,9 +89,9 @@ def measured(run: Run) -> tuple[pd.DataFrame, np.ndarray]:
                 for where in arrays.batches(len(train), BATCH)]  # fmt: skip
         codes = np.concatenate([level.codes.flatten(1).numpy() for level in quantized])
         rate = order_zero(np.concatenate(seen), codes, quantizer.codebook_sizes[0])
-        share = statistics.frequencies(codes, quantizer.codebook_sizes[0])
+        fraction = statistics.frequencies(codes, quantizer.codebook_sizes[0])
         rows.append({"codes": f"{name}, order 0", "log p(x|z)": likelihood, "rate": rate, "bound": likelihood - rate,
-                     "usage": statistics.usage(share), "perplexity": statistics.perplexity(share)})  # fmt: skip
+                     "usage": statistics.usage(fraction), "perplexity": statistics.perplexity(fraction)})  # fmt: skip
         if name == run.params.value("quantizer.name") and (files.METRICS / "prior.json").exists():
             bits = files.read_json(files.METRICS / "prior.json")["val"]["nll_bits_per_code"]
             rate = bits * math.log(2) * codes.shape[1]

@@ -178,7 +178,7 @@ def with_glibcs_thresholds(step: Callable[[], None]) -> Callable[[], None]:
     return stepped
 
 
-def share_of_peak(batch: int, size: int, repeats: int) -> None:
+def fraction_of_peak(batch: int, size: int, repeats: int) -> None:
     """Of each size of `vqvae` (presets)."""
     plain = {f"{shape}": convolution(*shape) for shape in CONVOLUTIONS}
     steps = {name: step for name, (step, _) in plain.items()}
@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     print(f"{options.threads} threads")
     compare(options.batch, options.size, options.repeats)
-    share_of_peak(options.batch, options.size, options.repeats)
+    fraction_of_peak(options.batch, options.size, options.repeats)
 
 
 if __name__ == "__main__":

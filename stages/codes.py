@@ -109,4 +109,4 @@ def _encoded(
 
 
 if __name__ == "__main__":
-    enter(main, shares=True)
+    enter(main, distributed=True)

@@ -260,10 +260,10 @@ def _code_scores(codes: Int[np.ndarray, "n t"], tokenizer: Tokenizer) -> Row:
     if not tokenizer.space.grids:
         return {}
     folded = tokenizer.space.split(codes)
-    shares = [statistics.frequencies(grid, k) for grid, k in zip(folded, tokenizer.space.sizes, strict=True)]
+    fractions = [statistics.frequencies(grid, k) for grid, k in zip(folded, tokenizer.space.sizes, strict=True)]
     return {
-        "usage": float(np.mean([statistics.usage(p) for p in shares])),
-        "perplexity": float(np.mean([statistics.perplexity(p) for p in shares])),
+        "usage": float(np.mean([statistics.usage(p) for p in fractions])),
+        "perplexity": float(np.mean([statistics.perplexity(p) for p in fractions])),
     }
 
 

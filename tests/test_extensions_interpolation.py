@@ -336,11 +336,11 @@ def test_report_by_hand(run):
 
 def test_pairs_are_drawn_from_the_test_images_by_the_seed(run):
     current, config = run(), CONFIG.model_copy(update={"pairs": 6})
-    pairs = list(interpolation.drawn(config, current))
-    assert pairs == list(interpolation.drawn(config, current))
+    pairs = list(interpolation.sampled(config, current))
+    assert pairs == list(interpolation.sampled(config, current))
     assert all(first != last and first[0] == last[0] == "test" for first, last in pairs)
     current.params.raw["seed"] = 1
-    assert pairs != list(interpolation.drawn(config, current))
+    assert pairs != list(interpolation.sampled(config, current))
 
 
 def test_named_pairs_may_span_splits_and_those_that_are_missing_are_named(run, capsys):

@@ -132,8 +132,8 @@ def _histogram(far: dict[str, Float[np.ndarray, " n"]], step: float) -> pd.DataF
     if step:
         each = math.ceil((values.max() / step + 1) / BINS)
         edges = step * (np.arange(0, values.max() / step + each + 0.5, each) - 0.5)
-    shares = {name: np.histogram(distances, edges)[0] / len(distances) for name, distances in far.items()}
-    return pd.DataFrame({"distance": (edges[:-1] + edges[1:]) / 2, **shares})
+    fractions = {name: np.histogram(distances, edges)[0] / len(distances) for name, distances in far.items()}
+    return pd.DataFrame({"distance": (edges[:-1] + edges[1:]) / 2, **fractions})
 
 
 def _picture(table: pd.DataFrame) -> Figure:

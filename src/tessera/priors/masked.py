@@ -111,8 +111,8 @@ class Masked(nn.Module):
             logits = self._guided(codes, labels, masked, sampling.guidance)
             remaining = masking.left(unknown, step, steps, self.config.decoding)
             heat = self.config.choice_temperature * (1 - step / steps) if self.config.decoding == "confidence" else None
-            where, drawn = masking.revealed(logits, masked, remaining, sampling, numbers.to(codes.device), heat)
-            codes, masked = torch.where(where, drawn, codes), masked & ~where
+            where, sampled = masking.revealed(logits, masked, remaining, sampling, numbers.to(codes.device), heat)
+            codes, masked = torch.where(where, sampled, codes), masked & ~where
         return codes
 
     def _guided(

@@ -60,10 +60,10 @@ class KMeans(nn.Module):
         k = self.config.codebook_size
         rows = posthoc.checked("kmeans", latents, k)
         rows = rows[torch.randperm(len(rows), generator=generator)]
-        drawn = rows[: self.config.latents]
-        if len(posthoc.firsts(drawn)) < k:  # nearly all are equal: then each of them once
-            drawn = rows[posthoc.distinct("kmeans", rows, k)[: self.config.latents]]
-        self.codes.copy_(lloyd(drawn, first_codes(drawn, k, generator), self.config.iterations))
+        sampled = rows[: self.config.latents]
+        if len(posthoc.firsts(sampled)) < k:  # nearly all are equal: then each of them once
+            sampled = rows[posthoc.distinct("kmeans", rows, k)[: self.config.latents]]
+        self.codes.copy_(lloyd(sampled, first_codes(sampled, k, generator), self.config.iterations))
         self.fitted.fill_(True)
 
     @property

@@ -53,8 +53,8 @@ class Bidirectional(nn.Module):
             numbers = torch.rand(2, *codes.shape, generator=draws, dtype=torch.float64, device=draws.device)
             logits = self.network(codes, labels, masked, 0.0)
             remaining = masking.left(unknown, step, steps, "random")
-            where, drawn = masking.revealed(logits, masked, remaining, sampling, numbers.to(codes.device), None)
-            codes, masked = torch.where(where, drawn, codes), masked & ~where
+            where, sampled = masking.revealed(logits, masked, remaining, sampling, numbers.to(codes.device), None)
+            codes, masked = torch.where(where, sampled, codes), masked & ~where
         return codes
 
 

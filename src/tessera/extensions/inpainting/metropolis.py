@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from tessera.autoregression.sampling import draw
+from tessera.autoregression.sampling import sample_codes
 from tessera.core.contracts import ExactPrior
 
 
@@ -50,7 +50,7 @@ def gibbs(
         rows = (which >= 0).nonzero()[:, 0]
         at = places[rows, which[rows]]
         q = proposal(known[rows, at] / config.temperature, config.proposals, config.exploration)
-        offered, present = draw(q, numbers[0, rows]), codes[rows, at]
+        offered, present = sample_codes(q, numbers[0, rows]), codes[rows, at]
         gain = (q.gather(1, present[:, None]) - q.gather(1, offered[:, None]))[:, 0]
         moved = (offered != present).nonzero()[:, 0]  # the others would be accepted and change nothing
         if not len(moved):

@@ -65,13 +65,13 @@ def measure(config: Config, run: Run) -> Report:
     pairs drawn by the seed; `smoothness_named` is that of the named pairs. The two at the top are those of `latent`."""
     tokenizer, device = run.tokenizer(), run.runtime.device
     walks, reasons = available(config, run, tokenizer)
-    share = torch.linspace(0, 1, config.frames, device=device)
-    pairs = [("named", *pair) for pair in named(config, run)] + [("drawn", *pair) for pair in drawn(config, run)]
+    fraction = torch.linspace(0, 1, config.frames, device=device)
+    pairs = [("named", *pair) for pair in named(config, run)] + [("drawn", *pair) for pair in sampled(config, run)]
     rows, blocks = [], []
     for origin, *places in pairs:
         ends = loaded(run, tokenizer, places)
         for mode, walk in walks.items():
-            frames = arrays.to_pixels(walk(tokenizer, ends, share))
+            frames = arrays.to_pixels(walk(tokenizer, ends, fraction))
             steps = scores.ssim(frames[:-1], frames[1:])
             pair = {"mode": mode, "origin": origin, "first": ends.names[0], "last": ends.names[1]}
             rows.append({**pair, "smoothness": steps.mean(), "min": steps.min()})
@@ -92,7 +92,7 @@ def summary(table: pd.DataFrame, reasons: dict[str, str]) -> dict[str, Any]:
     return {**top, "modes": found | {mode: {"applies": 0} for mode in reasons}}
 
 
-def drawn(config: Config, run: Run) -> Iterator[tuple[Place, Place]]:
+def sampled(config: Config, run: Run) -> Iterator[tuple[Place, Place]]:
     count, draws = len(run.images("test")), numpy_generator(run.params.seed, "interpolation", "pairs")
     for _ in range(config.pairs):
         first, last = draws.choice(count, size=2, replace=count < 2)
