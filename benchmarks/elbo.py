@@ -44,10 +44,10 @@ def bernoulli(x: Float[Tensor, "b c h w"], decoded: Float[Tensor, "b c h w"]) ->
     return -float(F.binary_cross_entropy(probability, (x + 1) / 2, reduction="sum")) / len(x)
 
 
-def evidence(vae: Any, x: Tensor, draws: torch.Generator) -> tuple[float, float]:
+def evidence(vae: Any, x: Tensor, rng: torch.Generator) -> tuple[float, float]:
     """log p(x | z) of one z ~ q(z | x), and the KL to N(0, I)."""
     mean, log_variance = vae.posterior(x)
-    noise = torch.randn(mean.shape, generator=draws)
+    noise = torch.randn(mean.shape, generator=rng)
     return bernoulli(x, vae.decode_vectors((mean + (log_variance / 2).exp() * noise,))), float(
         divergence(mean, log_variance)
     )
@@ -73,10 +73,10 @@ def order_zero(train: Int[np.ndarray, "n t"], test: Int[np.ndarray, "m t"], k: i
 
 @torch.no_grad()
 def measured(run: Run) -> tuple[pd.DataFrame, np.ndarray]:
-    vae, draws = run.tokenizer(), generator(run.params.seed, "elbo")
+    vae, rng = run.tokenizer(), generator(run.params.seed, "elbo")
     test = run.images("test")[:COUNT]
     batches = [arrays.to_model(test[where]) for where in arrays.batches(len(test), BATCH)]
-    pairs = [evidence(vae, x, draws) for x in batches]
+    pairs = [evidence(vae, x, rng) for x in batches]
     likelihood, kl = np.mean(pairs, axis=0)
     rows = [{"codes": "none: N(0, I)", "log p(x|z)": likelihood, "rate": kl, "bound": likelihood - kl}]
     shown, train = min(SHOWN, len(test)), run.images("train")[:FITTED_ON]

@@ -162,17 +162,17 @@ CASES: dict[str, tuple[int, Sampling, bool]] = {  # classes, how codes are drawn
 def check(name: str, case: str, dtype: torch.dtype, options: argparse.Namespace) -> bool:
     """Whether a replayed walk draws the codes of `sample`, for two batches in turn, of two grids."""
     classes, sampling, known = CASES[case]
-    grids, n, draws = ((3, 5), (6, 6)), 16, torch.Generator().manual_seed(1)
+    grids, n, rng = ((3, 5), (6, 6)), 16, torch.Generator().manual_seed(1)
     prior = build(name, grids, options, classes).to(dtype)
     replay, equal = Replay(prior, n, sampling, known), []
     for seed in (0, 1):
         given: dict[str, torch.Tensor] = {}
         if classes:
-            given["labels"] = torch.randint(classes + 1, (n,), generator=draws).to(options.device)
+            given["labels"] = torch.randint(classes + 1, (n,), generator=rng).to(options.device)
         if known:
             shape = (n, prior.space.length)
-            given["known"] = torch.randint(options.codebook_size, shape, generator=draws).to(options.device)
-            given["known_mask"] = (torch.rand(shape, generator=draws) < 0.3).to(options.device)
+            given["known"] = torch.randint(options.codebook_size, shape, generator=rng).to(options.device)
+            given["known_mask"] = (torch.rand(shape, generator=rng) < 0.3).to(options.device)
         ways = (prior.sample(n, torch.Generator().manual_seed(seed), sampling, **given),
                 replay.sample(torch.Generator().manual_seed(seed), **given))  # fmt: skip
         equal.append(torch.equal(*ways))

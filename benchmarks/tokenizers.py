@@ -144,8 +144,8 @@ def spread(ratios: np.ndarray, form: str) -> str:
 
 
 def images(batch: int, size: int, layout: torch.memory_format = torch.channels_last) -> Tensor:
-    draws = torch.Generator().manual_seed(0)
-    return torch.rand(batch, 3, size, size, generator=draws).mul(2).sub(1).contiguous(memory_format=layout)
+    rng = torch.Generator().manual_seed(0)
+    return torch.rand(batch, 3, size, size, generator=rng).mul(2).sub(1).contiguous(memory_format=layout)
 
 
 def compare(batch: int, size: int, repeats: int) -> None:

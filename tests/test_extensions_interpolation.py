@@ -153,7 +153,7 @@ class Told:
 
 def walked(tokenizer, ends, frames: int, prior: Told, freedom: float = 0.5) -> torch.Tensor:
     share = torch.linspace(0, 1, frames)
-    return paths.refined(tokenizer, ends, share, prior=prior, draws=None, freedom=freedom)
+    return paths.refined(tokenizer, ends, share, prior=prior, rng=None, freedom=freedom)
 
 
 @torch.no_grad()

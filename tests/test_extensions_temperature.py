@@ -125,7 +125,7 @@ def test_labels_have_the_frequencies_of_the_training_images(temperature_run, mon
         seen.append(labels)
         return original(prior, count, how, labels, *rest)
 
-    monkeypatch.setattr(temperature, "drawn", watched)
+    monkeypatch.setattr(temperature, "sampled_codes", watched)
     temperature.measure(run.params.config("extensions", "temperature"), run)
     np.testing.assert_array_equal(seen, [[1] * 5])
 

@@ -47,5 +47,7 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten, about so many."""
     magnitude = 10.0 ** math.floor(math.log10((high - low) / about))
-    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude > 0.7 * (high - low) / about)
-    return [round(i * step, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    interval = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude > 0.7 * (high - low) / about)
+    return [
+        round(i * interval, 12) for i in range(math.ceil(low / interval - 1e-9), math.floor(high / interval + 1e-9) + 1)
+    ]

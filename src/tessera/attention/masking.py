@@ -84,16 +84,16 @@ def places(keys: Float[Tensor, "m t"]) -> Int[Tensor, "m t"]:
     return keys.argsort(dim=1, stable=True).argsort(dim=1)
 
 
-def left(unknown: Int[Tensor, " n"], step: int, steps: int, decoding: Decoding) -> Int[Tensor, " n"]:
-    """How many of the codes that were `unknown` at the start are still hidden after `step` of `steps`.
+def left(unknown: Int[Tensor, " n"], index: int, passes: int, decoding: Decoding) -> Int[Tensor, " n"]:
+    """How many of the codes that were `unknown` at the start are still hidden after pass `index` of `passes`.
 
-    `random` reveals equally many in each step; `confidence` few at first and many at last, when most is known already:
-    the cosine of MaskGIT (Chang et al. 2022, arXiv 2202.04200, sec. 3.3). As there, a step reveals one at least, so
-    that `steps` >= `unknown` reveals one at a time, and the last step leaves none.
+    `random` reveals equally many in each pass; `confidence` few at first and many at last, when most is known already:
+    the cosine of MaskGIT (Chang et al. 2022, arXiv 2202.04200, sec. 3.3). As there, a pass reveals one at least, so
+    that `passes` >= `unknown` reveal one at a time, and the last pass leaves none.
     """
-    linear = unknown * (steps - step) // steps  # in integers: rounding must not reveal two where one is due
-    cosine = (unknown * math.cos(math.pi / 2 * step / steps)).long()
-    return (linear if decoding == "random" else cosine).minimum(unknown - step).clamp(min=0)
+    linear = unknown * (passes - index) // passes  # in integers: rounding must not reveal two where one is due
+    cosine = (unknown * math.cos(math.pi / 2 * index / passes)).long()
+    return (linear if decoding == "random" else cosine).minimum(unknown - index).clamp(min=0)
 
 
 def chosen(

@@ -118,7 +118,7 @@ def sample_batches(
     prior: Prior,
     n: int,
     batch_size: int,
-    draws: Callable[[int], Generator],
+    rng: Callable[[int], Generator],
     sampling: Sampling,
     labels: Int[Tensor, " n"] | None = None,
     known: Int[Tensor, "n t"] | None = None,
@@ -130,7 +130,7 @@ def sample_batches(
     parts = []
     for index, where in enumerate(batches(n, batch_size)):
         own = {name: each[where] for name, each in given.items() if each is not None}
-        parts.append(prior.sample(where.stop - where.start, draws(index), sampling, **own))
+        parts.append(prior.sample(where.stop - where.start, rng(index), sampling, **own))
     return torch.cat(parts)
 
 

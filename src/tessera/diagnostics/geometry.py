@@ -67,8 +67,8 @@ def _snapshots(run: Run, grid: int) -> dict[int, Points]:
 def described(book: Points, config: Config, seed: int) -> tuple[pd.DataFrame, dict[str, float]]:
     """A row for each code vector, and the codebook's own numbers."""
     cluster, silhouette = clusters(book, config.clusters, seed)
-    covariance, draws = np.atleast_2d(np.cov(book, rowvar=False)), numpy_generator(seed, "gaussian")
-    gaussian = draws.multivariate_normal(book.mean(0), covariance, len(book), method="svd")
+    covariance, rng = np.atleast_2d(np.cov(book, rowvar=False)), numpy_generator(seed, "gaussian")
+    gaussian = rng.multivariate_normal(book.mean(0), covariance, len(book), method="svd")
     x, y = embedded(book, config.perplexity, config.iterations, seed).T
     table = pd.DataFrame({"cluster": cluster, "nearest": spacing(book)[1], "x": x, "y": y})
     chance = clusters(gaussian, config.clusters, seed)[1]

@@ -80,8 +80,8 @@ class PixelCNN(Autoregressive):
         order: list[int] = []
         for stack in self.stacks:
             count = sum(self.space.lengths[stack])
-            step = self.space.lengths[stack.start]  # from a place to the same one in the next grid
-            order += [len(order) + t for place in range(step) for t in range(place, count, step)]
+            stride = self.space.lengths[stack.start]  # from a place to the same one in the next grid
+            order += [len(order) + t for place in range(stride) for t in range(place, count, stride)]
         return order
 
     def predict(

@@ -91,8 +91,8 @@ def first_codes(z: Float[Tensor, "n d"], k: int, generator: Generator) -> Float[
     squares = _squares(z, z[chosen])[:, 0]
     for _ in range(k - 1):
         cumulated = squares.cumsum(0)
-        draws = torch.rand(2 + int(math.log(k)), generator=generator, dtype=torch.float64) * cumulated[-1]
-        tried = torch.searchsorted(cumulated, draws, right=True)  # right: never a row of distance 0
+        rng = torch.rand(2 + int(math.log(k)), generator=generator, dtype=torch.float64) * cumulated[-1]
+        tried = torch.searchsorted(cumulated, rng, right=True)  # right: never a row of distance 0
         tried = tried.clamp(max=len(z) - 1)
         after = torch.minimum(squares[:, None], _squares(z, z[tried]))
         best = int(after.sum(0).argmin())

@@ -166,8 +166,8 @@ def fit(task: Task, training: Training, seed: int, runtime: Runtime) -> Fitted:
             indices = order[position * training.batch_size : (position + 1) * training.batch_size]
             indices = _part(indices, runtime.rank, runtime.ranks)
             seed_globally(seed, task.name, "step", state.step, runtime.rank)
-            draws = generator(seed, task.name, "batch", state.step, runtime.rank)
-            batch = task.batch(indices, draws, state.step / steps)
+            rng = generator(seed, task.name, "batch", state.step, runtime.rank)
+            batch = task.batch(indices, rng, state.step / steps)
             loss = state.update(batch, learning_rate(state.step, training, steps_per_epoch))
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update()

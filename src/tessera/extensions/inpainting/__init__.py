@@ -120,8 +120,8 @@ def measure(config: Config, run: Run) -> Report:
             scene = seen(tokenizer, pixels, region, smooth, labels, device)
         found = {"biharmonic": smooth[None], "autoencoder": decoded(tokenizer, covered, covered.known)[None]}
         facts: dict[str, dict[str, float]] = {}
-        for method, (drawn, about) in fill_ins(config, scene, prior, bidirectional, run.params.seed, name).items():
-            found[method] = np.stack([decoded(tokenizer, scene, codes) for codes in drawn])
+        for method, (sampled, about) in fill_ins(config, scene, prior, bidirectional, run.params.seed, name).items():
+            found[method] = np.stack([decoded(tokenizer, scene, codes) for codes in sampled])
             facts[method] = about
         hidden = {"mask": name, "hidden": float(scene.hidden.float().mean())}
         tables += [{**hidden, "method": method, **mask_scores.judged(results, pixels, region), **facts.get(method, {})}
@@ -153,15 +153,15 @@ def fill_ins(
         given = (known[where], ~hidden[where])
         label = labels[where] if labels is not None else None
         for method, own in parts.items():
-            draws = generator(seed, "inpainting", name, method, index)
+            rng = generator(seed, "inpainting", name, method, index)
             if method == "gibbs":  # from where `raster` ended
                 codes, *counts = gibbs(
-                    cast("ExactPrior", prior), parts["raster"][-1], hidden[where], label, config, draws
+                    cast("ExactPrior", prior), parts["raster"][-1], hidden[where], label, config, rng
                 )
                 proposed, accepted = proposed + counts[0], accepted + counts[1]
             else:
                 source = bidirectional if method == "masked" else prior
-                codes = source.sample(len(given[0]), draws, Sampling(config.temperature), label, *given)
+                codes = source.sample(len(given[0]), rng, Sampling(config.temperature), label, *given)
             own.append(codes)
             if prior.exact:
                 with torch.no_grad():

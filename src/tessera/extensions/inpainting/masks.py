@@ -67,8 +67,8 @@ def masks(config: Regions, n: int, height: int, width: int, seed: int) -> dict[s
     for kind in KINDS:
         for fraction in getattr(config, kind):
             name = named(kind, fraction)
-            draws = numpy_generator(seed, "inpainting", "masks", name)
-            found[name] = _mask(kind, fraction, config.tiles, (n, height, width), draws)
+            rng = numpy_generator(seed, "inpainting", "masks", name)
+            found[name] = _mask(kind, fraction, config.tiles, (n, height, width), rng)
     for name, box in config.structured.items():
         top, left, bottom, right = np.multiply(box, (height, width) * 2).round().astype(int)
         found[name] = np.zeros((n, height, width), bool)
@@ -83,7 +83,7 @@ def named(kind: str, fraction: float) -> str:
     return f"{kind}_{100 * fraction:.0f}"
 
 
-def _mask(kind: str, fraction: float, tiles: int, shape: tuple[int, int, int], draws: np.random.Generator) -> Masks:
+def _mask(kind: str, fraction: float, tiles: int, shape: tuple[int, int, int], rng: np.random.Generator) -> Masks:
     n, height, width = shape
     mask = np.zeros(shape, bool)
     if kind == "centre":
@@ -93,12 +93,12 @@ def _mask(kind: str, fraction: float, tiles: int, shape: tuple[int, int, int], d
         mask[:, height - max(1, round(fraction * height)) :] = True
     elif kind == "square":
         h, w = (max(1, round(fraction * side)) for side in (height, width))
-        corners = draws.integers(0, (height - h + 1, width - w + 1), (n, 2))
+        corners = rng.integers(0, (height - h + 1, width - w + 1), (n, 2))
         for image, (y, x) in zip(mask, corners, strict=True):
             image[y : y + h, x : x + w] = True
     else:
         rows, columns = (height, width) if kind == "random" else (min(tiles, height), min(tiles, width))
-        order = draws.random((n, rows * columns)).argsort(1).argsort(1)
+        order = rng.random((n, rows * columns)).argsort(1).argsort(1)
         chosen = (order < max(1, round(fraction * rows * columns))).reshape(n, rows, columns)
         mask = chosen[:, (np.arange(height) * rows // height)[:, None], np.arange(width) * columns // width]
     return mask

@@ -57,7 +57,7 @@ def hierarchical(tokenizer: Tokenizer, ends: Ends, fraction: Tensor) -> Float[Te
 
 
 def refined(
-    tokenizer: Tokenizer, ends: Ends, fraction: Tensor, *, prior: Prior, draws: Generator, freedom: float
+    tokenizer: Tokenizer, ends: Ends, fraction: Tensor, *, prior: Prior, rng: Generator, freedom: float
 ) -> Float[Tensor, "frames c h w"]:
     """One code after another, each the one of greatest log p(code | those before) - cost, see `costs`. A prior that has no
     such order draws instead, given all the rest, the codes of `latent` that neither image has at their place."""
@@ -67,18 +67,18 @@ def refined(
     if not prior.exact:
         codes = tokenizer.space.join([level.codes for level in tokenizer.quantize(blended(ends.z, fraction))])
         kept = (codes == ends.codes[0]) | (codes == ends.codes[1])
-        return tokenizer.decode(prior.sample(len(codes), draws, labels=labels, known=codes, known_mask=kept))
+        return tokenizer.decode(prior.sample(len(codes), rng, labels=labels, known=codes, known_mask=kept))
     parts = zip(tokenizer.codebooks, tokenizer.space.split(ends.codes), strict=True)
     cost = [costs(book, part.flatten(1), fraction, freedom) for book, part in parts]
     codes = ends.codes[:1].repeat(len(fraction), 1)
     exact = cast("ExactPrior", prior)
     walk, order = exact.walk(len(fraction), labels), list(exact.order)
     logits = next(walk)
-    for step, t in enumerate(order):
+    for index, t in enumerate(order):
         grid, place = tokenizer.space.locate(t)
         # a code that the prior holds impossible stays possible where it is the only one without cost
         codes[:, t] = (logits.double().clamp(min=-1e6) - cost[grid][:, place]).argmax(1)
-        if step + 1 < len(order):
+        if index + 1 < len(order):
             logits = walk.send(codes[:, t])
     walk.close()
     return tokenizer.decode(codes)

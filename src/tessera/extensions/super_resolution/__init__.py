@@ -112,10 +112,10 @@ def trained(config: Config, tokenizer: Tokenizer, run: Run) -> tuple[Decoder, Fi
     small, large, targets = run.images("train"), run.images("train", "targets"), run.images("val", "targets")
     looked_at = arrays.evenly(len(targets), LOOKED_AT)
 
-    def batch(indices: np.ndarray, draws: Generator, done: float) -> tuple[Seen, Tensor]:
+    def batch(indices: np.ndarray, rng: Generator, done: float) -> tuple[Seen, Tensor]:
         rows = np.sort(indices)  # a memory map reads forward
         pair = arrays.to_model(small[rows], device), arrays.to_model(large[rows], device)
-        x, target = augmented(*pair, config.flip, config.shift, draws)
+        x, target = augmented(*pair, config.flip, config.shift, rng)
         with torch.no_grad():
             codes = tokenizer.encode(x)
         return see(tokenizer, codes), target

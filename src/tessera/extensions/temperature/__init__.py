@@ -69,8 +69,8 @@ def measure(config: Config, run: Run) -> Report:
         return arrays.mapped(extractor, pixels, config.batch_size, device)
 
     def some(split: str) -> Pixels:
-        draws = numpy_generator(seed, "temperature", split)
-        return run.images(split)[subset(draws, len(run.images(split)), count)]
+        rng = numpy_generator(seed, "temperature", split)
+        return run.images(split)[subset(rng, len(run.images(split)), count)]
 
     real, sheets, rows = features(some("test")), {}, []
     bar = run.runtime.progress(total=len(config.temperatures), desc="temperature")

@@ -120,8 +120,8 @@ def varied(
     seed: int,
 ) -> Int[Tensor, "n t"]:
     """The codes with the first `share` of the positions drawn anew; the same random numbers whatever the share."""
-    kept, draws = order >= round(fraction * codes.shape[1]), partial(generator, seed, "variations")
-    return sample_batches(prior, len(codes), batch_size, draws, Sampling(), labels, codes, kept)
+    kept, rng = order >= round(fraction * codes.shape[1]), partial(generator, seed, "variations")
+    return sample_batches(prior, len(codes), batch_size, rng, Sampling(), labels, codes, kept)
 
 
 def compared(original: Seen, other: Seen) -> dict[str, float]:
@@ -139,8 +139,8 @@ def of_labels(
 ) -> Int[Tensor, "n t"]:
     """`count` samples of each label, label by label; the same random numbers whatever the guidance."""
     given = torch.tensor(labels, device=device).repeat_interleave(count)
-    draws = partial(generator, seed, "variations", "labels")
-    return sample_batches(prior, len(given), batch_size, draws, Sampling(guidance=guidance), given)
+    rng = partial(generator, seed, "variations", "labels")
+    return sample_batches(prior, len(given), batch_size, rng, Sampling(guidance=guidance), given)
 
 
 # pictures
