@@ -44,10 +44,10 @@ def bernoulli(x: Float[Tensor, "b c h w"], decoded: Float[Tensor, "b c h w"]) ->
     return -float(F.binary_cross_entropy(probability, (x + 1) / 2, reduction="sum")) / len(x)
 
 
-def evidence(vae: Any, x: Tensor, draws: torch.Generator) -> tuple[float, float]:
+def evidence(vae: Any, x: Tensor, rng: torch.Generator) -> tuple[float, float]:
     """log p(x | z) of one z ~ q(z | x), and the KL to N(0, I)."""
     mean, log_variance = vae.posterior(x)
-    noise = torch.randn(mean.shape, generator=draws)
+    noise = torch.randn(mean.shape, generator=rng)
     return bernoulli(x, vae.decode_vectors((mean + (log_variance / 2).exp() * noise,))), float(
         divergence(mean, log_variance)
     )
@@ -67,16 +67,16 @@ def codebooks(vae: Any, run: Run) -> dict[str, Any]:
 
 def order_zero(train: Int[np.ndarray, "n t"], test: Int[np.ndarray, "m t"], k: int) -> float:
     """-log p(codes), nats an image, by frequencies of the training codes; each code counts once more than it occurs."""
-    share = (np.bincount(train.ravel(), minlength=k) + 1) / (train.size + k)
-    return -float(np.log(share)[test].sum(1).mean())
+    fraction = (np.bincount(train.ravel(), minlength=k) + 1) / (train.size + k)
+    return -float(np.log(fraction)[test].sum(1).mean())
 
 
 @torch.no_grad()
 def measured(run: Run) -> tuple[pd.DataFrame, np.ndarray]:
-    vae, draws = run.tokenizer(), generator(run.params.seed, "elbo")
+    vae, rng = run.tokenizer(), generator(run.params.seed, "elbo")
     test = run.images("test")[:COUNT]
     batches = [arrays.to_model(test[where]) for where in arrays.batches(len(test), BATCH)]
-    pairs = [evidence(vae, x, draws) for x in batches]
+    pairs = [evidence(vae, x, rng) for x in batches]
     likelihood, kl = np.mean(pairs, axis=0)
     rows = [{"codes": "none: N(0, I)", "log p(x|z)": likelihood, "rate": kl, "bound": likelihood - kl}]
     shown, train = min(SHOWN, len(test)), run.images("train")[:FITTED_ON]
@@ -89,9 +89,9 @@ def measured(run: Run) -> tuple[pd.DataFrame, np.ndarray]:
                 for where in arrays.batches(len(train), BATCH)]  # fmt: skip
         codes = np.concatenate([level.codes.flatten(1).numpy() for level in quantized])
         rate = order_zero(np.concatenate(seen), codes, quantizer.codebook_sizes[0])
-        share = statistics.frequencies(codes, quantizer.codebook_sizes[0])
+        fraction = statistics.frequencies(codes, quantizer.codebook_sizes[0])
         rows.append({"codes": f"{name}, order 0", "log p(x|z)": likelihood, "rate": rate, "bound": likelihood - rate,
-                     "usage": statistics.usage(share), "perplexity": statistics.perplexity(share)})  # fmt: skip
+                     "usage": statistics.usage(fraction), "perplexity": statistics.perplexity(fraction)})  # fmt: skip
         if name == run.params.value("quantizer.name") and (files.METRICS / "prior.json").exists():
             bits = files.read_json(files.METRICS / "prior.json")["val"]["nll_bits_per_code"]
             rate = bits * math.log(2) * codes.shape[1]

@@ -26,11 +26,11 @@ def picture(plots: Path = PLOTS) -> Pixels:
     """Three panels of 4 x 6 images each: originals, reconstructions, samples. Nothing is selected: each panel shows the left
     half of the first rows of its sheet."""
     compared = rows(read(plots / "reconstruction" / "test.png"))
-    drawn = rows(read(plots / "samples" / "samples.png"))
+    sampled = rows(read(plots / "samples" / "samples.png"))
     panels = [
         compared[0 : 2 * ROWS : 2],
         compared[1 : 2 * ROWS : 2],
-        drawn[:ROWS],
+        sampled[:ROWS],
     ]  # originals stand over reconstructions
     columns = [np.concatenate(list(panel)) for panel in panels]
     margin = np.full((len(columns[0]), MARGIN, 3), 255, np.uint8)

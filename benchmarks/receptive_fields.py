@@ -57,7 +57,7 @@ def seen(logits: Logits, height: int, width: int, y: int, x: int) -> Bool[np.nda
     return (gradient != 0).any(1).any(0).numpy()
 
 
-def draw(axis: Axes, field: Bool[np.ndarray, "h w"], blind: Bool[np.ndarray, "h w"], name: str) -> None:
+def plot(axis: Axes, field: Bool[np.ndarray, "h w"], blind: Bool[np.ndarray, "h w"], name: str) -> None:
     """0: not predicted from, 1: further layers see it, 2: the blind spot, 3: seen."""
     earlier = np.arange(SIDE * SIDE).reshape(SIDE, SIDE) < SIDE * SIDE // 2
     kinds = np.where(field, 3, np.where(blind, 2, earlier))
@@ -83,7 +83,7 @@ def picture() -> Figure:
         for axis, layers in zip(row, DEPTHS, strict=True):
             field = seen(build(layers), SIDE, SIDE, centre, centre)
             count = f"{field.sum()} of {SIDE * SIDE // 2} seen"
-            draw(axis, field, blind, f"{layers} layer{'s' * (layers > 1)}: {count}")
+            plot(axis, field, blind, f"{layers} layer{'s' * (layers > 1)}: {count}")
             print(f"{name}, layers {layers}: {count}, {blind.sum()} in the blind spot")
         row[0].set_ylabel(name)
     colours = [(CENTRE, "the code"), *zip(COLOURS[::-1], MEANINGS[::-1], strict=True)]

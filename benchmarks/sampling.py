@@ -29,7 +29,7 @@ import torch  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
 
 from benchmarks.memory import peak_mib  # noqa: E402
-from tessera.autoregression.sampling import draw, truncate  # noqa: E402
+from tessera.autoregression.sampling import sample_codes, truncate  # noqa: E402
 from tessera.core import seams  # noqa: E402
 from tessera.core.contracts import Grids, Sampling  # noqa: E402
 from tessera.core.errors import InputError  # noqa: E402
@@ -110,7 +110,7 @@ def held_mib(work: Callable[[], object], device: str) -> float:
 def naive(prior: Any, codes: torch.Tensor, uniforms: torch.Tensor) -> None:
     """One code in each of 8 columns of the sequence, by a full pass each."""
     for t in torch.linspace(0, codes.shape[1] - 1, POSITIONS).long().tolist():
-        draw(truncate(prior.logits(codes, None)[0][:, t], Sampling()), uniforms)
+        sample_codes(truncate(prior.logits(codes, None)[0][:, t], Sampling()), uniforms)
 
 
 def rows_so_far(name: str, codes: torch.Tensor, uniforms: torch.Tensor, options: argparse.Namespace) -> float:
@@ -118,7 +118,7 @@ def rows_so_far(name: str, codes: torch.Tensor, uniforms: torch.Tensor, options:
     side, works = options.grid, {}
     for height in torch.linspace(1, side, HEIGHTS).round().long().tolist():
         prior, so_far = build(name, ((height, side),), options), codes[:, : height * side]
-        works[height] = partial(lambda prior, so_far: draw(truncate(prior.logits(so_far, None)[0][:, -1], Sampling()),
+        works[height] = partial(lambda prior, so_far: sample_codes(truncate(prior.logits(so_far, None)[0][:, -1], Sampling()),
                                                            uniforms), prior, so_far)  # fmt: skip
     return side * side * sum(seconds(works, 1).values()) / len(works)
 
@@ -162,17 +162,17 @@ CASES: dict[str, tuple[int, Sampling, bool]] = {  # classes, how codes are drawn
 def check(name: str, case: str, dtype: torch.dtype, options: argparse.Namespace) -> bool:
     """Whether a replayed walk draws the codes of `sample`, for two batches in turn, of two grids."""
     classes, sampling, known = CASES[case]
-    grids, n, draws = ((3, 5), (6, 6)), 16, torch.Generator().manual_seed(1)
+    grids, n, rng = ((3, 5), (6, 6)), 16, torch.Generator().manual_seed(1)
     prior = build(name, grids, options, classes).to(dtype)
     replay, equal = Replay(prior, n, sampling, known), []
     for seed in (0, 1):
         given: dict[str, torch.Tensor] = {}
         if classes:
-            given["labels"] = torch.randint(classes + 1, (n,), generator=draws).to(options.device)
+            given["labels"] = torch.randint(classes + 1, (n,), generator=rng).to(options.device)
         if known:
             shape = (n, prior.space.length)
-            given["known"] = torch.randint(options.codebook_size, shape, generator=draws).to(options.device)
-            given["known_mask"] = (torch.rand(shape, generator=draws) < 0.3).to(options.device)
+            given["known"] = torch.randint(options.codebook_size, shape, generator=rng).to(options.device)
+            given["known_mask"] = (torch.rand(shape, generator=rng) < 0.3).to(options.device)
         ways = (prior.sample(n, torch.Generator().manual_seed(seed), sampling, **given),
                 replay.sample(torch.Generator().manual_seed(seed), **given))  # fmt: skip
         equal.append(torch.equal(*ways))
@@ -197,10 +197,10 @@ def cost_by_position(name: str, options: argparse.Namespace) -> list[float]:
     uniforms = torch.rand(options.grid**2, options.batch, dtype=torch.float64).to(options.device)
     best: list[float] = []
     for _ in range(options.repeats + 1):
-        walk, codes, taken = prior.steps(options.batch, None), None, []
+        walk, codes, taken = prior.walk(options.batch, None), None, []
         for row in uniforms:
             start = time.perf_counter()
-            codes = draw((next(walk) if codes is None else walk.send(codes)).double(), row)
+            codes = sample_codes((next(walk) if codes is None else walk.send(codes)).double(), row)
             taken.append(1e3 * (time.perf_counter() - start))
         walk.close()
         best = [min(pair) for pair in zip(best, taken, strict=True)] if best else taken

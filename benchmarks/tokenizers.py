@@ -112,7 +112,7 @@ def ours(size: int, values: dict) -> Loss:
     return Loss(models.build(models.tokenizer_recipe(Params(raw), (3, size, size))))
 
 
-def training_step(model: nn.Module, x: Tensor, precision: str = "no") -> Callable[[], None]:
+def training_step(model: nn.Module, x: Tensor, precision: str = "float32") -> Callable[[], None]:
     optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
@@ -144,8 +144,8 @@ def spread(ratios: np.ndarray, form: str) -> str:
 
 
 def images(batch: int, size: int, layout: torch.memory_format = torch.channels_last) -> Tensor:
-    draws = torch.Generator().manual_seed(0)
-    return torch.rand(batch, 3, size, size, generator=draws).mul(2).sub(1).contiguous(memory_format=layout)
+    rng = torch.Generator().manual_seed(0)
+    return torch.rand(batch, 3, size, size, generator=rng).mul(2).sub(1).contiguous(memory_format=layout)
 
 
 def compare(batch: int, size: int, repeats: int) -> None:
@@ -155,8 +155,8 @@ def compare(batch: int, size: int, repeats: int) -> None:
     sizes = [sum(p.numel() for p in model.parameters()) for model in (mine, peer)]
     k, d = QUANTIZER.values()
     print(f"vqvae2, {batch} images of {size}x{size}, K = {k}, D = {d}; {sizes[0]} and {sizes[1]} parameters")
-    for precision in ("no", "bf16"):
-        print(f"  {'float32' if precision == 'no' else 'bfloat16, by autocast'}")
+    for precision in ("float32", "bf16"):
+        print(f"  {'float32' if precision == 'float32' else 'bfloat16, by autocast'}")
         my_step = training_step(mine, images(batch, size), precision)
         peer_step = training_step(peer, images(batch, size, torch.contiguous_format), precision)
         modes = {
@@ -178,7 +178,7 @@ def with_glibcs_thresholds(step: Callable[[], None]) -> Callable[[], None]:
     return stepped
 
 
-def share_of_peak(batch: int, size: int, repeats: int) -> None:
+def fraction_of_peak(batch: int, size: int, repeats: int) -> None:
     """Of each size of `vqvae` (presets)."""
     plain = {f"{shape}": convolution(*shape) for shape in CONVOLUTIONS}
     steps = {name: step for name, (step, _) in plain.items()}
@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     print(f"{options.threads} threads")
     compare(options.batch, options.size, options.repeats)
-    share_of_peak(options.batch, options.size, options.repeats)
+    fraction_of_peak(options.batch, options.size, options.repeats)
 
 
 if __name__ == "__main__":

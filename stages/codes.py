@@ -55,8 +55,8 @@ def encode(tokenizer: Tokenizer, run: Run, folder: Path) -> None:
 
     def copies() -> Iterator[tuple[tuple[int, slice], np.ndarray]]:
         for copy, strength in enumerate(strengths(own.copies)):
-            draws = generator(run.params.seed, "codes", "augmentation", copy)
-            change = partial(augmentation.augmented, how=own.augmentation, generator=draws, strength=strength)
+            rng = generator(run.params.seed, "codes", "augmentation", copy)
+            change = partial(augmentation.augmented, how=own.augmentation, generator=rng, strength=strength)
             yield from (((copy, where), codes) for where, codes in _encoded(tokenizer, run, "train", change))
 
     _write(folder / "augmented.npy", (own.copies, len(run.images("train")), length), copies(), run)
@@ -109,4 +109,4 @@ def _encoded(
 
 
 if __name__ == "__main__":
-    enter(main, shares=True)
+    enter(main, distributed=True)

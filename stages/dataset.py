@@ -378,15 +378,15 @@ def divide(
     result = np.array(own, dtype=object)
     free = np.flatnonzero(result == "train")
     wanted = ["train", *(name for name in ("val", "test") if name not in set(result))]
-    shares = np.array([getattr(split, name) for name in wanted])
-    shares /= shares.sum()
+    fractions = np.array([getattr(split, name) for name in wanted])
+    fractions /= fractions.sum()
     by = np.asarray(families, dtype=str)[free] if split.by == "family" else np.arange(len(free))
     groups = _groups(by)
     strata = np.array([np.bincount(labels[free[group]] + 1).argmax() for group in groups])  # + 1: no label is -1
     lacking = np.zeros(len(wanted))
     for stratum in np.unique(strata):
         members = [groups[i] for i in generator.permutation(np.flatnonzero(strata == stratum))]
-        rows = shares * sum(len(group) for group in members)
+        rows = fractions * sum(len(group) for group in members)
         lacking += rows
         for group in sorted(members, key=lambda group: len(group) <= rows.min()):
             where = int(lacking.argmax())

@@ -81,9 +81,9 @@ def train(
         cast("PretrainedExtractor", network).load_pretrained()
         return Fitted([], 0, {})
 
-    def batch(indices: np.ndarray, draws: Generator, done: float) -> tuple[Tensor, Tensor | None]:
+    def batch(indices: np.ndarray, rng: Generator, done: float) -> tuple[Tensor, Tensor | None]:
         x, labels = splits["train"].at(indices, runtime.device)
-        return augmented(x, settings.augmentation, draws), labels
+        return augmented(x, settings.augmentation, rng), labels
 
     def evaluate(objective: Objective) -> Row:
         return judge(objective.network, splits["val"], settings.training.batch_size, runtime.device)

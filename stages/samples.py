@@ -42,14 +42,14 @@ class Settings(Strict):
 def main(run: Run) -> None:
     tokenizer = run.tokenizer().to(run.runtime.device)
     sets = {"samples": run.prior(), "baseline": baseline(run)}
-    drawn = {of: draw(of, prior.to(run.runtime.device), tokenizer, run) for of, prior in sets.items()}
+    sampled = {of: sample_set(of, prior.to(run.runtime.device), tokenizer, run) for of, prior in sets.items()}
     if hasattr(tokenizer, "sample"):
-        drawn["gaussian"] = draw_without_prior("gaussian", cast("GenerativeTokenizer", tokenizer), run)
-    for of, kinds in drawn.items():
+        sampled["gaussian"] = sample_without_prior("gaussian", cast("GenerativeTokenizer", tokenizer), run)
+    for of, kinds in sampled.items():
         for kind, array in kinds.items():
             files.save_array(run.folder("samples") / of / f"{kind}.npy", array)
         files.write_picture(files.PLOTS / "samples" / f"{of}.png", picture(kinds["images"]))
-    files.write_json(run.folder("samples") / "facts.json", {"sets": list(drawn)})
+    files.write_json(run.folder("samples") / "facts.json", {"sets": list(sampled)})
 
 
 def baseline(run: Run) -> Prior:
@@ -60,7 +60,7 @@ def baseline(run: Run) -> Prior:
     return prior.eval()
 
 
-def draw(of: str, prior: Prior, tokenizer: Tokenizer, run: Run) -> dict[str, np.ndarray]:
+def sample_set(of: str, prior: Prior, tokenizer: Tokenizer, run: Run) -> dict[str, np.ndarray]:
     """`codes` [N,T] int32, `images` uint8 [N,H,W,C], and `labels` [N] for a conditional prior, drawn with the
     frequencies of the training labels. The stream of each batch depends on (seed, `of`, batch) alone."""
     own = run.params.section("samples", Settings)
@@ -75,9 +75,9 @@ def draw(of: str, prior: Prior, tokenizer: Tokenizer, run: Run) -> dict[str, np.
         n = where.stop - where.start
         given = torch.from_numpy(labels[where]).to(run.runtime.device) if labels is not None else None
         with torch.no_grad():
-            drawn = sample(n, generator(run.params.seed, of, index), labels=given)
-            pixels.append(arrays.to_pixels(tokenizer.decode(drawn)))
-        codes.append(drawn.cpu().numpy().astype(np.int32))
+            sampled = sample(n, generator(run.params.seed, of, index), labels=given)
+            pixels.append(arrays.to_pixels(tokenizer.decode(sampled)))
+        codes.append(sampled.cpu().numpy().astype(np.int32))
         bar.update(n)
     bar.close()
     found = {"codes": np.concatenate(codes), "images": np.concatenate(pixels)}
@@ -96,7 +96,7 @@ def sampler(prior: Prior, sampling: Sampling, device: torch.device, own: Setting
     )
 
 
-def draw_without_prior(of: str, tokenizer: GenerativeTokenizer, run: Run) -> dict[str, np.ndarray]:
+def sample_without_prior(of: str, tokenizer: GenerativeTokenizer, run: Run) -> dict[str, np.ndarray]:
     """`images` of a tokenizer with `sample(n, generator)`: a VAE decodes N(0, I), the prior that it was trained with."""
     own = run.params.section("samples", Settings)
     pixels = [

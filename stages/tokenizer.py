@@ -162,17 +162,17 @@ def with_codebook(tokenizer: Tokenizer, recipe: models.Recipe, data: Data, run: 
         return tokenizer
     whole: Tokenizer = models.build(recipe)
     whole.load_state_dict(tokenizer.state_dict(), strict=False)  # all but the quantizer's
-    draws = generator(run.params.seed, "tokenizer", "codebook")
+    rng = generator(run.params.seed, "tokenizer", "codebook")
     quantizers = [cast("PostHocQuantizer", module) for module in whole.modules() if hasattr(module, "fit")]
     for level, quantizer in enumerate(quantizers):
-        quantizer.fit(_latents(tokenizer.to(run.runtime.device), level, data, draws), draws)
+        quantizer.fit(_latents(tokenizer.to(run.runtime.device), level, data, rng), rng)
     return whole.to("cpu").eval()
 
 
 @torch.no_grad()
-def _latents(tokenizer: Tokenizer, level: int, data: Data, draws: Generator) -> Float[Tensor, "n d"]:
+def _latents(tokenizer: Tokenizer, level: int, data: Data, rng: Generator) -> Float[Tensor, "n d"]:
     found, rows = [], 0
-    order = torch.randperm(len(data.pixels["train"]), generator=draws).numpy()
+    order = torch.randperm(len(data.pixels["train"]), generator=rng).numpy()
     for where in arrays.batches(len(order), data.batch_size):
         x = arrays.to_model(data.pixels["train"][np.sort(order[where])], data.device)
         found.append(tokenizer.latents(x)[level].permute(0, 2, 3, 1).flatten(0, 2).cpu())
@@ -260,10 +260,10 @@ def _code_scores(codes: Int[np.ndarray, "n t"], tokenizer: Tokenizer) -> Row:
     if not tokenizer.space.grids:
         return {}
     folded = tokenizer.space.split(codes)
-    shares = [statistics.frequencies(grid, k) for grid, k in zip(folded, tokenizer.space.sizes, strict=True)]
+    fractions = [statistics.frequencies(grid, k) for grid, k in zip(folded, tokenizer.space.sizes, strict=True)]
     return {
-        "usage": float(np.mean([statistics.usage(p) for p in shares])),
-        "perplexity": float(np.mean([statistics.perplexity(p) for p in shares])),
+        "usage": float(np.mean([statistics.usage(p) for p in fractions])),
+        "perplexity": float(np.mean([statistics.perplexity(p) for p in fractions])),
     }
 
 

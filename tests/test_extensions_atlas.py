@@ -95,12 +95,12 @@ def test_frequent_contexts_by_brute_force():
         seen[grid[image, row, column]].append((context, (image, row, column)))
     for code, occurrences in seen.items():
         if not occurrences:
-            assert windows.share[code] == 0
+            assert windows.fraction[code] == 0
             continue
         counts = Counter(context for context, _ in occurrences)
         best = max(counts.values())
         first = next(place for context, place in occurrences if counts[context] == best)
-        assert windows.share[code] == best / len(occurrences)
+        assert windows.fraction[code] == best / len(occurrences)
         assert tuple(windows.place[code]) == first
     assert not seen[1]
     assert not seen[3]

@@ -66,8 +66,8 @@ class Table(Autoregressive):
         first, second, third = self.tables
         return first.expand(len(codes), 1, -1), torch.stack([second[a], third[a, b]], dim=1)
 
-    def steps(self, n: int, labels: Tensor | None) -> sampling.Steps:
-        return sampling.naive_steps(self, n, labels)
+    def walk(self, n: int, labels: Tensor | None) -> sampling.CodeWalk:
+        return sampling.naive_walk(self, n, labels)
 
     def joint(self) -> np.ndarray:
         """p of all codes, [K0,K1,K1]."""

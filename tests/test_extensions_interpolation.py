@@ -153,7 +153,7 @@ class Told:
 
 def walked(tokenizer, ends, frames: int, prior: Told, freedom: float = 0.5) -> torch.Tensor:
     share = torch.linspace(0, 1, frames)
-    return paths.refined(tokenizer, ends, share, prior=prior, draws=None, freedom=freedom)
+    return paths.refined(tokenizer, ends, share, prior=prior, rng=None, freedom=freedom)
 
 
 @torch.no_grad()
@@ -336,11 +336,11 @@ def test_report_by_hand(run):
 
 def test_pairs_are_drawn_from_the_test_images_by_the_seed(run):
     current, config = run(), CONFIG.model_copy(update={"pairs": 6})
-    pairs = list(interpolation.drawn(config, current))
-    assert pairs == list(interpolation.drawn(config, current))
+    pairs = list(interpolation.sampled(config, current))
+    assert pairs == list(interpolation.sampled(config, current))
     assert all(first != last and first[0] == last[0] == "test" for first, last in pairs)
     current.params.raw["seed"] = 1
-    assert pairs != list(interpolation.drawn(config, current))
+    assert pairs != list(interpolation.sampled(config, current))
 
 
 def test_named_pairs_may_span_splits_and_those_that_are_missing_are_named(run, capsys):

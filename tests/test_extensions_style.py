@@ -114,12 +114,12 @@ def test_measures_by_hand(run):
 def test_images_are_of_different_families_where_there_are_enough(run):
     current = run()
     families = current.table("test")["family"].to_numpy()
-    assert len(set(families[style.drawn(current, 3)])) == 3
-    assert sorted(style.drawn(current, 5)) == [0, 1, 2, 3, 4]
-    assert len(style.drawn(current, 7)) == 7
-    first = style.drawn(current, 5).tolist()
+    assert len(set(families[style.sampled(current, 3)])) == 3
+    assert sorted(style.sampled(current, 5)) == [0, 1, 2, 3, 4]
+    assert len(style.sampled(current, 7)) == 7
+    first = style.sampled(current, 5).tolist()
     current.params.raw["seed"] = 1
-    assert style.drawn(current, 5).tolist() != first
+    assert style.sampled(current, 5).tolist() != first
 
 
 def test_edges_are_where_the_picture_changes():

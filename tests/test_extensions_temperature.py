@@ -34,7 +34,7 @@ def temperature_run(raw, tiny, tiny_run):
 @pytest.mark.parametrize("degrees", [0.3, 1.0, 2.0])
 def test_codes_are_drawn_at_the_given_temperature(temperature_run, degrees):
     prior = temperature_run().prior()
-    found = temperature.drawn(prior, 5, Sampling(temperature=degrees), None, 5, 0, "cpu")
+    found = temperature.sampled_codes(prior, 5, Sampling(temperature=degrees), None, 5, 0, "cpu")
     expected = sampling.naive_sample(prior, 5, generator(0, "temperature", 0), Sampling(temperature=degrees))
     assert torch.equal(found, expected)
 
@@ -60,7 +60,9 @@ def test_the_prior_is_given_each_temperature_and_nothing_else(temperature_run, m
 
 def test_cold_samples_are_alike_and_hot_ones_differ(temperature_run):
     prior = temperature_run().prior()
-    cold, hot = (temperature.drawn(prior, 12, Sampling(temperature=t), None, 12, 0, "cpu") for t in (1e-3, 10.0))
+    cold, hot = (
+        temperature.sampled_codes(prior, 12, Sampling(temperature=t), None, 12, 0, "cpu") for t in (1e-3, 10.0)
+    )
     assert temperature.distinct(cold) == 1 / 12
     assert temperature.distinct(hot) == 1
 
@@ -117,13 +119,13 @@ def test_labels_have_the_frequencies_of_the_training_images(temperature_run, mon
     run = temperature_run(conditional=True, count=5, temperatures=[1.0])
     monkeypatch.setattr(run, "labels", lambda split: np.ones(12, np.int64))
     seen = []
-    original = temperature.drawn
+    original = temperature.sampled_codes
 
     def watched(prior: Any, count: int, how: Sampling, labels: np.ndarray, *rest: Any) -> torch.Tensor:
         seen.append(labels)
         return original(prior, count, how, labels, *rest)
 
-    monkeypatch.setattr(temperature, "drawn", watched)
+    monkeypatch.setattr(temperature, "sampled_codes", watched)
     temperature.measure(run.params.config("extensions", "temperature"), run)
     np.testing.assert_array_equal(seen, [[1] * 5])
 

@@ -289,7 +289,7 @@ def test_a_precision_that_this_machine_lacks_stops_the_first_stage(stage_of_the_
         stage.enter(began.append)
     else:
         with pytest.raises(
-            SystemExit, match=rf"no accelerator:\n  {place}\.training\.precision: must be no or bf16 on a CPU"
+            SystemExit, match=rf"no accelerator:\n  {place}\.training\.precision: must be float32 or bf16 on a CPU"
         ):
             stage.enter(began.append)
     assert bool(began) == there

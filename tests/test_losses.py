@@ -517,7 +517,7 @@ def test_transformations_leave_whole_grids(equivariant, toy, turns, scales):
 
 def test_transformations_are_drawn_with_equal_probability(equivariant):
     loss = equivariant(Toy((8, 8)))
-    drawn = [loss.drawn() for _ in range(600)]
+    drawn = [loss.sampled() for _ in range(600)]
     assert set(drawn) == {tau for family in loss.families for tau in family}
     turned = sum(isinstance(tau, equivariance.Turn) for tau in drawn)
     assert abs(turned - 300) < 4 * math.sqrt(600 / 4)

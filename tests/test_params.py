@@ -473,6 +473,13 @@ def test_patience_needs_a_score_that_can_fall(raw):
     assert validation.problems(raw) == []
 
 
+@pytest.mark.parametrize("old", ["no", False])
+def test_precision_no_is_answered_by_float32(raw: dict[str, Any], old: Any) -> None:
+    raw["prior"]["training"]["precision"] = raw["extensions"]["inpainting"]["training"]["precision"] = old
+    places = ("prior", "extensions.inpainting")
+    assert validation.problems(raw) == [f"{place}.training.precision: no is float32 now" for place in places]
+
+
 @pytest.mark.parametrize(
     "place", ["extractor", "tokenizer", "probe", "prior", "extensions.inpainting", "extensions.super_resolution"]
 )
@@ -483,7 +490,7 @@ def test_fp16_is_not_for_cpus(raw, place):
     section["training"]["precision"] = "bf16"
     assert validation.problems(raw) == []
     section["training"]["precision"] = "fp16"
-    assert "must be no or bf16 on a CPU, got 'fp16'" in problem(raw, f"{place}.training.precision")
+    assert "must be float32 or bf16 on a CPU, got 'fp16'" in problem(raw, f"{place}.training.precision")
     raw["runtime"]["device"] = "auto"  # the machine decides, when it is asked
     assert validation.problems(raw) == []
 

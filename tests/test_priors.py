@@ -231,7 +231,7 @@ def test_cached_and_naive_sampling_draw_the_codes_drawn_by_hand(
 def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """As many cores as this for a test, each worth taking for one image."""
     before = torch.get_num_threads()
-    monkeypatch.setattr(draws, "SHARE", 1)
+    monkeypatch.setattr(draws, "PART", 1)
     torch.set_num_threads(3)
     yield 3
     torch.set_num_threads(before)
@@ -384,7 +384,7 @@ def test_logits_seen_while_sampling_are_those_of_one_forward_pass() -> None:
     values = {"channels": 24, "layers": 6, "kernel_size": 5}
     prior = tiny("gated_pixelcnn", grids, sizes, 3, **values).float()
     codes, labels = random_codes(6, grids, sizes), random_labels(6, 3)
-    steps = prior.steps(6, labels)
+    steps = prior.walk(6, labels)
     seen = [next(steps)] + [steps.send(codes[:, t]) for t in range(codes.shape[1] - 1)]
     steps.close()
     full = each(prior.logits(codes, labels))
@@ -397,7 +397,7 @@ def test_a_sample_remembers_nothing_of_the_last_one() -> None:
     prior = tiny("gated_pixelcnn", *ONE, 0)
     attributes = {name: set(vars(module)) for name, module in prior.named_modules()}
     codes = {n: random_codes(n, *ONE, seed=n) for n in (2, 3)}
-    walks = {n: prior.steps(n, None) for n in (2, 3)}
+    walks = {n: prior.walk(n, None) for n in (2, 3)}
     seen = {n: [next(walk)] for n, walk in walks.items()}
     for t, n in itertools.product(range(11), (2, 3)):
         seen[n].append(walks[n].send(codes[n][:, t]))

@@ -169,7 +169,7 @@ def test_logits_while_sampling_are_those_of_the_whole_images() -> None:
     codes, labels = random_codes(20), torch.arange(20) % 2
     prior = fitted(codes, labels, classes=2, context=ALL)
     images, asked = random_codes(4, seed=3), torch.tensor([0, 1, 2, 2])
-    steps = prior.steps(4, asked)
+    steps = prior.walk(4, asked)
     seen = [next(steps)] + [steps.send(images[:, t]) for t in range(images.shape[1] - 1)]
     rows = [row for grid in prior.logits(images, asked) for row in grid.unbind(1)]
     assert all(torch.equal(one, other) for one, other in zip(seen, rows, strict=True))

@@ -231,7 +231,7 @@ def test_logits_seen_while_sampling_are_those_of_one_forward_pass(
 ) -> None:
     prior, codes, labels = build(grids, sizes, classes), random_codes(4, grids, sizes), random_labels(4, classes)
     full, order = prior.logits(codes, labels), list(prior.order)
-    steps = prior.steps(4, labels)
+    steps = prior.walk(4, labels)
     seen = [next(steps)] + [steps.send(codes[:, t]) for t in order[:-1]]
     with pytest.raises(StopIteration):
         steps.send(codes[:, order[-1]])

@@ -146,7 +146,7 @@ def test_logits_seen_while_sampling_are_those_of_one_forward_pass() -> None:
     """With codes sent by hand, on three grids with labels, one image without, and kernels that reach two rows."""
     prior = tiny(*THREE, 3, layers=2, kernel_size=5)
     codes, labels = random_codes(4, *THREE), torch.tensor([0, 1, 2, 3])
-    steps = prior.steps(4, labels)
+    steps = prior.walk(4, labels)
     seen = [next(steps)] + [steps.send(codes[:, t]) for t in range(codes.shape[1] - 1)]
     steps.close()
     full = [grid[:, t] for grid in prior.logits(codes, labels) for t in range(grid.shape[1])]
@@ -166,7 +166,7 @@ def test_a_sample_remembers_nothing_of_another() -> None:
     grids, sizes = ((4, 3),), (5,)
     prior, codes = tiny(grids, sizes), {n: random_codes(n, grids, sizes) for n in (2, 3)}
     attributes = {name: set(vars(module)) for name, module in prior.named_modules()}
-    walks = {n: prior.steps(n, None) for n in (2, 3)}
+    walks = {n: prior.walk(n, None) for n in (2, 3)}
     seen = {n: [next(walk)] for n, walk in walks.items()}
     for t, n in itertools.product(range(11), (2, 3)):
         seen[n].append(walks[n].send(codes[n][:, t]))

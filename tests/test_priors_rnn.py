@@ -87,7 +87,7 @@ def test_logits_seen_while_sampling_are_those_of_one_forward_pass(cell: str) -> 
     """In float32; two walks at once, of different sizes, do not disturb each other."""
     prior, labels = tiny(cell, 2, layers=3).float(), {2: torch.tensor([0, 2]), 3: torch.tensor([2, 1, 0])}
     codes = {n: random_codes(n, seed=n) for n in (2, 3)}
-    walks = {n: prior.steps(n, labels[n]) for n in (2, 3)}
+    walks = {n: prior.walk(n, labels[n]) for n in (2, 3)}
     seen = {n: [next(walk)] for n, walk in walks.items()}
     for t, n in itertools.product(range(13), (2, 3)):
         seen[n].append(walks[n].send(codes[n][:, t]))

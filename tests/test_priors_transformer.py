@@ -95,7 +95,7 @@ def test_a_walk_through_a_block_is_its_forward_pass_while_the_room_grows(kv_head
 
 def test_logits_of_cached_steps_are_those_of_one_forward_pass(make: Callable[..., Transformer]) -> None:
     prior, codes = make(layers=3), random_codes(3)
-    steps = prior.steps(3, LABELS)
+    steps = prior.walk(3, LABELS)
     seen = [next(steps)] + [steps.send(codes[:, t]) for t in range(codes.shape[1] - 1)]
     steps.close()
     full = [grid[:, t] for grid in prior.logits(codes, LABELS) for t in range(grid.shape[1])]
@@ -106,7 +106,7 @@ def test_logits_of_cached_steps_are_those_of_one_forward_pass(make: Callable[...
 def test_two_walks_at_once_do_not_disturb_each_other(make: Callable[..., Transformer]) -> None:
     prior = make(classes=0)
     codes = {n: random_codes(n, seed=n) for n in (2, 3)}
-    walks = {n: prior.steps(n, None) for n in codes}
+    walks = {n: prior.walk(n, None) for n in codes}
     seen = {n: [next(walk)] for n, walk in walks.items()}
     for t, n in itertools.product(range(27), codes):
         seen[n].append(walks[n].send(codes[n][:, t]))

@@ -37,7 +37,7 @@ METRICS = {
     "dataset": {"rows": {"train": 2920, "val": 365}, "classes": 10},
     "extractor": {"features": 64, "val_accuracy": 0.8137},
     "tokenizer": {"epoch": 10, "val": {"total": 0.04, "usage": 0.985, "perplexity": 177.07}, "train": {"total": 0.03}},
-    "reconstruction": {"mse": 0.02, "psnr_db": 22.52, "ssim": 0.8418, "psnr_db_from_z": 23.91, "val": {"mse": 0.0264}},
+    "reconstruction": {"test": {"mse": 0.02, "psnr_db": 22.52, "ssim": 0.8418, "psnr_db_from_z": 23.91}, "val": {"mse": 0.0264}},
     "prior": {"epoch": 30, "val": {"nll_bits_per_code": 4.6086, "accuracy": 0.3},
               "train": {"nll_bits_per_code": 3.32, "accuracy": 0.44}},
     "diagnostics/usage": {"grid_0": {"usage": 0.987654}, "grid_1": {"applies": 0}},

@@ -10,7 +10,7 @@ from conftest import example
 from torch import Tensor
 
 from stages import samples
-from tessera.autoregression.sampling import Steps, draw, sample, truncate, walked
+from tessera.autoregression.sampling import CodeWalk, sample, sample_codes, truncate, walked
 from tessera.codes import sequences
 from tessera.core import seams
 from tessera.core.contracts import Sampling
@@ -73,7 +73,7 @@ def test_draw_is_the_first_code_whose_cumulative_probability_exceeds_u() -> None
     rng = np.random.default_rng(0)
     probabilities, uniforms = rng.dirichlet(np.ones(6), 500), rng.random(500)
     expected = [int(np.argmax(np.cumsum(row) > u)) for row, u in zip(probabilities, uniforms, strict=True)]
-    codes = draw(torch.from_numpy(probabilities).log(), torch.from_numpy(uniforms))
+    codes = sample_codes(torch.from_numpy(probabilities).log(), torch.from_numpy(uniforms))
     assert codes.dtype == torch.int64
     assert codes.tolist() == expected
 
@@ -83,7 +83,7 @@ def test_draw_has_the_frequencies_of_its_probabilities() -> None:
     n, generator = 20_000, torch.Generator().manual_seed(1)
     logits = torch.randn(8, generator=generator)
     uniforms = torch.rand(n, generator=generator, dtype=torch.float64)
-    counts = torch.bincount(draw(logits.expand(n, 8), uniforms), minlength=8).double()
+    counts = torch.bincount(sample_codes(logits.expand(n, 8), uniforms), minlength=8).double()
     expected = logits.double().softmax(0) * n
     assert ((counts - expected) ** 2 / expected).sum() < 24.3
 
@@ -95,7 +95,7 @@ def test_draw_never_draws_a_code_of_probability_zero(dtype: torch.dtype) -> None
     logits = torch.randn(len(uniforms), 11, generator=generator).to(dtype)
     possible = torch.rand(logits.shape, generator=generator) < 0.3
     possible[:, 4] |= ~possible.any(1)
-    codes = draw(logits.masked_fill(~possible, -math.inf), uniforms)
+    codes = sample_codes(logits.masked_fill(~possible, -math.inf), uniforms)
     assert possible.gather(1, codes[:, None]).all()
 
 
@@ -104,20 +104,20 @@ def test_draw_holds_where_a_device_adds_in_another_order(monkeypatch: pytest.Mon
     exact = torch.Tensor.cumsum
     monkeypatch.setattr(torch.Tensor, "cumsum", lambda self, dim: exact(self, dim) + 0.01 * (self == 0))
     logits = torch.tensor([[0.5, 0.0, 0.5]], dtype=torch.float64).log()
-    assert draw(logits, torch.tensor([0.505], dtype=torch.float64)).item() == 2
+    assert sample_codes(logits, torch.tensor([0.505], dtype=torch.float64)).item() == 2
 
 
 def test_draw_reaches_the_last_code_where_the_sum_falls_short_of_one() -> None:
     logits = torch.full((1, 10), 0.1, dtype=torch.float64).log()
     assert float(logits.softmax(-1).cumsum(-1)[0, -1]) < 1, "the case this test is about"
-    assert draw(logits, torch.tensor([ALMOST_ONE], dtype=torch.float64)).item() == 9
-    assert draw(logits, torch.tensor([0.0], dtype=torch.float64)).item() == 0
+    assert sample_codes(logits, torch.tensor([ALMOST_ONE], dtype=torch.float64)).item() == 9
+    assert sample_codes(logits, torch.tensor([0.0], dtype=torch.float64)).item() == 0
 
 
 @pytest.mark.parametrize("row", [[math.nan, 0.0], [-math.inf, -math.inf], [math.inf, 0.0]])
 def test_draw_refuses_what_is_no_distribution(row: list[float]) -> None:
     with pytest.raises(ValueError, match="finite"):
-        draw(torch.tensor([[0.0, 0.0], row]), torch.tensor([0.5, 0.5], dtype=torch.float64))
+        sample_codes(torch.tensor([[0.0, 0.0], row]), torch.tensor([0.5, 0.5], dtype=torch.float64))
 
 
 class Scripted(torch.nn.Module):
@@ -129,7 +129,7 @@ class Scripted(torch.nn.Module):
         super().__init__()
         self.register_buffer("rows", logits)
 
-    def steps(self, n: int, labels: None) -> Steps:
+    def walk(self, n: int, labels: None) -> CodeWalk:
         for row in self.rows:
             yield row.expand(n, -1)
 
@@ -138,10 +138,10 @@ class Scripted(torch.nn.Module):
 def test_a_walk_is_refused_wherever_its_logits_are_no_distribution(at: int) -> None:
     logits = torch.zeros(4, 3)
     prior = Scripted(logits)
-    assert sample(prior, prior.steps, 2, torch.Generator(), Sampling()).shape == (2, 4)
+    assert sample(prior, prior.walk, 2, torch.Generator(), Sampling()).shape == (2, 4)
     logits[at, 1] = math.nan
     with pytest.raises(ValueError, match="finite"):
-        sample(prior, prior.steps, 2, torch.Generator(), Sampling())
+        sample(prior, prior.walk, 2, torch.Generator(), Sampling())
 
 
 def test_only_walks_on_a_gpu_are_captured() -> None:
@@ -154,7 +154,7 @@ def test_a_captured_walk_draws_what_sample_draws() -> None:
     prior = Scripted(torch.randn(4, 3, generator=torch.Generator().manual_seed(0))).cuda()
     replay = Replay(prior, 50)
     for seed in (0, 1):
-        plain = sample(prior, prior.steps, 50, torch.Generator().manual_seed(seed), Sampling())
+        plain = sample(prior, prior.walk, 50, torch.Generator().manual_seed(seed), Sampling())
         assert torch.equal(replay.sample(torch.Generator().manual_seed(seed)), plain)
     prior.rows[2] = math.nan
     with pytest.raises(ValueError, match="finite"):
@@ -173,7 +173,7 @@ class Walked:
     @torch.no_grad()
     def sample(self, generator: torch.Generator, labels: Tensor | None = None) -> Tensor:
         uniforms = torch.rand(self.shape, generator=generator, dtype=torch.float64)
-        return walked(self.prior, self.prior.steps, uniforms, self.sampling, labels, None, None)[0]
+        return walked(self.prior, self.prior.walk, uniforms, self.sampling, labels, None, None)[0]
 
 
 @pytest.mark.parametrize(

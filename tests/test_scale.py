@@ -31,7 +31,7 @@ from tessera.core.seeding import generator
 from tessera.images import arrays
 from tessera.runtime import ranks
 from tessera.runtime.settings import Settings
-from tessera.training.loop import _share
+from tessera.training.loop import _part
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -179,10 +179,10 @@ def test_what_is_not_finite_on_one_process_stops_all_at_that_step(trained):
 
 def test_parts_of_the_ranks_one_after_another_are_the_sorted_batch():
     indices = np.random.default_rng(0).permutation(40)[:12]
-    parts = [_share(indices, rank, 3) for rank in range(3)]
+    parts = [_part(indices, rank, 3) for rank in range(3)]
     assert [len(part) for part in parts] == [4, 4, 4]
     assert np.concatenate(parts).tolist() == sorted(indices)
-    assert _share(indices, 0, 1).tolist() == indices.tolist()
+    assert _part(indices, 0, 1).tolist() == indices.tolist()
 
 
 # stages

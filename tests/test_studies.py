@@ -528,7 +528,15 @@ def test_a_metric_that_was_kept_under_an_older_name_is_found_by_the_one_of_today
     assert "diagnostics/probe:share_saved" in (results.PAGES / "pool.csv").read_text()
     (again,) = results.load("pool")
     assert again.metrics == {"probe:share_saved": 0.3, "diagnostics/probes:x": 1.0}
-    assert results.metric(again, "probe:share_saved") == 0.3
+    assert results.metric(again, "probe:share_saved") == results.metric(again, "diagnostics/probe:share_saved") == 0.3
+
+
+@pytest.mark.parametrize("name", ["mse", "psnr_db_per_image", "ssim", "by_family.ssim"])
+def test_a_metric_of_the_test_split_says_so_and_is_found_where_it_did_not(workspace, name):
+    results.save("pool", [row("a", **{f"reconstruction:{name}": 0.3, "reconstruction:val.mse": 0.5})])
+    (again,) = results.load("pool")
+    assert again.metrics == {f"reconstruction:test.{name}": 0.3, "reconstruction:val.mse": 0.5}
+    assert results.metric(again, f"reconstruction:{name}") == 0.3
 
 
 def test_metric_is_the_mean_over_grids():
@@ -630,9 +638,11 @@ def kept(workspace):
         (workspace / name).write_text((project() / name).read_text())
     put(workspace / "params.yaml", PINNED)
     text = POOL.replace("vqvae-small", "small").replace("{seed: 3}", "{seed: 3, tokenizer.training.lr: 1.0}")
-    (workspace / "studies/pool.yaml").write_text(text + "columns:\n  beta: quantizer.beta\n  mse: reconstruction:mse\n")
+    (workspace / "studies/pool.yaml").write_text(
+        text + "columns:\n  beta: quantizer.beta\n  mse: reconstruction:test.mse\n"
+    )
     study = sweep.load("pool")
-    results.save("pool", [row(run, study=study, **{"reconstruction:mse": 0.25}) for run in study.runs])
+    results.save("pool", [row(run, study=study, **{"reconstruction:test.mse": 0.25}) for run in study.runs])
     return study
 
 

@@ -1160,6 +1160,7 @@ def test_reconstruction_metrics_in_closed_form():
     assert found["val"] == pytest.approx(
         {"mse": 0.004, "psnr_db": 30, "psnr_db_per_image": 50 / 3, "ssim": 0.3, "ssim_gaussian": 0.7}
     )
+    found = found["test"]
     assert found["mse"] == pytest.approx(0.16)
     assert found["psnr_db"] == pytest.approx(10 * np.log10(4 / 0.16))
     assert found["ssim"] == pytest.approx(0.8)
@@ -1188,7 +1189,7 @@ def test_reconstruction_picture_shows_each_family_once(make_images):
 
 def test_samples_are_decoded_codes_of_the_prior(tiny_run):
     run = tiny_run()
-    tokenizer, drawn = run.tokenizer(), samples.draw("samples", run.prior(), run.tokenizer(), run)
+    tokenizer, drawn = run.tokenizer(), samples.sample_set("samples", run.prior(), run.tokenizer(), run)
     count = run.params.value("samples.count")
     assert drawn["codes"].shape == (count, run.codes("train").shape[1])
     assert set(drawn) == {"codes", "images"}  # no labels of a prior that is not conditioned on them
@@ -1200,10 +1201,10 @@ def test_samples_are_decoded_codes_of_the_prior(tiny_run):
 def test_samples_depend_on_the_seed_and_their_name_alone(tiny_run):
     run = tiny_run()
     prior = samples.baseline(run)
-    first = samples.draw("samples", prior, run.tokenizer(), run)["codes"]
+    first = samples.sample_set("samples", prior, run.tokenizer(), run)["codes"]
     torch.rand(5)
-    np.testing.assert_array_equal(samples.draw("samples", prior, run.tokenizer(), run)["codes"], first)
-    assert (samples.draw("baseline", prior, run.tokenizer(), run)["codes"] != first).any()
+    np.testing.assert_array_equal(samples.sample_set("samples", prior, run.tokenizer(), run)["codes"], first)
+    assert (samples.sample_set("baseline", prior, run.tokenizer(), run)["codes"] != first).any()
     assert (first[:2] != first[2:]).any()  # each batch has a stream of its own
 
 
@@ -1219,7 +1220,7 @@ def test_labels_are_drawn_as_often_as_they_occur(tiny_run):
     run = tiny_run()
     length = run.codes("train").shape[1]
     run.params.raw["samples"] |= {"count": 300, "batch_size": 70}
-    drawn = samples.draw("samples", Echo(), run.tokenizer(), run)
+    drawn = samples.sample_set("samples", Echo(), run.tokenizer(), run)
     assert drawn["labels"].shape == (300,)
     assert (drawn["codes"] == drawn["labels"][:, None]).all()
     assert abs(drawn["labels"].mean() - run.labels("train").mean()) < 0.1

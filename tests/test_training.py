@@ -55,7 +55,7 @@ PLAIN = {
     "weight_ema": 0.0,
     "evaluate_every": 1,
     "patience": 0,
-    "precision": "no",
+    "precision": "float32",
 }
 
 
@@ -654,13 +654,13 @@ def test_bf16_trains_too(everything_moves, make_images):
 def test_fp16_is_refused_on_a_cpu_before_any_step(name):
     """Accelerate would compute in float32, and the card would say fp16."""
     line = Line()
-    message = rf"^{name.partition('/')[0]}\.training\.precision: must be no or bf16 on a CPU, got 'fp16'"
+    message = rf"^{name.partition('/')[0]}\.training\.precision: must be float32 or bf16 on a CPU, got 'fp16'"
     with pytest.raises(InputError, match=message):
         fit(task(line)._replace(name=name), training(precision="fp16"), 0, Runtime(SETTINGS))
     assert not line.batches
 
 
-@pytest.mark.parametrize("precisions", [("no", "bf16"), ("bf16", "no"), ("bf16", "bf16")])
+@pytest.mark.parametrize("precisions", [("float32", "bf16"), ("bf16", "float32"), ("bf16", "bf16")])
 def test_each_training_of_a_process_has_its_own_precision(precisions):
     """As where a study calls one stage after another."""
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Generator, Tensor
 
-from tessera.autoregression import sampling as draws
+from tessera.autoregression import sampling as walks
 from tessera.codes.sequences import require_labels
 from tessera.core.contracts import ExactPrior, Sampling
 from tessera.core.errors import InputError
@@ -37,22 +37,22 @@ class Replay:
             raise InputError(
                 f"only walks on a CUDA device are captured, and this prior is on {device}: use its `sample`"
             )
-        draws.require_range(sampling)
+        walks.require_range(sampling)
         self.prior, self.n, shape = prior, n, (n, prior.space.length)
         self.uniforms = torch.zeros(shape, dtype=torch.float64, device=device)
         self.labels = torch.full((n,), prior.classes, device=device) if prior.classes else None
         self.known = torch.zeros(shape, dtype=torch.int64, device=device) if known else None
         self.known_mask = torch.zeros(shape, dtype=torch.bool, device=device) if known else None
         given = (self.uniforms, sampling, self.labels, self.known, self.known_mask)
-        self.graph = torch.cuda.CUDAGraph()
+        self.cuda_graph = torch.cuda.CUDAGraph()
         with torch.no_grad(), torch.cuda.device(device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # once as it is: libraries are set up at first use, which is not captured
-                draws.walked(prior, prior.steps, *given)
+                walks.walked(prior, prior.walk, *given)
             torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(self.graph):
-                self.codes, self.sound = draws.walked(prior, prior.steps, *given)
+            with torch.cuda.graph(self.cuda_graph):
+                self.codes, self.sound = walks.walked(prior, prior.walk, *given)
 
     @torch.no_grad()
     def sample(
@@ -67,7 +67,7 @@ class Replay:
             InputError: labels or known codes are out of range, of the wrong shape, or not what was said at the start.
         """
         require_labels(labels, self.prior.classes, self.n)
-        draws.require_known(self.prior, self.n, known, known_mask)
+        walks.require_known(self.prior, self.n, known, known_mask)
         if (known is None) != (self.known is None):
             raise InputError("known codes must be given exactly where the walk was captured with them")
         uniforms = torch.rand(
@@ -78,6 +78,6 @@ class Replay:
         for kept, new in given:
             if kept is not None and new is not None:
                 kept.copy_(new)
-        self.graph.replay()
-        draws.require_sound(self.sound)
+        self.cuda_graph.replay()
+        walks.require_sound(self.sound)
         return self.codes.clone()

@@ -21,20 +21,20 @@ def svg(lines: dict[str, list[tuple[float, float]]], kept: Any, label: str) -> s
     def y(value: float) -> str:
         return f"{HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM):.1f}"
 
-    drawn = [
+    plotted = [
         f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>'
         f'<text x="{LEFT - 5}" y="{y(tick)}" dy=".32em" text-anchor="end">{tick:.6g}</text>'
         for tick in ticks(low, high)
     ]
-    drawn += [
+    plotted += [
         f'<text x="{x(tick)}" y="{HEIGHT - 6}" text-anchor="middle">{tick:.6g}</text>' for tick in ticks(left, right)
     ]
     if kept is not None and left <= kept <= right:
-        drawn.append(f'<line class="kept" x1="{x(kept)}" x2="{x(kept)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+        plotted.append(f'<line class="kept" x1="{x(kept)}" x2="{x(kept)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
     for line, points in lines.items():
         places = " ".join(f"{x(a)},{y(b)}" for a, b in points)
-        drawn.append(f'<polyline class="{line}" points="{places}"/>')
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(drawn)}</svg>'
+        plotted.append(f'<polyline class="{line}" points="{places}"/>')
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(plotted)}</svg>'
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -47,5 +47,7 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten, about so many."""
     magnitude = 10.0 ** math.floor(math.log10((high - low) / about))
-    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude > 0.7 * (high - low) / about)
-    return [round(i * step, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    interval = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude > 0.7 * (high - low) / about)
+    return [
+        round(i * interval, 12) for i in range(math.ceil(low / interval - 1e-9), math.floor(high / interval + 1e-9) + 1)
+    ]

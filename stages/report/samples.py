@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 def body(run: Run) -> str:
     """Sheets of images, those of the prior first, and the way to the closest training images."""
     chosen = run.params.chosen()
-    drawn = ", ".join(
+    sampled = ", ".join(
         f"{key} {elements.text(chosen['samples'][key])}" for key in ("temperature", "top_k", "top_p", "guidance")
     )
     captions = {
-        "samples": f"Samples of the prior {chosen['prior']['name']}, the first ones, unselected ({drawn}).",
+        "samples": f"Samples of the prior {chosen['prior']['name']}, the first ones, unselected ({sampled}).",
         "baseline": f"Samples of the baseline {chosen['samples']['baseline']}, in closed form.",
         "gaussian": "Decoded from N(0, I), without a prior.",
     }

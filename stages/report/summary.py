@@ -32,12 +32,12 @@ class Headline(NamedTuple):
 
 
 HEADLINE = (
-    Headline("PSNR of reconstructions, of the mean error, test", Figure("reconstruction", "psnr_db", ".2f", "{} dB"),
-             Figure("reconstruction", "psnr_db_from_z", ".2f", "{} dB without quantization")),
+    Headline("PSNR of reconstructions, of the mean error, test", Figure("reconstruction", "test.psnr_db", ".2f", "{} dB"),
+             Figure("reconstruction", "test.psnr_db_from_z", ".2f", "{} dB without quantization")),
     Headline("PSNR of reconstructions, mean of the images' own, test",
-             Figure("reconstruction", "psnr_db_per_image", ".2f", "{} dB")),
-    Headline("SSIM of reconstructions, uniform windows, test", Figure("reconstruction", "ssim", ".3f"),
-             Figure("reconstruction", "ssim_gaussian", ".3f", "{} with Gaussian windows")),
+             Figure("reconstruction", "test.psnr_db_per_image", ".2f", "{} dB")),
+    Headline("SSIM of reconstructions, uniform windows, test", Figure("reconstruction", "test.ssim", ".3f"),
+             Figure("reconstruction", "test.ssim_gaussian", ".3f", "{} with Gaussian windows")),
     Headline("codes in use, validation", Figure("tokenizer", "val.usage", ".1%"),
              Figure("tokenizer", "val.perplexity", ".0f", "perplexity {}")),
     Headline("prior, bits per code, validation", Figure("prior", "val.nll_bits_per_code", ".2f"),

@@ -56,5 +56,5 @@ def _curve(term: str, history: pd.DataFrame, columns: dict[str, str], kept: Any)
             last.append(f'<span class="{line}">{line if line != "value" else ""} {elements.number(now)}</span>')
     if not lines:
         return ""
-    drawn = chart.svg(lines, kept, f"{term} by epoch") if max(map(len, lines.values())) > 1 else ""
-    return f"<figure><figcaption><b>{escape(term)}</b> {' '.join(last)}</figcaption>{drawn}</figure>"
+    plotted = chart.svg(lines, kept, f"{term} by epoch") if max(map(len, lines.values())) > 1 else ""
+    return f"<figure><figcaption><b>{escape(term)}</b> {' '.join(last)}</figcaption>{plotted}</figure>"

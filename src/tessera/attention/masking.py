@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tessera.attention.blocks import Block, Places
 from tessera.attention.causal import Size
-from tessera.autoregression.sampling import draw, truncate
+from tessera.autoregression.sampling import sample_codes, truncate
 from tessera.core.contracts import Sampling
 from tessera.core.space import CodeSpace
 from tessera.networks.dropout import dropped
@@ -69,9 +69,9 @@ def masks(offset: Float[Tensor, "*m"], keys: Float[Tensor, "m t"]) -> Bool[Tenso
         keys: uniform on [0, 1); the k smallest of a row are hidden.
     """
     count, length = keys.shape
-    share = (torch.arange(count, device=keys.device) / count + offset) % 1
-    hidden = (share * length).long().clamp(max=length - 1) + 1  # the clamp: a share may be rounded to 1
-    return ranks(keys) < hidden[:, None]
+    fraction = (torch.arange(count, device=keys.device) / count + offset) % 1
+    hidden = (fraction * length).long().clamp(max=length - 1) + 1  # the clamp: a share may be rounded to 1
+    return places(keys) < hidden[:, None]
 
 
 def mean(values: Float[Tensor, "b t"], masked: Bool[Tensor, "*b t"]) -> Float[Tensor, " b"]:
@@ -79,21 +79,21 @@ def mean(values: Float[Tensor, "b t"], masked: Bool[Tensor, "*b t"]) -> Float[Te
     return (values * masked).sum(1) / masked.sum(-1)
 
 
-def ranks(keys: Float[Tensor, "m t"]) -> Int[Tensor, "m t"]:
+def places(keys: Float[Tensor, "m t"]) -> Int[Tensor, "m t"]:
     """The place of each value in its row, 0 for the smallest; of equals the left one comes first."""
     return keys.argsort(dim=1, stable=True).argsort(dim=1)
 
 
-def left(unknown: Int[Tensor, " n"], step: int, steps: int, decoding: Decoding) -> Int[Tensor, " n"]:
-    """How many of the codes that were `unknown` at the start are still hidden after `step` of `steps`.
+def left(unknown: Int[Tensor, " n"], index: int, passes: int, decoding: Decoding) -> Int[Tensor, " n"]:
+    """How many of the codes that were `unknown` at the start are still hidden after pass `index` of `passes`.
 
-    `random` reveals equally many in each step; `confidence` few at first and many at last, when most is known already:
-    the cosine of MaskGIT (Chang et al. 2022, arXiv 2202.04200, sec. 3.3). As there, a step reveals one at least, so
-    that `steps` >= `unknown` reveals one at a time, and the last step leaves none.
+    `random` reveals equally many in each pass; `confidence` few at first and many at last, when most is known already:
+    the cosine of MaskGIT (Chang et al. 2022, arXiv 2202.04200, sec. 3.3). As there, a pass reveals one at least, so
+    that `passes` >= `unknown` reveal one at a time, and the last pass leaves none.
     """
-    linear = unknown * (steps - step) // steps  # in integers: rounding must not reveal two where one is due
-    cosine = (unknown * math.cos(math.pi / 2 * step / steps)).long()
-    return (linear if decoding == "random" else cosine).minimum(unknown - step).clamp(min=0)
+    linear = unknown * (passes - index) // passes  # in integers: rounding must not reveal two where one is due
+    cosine = (unknown * math.cos(math.pi / 2 * index / passes)).long()
+    return (linear if decoding == "random" else cosine).minimum(unknown - index).clamp(min=0)
 
 
 def chosen(
@@ -101,7 +101,7 @@ def chosen(
 ) -> Bool[Tensor, "n t"]:
     """Hidden positions to be revealed: those of the highest scores, all but `remaining` of them."""
     last = (-scores).masked_fill(~masked, math.inf)  # what is known already comes after all that is hidden
-    return ranks(last) < (masked.sum(1) - remaining)[:, None]
+    return places(last) < (masked.sum(1) - remaining)[:, None]
 
 
 def gumbel(uniforms: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -109,7 +109,7 @@ def gumbel(uniforms: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return -(-uniforms.clamp(min=2**-60).log()).log()
 
 
-def drawn(
+def sampled(
     logits: tuple[Float[Tensor, "n _ k"], ...],
     sampling: Sampling,
     uniforms: Float[Tensor, "n t"],
@@ -122,7 +122,7 @@ def drawn(
     for grid, *parts in zip(logits, *(x.split(lengths, 1) for x in (where, uniforms, codes, log_prob)), strict=True):
         here, numbers, code, certain = parts  # the last two are views, to be written to
         rows = grid[here].double()
-        code[here] = picked = draw(truncate(rows, sampling), numbers[here])
+        code[here] = picked = sample_codes(truncate(rows, sampling), numbers[here])
         certain[here] = rows.log_softmax(1).gather(1, picked[:, None])[:, 0]
     return codes, log_prob
 
@@ -143,6 +143,6 @@ def revealed(
     uniforms, noise = numbers
     if heat is None:
         where = chosen(noise, masked, remaining)
-        return where, drawn(logits, sampling, uniforms, where)[0]
-    codes, log_prob = drawn(logits, sampling, uniforms, masked)
+        return where, sampled(logits, sampling, uniforms, where)[0]
+    codes, log_prob = sampled(logits, sampling, uniforms, masked)
     return chosen(log_prob + heat * gumbel(noise), masked, remaining), codes

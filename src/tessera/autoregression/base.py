@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
-from tessera.autoregression import sampling as draws
+from tessera.autoregression import sampling as walks
 from tessera.codes import sequences
 from tessera.core.contracts import Likelihood, Sampling
 from tessera.core.space import CodeSpace
@@ -38,7 +38,7 @@ class Autoregressive(nn.Module):
         """Logits grid by grid, of each code given those before it; `dropout` is a probability, 0 outside training."""
         raise NotImplementedError
 
-    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> draws.Steps:
+    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> walks.CodeWalk:
         """Yields logits [n,K] of the positions of `order` in turn, is sent the codes [n] drawn there."""
         raise NotImplementedError
 
@@ -71,7 +71,7 @@ class Autoregressive(nn.Module):
         known: Int[Tensor, "n t"] | None = None,
         known_mask: Bool[Tensor, "n t"] | None = None,
     ) -> Int[Tensor, "n t"]:
-        return draws.sample(self, self.steps, n, generator, sampling, labels, known, known_mask)
+        return walks.sample(self, self.walk, n, generator, sampling, labels, known, known_mask)
 
     def require(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
         """

@@ -1,7 +1,7 @@
 """Drawing codes one after another: truncation of logits, the draw itself, and the loop that every prior shares.
 
-A prior is walked as a coroutine of *steps*: it yields the logits [n,K] of the next position and is sent its codes [n].
-Cached and naive sampling differ in their steps alone, so that both consume the same randomness, and so that a test can
+A prior is walked as a coroutine: it yields the logits [n,K] of the next position and is sent its codes [n].
+Cached and naive sampling differ in their walks alone, so that both consume the same randomness, and so that a test can
 send codes of its own and compare the logits seen on the way with one full forward pass.
 """
 
@@ -24,10 +24,10 @@ from tessera.core.contracts import ExactPrior, Prior, Sampling
 from tessera.core.errors import InputError
 from tessera.images.arrays import batches
 
-SHARE = 16  # images, at least, for which a walk takes another core
+PART = 16  # images, at least, for which a walk takes another core
 
-Steps = Coroutine[Tensor, Tensor, Any]  # yields logits [n,K] of a position, is sent its codes [n]
-Walk = Callable[[int, Tensor | None], Steps]  # of n images with these labels
+CodeWalk = Coroutine[Tensor, Tensor, Any]  # yields logits [n,K] of a position, is sent its codes [n]
+StartWalk = Callable[[int, Tensor | None], CodeWalk]  # of n images with these labels
 
 
 def truncate(logits: Float[Tensor, "n k"], sampling: Sampling) -> Float[Tensor, "n k"]:
@@ -55,7 +55,7 @@ def require_range(sampling: Sampling) -> None:
         raise InputError(f"sampling needs temperature > 0, top_k >= 0, 0 < top_p <= 1, guidance >= 0, got {sampling}")
 
 
-def draw(logits: Float[Tensor, "n k"], uniforms: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+def sample_codes(logits: Float[Tensor, "n k"], uniforms: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
     """One code per row, by the inverse of the cumulative distribution: the first k with P(code <= k) > u.
 
     `uniforms` are in [0, 1). Everything is float64. A code of probability 0 (minus infinity) is never drawn, and the
@@ -64,15 +64,15 @@ def draw(logits: Float[Tensor, "n k"], uniforms: Float[Tensor, " n"]) -> Int[Ten
     Raises:
         ValueError: a row holds NaN, or nothing but minus infinity.
     """
-    codes, sound = draw_unchecked(logits, uniforms)
+    codes, sound = sample_unchecked(logits, uniforms)
     require_sound(sound)
     return codes
 
 
-def draw_unchecked(
+def sample_unchecked(
     logits: Float[Tensor, "n k"], uniforms: Float[Tensor, " n"]
 ) -> tuple[Int[Tensor, " n"], Bool[Tensor, ""]]:
-    """`draw`, and whether all rows were distributions (if not, code 0 is drawn there). A GPU works ahead of the program,
+    """`sample_codes`, and whether all rows were distributions (if not, code 0 is drawn there). A GPU works ahead of the program,
     which waits for it wherever it asks for a value: a walk asks once, at its end."""
     probabilities = logits.double().softmax(-1)
     # 0 instead of the running sum where the probability is 0: no u lies below it, in whatever order a device adds
@@ -88,7 +88,7 @@ def require_sound(sound: Bool[Tensor, ""]) -> None:
 
 def sample(
     prior: ExactPrior,
-    steps: Walk,
+    start: StartWalk,
     n: int,
     generator: Generator,
     sampling: Sampling,
@@ -96,10 +96,10 @@ def sample(
     known: Int[Tensor, "n t"] | None = None,
     known_mask: Bool[Tensor, "n t"] | None = None,
 ) -> Int[Tensor, "n t"]:
-    """Codes of `prior`, drawn step by step; `known` codes stand where `known_mask` is True, and later steps see them.
+    """Codes of `prior`, drawn position by position; `known` codes stand where `known_mask` is True, and later positions see them.
 
     All uniforms are drawn first, one per image and position, known or not: the randomness of a position depends neither
-    on which others are known, nor on how the steps are computed, nor on the device that computes them.
+    on which others are known, nor on how the logits are computed, nor on the device that computes them.
 
     Raises:
         InputError: labels, known codes or `sampling` are out of range, or of the wrong shape.
@@ -108,7 +108,7 @@ def sample(
     require_range(sampling)
     require_known(prior, n, known, known_mask)
     uniforms = torch.rand(n, prior.space.length, generator=generator, dtype=torch.float64, device=generator.device)
-    codes, sound = shared(prior, steps, uniforms, sampling, labels, known, known_mask)
+    codes, sound = shared(prior, start, uniforms, sampling, labels, known, known_mask)
     require_sound(sound)
     return codes
 
@@ -118,7 +118,7 @@ def sample_batches(
     prior: Prior,
     n: int,
     batch_size: int,
-    draws: Callable[[int], Generator],
+    rng: Callable[[int], Generator],
     sampling: Sampling,
     labels: Int[Tensor, " n"] | None = None,
     known: Int[Tensor, "n t"] | None = None,
@@ -130,32 +130,32 @@ def sample_batches(
     parts = []
     for index, where in enumerate(batches(n, batch_size)):
         own = {name: each[where] for name, each in given.items() if each is not None}
-        parts.append(prior.sample(where.stop - where.start, draws(index), sampling, **own))
+        parts.append(prior.sample(where.stop - where.start, rng(index), sampling, **own))
     return torch.cat(parts)
 
 
 def shared(
     prior: ExactPrior,
-    steps: Walk,
+    start: StartWalk,
     uniforms: Float[Tensor, "n t"],
     sampling: Sampling,
     *given: Tensor | None,  # labels [n], known [n,t], known_mask [n,t]
 ) -> tuple[Int[Tensor, "n t"], Bool[Tensor, ""]]:
-    """`walked`; on a CPU each core takes its share of the images through the whole walk (`autoregression/forks.py`)."""
+    """`walked`; on a CPU each core takes its part of the images through the whole walk (`autoregression/forks.py`)."""
     if next(chain(prior.parameters(), prior.buffers())).device.type != "cpu":
-        return walked(prior, steps, uniforms, sampling, *given)
+        return walked(prior, start, uniforms, sampling, *given)
 
     @torch.inference_mode()  # each thread has to be told; small operations cost up to a tenth less than without gradients
     def walk(rows: slice) -> tuple[Tensor, Tensor]:
-        return walked(prior, steps, uniforms[rows], sampling, *(None if one is None else one[rows] for one in given))
+        return walked(prior, start, uniforms[rows], sampling, *(None if one is None else one[rows] for one in given))
 
-    codes, sounds = zip(*spread(walk, len(uniforms), SHARE), strict=True)
+    codes, sounds = zip(*spread(walk, len(uniforms), PART), strict=True)
     return torch.cat(codes), torch.stack(sounds).all()  # new tensors: those made in that mode could not be written to
 
 
 def walked(
     prior: ExactPrior,
-    steps: Walk,
+    start: StartWalk,
     uniforms: Float[Tensor, "n t"],
     sampling: Sampling,
     labels: Int[Tensor, " n"] | None,
@@ -164,37 +164,39 @@ def walked(
 ) -> tuple[Int[Tensor, "n t"], Bool[Tensor, ""]]:
     """The codes of these `uniforms`, and whether all logits on the way were sound. It asks the device for no value, so
     that a GPU need not wait between positions, and so that the whole can be captured (`cuda_graphs.py`)."""
-    walk = guided(steps, len(uniforms), labels, prior.classes, sampling.guidance)
+    walk = guided(start, len(uniforms), labels, prior.classes, sampling.guidance)
     order, sounds = list(prior.order), []
     logits = next(walk)
     uniforms = uniforms.to(logits.device).t().contiguous()
     codes = torch.empty(uniforms.shape, dtype=torch.int64, device=logits.device)
     if known is not None and known_mask is not None:
         known, known_mask = known.to(logits.device), known_mask.to(logits.device)
-    for step, t in enumerate(order):
-        drawn, sound = draw_unchecked(truncate(logits.double(), sampling), uniforms[t])
-        codes[t] = drawn if known is None or known_mask is None else torch.where(known_mask[:, t], known[:, t], drawn)
+    for index, t in enumerate(order):
+        sampled, sound = sample_unchecked(truncate(logits.double(), sampling), uniforms[t])
+        codes[t] = (
+            sampled if known is None or known_mask is None else torch.where(known_mask[:, t], known[:, t], sampled)
+        )
         sounds.append(sound)
-        if step + 1 < len(order):
+        if index + 1 < len(order):
             logits = walk.send(codes[t])
     walk.close()
     return codes.t().contiguous(), torch.stack(sounds).all()
 
 
-def guided(steps: Walk, n: int, labels: Int[Tensor, " n"] | None, classes: int, guidance: float) -> Steps:
+def guided(start: StartWalk, n: int, labels: Int[Tensor, " n"] | None, classes: int, guidance: float) -> CodeWalk:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) on logits: those without a label, plus `guidance`
     times what the label adds. 1 and 0 are plain walks with and without the label; else both are walked side by side."""
     if labels is None or guidance == 1:
-        return steps(n, labels)
+        return start(n, labels)
     none = torch.full_like(labels, classes)
-    return steps(n, none) if guidance == 0 else _blended(steps(2 * n, torch.cat([labels, none])), guidance)
+    return start(n, none) if guidance == 0 else _blended(start(2 * n, torch.cat([labels, none])), guidance)
 
 
-def _blended(walk: Steps, guidance: float) -> Steps:
+def _blended(walk: CodeWalk, guidance: float) -> CodeWalk:
     logits = next(walk)
     while True:
         given, none = logits.double().chunk(2)
-        possible = given.isfinite() & none.isfinite()  # minus infinity times a share is no number
+        possible = given.isfinite() & none.isfinite()  # minus infinity times a fraction is no number
         codes = yield torch.where(possible, none + guidance * (given - none), -math.inf)
         try:
             logits = walk.send(codes.repeat(2))
@@ -220,8 +222,8 @@ def require_known(
             raise InputError(f"known codes must be from 0 to {size - 1}, as many as the codebook has")
 
 
-def naive_steps(prior: ExactPrior, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
-    """One full forward pass per position: T times the work, and nothing to get wrong. Cached steps must equal these."""
+def naive_walk(prior: ExactPrior, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
+    """One full forward pass per position: T times the work, and nothing to get wrong. A cached walk must equal this one."""
     device = next(chain(prior.parameters(), prior.buffers())).device
     codes = torch.zeros(n, prior.space.length, dtype=torch.int64, device=device)
     for t in prior.order:
@@ -238,4 +240,4 @@ def naive_sample(
     **given: Any,
 ) -> Tensor:
     """What `prior.sample` must return, from `prior.logits` alone: for tests and benchmarks."""
-    return sample(prior, partial(naive_steps, prior), n, generator, sampling, **given)
+    return sample(prior, partial(naive_walk, prior), n, generator, sampling, **given)

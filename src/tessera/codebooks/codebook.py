@@ -374,13 +374,13 @@ class Codebook(nn.Module):
         But where two draws are equal, one of the codes stays, and draws again after the next batch; and so does one whose
         latent has a code of its own already: else two codes would share what one is enough for.
         """
-        draws = _from_rank_0(
+        rng = _from_rank_0(
             torch.randint(len(rows) * collectives.ranks(), (len(is_dead),), device="cpu").to(rows.device)
         )
         if readable(is_dead) and not is_dead.any():
             return
-        found, codes = _joined_rows(rows, draws), self.codebooks[0].detach()
-        distance = torch.linalg.vector_norm(found - codes[_joined_rows(chosen[:, None], draws)[:, 0]], dim=1)
+        found, codes = _joined_rows(rows, rng), self.codebooks[0].detach()
+        distance = torch.linalg.vector_norm(found - codes[_joined_rows(chosen[:, None], rng)[:, 0]], dim=1)
         near = KNOWN * distance.square().mean().sqrt()
         own = (distance <= near) | (distance <= ROUNDING * torch.linalg.vector_norm(found, dim=1))
         twice = _repeated(torch.where(is_dead, row_hashes(found), 0))

@@ -98,5 +98,5 @@ def predictability(bits: float, k: int) -> float:
 
 def order_zero_bits(codes: Int[np.ndarray, "n t"], space: CodeSpace) -> Float[np.ndarray, " t"]:
     """Entropy of each code of an image in bits, if it were drawn by the frequencies of its grid."""
-    shares = map(frequencies, space.split(codes), space.sizes)
-    return np.repeat([entropy_bits(share) for share in shares], space.lengths)
+    fractions = map(frequencies, space.split(codes), space.sizes)
+    return np.repeat([entropy_bits(fraction) for fraction in fractions], space.lengths)

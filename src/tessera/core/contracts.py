@@ -213,14 +213,14 @@ class Prior(Model, Protocol):
 
 class ExactPrior(Prior, Protocol):
     """A prior that predicts one code after another (`autoregression/base.py`): `order` are the positions in the order in
-    which they are drawn, `logits` has one entry per grid [B,h*w,K], and `steps` is the walk behind `sample`."""
+    which they are drawn, `logits` has one entry per grid [B,h*w,K], and `walk` yields logits and is sent codes, behind `sample`."""
 
     @property
     def order(self) -> Sequence[int]: ...
     def logits(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None
     ) -> tuple[Float[Tensor, "b n k"], ...]: ...
-    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Coroutine[Tensor, Tensor, Any]: ...
+    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> Coroutine[Tensor, Tensor, Any]: ...
 
 
 class ClosedFormPrior(ExactPrior, Protocol):

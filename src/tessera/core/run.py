@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """What a stage is given. Reading is on demand; every path stands here or in `files`.
+    """What a stage is given. Reading is on demand; `files` names the folders, and this class the
+    files of artefacts.
 
     Attributes:
         params: the sections of params.yaml that the stage declares.

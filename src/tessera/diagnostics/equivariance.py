@@ -108,10 +108,10 @@ def compared(found: Level, wanted: Level, apart: float) -> dict[str, float]:
     return {"equal": equal, "distance": far / apart if apart else 0.0}
 
 
-def _apart(z_q: Float[Tensor, "n d h w"], draws: torch.Generator) -> float:
+def _apart(z_q: Float[Tensor, "n d h w"], rng: torch.Generator) -> float:
     """Mean distance of z_q at two random places of all images."""
     rows = z_q.movedim(1, 3).flatten(0, 2)
-    return torch.linalg.vector_norm(rows - rows[torch.randperm(len(rows), generator=draws)], dim=1).mean().item()
+    return torch.linalg.vector_norm(rows - rows[torch.randperm(len(rows), generator=rng)], dim=1).mean().item()
 
 
 @torch.no_grad()

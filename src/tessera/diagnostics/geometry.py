@@ -43,17 +43,17 @@ def measure(config: Config, run: Run) -> Report:
     codes = tokenizer.space.split(arrays.mapped(tokenizer.encode, run.images("val"), config.batch_size, run.device))
     metrics, tables, histories, planes = {}, [], [], []
     for grid, (own, tensor) in enumerate(zip(codes, tokenizer.codebooks, strict=True)):
-        share = statistics.frequencies(own, len(tensor))
-        chosen = np.sort(np.argsort(-share, kind="stable")[: config.codes])
+        fraction = statistics.frequencies(own, len(tensor))
+        chosen = np.sort(np.argsort(-fraction, kind="stable")[: config.codes])
         book = tensor.detach().float().cpu().numpy()[chosen]
         table, metrics[f"grid_{grid}"] = described(book, config, derive(run.params.seed, "geometry", grid))
         history, plane = evolution(book, {epoch: was[chosen] for epoch, was in _snapshots(run, grid).items()})
-        tables.append(table.assign(share=share[chosen], code=chosen, grid=grid))
+        tables.append(table.assign(share=fraction[chosen], code=chosen, grid=grid))
         histories.append(history.assign(grid=grid))
         planes.append(plane)
     maps = [{"t-SNE": table[["x", "y"]].to_numpy()} for table in tables]
-    drawn = {"codebook": _picture(maps, tables, 4.2), "evolution": _picture(planes, tables, 2.2)}
-    return Report(metrics, {"codebook": pd.concat(tables), "evolution": pd.concat(histories)}, drawn)
+    plotted = {"codebook": _picture(maps, tables, 4.2), "evolution": _picture(planes, tables, 2.2)}
+    return Report(metrics, {"codebook": pd.concat(tables), "evolution": pd.concat(histories)}, plotted)
 
 
 def _snapshots(run: Run, grid: int) -> dict[int, Points]:
@@ -67,8 +67,8 @@ def _snapshots(run: Run, grid: int) -> dict[int, Points]:
 def described(book: Points, config: Config, seed: int) -> tuple[pd.DataFrame, dict[str, float]]:
     """A row for each code vector, and the codebook's own numbers."""
     cluster, silhouette = clusters(book, config.clusters, seed)
-    covariance, draws = np.atleast_2d(np.cov(book, rowvar=False)), numpy_generator(seed, "gaussian")
-    gaussian = draws.multivariate_normal(book.mean(0), covariance, len(book), method="svd")
+    covariance, rng = np.atleast_2d(np.cov(book, rowvar=False)), numpy_generator(seed, "gaussian")
+    gaussian = rng.multivariate_normal(book.mean(0), covariance, len(book), method="svd")
     x, y = embedded(book, config.perplexity, config.iterations, seed).T
     table = pd.DataFrame({"cluster": cluster, "nearest": spacing(book)[1], "x": x, "y": y})
     chance = clusters(gaussian, config.clusters, seed)[1]

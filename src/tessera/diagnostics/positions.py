@@ -131,13 +131,13 @@ def _maps(table: pd.DataFrame) -> Figure:
         part = table[table["grid"] == grid]
         top = max(float(part[list(MAPS)].max().max()), 1e-9)
         for axis, (name, title) in zip(axes, MAPS.items(), strict=True):
-            drawn = axis.imshow(part.pivot(index="y", columns="x", values=name), vmin=0, vmax=top, cmap="magma")
+            plotted = axis.imshow(part.pivot(index="y", columns="x", values=name), vmin=0, vmax=top, cmap="magma")
             axis.set(title=f"grid {grid}: {title}\nmean {part[name].mean():.2f} bits", xticks=[], yticks=[])
-        figure.colorbar(drawn, ax=axes, label="bits", shrink=0.9)
+        figure.colorbar(plotted, ax=axes, label="bits", shrink=0.9)
     return figure
 
 
-def _curves(table: pd.DataFrame, found: dict[str, int], share: float) -> Figure:
+def _curves(table: pd.DataFrame, found: dict[str, int], fraction: float) -> Figure:
     """How many training images each prefix tells from the others."""
     from matplotlib.figure import Figure
 
@@ -145,7 +145,7 @@ def _curves(table: pd.DataFrame, found: dict[str, int], share: float) -> Figure:
     axis = figure.subplots()
     for name, label in {"named": "named by it alone", "distinct": "distinct prefixes / N"}.items():
         axis.plot(np.arange(1, len(table) + 1), table[name], label=label)
-    axis.axhline(share, color="grey", linestyle=":")
+    axis.axhline(fraction, color="grey", linestyle=":")
     for (name, value), style in zip(found.items(), ("--", "-.", "-"), strict=False):
         axis.axvline(value, color="grey", linewidth=1, linestyle=style, label=f"{name.replace('_', ' ')}: {value}")
     axis.set(title="training images told apart by a prefix", xlabel="codes", ylabel="share", ylim=(0, 1.02))

@@ -51,8 +51,8 @@ def measure(config: Config, run: Run) -> Report:
     mapped = partial(arrays.mapped, batch_size=config.batch_size, device=device)
     codes, real = mapped(tokenizer.encode, pixels), mapped(extractor, pixels)
     tables = [neighbours(book.detach().float().cpu().numpy(), config.neighbours) for book in tokenizer.codebooks]
-    draws = numpy_generator(run.params.seed, "robustness")
-    chances, choices = draws.random(codes.shape), draws.random(codes.shape)
+    rng = numpy_generator(run.params.seed, "robustness")
+    chances, choices = rng.random(codes.shape), rng.random(codes.shape)
     rows, shown = [], [pixels[arrays.evenly(len(pixels), SHOWN)]]
     for rate in (0.0, *sorted(config.rates)):
         # of the same numbers: what is replaced at one rate is replaced by the same at all higher ones

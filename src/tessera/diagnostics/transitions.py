@@ -89,10 +89,10 @@ def matrix(a: Int[np.ndarray, " p"], b: Int[np.ndarray, " p"], k: int, shown: in
     """T over the `shown` most frequent codes, most frequent first; rows of codes that never occur are 0."""
     n = np.bincount(a, minlength=k)
     order = np.argsort(-n, kind="stable")[:shown]
-    rank = np.full(k, -1)
-    rank[order] = np.arange(size := len(order))
-    kept = (rank[a] >= 0) & (rank[b] >= 0)
-    counts = np.bincount(rank[a[kept]] * size + rank[b[kept]], minlength=size * size).reshape(size, size)
+    place = np.full(k, -1)
+    place[order] = np.arange(size := len(order))
+    kept = (place[a] >= 0) & (place[b] >= 0)
+    counts = np.bincount(place[a[kept]] * size + place[b[kept]], minlength=size * size).reshape(size, size)
     return counts / np.maximum(n[order], 1)[:, None]
 
 
@@ -108,8 +108,8 @@ def _picture(matrices: dict[tuple[int, str], Float[np.ndarray, "s s"]]) -> Figur
         axis.set_axis_off()
     for axis, ((grid, name), t) in zip(axes, matrices.items(), strict=False):
         scale = LogNorm(vmin=1e-3, vmax=1)
-        drawn = axis.imshow(np.where(t > 0, t, np.nan), cmap="magma_r", norm=scale, interpolation="nearest")
+        plotted = axis.imshow(np.where(t > 0, t, np.nan), cmap="magma_r", norm=scale, interpolation="nearest")
         title = f"grid {grid}: {name} neighbour, codes by frequency"
         axis.set(title=title, xlabel="code of the neighbour (rank)", ylabel="code (rank)")
-    figure.colorbar(drawn, ax=axes.tolist(), label="T[a,b]", extend="min", shrink=0.8)
+    figure.colorbar(plotted, ax=axes.tolist(), label="T[a,b]", extend="min", shrink=0.8)
     return figure

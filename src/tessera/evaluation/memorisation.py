@@ -62,8 +62,8 @@ def measure(config: Config, run: Run) -> Report:
             "test_near_share": compare(unseen, unseen, config.quantile)["near_share"],
         }
         rows += [{"space": space, "of": name, **test, **values} for name, values in compared.items()]
-        step = 1 / run.codes("test").shape[1] if space == "codes" else 0.0
-        histograms.append(_histogram(far, step).assign(space=space))
+        width = 1 / run.codes("test").shape[1] if space == "codes" else 0.0
+        histograms.append(_histogram(far, width).assign(space=space))
     table = pd.concat(histograms, ignore_index=True)
     shown = closest(run.samples(), run.images("train"), *features["samples"], config.pairs)
     return Report(
@@ -124,16 +124,16 @@ def _flat(pixels: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n f"]:
     return pixels.reshape(len(pixels), -1)
 
 
-def _histogram(far: dict[str, Float[np.ndarray, " n"]], step: float) -> pd.DataFrame:
+def _histogram(far: dict[str, Float[np.ndarray, " n"]], width: float) -> pd.DataFrame:
     """Share of each set by distance, in bins that all sets have in common; where distances are multiples of `step`, each
     bin holds as many of them."""
     values = np.concatenate(list(far.values()))
     edges = np.histogram_bin_edges(values, BINS)
-    if step:
-        each = math.ceil((values.max() / step + 1) / BINS)
-        edges = step * (np.arange(0, values.max() / step + each + 0.5, each) - 0.5)
-    shares = {name: np.histogram(distances, edges)[0] / len(distances) for name, distances in far.items()}
-    return pd.DataFrame({"distance": (edges[:-1] + edges[1:]) / 2, **shares})
+    if width:
+        each = math.ceil((values.max() / width + 1) / BINS)
+        edges = width * (np.arange(0, values.max() / width + each + 0.5, each) - 0.5)
+    fractions = {name: np.histogram(distances, edges)[0] / len(distances) for name, distances in far.items()}
+    return pd.DataFrame({"distance": (edges[:-1] + edges[1:]) / 2, **fractions})
 
 
 def _picture(table: pd.DataFrame) -> Figure:

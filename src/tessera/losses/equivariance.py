@@ -66,10 +66,10 @@ class Equivariance(nn.Module):
         self.families = tuple(family for family in families if family)
 
     def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
-        chosen = [self.drawn()] if self.training else [typical(family) for family in self.families]
+        chosen = [self.sampled()] if self.training else [typical(family) for family in self.families]
         return torch.stack([self.error(tau, x, output.latents) for tau in chosen]).mean()
 
-    def drawn(self) -> Turn | Scale:
+    def sampled(self) -> Turn | Scale:
         """On the CPU: the same on every device."""
         family = self.families[int(torch.randint(len(self.families), ()))]
         return family[int(torch.randint(len(family), ()))]

@@ -41,11 +41,11 @@ class Smoothness(nn.Module):
     over the batch."""
 
     def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
-        total = sum((steps(z.float(), axis) for z in output.latents for axis in (2, 3)), start=x.new_zeros(()))
+        total = sum((differences(z.float(), axis) for z in output.latents for axis in (2, 3)), start=x.new_zeros(()))
         return total / len(x)
 
 
-def steps(z: Float[Tensor, "b d h w"], axis: int) -> Float[Tensor, ""]:
+def differences(z: Float[Tensor, "b d h w"], axis: int) -> Float[Tensor, ""]:
     """Sum of the distances to the next latent along a spatial axis. The norm's gradient at 0 is 0 in torch."""
     return z.diff(dim=axis).norm(dim=1).sum()
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.condition import Condition
-from tessera.autoregression.sampling import Steps
+from tessera.autoregression.sampling import CodeWalk
 from tessera.core.contracts import Prior
 from tessera.core.params import Strict
 from tessera.core.space import CodeSpace
@@ -69,11 +69,11 @@ class GatedPixelCNN(Autoregressive):
             logits.append(network(parts[index], condition(parts[:index], labels, dropout), dropout))
         return tuple(logits)
 
-    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
+    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
         """The cached walk, grid by grid."""
         earlier: list[Tensor] = []
         for network, condition in zip(self.networks, self.conditions, strict=True):
-            earlier.append((yield from network.steps(n, condition(earlier, labels))))
+            earlier.append((yield from network.walk(n, condition(earlier, labels))))
 
 
 def gate(x: Float[Tensor, "b 2*c ..."]) -> Float[Tensor, "b c ..."]:
@@ -149,7 +149,7 @@ class GatedNetwork(nn.Module):
         return self.head(horizontal).flatten(2).transpose(1, 2)
 
     @torch.no_grad()
-    def steps(self, n: int, condition: Float[Tensor, "#n c h w"]) -> Steps:
+    def walk(self, n: int, condition: Float[Tensor, "#n c h w"]) -> CodeWalk:
         """Walk `n` grids position by position: yields logits [n,K], is sent the codes drawn there; returns them all.
 
         One code costs one position per layer, as in one forward pass over the finished grids: the vertical stack is
@@ -158,7 +158,7 @@ class GatedNetwork(nn.Module):
         height, width = condition.shape[2:]
         rows = [_Rows(layer, n, width) for layer in self.layers]
         columns = _Columns(self.layers, n, width)
-        drawn: list[Tensor] = []
+        sampled: list[Tensor] = []
         embedded = condition.new_zeros(n, width, self.embedding.embedding_dim)  # of the row above
         for y in range(height):
             vertical, links = embedded.transpose(1, 2)[:, :, None], []
@@ -169,9 +169,9 @@ class GatedNetwork(nn.Module):
             embedded = torch.empty_like(embedded)
             for x in range(width):
                 hidden = columns.advance(left, x, links)
-                drawn.append((yield self.head(hidden[:, :, None, None])[:, :, 0, 0]))
-                left = embedded[:, x] = self.embedding(drawn[-1])
-        return torch.stack(drawn, dim=1).unflatten(1, (height, width))
+                sampled.append((yield self.head(hidden[:, :, None, None])[:, :, 0, 0]))
+                left = embedded[:, x] = self.embedding(sampled[-1])
+        return torch.stack(sampled, dim=1).unflatten(1, (height, width))
 
 
 class _Rows:

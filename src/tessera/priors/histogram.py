@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tessera.autoregression.base import Autoregressive
-from tessera.autoregression.sampling import Steps
+from tessera.autoregression.sampling import CodeWalk
 from tessera.codes import sequences
 from tessera.core.contracts import ClosedFormPrior
 from tessera.core.params import Strict
@@ -87,7 +87,7 @@ class Histogram(Autoregressive):
         rows = self._rows(labels, len(codes))
         return tuple(table(rows, length) for table, length in zip(self.frequencies, self.space.lengths, strict=True))
 
-    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
+    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
         """What is drawn at a position changes nothing later."""
         rows = self._rows(labels, n)
         for table, length in zip(self.frequencies, self.space.lengths, strict=True):

@@ -104,15 +104,17 @@ class Masked(nn.Module):
             masked = ~known_mask.to(codes.device)
             codes = torch.where(masked, codes, known.to(codes.device))
         unknown = masked.sum(1)
-        steps = min(self.config.steps, max(unknown.tolist(), default=0))
-        for step in range(1, steps + 1):
+        passes = min(self.config.steps, max(unknown.tolist(), default=0))
+        for index in range(1, passes + 1):
             # two numbers a position and step, whatever is known; drawn before the first step they would be 2 n T^2
             numbers = torch.rand(2, *codes.shape, generator=generator, dtype=torch.float64, device=generator.device)
             logits = self._guided(codes, labels, masked, sampling.guidance)
-            remaining = masking.left(unknown, step, steps, self.config.decoding)
-            heat = self.config.choice_temperature * (1 - step / steps) if self.config.decoding == "confidence" else None
-            where, drawn = masking.revealed(logits, masked, remaining, sampling, numbers.to(codes.device), heat)
-            codes, masked = torch.where(where, drawn, codes), masked & ~where
+            remaining = masking.left(unknown, index, passes, self.config.decoding)
+            heat = (
+                self.config.choice_temperature * (1 - index / passes) if self.config.decoding == "confidence" else None
+            )
+            where, sampled = masking.revealed(logits, masked, remaining, sampling, numbers.to(codes.device), heat)
+            codes, masked = torch.where(where, sampled, codes), masked & ~where
         return codes
 
     def _guided(

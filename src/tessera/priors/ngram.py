@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.condition import resized
-from tessera.autoregression.sampling import Steps
+from tessera.autoregression.sampling import CodeWalk
 from tessera.core.contracts import ClosedFormPrior
 from tessera.core.params import Strict
 from tessera.core.space import CodeSpace
@@ -143,7 +143,7 @@ class NGram(Autoregressive):
         ]
         return tuple(self._logits(i, given).unflatten(0, (len(codes), -1)) for i, given in enumerate(symbols))
 
-    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
+    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
         """A position costs one look into each table."""
         codes = self.tables[0][0].counts.new_zeros(n, self.space.length)
         for t in self.order:

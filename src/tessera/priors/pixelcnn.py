@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.condition import Condition
-from tessera.autoregression.sampling import Steps
+from tessera.autoregression.sampling import CodeWalk
 from tessera.core.contracts import Grids, Prior
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
@@ -79,8 +79,8 @@ class PixelCNN(Autoregressive):
         order: list[int] = []
         for stack in self.stacks:
             count = sum(self.space.lengths[stack])
-            step = self.space.lengths[stack.start]  # from a place to the same one in the next grid
-            order += [len(order) + t for place in range(step) for t in range(place, count, step)]
+            stride = self.space.lengths[stack.start]  # from a place to the same one in the next grid
+            order += [len(order) + t for place in range(stride) for t in range(place, count, stride)]
         return order
 
     def predict(
@@ -91,11 +91,11 @@ class PixelCNN(Autoregressive):
             logits += network(parts[stack], condition(parts[: stack.start], labels, dropout), dropout)
         return tuple(logits)
 
-    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
+    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
         """The cached walk, stack by stack."""
         earlier: list[Tensor] = []
         for network, condition in zip(self.networks, self.conditions, strict=True):
-            earlier += yield from network.steps(n, condition(earlier, labels))
+            earlier += yield from network.walk(n, condition(earlier, labels))
 
 
 def stacks(grids: Grids) -> list[slice]:
@@ -175,7 +175,7 @@ class MaskedNetwork(nn.Module):
         self, codebook_sizes: Sequence[int], channels: int, layers: int, first_kernel_size: int, kernel_size: int
     ) -> None:
         super().__init__()
-        self.codebook_sizes, self.widths = tuple(codebook_sizes), shares(channels, len(codebook_sizes))
+        self.codebook_sizes, self.widths = tuple(codebook_sizes), split_widths(channels, len(codebook_sizes))
         wide = doubled(self.widths)
         self.embeddings = nn.ModuleList(map(nn.Embedding, codebook_sizes, self.widths))
         self.first = MaskedConv2d(self.widths, wide, first_kernel_size, itself=False)
@@ -206,12 +206,12 @@ class MaskedNetwork(nn.Module):
         return convolve(self.head, F.relu(convolve(self.hidden, F.relu(x))))
 
     @torch.no_grad()
-    def steps(self, n: int, condition: Float[Tensor, "#n c h w"]) -> Steps:
+    def walk(self, n: int, condition: Float[Tensor, "#n c h w"]) -> CodeWalk:
         """Walk `n` images place by place, channel by channel: yields logits [n,K], is sent the codes drawn there; returns
         the grids. One code costs one group of one place per layer. What is remembered lives in this call alone."""
         height, width = condition.shape[2:]
         rows = {layer: _Rows(layer, n, width) for layer in self.modules() if isinstance(layer, MaskedConv2d)}
-        drawn: list[list[Tensor]] = [[] for _ in self.embeddings]
+        sampled: list[list[Tensor]] = [[] for _ in self.embeddings]
         for y in range(height):
             for layer in rows.values():
                 layer.advance()
@@ -221,9 +221,9 @@ class MaskedNetwork(nn.Module):
                 for group, embedding in enumerate(self.embeddings):
                     here = [context[group][:, :, x] for context in contexts]
                     convolve = _Place(rows, x, group)
-                    drawn[group].append((yield self.body(rows[self.first].look(x, group), here, convolve)))
-                    rows[self.first].put(x, group, embedding(drawn[group][-1]))
-        return [torch.stack(codes, dim=1).unflatten(1, (height, width)) for codes in drawn]
+                    sampled[group].append((yield self.body(rows[self.first].look(x, group), here, convolve)))
+                    rows[self.first].put(x, group, embedding(sampled[group][-1]))
+        return [torch.stack(codes, dim=1).unflatten(1, (height, width)) for codes in sampled]
 
 
 class _Rows:
@@ -263,7 +263,7 @@ class _Place:
         return self.rows[layer].look(self.x, self.group)
 
 
-def shares(channels: int, groups: int) -> Widths:
+def split_widths(channels: int, groups: int) -> Widths:
     """`channels` in as equal shares as there are; the first ones are larger by one where it does not divide."""
     if channels < groups:
         raise InputError(f"channels must be at least {groups}, one for each of the grids of one shape, got {channels}")

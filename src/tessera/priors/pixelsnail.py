@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.condition import Condition
-from tessera.autoregression.sampling import Steps
+from tessera.autoregression.sampling import CodeWalk
 from tessera.core.contracts import Prior
 from tessera.core.params import Strict
 from tessera.core.space import CodeSpace
@@ -82,11 +82,11 @@ class PixelSNAIL(Autoregressive):
             for index, (part, network, condition) in enumerate(zip(parts, self.networks, self.conditions, strict=True))
         )
 
-    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
+    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
         """The cached walk, grid by grid (`nn.snail`)."""
         earlier: list[Tensor] = []
         for network, condition in zip(self.networks, self.conditions, strict=True):
-            earlier.append((yield from network.steps(n, condition(earlier, labels))))
+            earlier.append((yield from network.walk(n, condition(earlier, labels))))
 
 
 def build(config: Config, space: CodeSpace, classes: int) -> Prior:
@@ -232,7 +232,7 @@ class Snail(nn.Module):
         return self.head(F.silu(x)).flatten(1, 2)
 
     @torch.no_grad()
-    def steps(self, n: int, condition: Float[Tensor, "#n c h w"]) -> Steps:
+    def walk(self, n: int, condition: Float[Tensor, "#n c h w"]) -> CodeWalk:
         """Walk `n` grids position by position: yields logits [n,K], is sent the codes drawn there; returns them all.
 
         One code costs one position per layer, and one query per block. What is remembered lives in this call alone.
@@ -241,7 +241,7 @@ class Snail(nn.Module):
         height, _, width, _ = condition.shape
         entry, head = _Row(self.entry, n, width), self.head.fixed()
         blocks = [_Walk(block, n, height, width) for block in self.blocks]
-        drawn: list[Tensor] = []
+        sampled: list[Tensor] = []
         for row in condition:
             entry.advance(row)
             for block in blocks:
@@ -250,12 +250,12 @@ class Snail(nn.Module):
                 hidden = entry.at(x)
                 for block in blocks:
                     hidden = block.at(x, hidden)
-                drawn.append((yield head(F.silu(hidden))))
-                embedded = self.embedding(drawn[-1])
+                sampled.append((yield head(F.silu(hidden))))
+                embedded = self.embedding(sampled[-1])
                 entry.put(x, embedded)
                 for block in blocks:
                     block.remember(embedded)
-        return torch.stack(drawn, dim=1).unflatten(1, (height, width))
+        return torch.stack(sampled, dim=1).unflatten(1, (height, width))
 
 
 class _Row:

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tessera.autoregression.base import Autoregressive
-from tessera.autoregression.sampling import Steps
+from tessera.autoregression.sampling import CodeWalk
 from tessera.core.contracts import Prior
 from tessera.core.params import Strict
 from tessera.core.space import CodeSpace
@@ -70,7 +70,7 @@ class RNN(Autoregressive):
         return self.positions[None] if self.labels is None else self.positions + self.labels(labels)[:, None]
 
     @torch.no_grad()
-    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
+    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
         """The state is carried along: a code costs one cell per layer."""
         walk, given, before = self.network.walk(n), iter(self._given(labels).unbind(1)), self.start.expand(n, -1)
         for embedding, head, length in zip(self.embeddings, self.heads, self.space.lengths, strict=True):
@@ -106,7 +106,7 @@ class Recurrent(nn.Module):
             x = _truncated(layer, dropped(x, dropout), context)
         return dropped(x, dropout)
 
-    def walk(self, n: int) -> Walk:
+    def walk(self, n: int) -> CodeWalk:
         """The same network on `n` sequences, a position at a time, without dropout."""
         return Walk(self, n)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tessera.attention.blocks import Block, Places, Walk
 from tessera.attention.causal import Size
 from tessera.autoregression.base import Autoregressive
-from tessera.autoregression.sampling import Steps
+from tessera.autoregression.sampling import CodeWalk
 from tessera.codes import sequences
 from tessera.core.contracts import Prior
 from tessera.core.space import CodeSpace
@@ -70,12 +70,12 @@ class Transformer(Autoregressive):
         codes = codes.gather(1, order)
         return {"nll": sequences.nll(self.ordered(codes, labels, order, self.dropout), codes)}
 
-    def random_orders(self, count: int, share: float, device: torch.device) -> Int[Tensor, "b t"]:
+    def random_orders(self, count: int, fraction: float, device: torch.device) -> Int[Tensor, "b t"]:
         """Positions in the order of their prediction, for each image: with probability `share` a random one, else raster.
         Random is the order within a grid; grid comes after grid in any case, since a coarse one is there to guide."""
         lengths = torch.tensor(self.space.lengths, device=device)
         grids = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
-        shuffled = torch.rand(count, 1, device=device) < share
+        shuffled = torch.rand(count, 1, device=device) < fraction
         return (grids + shuffled * torch.rand(count, len(grids), device=device)).argsort(dim=1, stable=True)
 
     def predict(
@@ -89,8 +89,8 @@ class Transformer(Autoregressive):
         """Logits of codes that stand in `order`, in the same order, each given the codes before it; grid by grid."""
         lengths = self.space.lengths
         parts = zip(self.embeddings, codes.split(lengths, dim=1), strict=True)
-        drawn = torch.cat([embedding(part) for embedding, part in parts], dim=1) + F.embedding(order, self.places())
-        before = torch.cat([self.start.expand(len(codes), 1, -1), drawn[:, :-1]], dim=1)  # causality is then <=
+        embedded = torch.cat([embedding(part) for embedding, part in parts], dim=1) + F.embedding(order, self.places())
+        before = torch.cat([self.start.expand(len(codes), 1, -1), embedded[:, :-1]], dim=1)  # causality is then <=
         x = before + F.embedding(order, self.targets())
         if self.labels is not None:
             x = x + self.labels(labels)[:, None]
@@ -100,7 +100,7 @@ class Transformer(Autoregressive):
         return tuple(head(part) for head, part in zip(self.heads, x.split(lengths, dim=1), strict=True))
 
     @torch.no_grad()
-    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
+    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
         """The cached walk: one position of all images at a time. What is remembered lives in this call alone."""
         places, targets = self.places(), self.targets()
         if self.labels is not None:

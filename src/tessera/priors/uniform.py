@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tessera.autoregression.base import Autoregressive
-from tessera.autoregression.sampling import Steps
+from tessera.autoregression.sampling import CodeWalk
 from tessera.core.contracts import ClosedFormPrior
 from tessera.core.params import Strict
 from tessera.core.space import CodeSpace
@@ -41,7 +41,7 @@ class Uniform(Autoregressive):
             for length, size in zip(self.space.lengths, self.space.sizes, strict=True)
         )
 
-    def steps(self, n: int, labels: Int[Tensor, " n"] | None) -> Steps:
+    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
         for length, size in zip(self.space.lengths, self.space.sizes, strict=True):
             for _ in range(length):
                 yield self.logit.expand(n, size)

@@ -85,9 +85,9 @@ class Geodesic(nn.Module):
         rows = rows[torch.randperm(len(rows), generator=generator)]
         # distinct, before the draw: an edge of length 0 is no edge of a sparse graph
         rows = rows[posthoc.distinct("geodesic", rows, k)[: self.config.latents]]
-        draws = np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=generator)))
+        rng = np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=generator)))
         whole = self._graph(rows.numpy())
-        medoids, found, _ = k_medoids(whole, seeds(whole, k, draws), self.config.iterations)
+        medoids, found, _ = k_medoids(whole, seeds(whole, k, rng), self.config.iterations)
         self.codes.copy_(rows[torch.from_numpy(medoids)])
         for buffer, values in (
             (self.nodes, rows),
@@ -174,15 +174,15 @@ def cells(graph: csr_array, medoids: Int[np.ndarray, " k"]) -> Cells:
     return Cells(code[sources], distances)
 
 
-def seeds(graph: csr_array, k: int, draws: np.random.Generator) -> Int[np.ndarray, " k"]:
+def seeds(graph: csr_array, k: int, rng: np.random.Generator) -> Int[np.ndarray, " k"]:
     """K distinct points of a connected graph by k-means++ (Arthur & Vassilvitskii 2007) with graph distances."""
     from scipy.sparse.csgraph import dijkstra
 
-    chosen = [int(draws.integers(graph.shape[0]))]
+    chosen = [int(rng.integers(graph.shape[0]))]
     distances = dijkstra(graph, indices=chosen[0])
     for _ in range(k - 1):
         squares = distances**2
-        chosen.append(int(draws.choice(len(squares), p=squares / squares.sum())))
+        chosen.append(int(rng.choice(len(squares), p=squares / squares.sum())))
         reach = distances.max()  # farther points are nearer to another seed: the search stops there
         distances = np.minimum(distances, dijkstra(graph, indices=chosen[-1], limit=reach))
     return np.array(chosen)

@@ -60,10 +60,10 @@ class KMeans(nn.Module):
         k = self.config.codebook_size
         rows = posthoc.checked("kmeans", latents, k)
         rows = rows[torch.randperm(len(rows), generator=generator)]
-        drawn = rows[: self.config.latents]
-        if len(posthoc.firsts(drawn)) < k:  # nearly all are equal: then each of them once
-            drawn = rows[posthoc.distinct("kmeans", rows, k)[: self.config.latents]]
-        self.codes.copy_(lloyd(drawn, first_codes(drawn, k, generator), self.config.iterations))
+        sampled = rows[: self.config.latents]
+        if len(posthoc.firsts(sampled)) < k:  # nearly all are equal: then each of them once
+            sampled = rows[posthoc.distinct("kmeans", rows, k)[: self.config.latents]]
+        self.codes.copy_(lloyd(sampled, first_codes(sampled, k, generator), self.config.iterations))
         self.fitted.fill_(True)
 
     @property
@@ -91,8 +91,8 @@ def first_codes(z: Float[Tensor, "n d"], k: int, generator: Generator) -> Float[
     squares = _squares(z, z[chosen])[:, 0]
     for _ in range(k - 1):
         cumulated = squares.cumsum(0)
-        draws = torch.rand(2 + int(math.log(k)), generator=generator, dtype=torch.float64) * cumulated[-1]
-        tried = torch.searchsorted(cumulated, draws, right=True)  # right: never a row of distance 0
+        rng = torch.rand(2 + int(math.log(k)), generator=generator, dtype=torch.float64) * cumulated[-1]
+        tried = torch.searchsorted(cumulated, rng, right=True)  # right: never a row of distance 0
         tried = tried.clamp(max=len(z) - 1)
         after = torch.minimum(squares[:, None], _squares(z, z[tried]))
         best = int(after.sum(0).argmin())

@@ -141,7 +141,8 @@ class Runtime:
         if self.device.type == "cpu" and self.main and (said := process.other_bits(torch.get_num_threads())):
             print(said, flush=True)
         AcceleratorState._reset_state()  # it would hold the next training of this process to the precision of the last
-        self._accelerator = Accelerator(mixed_precision=precision, cpu=self.device.type == "cpu")
+        mixed = "no" if precision == "float32" else precision  # Accelerate's word
+        self._accelerator = Accelerator(mixed_precision=mixed, cpu=self.device.type == "cpu")
         return self._accelerator.prepare(model, optimizer)
 
     def autocast(self) -> AbstractContextManager[None]:

@@ -17,7 +17,7 @@ def prepare() -> None:
 
     libgomp's threads spin for a while before they sleep when they wait, 300,000 turns by default, and where another process
     takes a core they spin through its whole time slice. Not to spin at all is slow as well: each small operation then wakes
-    a thread. Steps a second of the default tokenizer on two cores, quiet and with one of them taken: with 30,000 turns 38
+    a thread. Walk a second of the default tokenizer on two cores, quiet and with one of them taken: with 30,000 turns 38
     and 4, not spinning 23 and 12, with 1,000 turns 37 and 11.
     """
     if "OMP_WAIT_POLICY" not in os.environ:

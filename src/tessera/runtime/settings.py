@@ -10,8 +10,8 @@ from pydantic import Field
 from tessera.core.params import Strict
 
 FP16_ON_A_CPU = (
-    "must be no or bf16 on a CPU, got 'fp16', in which only accelerators compute; set it to no, or to bf16 (fast on CPUs "
-    "with AMX)"
+    "must be float32 or bf16 on a CPU, got 'fp16', in which only accelerators compute; set it to float32, or to bf16 "
+    "(fast on CPUs with AMX)"
 )
 
 

@@ -33,11 +33,11 @@ process.prepare()
 def enter(
     main: Callable[[Run], None],
     *,
-    shares: bool = False,
+    distributed: bool = False,
     trains: bool = False,
     after_training: Callable[[Params], tuple[str, ...]] = lambda params: (),
 ) -> None:
-    """Run a stage's `main`. `shares`: as many processes as `runtime.devices` and `runtime.nodes` ask for share the work.
+    """Run a stage's `main`. `distributed`: as many processes as `runtime.devices` and `runtime.nodes` ask for share the work.
     `trains`: it does, and it has a scratch. `after_training`: singular sections of params.yaml that training does not
     depend on, only what follows it."""
     stage = _name(Path(sys.argv[0]))
@@ -45,12 +45,12 @@ def enter(
     title = f"{stage}@{key}" if key else stage
     try:
         _require_own_code()
-        if ranks.is_rank() and not (shares or trains):
+        if ranks.is_rank() and not (distributed or trains):
             raise InputError(f"this stage is the work of one process: start it by python -m stages.{stage}")
         params = Params(read() if ranks.follows() else _validated())
         _require_key(stage, sys.argv[1:], params)
         require_precisions(params.raw)
-        _run(main, stage, key, params, shares, trains, after_training)
+        _run(main, stage, key, params, distributed, trains, after_training)
     except (InputError, NonFiniteError) as error:
         sys.exit(f"error in {title}: {error}")
     except KeyboardInterrupt as stop:  # of our handler with the signal, of Python's without
@@ -62,7 +62,7 @@ def enter(
 
 
 def _run(
-    main: Callable[[Run], None], stage: str, key: str | None, params: Params, shares: bool, trains: bool,
+    main: Callable[[Run], None], stage: str, key: str | None, params: Params, distributed: bool, trains: bool,
     after_training: Callable[[Params], tuple[str, ...]],
 ) -> None:  # fmt: skip
     """Ranks are started from inside the guard and the lock of the process that DVC started."""
@@ -79,7 +79,7 @@ def _run(
         if trains and inputs is not None:
             belongs = inputs.fingerprint(without=after_training(params))
             scratch = stack.enter_context(Scratch(stage, belongs, settings.keep_scratch, inputs.fingerprint()))
-        if (shares or trains) and settings.devices * settings.nodes > 1 and not ranks.is_rank():
+        if (distributed or trains) and settings.devices * settings.nodes > 1 and not ranks.is_rank():
             ranks.launch(stage, key, settings, scratch.folder.name if scratch is not None else "")
         else:
             runtime = Runtime(settings, scratch)

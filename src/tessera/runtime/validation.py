@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
-from tessera.core import files, seams
+from tessera.core import files, seams, trees
 from tessera.core.errors import InputError
 from tessera.core.params import CHOOSES, PLURAL, Params, Strict, closed_form, read
 from tessera.runtime.settings import in_fp16
@@ -56,6 +56,15 @@ JUDGES = {
 RENAMED = {  # name that params.yaml had once -> what to write instead
     "diagnostics.probe": "it is a stage of its own: set the values of section probe, and probe.training.epochs for its steps",
     "prior.pixelcnn.architecture": "set prior.name to gated_pixelcnn or pixelcnn; each has a sub-section of its own",
+}
+RENAMED_VALUES: dict[
+    str, dict[str | bool, str]
+] = {  # last parts of a dotted name -> value that it had once -> the same value today
+    "training.precision": {"no": "float32", False: "float32"},  # to a reader of YAML 1.1, no is False
+}
+RENAMED_METRICS = {  # how `file:name` of a metric began once -> how it begins now
+    "diagnostics/probe:": "probe:",
+    **{f"reconstruction:{name}": f"reconstruction:test.{name}" for name in ("mse", "psnr_db", "ssim", "by_family")},
 }
 
 
@@ -108,8 +117,14 @@ def gone(name: str) -> str | None:
     return f"{name}: is gone; {RENAMED[old]}" if old is not None else None
 
 
+def metric_today(name: str) -> str:
+    """The name today of a metric `file:name` of before, or of a pattern of such names."""
+    old = next((old for old in RENAMED_METRICS if name.startswith(old)), "")
+    return RENAMED_METRICS.get(old, "") + name.removeprefix(old)
+
+
 def _without_renamed(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """`raw` without the names of `RENAMED`, and a problem of each that it has."""
+    """`raw` without the names of `RENAMED` and with today's values for `RENAMED_VALUES`, and a problem of each that it has."""
     raw, found = copy.deepcopy(raw), []
     for name in RENAMED:
         *place, last = name.split(".")
@@ -119,6 +134,12 @@ def _without_renamed(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if isinstance(section, dict) and last in section:
             del section[last]
             found.append(cast("str", gone(name)))
+    for name, value in list(trees.leaves(raw)):
+        place, _, last = name.rpartition(".")
+        values = RENAMED_VALUES.get(f"{place.rpartition('.')[2]}.{last}", {})
+        if isinstance(value, str | bool) and value in values:
+            trees.value(raw, place)[last] = values[value]
+            found.append(f"{name}: {value or 'no'} is {values[value]} now")
     return raw, found
 
 
@@ -259,7 +280,9 @@ def _unknown_metrics(params: Params) -> Iterator[str]:
     for section, stages in JUDGES.items():
         files = [name for stage in stages for name in _metric_files(stage)]
         for name, threshold in cast("Verdict", params.section(section, sections()[section])).thresholds.items():
-            if threshold.file not in files:
+            if (today := metric_today(threshold.metric)) != threshold.metric:
+                yield f"{section}.thresholds.{name}.metric: {threshold.metric} is {today} now"
+            elif threshold.file not in files:
                 near = difflib.get_close_matches(threshold.file, files, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(files)}"
                 yield f"{section}.thresholds.{name}.metric: no stage before writes metrics/{threshold.file}.json; {hint}"

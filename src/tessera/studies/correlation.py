@@ -79,10 +79,10 @@ def spearman(x: Float[np.ndarray, "... n"], y: Float[np.ndarray, "... n"]) -> Fl
     return (a * b).sum(-1) / np.where(size > 0, size, np.nan)
 
 
-def interval(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], share: float = 0.95) -> tuple[float, float]:
+def interval(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], fraction: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap over runs; draws in which a variable is constant count as none."""
     rows = np.random.default_rng(0).integers(0, len(x), (DRAWS, len(x)))
-    low, high = np.nanquantile(spearman(x[rows], y[rows]), [(1 - share) / 2, (1 + share) / 2])
+    low, high = np.nanquantile(spearman(x[rows], y[rows]), [(1 - fraction) / 2, (1 + fraction) / 2])
     return float(low), float(high)
 
 

@@ -29,7 +29,7 @@ LABELS = {  # of axes
     "latent_dim": "dimension of a latent",
     "neighbours": "k of the graph of neighbours",
     "perplexity": "perplexity of the codes",
-    "psnr_db": "PSNR, dB",
+    "test.psnr_db": "PSNR, dB",
     "reconstruction_test": "distance of reconstructions to test images",
     "samples.recall": "recall of samples",
     "samples_test": "distance of samples to test images",
@@ -50,13 +50,13 @@ def write(name: str, study: sweep.Study) -> Path:
     chosen = sweep.shown(name, study)
     rows = fitting(pool, owner, chosen)
     for figure in study.figures:
-        files.write_picture(FIGURES / f"{name}-{_file(figure)}.png", draw(figure, study, rows, owner))
+        files.write_picture(FIGURES / f"{name}-{_file(figure)}.png", plot(figure, study, rows, owner))
     if study.columns and (study.pool or study.correlations):
         files.write_table(PAGES / f"{name}.csv", table(study, rows, owner))
-    drawn = correlation.write(name, rows) if study.correlations else []
+    plotted = correlation.write(name, rows) if study.correlations else []
     path = PAGES / f"{name}.md"
     with files.writing(path) as stream:
-        stream.write(text(name, study, rows, owner, drawn))
+        stream.write(text(name, study, rows, owner, plotted))
     return path
 
 
@@ -66,7 +66,7 @@ def fitting(pool: str, owner: sweep.Study, runs: list[str]) -> list[Result]:
     return [results.fitting(kept.get(run, Result(run, "missing", {}, {})), values[run]) for run in runs]
 
 
-def text(name: str, study: sweep.Study, rows: list[Result], owner: sweep.Study, ranked: list[str]) -> str:
+def text(name: str, study: sweep.Study, rows: list[Result], owner: sweep.Study, correlated: list[str]) -> str:
     parts = [
         f"# {study.title}",
         study.text,
@@ -84,7 +84,7 @@ def text(name: str, study: sweep.Study, rows: list[Result], owner: sweep.Study, 
         parts.append(
             f"Without result: {', '.join(lost)}. `python -m tessera.studies {name}` runs these again, and no others."
         )
-    parts += ranked
+    parts += correlated
     parts += [f"![{figure.title}](figures/{name}-{_file(figure)}.png)" for figure in study.figures]
     for published in study.published:
         shown = pd.DataFrame(published.rows, columns=published.columns)
@@ -115,9 +115,9 @@ def value(source: str, row: Result, owner: sweep.Study) -> Any:
 # figures
 
 
-def draw(figure: sweep.Figure, study: sweep.Study, rows: list[Result], owner: sweep.Study) -> Figure:
-    drawn = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axis = drawn.subplots()
+def plot(figure: sweep.Figure, study: sweep.Study, rows: list[Result], owner: sweep.Study) -> Figure:
+    plotted = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axis = plotted.subplots()
     groups = study.groups or {"": [row.run for row in rows]}
     if figure.kind == "curves":
         _curves(axis, figure, rows)
@@ -137,7 +137,7 @@ def draw(figure: sweep.Figure, study: sweep.Study, rows: list[Result], owner: sw
     axis.spines[["top", "right"]].set_visible(False)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    return drawn
+    return plotted
 
 
 def _points(axis: Axes, points: list[tuple[Any, Any, str]], group: str, joined: bool) -> None:
@@ -160,8 +160,8 @@ def _logarithmic(axis: Axes) -> None:
 def _curves(axis: Axes, figure: sweep.Figure, rows: list[Result]) -> None:
     import seaborn as sns
 
-    drawn = [row for row in rows if figure.y in row.curves.get(figure.file, ())]
-    for row, colour in zip(drawn, sns.color_palette("viridis", len(drawn)), strict=True):
+    plotted = [row for row in rows if figure.y in row.curves.get(figure.file, ())]
+    for row, colour in zip(plotted, sns.color_palette("viridis", len(plotted)), strict=True):
         curve = row.curves[figure.file]
         axis.plot(curve[figure.x], curve[figure.y], label=row.run, color=colour)
     axis.set(xlabel=_label(figure.x), ylabel=_label(figure.y))

@@ -22,7 +22,12 @@ def counted(targets: Iterable[str], raw: dict[str, Any], root: Path = Path()) ->
     names = {name for name in names if name.partition(".")[0] not in UNCOUNTED}
     built = {loss: values for loss, values in (raw.get("losses") or {}).items() if trees.value(values, "weight", None)}
     read = {name: trees.value({**raw, "losses": built}, name, None) for name in sorted(names)}
-    return {name: _plain(value) for name, value in trees.leaves(read) if value is not None}
+    return today({name: _plain(value) for name, value in trees.leaves(read) if value is not None})
+
+
+def today(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of before, by dotted name, as params.yaml writes them now."""
+    return {name: "float32" if name.endswith("training.precision") and v == "no" else v for name, v in values.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -19,13 +19,13 @@ import pandas as pd
 
 from tessera.core import files, trees
 from tessera.core.errors import InputError
+from tessera.runtime.validation import metric_today
 from tessera.studies import direct, plan, queue, sweep
 from tessera.studies.sweep import PAGES
 
 CURVES = ("tokenizer", "prior")  # of plots/<name>.csv
 OWN = ("run", "state", "values")  # columns beside the metrics
 NOT_YET = {"missing": "not run yet"}  # a state in words
-RENAMED = {"diagnostics/probe:": "probe:"}  # how metrics began once, in rows that are kept -> how they begin now
 SAID = 5  # differences of a result that is of other values
 Values = dict[str, Any]
 
@@ -87,7 +87,7 @@ def _of_experiment(run: str, entry: dict[str, Any] | None, study: sweep.Study) -
     metrics: dict[str, float] = {}
     for file, tree in entry["metrics"].items():
         if file in written and tree:
-            metrics |= trees.numbers(tree, file.removeprefix("metrics/").removesuffix(".json") + ":")
+            metrics |= _numbers(tree, file.removeprefix("metrics/").removesuffix(".json"))
     texts = {
         name: queue.read(entry["revision"], f"plots/{name}.csv") for name in CURVES if f"plots/{name}.csv" in written
     }
@@ -108,14 +108,18 @@ def _of_folder(name: str, run: str, study: sweep.Study) -> Result | None:
     for path in sorted((where / "metrics").rglob("*.json")):
         if path.relative_to(where).as_posix() in written:
             file = path.relative_to(where / "metrics").with_suffix("").as_posix()
-            made.metrics.update(trees.numbers(json.loads(path.read_text()), f"{file}:"))
+            made.metrics.update(_numbers(json.loads(path.read_text()), file))
     made.curves.update({name: pd.read_csv(path) for name in CURVES if (path := where / f"plots/{name}.csv").exists()})
     return made
 
 
+def _numbers(tree: dict[str, Any], file: str) -> dict[str, float]:
+    return {metric_today(name): number for name, number in trees.numbers(tree, f"{file}:")}
+
+
 def metric(result: Result, pattern: str) -> float:
     """The mean of the metrics that match, such as `diagnostics/usage:grid_*.usage`; NaN where none does."""
-    values = [value for name, value in result.metrics.items() if fnmatchcase(name, pattern)]
+    values = [value for name, value in result.metrics.items() if fnmatchcase(name, metric_today(pattern))]
     return float(np.mean(values)) if values else float("nan")
 
 
@@ -160,15 +164,13 @@ def load(study: str) -> list[Result]:
 
 
 def _row(row: pd.Series, curves: dict[str, dict[str, pd.DataFrame]], values: dict[str, Values]) -> Result:
-    metrics = {_renamed(str(name)): float(value) for name, value in row.items() if name not in OWN}
+    metrics = {metric_today(str(name)): float(value) for name, value in row.items() if name not in OWN}
     own = {name: by_run[row["run"]] for name, by_run in curves.items() if row["run"] in by_run}
     known, of = values.get(row["run"], {}), row.get("values", "")
-    return Result(row["run"], row["state"], metrics, own, of, known if of == digest(known) else {})
-
-
-def _renamed(metric: str) -> str:
-    old = next((old for old in RENAMED if metric.startswith(old)), "")
-    return RENAMED.get(old, "") + metric.removeprefix(old)
+    if known and of == digest(known):
+        known = plan.today(known)
+        return Result(row["run"], row["state"], metrics, own, digest(known), known)
+    return Result(row["run"], row["state"], metrics, own, of, {})
 
 
 def _curves(study: str, name: str) -> dict[str, pd.DataFrame]:

@@ -164,10 +164,10 @@ def fit(task: Task, training: Training, seed: int, runtime: Runtime) -> Fitted:
         order = numpy_generator(seed, task.name, "order", epoch).permutation(task.examples)
         for position in range(begun, steps_per_epoch):
             indices = order[position * training.batch_size : (position + 1) * training.batch_size]
-            indices = _share(indices, runtime.rank, runtime.ranks)
+            indices = _part(indices, runtime.rank, runtime.ranks)
             seed_globally(seed, task.name, "step", state.step, runtime.rank)
-            draws = generator(seed, task.name, "batch", state.step, runtime.rank)
-            batch = task.batch(indices, draws, state.step / steps)
+            rng = generator(seed, task.name, "batch", state.step, runtime.rank)
+            batch = task.batch(indices, rng, state.step / steps)
             loss = state.update(batch, learning_rate(state.step, training, steps_per_epoch))
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update()
@@ -179,7 +179,7 @@ def fit(task: Task, training: Training, seed: int, runtime: Runtime) -> Fitted:
     return state.keep_best()._replace(notes=notes)
 
 
-def _share(indices: np.ndarray, rank: int, ranks: int) -> np.ndarray:
+def _part(indices: np.ndarray, rank: int, ranks: int) -> np.ndarray:
     """A rank's part of a batch. Readers of memory maps sort the indices: rank after rank, sorted parts are the sorted
     batch, row by row as one process has it."""
     return np.split(np.sort(indices), ranks)[rank] if ranks > 1 else indices

@@ -28,5 +28,7 @@ class Training(Strict):
                               "start; 0: none", examples=[0.0])  # fmt: skip
     evaluate_every: int = Field(ge=1, description="epochs between evaluations on the validation split", examples=[1])
     patience: int = Field(ge=0, description="evaluations without improvement before stopping; 0: never", examples=[0])
-    precision: Literal["no", "bf16", "fp16"] = Field(description="mixed precision; no: float32. fp16 is not for CPUs",
-                                                 examples=["no"])  # fmt: skip
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        description="of the network's passes: float32, or mixed with bf16 or fp16. fp16 is not for CPUs",
+        examples=["float32"],
+    )

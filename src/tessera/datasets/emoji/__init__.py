@@ -83,8 +83,8 @@ def load(config: Config, source: Path, generator: np.random.Generator) -> Source
             known.setdefault(drawings[-1].codepoints, Meaning(name, family(codepoints), label))
     if not known:
         raise InputError(f"{source} holds no parquet to take classes from. Copy data/noto-emoji.parquet into it")
-    drawn, problems = _drawn(source, shown)
-    meant, classless = _meant([*drawings, *drawn], known)
+    found, problems = _drawings(source, shown)
+    meant, classless = _meant([*drawings, *found], known)
     named, doubled = _named(meant)
     if problems := [*problems, *classless, *doubled]:  # in one go: each run of DVC would tell of one only
         raise InputError("\n  ".join(problems))
@@ -107,7 +107,7 @@ def _row(table: pa.Table, i: int) -> bytes:
     return table["image"][i]["bytes"].as_py()
 
 
-def _drawn(source: Path, paths: list[Path]) -> tuple[list[Drawing], list[str]]:
+def _drawings(source: Path, paths: list[Path]) -> tuple[list[Drawing], list[str]]:
     """The images of the folders, and what is wrong with others."""
     drawings, homeless, nameless = [], [], []
     for path in paths:

@@ -46,7 +46,7 @@ class Windows(NamedTuple):
     """Of each code its most frequent context: the codes left, right, above and below. `share`: of the code's occurrences;
     `place`: image, row and column of the first of them. Of a code that never occurs both are 0."""
 
-    share: Float[np.ndarray, " k"]
+    fraction: Float[np.ndarray, " k"]
     place: Int[np.ndarray, "k 3"]
 
 
@@ -67,10 +67,10 @@ def measure(config: Config, run: Run) -> Report:
     sheets: dict[str, np.ndarray] = {}
     for grid, own in enumerate(tokenizer.space.split(codes)):
         book = tokenizer.codebooks[grid].float().cpu().numpy()
-        share = statistics.frequencies(own, len(book))
-        shown = ordered(book, share, config.codes, config.order)
+        fraction = statistics.frequencies(own, len(book))
+        shown = ordered(book, fraction, config.codes, config.order)
         cells, table = entries(Page(tokenizer, grid, context, config.batch_size), shown, codes)
-        table.insert(0, "share", share[shown])
+        table.insert(0, "share", fraction[shown])
         used, names = table[table["share"] > 0], ("context_share", "context_rmse", "spill")
         metrics[f"grid_{grid}"] = {
             "shown": len(shown),
@@ -84,10 +84,10 @@ def measure(config: Config, run: Run) -> Report:
 
 
 def ordered(
-    book: Float[np.ndarray, "k d"], share: Float[np.ndarray, " k"], count: int, order: str
+    book: Float[np.ndarray, "k d"], fraction: Float[np.ndarray, " k"], count: int, order: str
 ) -> Int[np.ndarray, " c"]:
     """The `count` most used codes, by use, of equals the lower first; or along the principal direction of their vectors."""
-    shown = np.argsort(-share, kind="stable")[:count]
+    shown = np.argsort(-fraction, kind="stable")[:count]
     if order == "use":
         return shown
     centred = book[shown] - book[shown].mean(0)
@@ -104,14 +104,14 @@ def entries(
     reach = int(min(page.shape) > 2)  # of smaller grids the place itself is all there is to cut out
     centre = np.tile([height // 2, width // 2], (len(shown), 1))
     windows = frequent(page.tokenizer.space.split(codes)[page.grid], page.tokenizer.space.sizes[page.grid])
-    place, occurs = windows.place[shown], windows.share[shown] > 0
+    place, occurs = windows.place[shown], windows.fraction[shown] > 0
     whole, single = filled(page, shown, everywhere=True), filled(page, shown, everywhere=False)
     there = decoded(page, codes[place[:, 0]])
     own = scores.mse(cut(there, page.shape, place[:, 1:], 0), cut(whole, page.shape, place[:, 1:], 0))
     context = cut(there, page.shape, place[:, 1:], reach)
     context[~occurs] = 255
     table = pd.DataFrame({
-        "context_share": windows.share[shown],
+        "context_share": windows.fraction[shown],
         "context_rmse": np.where(occurs, 255 * np.sqrt(own), 0.0),
         "spill": spill(single, mean(page), page.shape, centre),
     })  # fmt: skip
@@ -130,10 +130,10 @@ def frequent(grid: Int[np.ndarray, "n h w"], k: int) -> Windows:
     order = np.lexsort((first, -counts, code))
     codes, at = np.unique(code[order], return_index=True)
     best = order[at]
-    share, place = np.zeros(k), np.zeros((k, 3), np.int64)
-    share[codes] = counts[best] / np.bincount(code, weights=counts)[codes]
+    fraction, place = np.zeros(k), np.zeros((k, 3), np.int64)
+    fraction[codes] = counts[best] / np.bincount(code, weights=counts)[codes]
     place[codes] = np.stack(np.unravel_index(first[best], (n, h, w)), 1)
-    return Windows(share, place)
+    return Windows(fraction, place)
 
 
 def filled(page: Page, shown: Int[np.ndarray, " c"], everywhere: bool) -> UInt8[np.ndarray, "c h w 3"]:

@@ -38,7 +38,7 @@ from tessera.extensions.inpainting.metropolis import gibbs
 from tessera.images import arrays
 from tessera.training.settings import Training
 
-Share = Annotated[float, Field(gt=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 Relative = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z_]*$")]
 
@@ -52,13 +52,15 @@ class Config(Strict):
     samples: int = Field(ge=1, le=64, description="fill-ins of each image by each method that draws", examples=[2])
     shown: int = Field(ge=1, le=16, description="images of the picture, under each mask", examples=[1])
     batch_size: int = Field(ge=1, description="fill-ins drawn at once", examples=[4])
-    centre: list[Share] = Field(description="masks: a square in the middle, of these shares of the pixels",
+    centre: list[Fraction] = Field(description="masks: a square in the middle, of these shares of the pixels",
                                 examples=[[0.25]])  # fmt: skip
-    bottom: list[Share] = Field(description="masks: the lowest rows, of these shares of the pixels", examples=[[0.3]])
-    random: list[Share] = Field(description="masks: single pixels at random, of these shares", examples=[[0.3]])
-    patches: list[Share] = Field(description="masks: tiles at random, of these shares", examples=[[0.3]])
+    bottom: list[Fraction] = Field(
+        description="masks: the lowest rows, of these shares of the pixels", examples=[[0.3]]
+    )
+    random: list[Fraction] = Field(description="masks: single pixels at random, of these shares", examples=[[0.3]])
+    patches: list[Fraction] = Field(description="masks: tiles at random, of these shares", examples=[[0.3]])
     tiles: int = Field(ge=2, le=1024, description="of `patches`: so many a side of the image", examples=[4])
-    square: list[Share] = Field(description="masks: one square at random, its side these shares of the image's",
+    square: list[Fraction] = Field(description="masks: one square at random, its side these shares of the image's",
                                 examples=[[0.25]])  # fmt: skip
     structured: dict[Name, Annotated[list[Relative], Field(min_length=4, max_length=4)]] = Field(
         description="masks: named boxes; top, left, bottom, right as shares of height and width",
@@ -86,7 +88,7 @@ class Config(Strict):
             if not (top < bottom and left < right):
                 raise ValueError(f"structured.{name} must have top < bottom and left < right")
         for kind in KINDS:
-            if len({masks.named(kind, share) for share in getattr(self, kind)}) < len(getattr(self, kind)):
+            if len({masks.named(kind, fraction) for fraction in getattr(self, kind)}) < len(getattr(self, kind)):
                 raise ValueError(f"{kind} must have shares that differ in whole percent")
         if not (self.structured or any(getattr(self, kind) for kind in KINDS)):
             raise ValueError("at least one mask must be given")
@@ -118,8 +120,8 @@ def measure(config: Config, run: Run) -> Report:
             scene = seen(tokenizer, pixels, region, smooth, labels, device)
         found = {"biharmonic": smooth[None], "autoencoder": decoded(tokenizer, covered, covered.known)[None]}
         facts: dict[str, dict[str, float]] = {}
-        for method, (drawn, about) in fill_ins(config, scene, prior, bidirectional, run.params.seed, name).items():
-            found[method] = np.stack([decoded(tokenizer, scene, codes) for codes in drawn])
+        for method, (sampled, about) in fill_ins(config, scene, prior, bidirectional, run.params.seed, name).items():
+            found[method] = np.stack([decoded(tokenizer, scene, codes) for codes in sampled])
             facts[method] = about
         hidden = {"mask": name, "hidden": float(scene.hidden.float().mean())}
         tables += [{**hidden, "method": method, **mask_scores.judged(results, pixels, region), **facts.get(method, {})}
@@ -151,15 +153,15 @@ def fill_ins(
         given = (known[where], ~hidden[where])
         label = labels[where] if labels is not None else None
         for method, own in parts.items():
-            draws = generator(seed, "inpainting", name, method, index)
+            rng = generator(seed, "inpainting", name, method, index)
             if method == "gibbs":  # from where `raster` ended
                 codes, *counts = gibbs(
-                    cast("ExactPrior", prior), parts["raster"][-1], hidden[where], label, config, draws
+                    cast("ExactPrior", prior), parts["raster"][-1], hidden[where], label, config, rng
                 )
                 proposed, accepted = proposed + counts[0], accepted + counts[1]
             else:
                 source = bidirectional if method == "masked" else prior
-                codes = source.sample(len(given[0]), draws, Sampling(config.temperature), label, *given)
+                codes = source.sample(len(given[0]), rng, Sampling(config.temperature), label, *given)
             own.append(codes)
             if prior.exact:
                 with torch.no_grad():

@@ -24,12 +24,12 @@ class Bidirectional(nn.Module):
     given all that are known. `forward` is its bound in nats per code, from one random mask an image.
 
     Args:
-        steps: forward passes behind a sample, at most.
+        passes: forward passes behind a sample, at most.
     """
 
-    def __init__(self, size: Size, steps: int, space: CodeSpace, classes: int) -> None:
+    def __init__(self, size: Size, passes: int, space: CodeSpace, classes: int) -> None:
         super().__init__()
-        self.steps = steps
+        self.passes = passes
         self.network = masking.MaskedTransformer(size, space, classes)
 
     def forward(
@@ -42,19 +42,19 @@ class Bidirectional(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, n: int, draws: Generator, sampling: Sampling, labels: Int[Tensor, " n"] | None,
+        self, n: int, rng: Generator, sampling: Sampling, labels: Int[Tensor, " n"] | None,
         known: Int[Tensor, "n t"], known_mask: Bool[Tensor, "n t"],
     ) -> Int[Tensor, "n t"]:  # fmt: skip
         """As `core.contracts.Prior`."""
         codes, masked = known.clone(), ~known_mask
         unknown = masked.sum(1)
-        steps = min(self.steps, int(unknown.max()))
-        for step in range(1, steps + 1):
-            numbers = torch.rand(2, *codes.shape, generator=draws, dtype=torch.float64, device=draws.device)
+        passes = min(self.passes, int(unknown.max()))
+        for index in range(1, passes + 1):
+            numbers = torch.rand(2, *codes.shape, generator=rng, dtype=torch.float64, device=rng.device)
             logits = self.network(codes, labels, masked, 0.0)
-            remaining = masking.left(unknown, step, steps, "random")
-            where, drawn = masking.revealed(logits, masked, remaining, sampling, numbers.to(codes.device), None)
-            codes, masked = torch.where(where, drawn, codes), masked & ~where
+            remaining = masking.left(unknown, index, passes, "random")
+            where, sampled = masking.revealed(logits, masked, remaining, sampling, numbers.to(codes.device), None)
+            codes, masked = torch.where(where, sampled, codes), masked & ~where
         return codes
 
 
@@ -66,24 +66,24 @@ def fitted(
     trains it: its name is in the random streams, the checkpoint and the messages."""
     device = runtime.device
 
-    def batch(split: str, rows: np.ndarray, draws: Generator) -> tuple[Tensor, Tensor | None, Tensor]:
+    def batch(split: str, rows: np.ndarray, rng: Generator) -> tuple[Tensor, Tensor | None, Tensor]:
         own = codes[split][rows].to(device)
-        numbers = torch.rand(len(rows), own.shape[1] + 1, generator=draws).to(device)
+        numbers = torch.rand(len(rows), own.shape[1] + 1, generator=rng).to(device)
         given = labels[split]
         return own, None if given is None else given[rows], numbers
 
     def evaluate(objective: Bidirectional) -> dict[str, float]:
-        draws, total = generator(seed, owner, "validation"), 0.0  # the same masks each time
+        rng, total = generator(seed, owner, "validation"), 0.0  # the same masks each time
         for where in arrays.batches(len(codes["val"]), training.batch_size):
             rows = np.arange(len(codes["val"]))[where]
-            total += float(objective(*batch("val", rows, draws))["nll"]) * len(rows)
+            total += float(objective(*batch("val", rows, rng))["nll"]) * len(rows)
         return {"val_nll": total / len(codes["val"])}
 
     task = Task(
         name=f"extensions.{owner}",
         objective=network,
         examples=len(codes["train"]),
-        batch=lambda rows, draws, done: batch("train", rows, draws),
+        batch=lambda rows, rng, done: batch("train", rows, rng),
         evaluate=evaluate,
         score=lambda row: -row["val_nll"],
     )

@@ -54,8 +54,8 @@ def _window(pixels: Pixels) -> int:
 
 def seam(pixels: Pixels, masks: Masks) -> float:
     """Mean absolute difference, in grey levels, of neighbouring pixels of which one is masked and the other is not."""
-    values, steps = pixels.astype(np.float32), []
+    values, differences = pixels.astype(np.float32), []
     for axis in (1, 2):
         edge = np.diff(masks, axis=axis)  # of booleans: where the two differ
-        steps.append(np.abs(np.diff(values, axis=axis)).mean(-1)[edge])
-    return float(np.concatenate(steps).mean())
+        differences.append(np.abs(np.diff(values, axis=axis)).mean(-1)[edge])
+    return float(np.concatenate(differences).mean())

@@ -65,10 +65,10 @@ def masks(config: Regions, n: int, height: int, width: int, seed: int) -> dict[s
     """
     found = {}
     for kind in KINDS:
-        for share in getattr(config, kind):
-            name = named(kind, share)
-            draws = numpy_generator(seed, "inpainting", "masks", name)
-            found[name] = _mask(kind, share, config.tiles, (n, height, width), draws)
+        for fraction in getattr(config, kind):
+            name = named(kind, fraction)
+            rng = numpy_generator(seed, "inpainting", "masks", name)
+            found[name] = _mask(kind, fraction, config.tiles, (n, height, width), rng)
     for name, box in config.structured.items():
         top, left, bottom, right = np.multiply(box, (height, width) * 2).round().astype(int)
         found[name] = np.zeros((n, height, width), bool)
@@ -79,27 +79,27 @@ def masks(config: Regions, n: int, height: int, width: int, seed: int) -> dict[s
     return found
 
 
-def named(kind: str, share: float) -> str:
-    return f"{kind}_{100 * share:.0f}"
+def named(kind: str, fraction: float) -> str:
+    return f"{kind}_{100 * fraction:.0f}"
 
 
-def _mask(kind: str, share: float, tiles: int, shape: tuple[int, int, int], draws: np.random.Generator) -> Masks:
+def _mask(kind: str, fraction: float, tiles: int, shape: tuple[int, int, int], rng: np.random.Generator) -> Masks:
     n, height, width = shape
     mask = np.zeros(shape, bool)
     if kind == "centre":
-        h, w = (max(1, round(math.sqrt(share) * side)) for side in (height, width))
+        h, w = (max(1, round(math.sqrt(fraction) * side)) for side in (height, width))
         mask[:, (height - h) // 2 : (height - h) // 2 + h, (width - w) // 2 : (width - w) // 2 + w] = True
     elif kind == "bottom":
-        mask[:, height - max(1, round(share * height)) :] = True
+        mask[:, height - max(1, round(fraction * height)) :] = True
     elif kind == "square":
-        h, w = (max(1, round(share * side)) for side in (height, width))
-        corners = draws.integers(0, (height - h + 1, width - w + 1), (n, 2))
+        h, w = (max(1, round(fraction * side)) for side in (height, width))
+        corners = rng.integers(0, (height - h + 1, width - w + 1), (n, 2))
         for image, (y, x) in zip(mask, corners, strict=True):
             image[y : y + h, x : x + w] = True
     else:
         rows, columns = (height, width) if kind == "random" else (min(tiles, height), min(tiles, width))
-        order = draws.random((n, rows * columns)).argsort(1).argsort(1)
-        chosen = (order < max(1, round(share * rows * columns))).reshape(n, rows, columns)
+        order = rng.random((n, rows * columns)).argsort(1).argsort(1)
+        chosen = (order < max(1, round(fraction * rows * columns))).reshape(n, rows, columns)
         mask = chosen[:, (np.arange(height) * rows // height)[:, None], np.arange(width) * columns // width]
     return mask
 
@@ -160,5 +160,5 @@ def seen(
 def decoded(tokenizer: Tokenizer, scene: Scene, codes: Int[Tensor, "n t"]) -> Pixels:
     """The images with what the codes say under the mask; all other pixels are the original's."""
     with torch.no_grad():
-        drawn = arrays.to_pixels(tokenizer.decode(codes))
-    return np.where(scene.masks[..., None], drawn, scene.pixels)
+        sampled = arrays.to_pixels(tokenizer.decode(codes))
+    return np.where(scene.masks[..., None], sampled, scene.pixels)

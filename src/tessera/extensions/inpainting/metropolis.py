@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from tessera.autoregression.sampling import draw
+from tessera.autoregression.sampling import sample_codes
 from tessera.core.contracts import ExactPrior
 
 
@@ -34,7 +34,7 @@ class Chains(NamedTuple):
 @torch.no_grad()
 def gibbs(
     prior: ExactPrior, codes: Int[Tensor, "n t"], hidden: Bool[Tensor, "n t"], labels: Int[Tensor, " n"] | None,
-    config: Sweeps, draws: Generator,
+    config: Sweeps, rng: Generator,
 ) -> Chains:  # fmt: skip
     """Hidden codes in turn, in the prior's order, are offered another value, and take it with probability
     min(1, p(x') q(x) / (p(x) q(x'))), p being the prior's joint probability of all codes. q (`proposal`) depends on the codes
@@ -45,12 +45,12 @@ def gibbs(
     listed = hidden[:, order]
     places, count = order[(~listed).long().argsort(dim=1, stable=True)], listed.sum(1)  # hidden ones first
     codes, known, proposed, accepted = codes.clone(), conditionals(prior, codes, labels), 0, 0
-    for which in visits(count, config.sweeps, config.updates, draws):
-        numbers = torch.rand(2, len(codes), generator=draws, dtype=torch.float64, device=draws.device).to(codes.device)
+    for which in visits(count, config.sweeps, config.updates, rng):
+        numbers = torch.rand(2, len(codes), generator=rng, dtype=torch.float64, device=rng.device).to(codes.device)
         rows = (which >= 0).nonzero()[:, 0]
         at = places[rows, which[rows]]
         q = proposal(known[rows, at] / config.temperature, config.proposals, config.exploration)
-        offered, present = draw(q, numbers[0, rows]), codes[rows, at]
+        offered, present = sample_codes(q, numbers[0, rows]), codes[rows, at]
         gain = (q.gather(1, present[:, None]) - q.gather(1, offered[:, None]))[:, 0]
         moved = (offered != present).nonzero()[:, 0]  # the others would be accepted and change nothing
         if not len(moved):
@@ -65,7 +65,7 @@ def gibbs(
     return Chains(codes, proposed, accepted)
 
 
-def visits(count: Int[Tensor, " n"], sweeps: int, updates: int, draws: Generator) -> Int[Tensor, "s n"]:
+def visits(count: Int[Tensor, " n"], sweeps: int, updates: int, rng: Generator) -> Int[Tensor, "s n"]:
     """Step by step, which of its `count` hidden codes each chain visits; -1: none, it waits.
 
     Sweeps are in order. Where `updates` end one early, it visits codes that are evenly spread over all hidden ones, from a
@@ -75,7 +75,7 @@ def visits(count: Int[Tensor, " n"], sweeps: int, updates: int, draws: Generator
     whole, rest = divmod(min(sweeps * longest, updates), max(1, longest))
     turns = torch.arange(longest, device=count.device)[:, None]
     sweep = torch.where(turns < count, turns, -1)
-    starts = torch.rand(len(count), generator=draws, dtype=torch.float64, device=draws.device).to(count.device)
+    starts = torch.rand(len(count), generator=rng, dtype=torch.float64, device=rng.device).to(count.device)
     spread = ((turns[:rest] + starts) * count / rest).long().minimum(count - 1)  # the sum may round up
     return torch.cat([sweep] * whole + [torch.where(count > rest, spread, sweep[:rest])])
 

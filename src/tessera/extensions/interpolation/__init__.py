@@ -65,16 +65,16 @@ def measure(config: Config, run: Run) -> Report:
     pairs drawn by the seed; `smoothness_named` is that of the named pairs. The two at the top are those of `latent`."""
     tokenizer, device = run.tokenizer(), run.runtime.device
     walks, reasons = available(config, run, tokenizer)
-    share = torch.linspace(0, 1, config.frames, device=device)
-    pairs = [("named", *pair) for pair in named(config, run)] + [("drawn", *pair) for pair in drawn(config, run)]
+    fraction = torch.linspace(0, 1, config.frames, device=device)
+    pairs = [("named", *pair) for pair in named(config, run)] + [("drawn", *pair) for pair in sampled(config, run)]
     rows, blocks = [], []
     for origin, *places in pairs:
         ends = loaded(run, tokenizer, places)
         for mode, walk in walks.items():
-            frames = arrays.to_pixels(walk(tokenizer, ends, share))
-            steps = scores.ssim(frames[:-1], frames[1:])
+            frames = arrays.to_pixels(walk(tokenizer, ends, fraction))
+            differences = scores.ssim(frames[:-1], frames[1:])
             pair = {"mode": mode, "origin": origin, "first": ends.names[0], "last": ends.names[1]}
-            rows.append({**pair, "smoothness": steps.mean(), "min": steps.min()})
+            rows.append({**pair, "smoothness": differences.mean(), "min": differences.min()})
             blocks.append(frames)
     table = pd.DataFrame(rows, columns=["mode", "origin", "first", "last", "smoothness", "min"])
     modes = pd.DataFrame([{"mode": mode, "why_not": reasons.get(mode, "")} for mode in dict.fromkeys(config.modes)])
@@ -92,10 +92,10 @@ def summary(table: pd.DataFrame, reasons: dict[str, str]) -> dict[str, Any]:
     return {**top, "modes": found | {mode: {"applies": 0} for mode in reasons}}
 
 
-def drawn(config: Config, run: Run) -> Iterator[tuple[Place, Place]]:
-    count, draws = len(run.images("test")), numpy_generator(run.params.seed, "interpolation", "pairs")
+def sampled(config: Config, run: Run) -> Iterator[tuple[Place, Place]]:
+    count, rng = len(run.images("test")), numpy_generator(run.params.seed, "interpolation", "pairs")
     for _ in range(config.pairs):
-        first, last = draws.choice(count, size=2, replace=count < 2)
+        first, last = rng.choice(count, size=2, replace=count < 2)
         yield ("test", int(first)), ("test", int(last))
 
 
@@ -143,8 +143,8 @@ def available(config: Config, run: Run, tokenizer: Tokenizer) -> tuple[dict[str,
     elif "hierarchical" in wanted:
         reasons["hierarchical"] = "the tokenizer has one level of codes only"
     if "prior" in wanted:
-        draws = generator(run.params.seed, "interpolation", "prior")
-        walks["prior"] = partial(paths.refined, prior=run.prior(), draws=draws, freedom=config.freedom)
+        rng = generator(run.params.seed, "interpolation", "prior")
+        walks["prior"] = partial(paths.refined, prior=run.prior(), rng=rng, freedom=config.freedom)
     if "learned" in wanted:
         found = training_roads(config, run, tokenizer)
         if found.edges is not None:

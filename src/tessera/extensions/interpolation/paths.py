@@ -32,65 +32,65 @@ Walk = Callable[
 ]  # a tokenizer's, at shares 0 to 1
 
 
-def index(tokenizer: Tokenizer, ends: Ends, share: Tensor) -> Float[Tensor, "frames c h w"]:
+def index(tokenizer: Tokenizer, ends: Ends, fraction: Tensor) -> Float[Tensor, "frames c h w"]:
     first, last = ends.codes.double()
-    return tokenizer.decode(torch.lerp(first, last, share.double()[:, None]).round().long())
+    return tokenizer.decode(torch.lerp(first, last, fraction.double()[:, None]).round().long())
 
 
-def embedding(tokenizer: Tokenizer, ends: Ends, share: Tensor) -> Float[Tensor, "frames c h w"]:
-    return tokenizer.decode_vectors(blended(tokenizer.vectors(ends.codes), share))
+def embedding(tokenizer: Tokenizer, ends: Ends, fraction: Tensor) -> Float[Tensor, "frames c h w"]:
+    return tokenizer.decode_vectors(blended(tokenizer.vectors(ends.codes), fraction))
 
 
-def latent(tokenizer: Tokenizer, ends: Ends, share: Tensor) -> Float[Tensor, "frames c h w"]:
-    return decoded(tokenizer, blended(ends.z, share))
+def latent(tokenizer: Tokenizer, ends: Ends, fraction: Tensor) -> Float[Tensor, "frames c h w"]:
+    return decoded(tokenizer, blended(ends.z, fraction))
 
 
-def slerp(tokenizer: Tokenizer, ends: Ends, share: Tensor) -> Float[Tensor, "frames c h w"]:
-    return decoded(tokenizer, tuple(spherical(z[:1], z[1:], share[:, None, None, None]) for z in ends.z))
+def slerp(tokenizer: Tokenizer, ends: Ends, fraction: Tensor) -> Float[Tensor, "frames c h w"]:
+    return decoded(tokenizer, tuple(spherical(z[:1], z[1:], fraction[:, None, None, None]) for z in ends.z))
 
 
-def hierarchical(tokenizer: Tokenizer, ends: Ends, share: Tensor) -> Float[Tensor, "frames c h w"]:
+def hierarchical(tokenizer: Tokenizer, ends: Ends, fraction: Tensor) -> Float[Tensor, "frames c h w"]:
     """Of L levels the l-th moves while the share goes from l / L to (l + 1) / L; coarse ones have arrived before finer start."""
     levels = len(ends.z)
-    own = [(share * levels - level).clamp(0, 1) for level in range(levels)]
+    own = [(fraction * levels - level).clamp(0, 1) for level in range(levels)]
     return decoded(tokenizer, tuple(blended((z,), part)[0] for z, part in zip(ends.z, own, strict=True)))
 
 
 def refined(
-    tokenizer: Tokenizer, ends: Ends, share: Tensor, *, prior: Prior, draws: Generator, freedom: float
+    tokenizer: Tokenizer, ends: Ends, fraction: Tensor, *, prior: Prior, rng: Generator, freedom: float
 ) -> Float[Tensor, "frames c h w"]:
     """One code after another, each the one of greatest log p(code | those before) - cost, see `costs`. A prior that has no
     such order draws instead, given all the rest, the codes of `latent` that neither image has at their place."""
     labels = None
     if prior.classes:  # that of the nearer image
-        labels = torch.tensor(ends.labels, device=share.device)[(share > 0.5).long()]
+        labels = torch.tensor(ends.labels, device=fraction.device)[(fraction > 0.5).long()]
     if not prior.exact:
-        codes = tokenizer.space.join([level.codes for level in tokenizer.quantize(blended(ends.z, share))])
+        codes = tokenizer.space.join([level.codes for level in tokenizer.quantize(blended(ends.z, fraction))])
         kept = (codes == ends.codes[0]) | (codes == ends.codes[1])
-        return tokenizer.decode(prior.sample(len(codes), draws, labels=labels, known=codes, known_mask=kept))
+        return tokenizer.decode(prior.sample(len(codes), rng, labels=labels, known=codes, known_mask=kept))
     parts = zip(tokenizer.codebooks, tokenizer.space.split(ends.codes), strict=True)
-    cost = [costs(book, part.flatten(1), share, freedom) for book, part in parts]
-    codes = ends.codes[:1].repeat(len(share), 1)
+    cost = [costs(book, part.flatten(1), fraction, freedom) for book, part in parts]
+    codes = ends.codes[:1].repeat(len(fraction), 1)
     exact = cast("ExactPrior", prior)
-    walk, order = exact.steps(len(share), labels), list(exact.order)
+    walk, order = exact.walk(len(fraction), labels), list(exact.order)
     logits = next(walk)
-    for step, t in enumerate(order):
+    for index, t in enumerate(order):
         grid, place = tokenizer.space.locate(t)
         # a code that the prior holds impossible stays possible where it is the only one without cost
         codes[:, t] = (logits.double().clamp(min=-1e6) - cost[grid][:, place]).argmax(1)
-        if step + 1 < len(order):
+        if index + 1 < len(order):
             logits = walk.send(codes[:, t])
     walk.close()
     return tokenizer.decode(codes)
 
 
 def costs(
-    book: Float[Tensor, "k d"], ends: Int[Tensor, "2 places"], share: Tensor, freedom: float
+    book: Float[Tensor, "k d"], ends: Int[Tensor, "2 places"], fraction: Tensor, freedom: float
 ) -> Float[Tensor, "frames places k"]:
     """|v - e|^2 / 2 s^2 of each code vector e: v is the blend of the ends' code vectors, and s its distance from the nearer of
     the two, times `freedom`. Where the ends agree, and at the ends themselves, no other code is possible."""
     first, last = book.detach().double()[ends]
-    part = share.double()[:, None, None]
+    part = fraction.double()[:, None, None]
     squares = torch.cdist(torch.lerp(first, last, part), book.detach().double(), compute_mode=EXACT).square()
     variance = (freedom * torch.minimum(part, 1 - part) * (last - first).norm(dim=1, keepdim=True)).square()
     return torch.where(squares == 0, 0.0, squares / (2 * variance))
@@ -103,20 +103,20 @@ def decoded(tokenizer: Tokenizer, z: tuple[Tensor, ...]) -> Float[Tensor, "frame
     return tokenizer.decode_vectors(tuple(level.z_q for level in tokenizer.quantize(z)))
 
 
-def blended(pairs: tuple[Float[Tensor, "2 d h w"], ...], share: Tensor) -> tuple[Float[Tensor, "frames d h w"], ...]:
+def blended(pairs: tuple[Float[Tensor, "2 d h w"], ...], fraction: Tensor) -> tuple[Float[Tensor, "frames d h w"], ...]:
     """(1 - a) z_1 + a z_2 for each share a, level by level; exact at 0 and 1."""
-    return tuple(torch.lerp(pair[:1], pair[1:], share[:, None, None, None]) for pair in pairs)
+    return tuple(torch.lerp(pair[:1], pair[1:], fraction[:, None, None, None]) for pair in pairs)
 
 
 def spherical(
-    first: Float[Tensor, "1 d h w"], last: Float[Tensor, "1 d h w"], share: Float[Tensor, "frames 1 1 1"]
+    first: Float[Tensor, "1 d h w"], last: Float[Tensor, "1 d h w"], fraction: Float[Tensor, "frames 1 1 1"]
 ) -> Float[Tensor, "frames d h w"]:
     """At each place the direction turns at constant speed along the great circle (Shoemake 1985), the length changes
     linearly. Where there is no one great circle, between equal or opposite directions or at zero, the straight line."""
-    a, b, share = first.double(), last.double(), share.double()
+    a, b, fraction = first.double(), last.double(), fraction.double()
     sizes = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
     u, v = (z / size.clamp(min=1e-30) for z, size in zip((a, b), sizes, strict=True))
     angle = 2 * torch.atan2((u - v).norm(dim=1, keepdim=True), (u + v).norm(dim=1, keepdim=True))
     straight = (angle.sin() < 1e-6) | (sizes[0] == 0) | (sizes[1] == 0)
-    turned = (((1 - share) * angle).sin() * u + (share * angle).sin() * v) / angle.sin().clamp(min=1e-6)
-    return torch.where(straight, torch.lerp(a, b, share), turned * torch.lerp(*sizes, share)).to(first.dtype)
+    turned = (((1 - fraction) * angle).sin() * u + (fraction * angle).sin() * v) / angle.sin().clamp(min=1e-6)
+    return torch.where(straight, torch.lerp(a, b, fraction), turned * torch.lerp(*sizes, fraction)).to(first.dtype)

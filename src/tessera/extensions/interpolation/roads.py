@@ -57,17 +57,17 @@ def training_roads(
     return Roads(pixels, rows[first], points, edges, lambda codes: directions.transform(flat(codes)))
 
 
-def learned(tokenizer: Tokenizer, ends: Ends, share: Tensor, *, roads: Roads) -> Float[Tensor, "frames c h w"]:
+def learned(tokenizer: Tokenizer, ends: Ends, fraction: Tensor, *, roads: Roads) -> Float[Tensor, "frames c h w"]:
     """From the first image to the nearest training image, along the graph to the one nearest to the last, to the last; on
     each stretch z is blended, at constant speed over the whole of it."""
     first, last = neighbours.nearest(roads.place(ends.codes.cpu().numpy()), roads.points)[0]
     visited = shortest(roads.edges, first, last)
-    between = tokenizer.latents(arrays.to_model(roads.pixels[roads.rows[visited]], share.device))
+    between = tokenizer.latents(arrays.to_model(roads.pixels[roads.rows[visited]], fraction.device))
     stops = [torch.cat([z[:1], middle, z[1:]]) for z, middle in zip(ends.z, between, strict=True)]
     squares = [z.diff(dim=0).double().square().flatten(1).sum(1) for z in stops]
     stretch = sum(squares[1:], start=squares[0]).sqrt()
     way = torch.cat([stretch.new_zeros(1), stretch.cumsum(0)])
-    reached = share.double() * way[-1]
+    reached = fraction.double() * way[-1]
     start = (torch.searchsorted(way, reached, right=True) - 1).clamp(0, len(stretch) - 1)
     part = ((reached - way[start]) / stretch[start].clamp(min=1e-12)).clamp(0, 1).float()[:, None, None, None]
     return decoded(tokenizer, tuple(torch.lerp(z[start], z[start + 1], part) for z in stops))

@@ -65,7 +65,7 @@ def measure(config: Config, run: Run) -> Report:
     result, where it is not. `colours_after` and `codes_after`: total variation distance, 0 to 1, between the histograms of
     result and style, of codes the mean over grids; `_before`, of the content in place of the result."""
     tokenizer, pixels, names = run.tokenizer(), run.images("test"), run.table("test")["name"]
-    chosen = drawn(run, config.contents + config.styles)
+    chosen = sampled(run, config.contents + config.styles)
     x = arrays.to_model(pixels[chosen], run.runtime.device)
     seen = Images(tokenizer.latents(x), tokenizer.encode(x))
     plain = arrays.to_pixels(tokenizer.decode(seen.codes))
@@ -86,7 +86,7 @@ def measure(config: Config, run: Run) -> Report:
     return Report(means | {name: {"applies": 0} for name in reasons}, {"pairs": table, "methods": ways}, sheets)
 
 
-def drawn(run: Run, count: int) -> Int[np.ndarray, " c"]:
+def sampled(run: Run, count: int) -> Int[np.ndarray, " c"]:
     """Test images of as many families as there are, by the seed: the tone variants of one emoji are one content. Where there
     are fewer images than `count`, they come again."""
     order = numpy_generator(run.params.seed, "style_transfer").permutation(len(run.images("test")))
@@ -157,11 +157,11 @@ def judged(
     sides, colours = edges(pixels), [colour_histogram(image) for image in pixels]
     kept, unrelated = scores.ssim(sides[[0, 2]], sides[[1, 1]])
     folded = zip(tokenizer.space.split(codes), tokenizer.space.sizes, strict=True)
-    shares = [[statistics.frequencies(image, size) for image in grid] for grid, size in folded]
+    fractions = [[statistics.frequencies(image, size) for image in grid] for grid, size in folded]
     found = {"edges": kept, "edges_unrelated": unrelated}
     for which, name in enumerate(("after", "before")):
         found[f"colours_{name}"] = total_variation(colours[which], colours[2])
-        found[f"codes_{name}"] = float(np.mean([total_variation(grid[which], grid[2]) for grid in shares]))
+        found[f"codes_{name}"] = float(np.mean([total_variation(grid[which], grid[2]) for grid in fractions]))
     return found
 
 

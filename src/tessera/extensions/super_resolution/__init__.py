@@ -80,15 +80,15 @@ def measure(config: Config, run: Run) -> Report:
     method; `bicubic_of_original` has seen the original, of which the others have no more than its codes."""
     tokenizer = run.tokenizer()
     decoder, fitted = trained(config, tokenizer, run)
-    draw = partial(drawn, decoder, tokenizer, run, "test")
+    enlarge = partial(enlargements, decoder, tokenizer, run, "test")
     targets = run.images("test", "targets")
-    methods = judged(draw, targets, np.arange(len(targets)), config.training.batch_size)
+    methods = judged(enlarge, targets, np.arange(len(targets)), config.training.batch_size)
     ours = methods["decoder"]["psnr_db"]
     gains = {name: ours - row["psnr_db"] for name, row in methods.items() if name != "decoder"}
     table = pd.DataFrame([{"method": name, **row} for name, row in methods.items()])
     metrics = {"epoch": fitted.epoch, **methods, "gain_db": gains}
     tables = {"methods": table, "curve": pd.DataFrame(fitted.history)}
-    return Report(metrics, tables, {"test": picture(draw, targets, run.table("test")["family"], config.shown)})
+    return Report(metrics, tables, {"test": picture(enlarge, targets, run.table("test")["family"], config.shown)})
 
 
 # its training
@@ -112,17 +112,17 @@ def trained(config: Config, tokenizer: Tokenizer, run: Run) -> tuple[Decoder, Fi
     small, large, targets = run.images("train"), run.images("train", "targets"), run.images("val", "targets")
     looked_at = arrays.evenly(len(targets), LOOKED_AT)
 
-    def batch(indices: np.ndarray, draws: Generator, done: float) -> tuple[Seen, Tensor]:
+    def batch(indices: np.ndarray, rng: Generator, done: float) -> tuple[Seen, Tensor]:
         rows = np.sort(indices)  # a memory map reads forward
         pair = arrays.to_model(small[rows], device), arrays.to_model(large[rows], device)
-        x, target = augmented(*pair, config.flip, config.shift, draws)
+        x, target = augmented(*pair, config.flip, config.shift, rng)
         with torch.no_grad():
             codes = tokenizer.encode(x)
         return see(tokenizer, codes), target
 
     def evaluate(objective: Objective) -> Row:
-        draw = partial(drawn, objective.decoder, tokenizer, run, "val", methods=["decoder"])
-        row = judged(draw, targets, looked_at, training.batch_size)["decoder"]
+        enlarge = partial(enlargements, objective.decoder, tokenizer, run, "val", methods=["decoder"])
+        row = judged(enlarge, targets, looked_at, training.batch_size)["decoder"]
         return {f"val_{name}": value for name, value in row.items()}
 
     seed_globally(run.params.seed, NAME, "initialisation")
@@ -140,11 +140,11 @@ METHODS: dict[str, Callable[[Decoder, Seen, Tensor], Tensor]] = {
     "nearest": lambda decoder, seen, original: enlarged(seen.reconstruction, "nearest"),
     "bicubic_of_original": lambda decoder, seen, original: enlarged(original),
 }
-Draw = Callable[[np.ndarray], dict[str, np.ndarray]]  # rows of a split -> uint8 [B,2H,2W,C] by each method
+Enlarge = Callable[[np.ndarray], dict[str, np.ndarray]]  # rows of a split -> uint8 [B,2H,2W,C] by each method
 
 
 @torch.no_grad()
-def drawn(
+def enlargements(
     decoder: Decoder,
     tokenizer: Tokenizer,
     run: Run,
@@ -160,13 +160,13 @@ def drawn(
 
 
 def judged(
-    draw: Draw, targets: UInt8[np.ndarray, "n h w c"], rows: Int[np.ndarray, " m"], batch_size: int
+    enlarge: Enlarge, targets: UInt8[np.ndarray, "n h w c"], rows: Int[np.ndarray, " m"], batch_size: int
 ) -> dict[str, dict[str, float]]:
     """Means over the rows, by method."""
     found: dict[str, list[pd.DataFrame]] = {}
     for where in arrays.batches(len(rows), batch_size):
         target = targets[rows[where]]
-        for name, pixels in draw(rows[where]).items():
+        for name, pixels in enlarge(rows[where]).items():
             error = scores.mse(pixels, target)
             columns = {
                 "mse": scores.symmetric(error),
@@ -183,10 +183,10 @@ def judged(
 
 
 def picture(
-    draw: Draw, targets: UInt8[np.ndarray, "n h w c"], families: pd.Series, shown: int
+    enlarge: Enlarge, targets: UInt8[np.ndarray, "n h w c"], families: pd.Series, shown: int
 ) -> UInt8[np.ndarray, "height width c"]:
     """The targets, over the bicubic enlargement of their reconstructions, over what the decoder draws; one image a family."""
     first = np.sort(np.unique(families.to_numpy(str), return_index=True)[1])
     rows = first[arrays.evenly(len(first), shown)]
-    by_method = draw(rows)
+    by_method = enlarge(rows)
     return pictures.sheet(np.concatenate([targets[rows], by_method["bicubic"], by_method["decoder"]]), len(rows))

@@ -69,13 +69,13 @@ def measure(config: Config, run: Run) -> Report:
         return arrays.mapped(extractor, pixels, config.batch_size, device)
 
     def some(split: str) -> Pixels:
-        draws = numpy_generator(seed, "temperature", split)
-        return run.images(split)[subset(draws, len(run.images(split)), count)]
+        rng = numpy_generator(seed, "temperature", split)
+        return run.images(split)[subset(rng, len(run.images(split)), count)]
 
     real, sheets, rows = features(some("test")), {}, []
     bar = run.runtime.progress(total=len(config.temperatures), desc="temperature")
     for temperature in sorted(set(config.temperatures)):
-        codes = drawn(prior, count, Sampling(temperature=temperature), labels, config.batch_size, seed, device)
+        codes = sampled_codes(prior, count, Sampling(temperature=temperature), labels, config.batch_size, seed, device)
         pixels = arrays.decoded(tokenizer, codes, config.batch_size)
         sheets[temperature] = pictures.sheet(pixels[: config.shown], config.shown)
         rows.append({"of": f"at_{temperature:g}".replace(".", "_"), "temperature": temperature,
@@ -92,7 +92,7 @@ def measure(config: Config, run: Run) -> Report:
     return Report({"images": count, "best": best, **metrics}, {"temperatures": table}, drawings)
 
 
-def drawn(
+def sampled_codes(
     prior: Prior,
     count: int,
     sampling: Sampling,

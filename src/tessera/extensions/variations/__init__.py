@@ -85,13 +85,13 @@ def measure(config: Config, run: Run) -> Report:
     codes = torch.from_numpy(run.codes("test")[chosen].astype(np.int64)).to(device)
     labels = torch.from_numpy(run.required_labels("test")[chosen]).to(device) if prior.classes else None
     n, t = codes.shape
-    ranks, shares = places(n, t, run.params.seed).to(device), sorted(set(config.shares))
+    order, fractions = places(n, t, run.params.seed).to(device), sorted(set(config.shares))
     original = seen(codes, np.asarray(run.images("test")[chosen]))
-    found = {f"share_{100 * share:g}": seen(varied(prior, codes, ranks, share, labels, config.batch_size, run.params.seed))
-             for share in shares}  # fmt: skip
+    found = {f"share_{100 * fraction:g}": seen(varied(prior, codes, order, fraction, labels, config.batch_size, run.params.seed))
+             for fraction in fractions}  # fmt: skip
     rows = {name: compared(original, other) for name, other in [*found.items(), (OTHER, original.rolled())]}
     table = pd.DataFrame([{"variation": name, **row} for name, row in rows.items()])
-    table.insert(1, "share", [*shares, 1.0])
+    table.insert(1, "share", [*fractions, 1.0])
     rebuilt = arrays.decoded(tokenizer, codes, config.batch_size)
     drawings: dict[str, Pixels | Figure] = {
         "variations": _sheet([original.pixels, rebuilt, *(each.pixels for each in found.values())], config.shown),
@@ -113,15 +113,15 @@ def places(n: int, t: int, seed: int) -> Int[Tensor, "n t"]:
 def varied(
     prior: Prior,
     codes: Int[Tensor, "n t"],
-    ranks: Int[Tensor, "n t"],
-    share: float,
+    order: Int[Tensor, "n t"],
+    fraction: float,
     labels: Int[Tensor, " n"] | None,
     batch_size: int,
     seed: int,
 ) -> Int[Tensor, "n t"]:
     """The codes with the first `share` of the positions drawn anew; the same random numbers whatever the share."""
-    kept, draws = ranks >= round(share * codes.shape[1]), partial(generator, seed, "variations")
-    return sample_batches(prior, len(codes), batch_size, draws, Sampling(), labels, codes, kept)
+    kept, rng = order >= round(fraction * codes.shape[1]), partial(generator, seed, "variations")
+    return sample_batches(prior, len(codes), batch_size, rng, Sampling(), labels, codes, kept)
 
 
 def compared(original: Seen, other: Seen) -> dict[str, float]:
@@ -139,8 +139,8 @@ def of_labels(
 ) -> Int[Tensor, "n t"]:
     """`count` samples of each label, label by label; the same random numbers whatever the guidance."""
     given = torch.tensor(labels, device=device).repeat_interleave(count)
-    draws = partial(generator, seed, "variations", "labels")
-    return sample_batches(prior, len(given), batch_size, draws, Sampling(guidance=guidance), given)
+    rng = partial(generator, seed, "variations", "labels")
+    return sample_batches(prior, len(given), batch_size, rng, Sampling(guidance=guidance), given)
 
 
 # pictures
@@ -184,10 +184,10 @@ def _labels(config: Config, run: Run, prior: Prior, tokenizer: Tokenizer) -> Fig
     )
     axes = figure.subplots(len(chosen), len(blocks), squeeze=False)
     for guidance, column in zip(blocks, axes.T, strict=True):
-        drawn = of_labels(
+        sampled = of_labels(
             prior, chosen, config.per_label, guidance, config.batch_size, run.params.seed, run.runtime.device
         )
-        pixels = arrays.decoded(tokenizer, drawn, config.batch_size)
+        pixels = arrays.decoded(tokenizer, sampled, config.batch_size)
         for axis, label, row in zip(column, chosen, np.split(pixels, len(chosen)), strict=True):
             sheet = pictures.sheet(row, config.per_label)
             axis.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
