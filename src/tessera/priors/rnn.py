@@ -106,7 +106,7 @@ class Recurrent(nn.Module):
             x = _truncated(layer, dropped(x, dropout), context)
         return dropped(x, dropout)
 
-    def walk(self, n: int) -> CodeWalk:
+    def walk(self, n: int) -> Walk:
         """The same network on `n` sequences, a position at a time, without dropout."""
         return Walk(self, n)
 

@@ -135,10 +135,10 @@ def _without_renamed(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             del section[last]
             found.append(cast("str", gone(name)))
     for name, value in list(trees.leaves(raw)):
-        place, _, last = name.rpartition(".")
-        values = RENAMED_VALUES.get(f"{place.rpartition('.')[2]}.{last}", {})
+        section_of_it, _, key = name.rpartition(".")
+        values = RENAMED_VALUES.get(f"{section_of_it.rpartition('.')[2]}.{key}", {})
         if isinstance(value, str | bool) and value in values:
-            trees.value(raw, place)[last] = values[value]
+            trees.value(raw, section_of_it)[key] = values[value]
             found.append(f"{name}: {value or 'no'} is {values[value]} now")
     return raw, found
 
