@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dvc  # noqa: F401  its log goes to the stdout that it was loaded under: not that of one test, which is closed
 import hypothesis
 import numpy as np
 import pandas as pd
