@@ -57,7 +57,7 @@ class Settings(Strict):
         return self
 
 
-class Quantizer(Strict):
+class QuantizerSettings(Strict):
     name: str
 
 
