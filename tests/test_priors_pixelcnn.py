@@ -303,7 +303,7 @@ def test_blue_learns_what_red_and_green_say() -> None:
 def test_gated_is_the_gated_network_of_each_grid_in_turn() -> None:
     """Weights of before are those of now: the same names, drawn in the same order, and the same logits."""
     values = example(gated_pixelcnn.Config, layers=2)
-    prior, codes = gated_pixelcnn.build(values, *LEVELS, 0).double().eval(), random_codes(3, *LEVELS)
+    prior, codes = gated_pixelcnn.build(values, CodeSpace(*LEVELS), 0).double().eval(), random_codes(3, *LEVELS)
     assert list(prior.order) == list(range(28))
     torch.manual_seed(5)
     again = gated_pixelcnn.build(values, CodeSpace(*LEVELS), 0)
@@ -322,7 +322,7 @@ def test_a_model_from_before_the_two_were_told_apart_by_name_loads(tmp_path: Pat
     """As it was saved then: one plug-in, with the values of both. Weights kept their names."""
     values = {"channels": 6, "layers": 2, "kernel_size": 3, "dropout": 0.1, "condition_blocks": 1}
     own = {"first_kernel_size": 5} if architecture == "masked" else {}
-    prior = now.build(now.Config.model_validate(values | own), *LEVELS, 2).eval()
+    prior = now.build(now.Config.model_validate(values | own), CodeSpace(*LEVELS), 2).eval()
     facts = {"grids": LEVELS[0], "codebook_sizes": LEVELS[1], "classes": 2}
     config = {"architecture": architecture, "first_kernel_size": 5, **values}
     recipe = {"seam": "priors", "name": "pixelcnn", "config": config, "arguments": facts, "quantizer": None}
