@@ -42,7 +42,7 @@ THUMBNAIL = 8  # pixels a side; near duplicates are sought on these
 BLOCK = 256  # rows that are handled at once
 LEAST = 4  # images of a split: KID compares subsets of half of it, and of two images at least
 SHOWN = 50  # broken images that an error names
-RANK = {"test": 0, "val": 1}  # which of several identical images is kept; all others rank behind
+KEPT_FIRST = {"test": 0, "val": 1}  # which of several identical images is kept; all others come behind
 
 
 class Split(Strict):
@@ -308,7 +308,7 @@ def unique(digests: Sequence[bytes], own: Sequence[str] | np.ndarray) -> tuple[I
         kept = first.setdefault(digest, i)
         if own[kept] != own[i]:
             across.add(digest)
-        if RANK.get(own[i], len(RANK)) < RANK.get(own[kept], len(RANK)):
+        if KEPT_FIRST.get(own[i], len(KEPT_FIRST)) < KEPT_FIRST.get(own[kept], len(KEPT_FIRST)):
             first[digest] = i
     return np.array(sorted(first.values())), len(across)
 

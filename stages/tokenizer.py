@@ -57,7 +57,7 @@ class Settings(Strict):
         return self
 
 
-class Quantizer(Strict):
+class QuantizerSettings(Strict):
     name: str
 
 
@@ -231,7 +231,7 @@ def _evaluate(objective: Objective, data: Data) -> Row:
 
 def _scores(objective: Objective, data: Data, pixels: UInt8[np.ndarray, "n h w c"]) -> Row:
     """Every loss term, their `total`, terms that are only reported, and what codes and pictures are worth, over all of
-    `pixels`: `psnr_db` of the mean squared error, `ssim` with uniform windows (`nn.scores`)."""
+    `pixels`: `psnr_db` of the mean squared error, `ssim` with uniform windows (`scores`)."""
     sums: dict[str, float] = defaultdict(float)
     reported: dict[str, float] = defaultdict(float)
     codes, errors, similar = [], [], []

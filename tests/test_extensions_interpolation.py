@@ -139,7 +139,7 @@ class Told:
     def __init__(self, code: int, nats: float, exact: bool = True, classes: int = 0) -> None:
         self.code, self.nats, self.exact, self.classes, self.order = code, nats, exact, classes, range(16)
 
-    def steps(self, n, labels):
+    def walk(self, n, labels):
         self.labels, self.seen = labels, []
         while True:
             logits = torch.zeros(n, 8)

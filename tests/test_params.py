@@ -473,6 +473,17 @@ def test_patience_needs_a_score_that_can_fall(raw):
     assert validation.problems(raw) == []
 
 
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [("diagnostics/probe:share_saved", "probe:share_saved"), ("reconstruction:mse", "reconstruction:test.mse")],
+)
+def test_a_threshold_on_a_metric_of_before_is_answered_by_the_one_of_today(
+    raw: dict[str, Any], old: str, now: str
+) -> None:
+    raw["gate"]["thresholds"] = {"mine": {"metric": old, "at_most": 1.0}}
+    assert validation.problems(raw) == [f"gate.thresholds.mine.metric: {old} is {now} now"]
+
+
 @pytest.mark.parametrize("old", ["no", False])
 def test_precision_no_is_answered_by_float32(raw: dict[str, Any], old: Any) -> None:
     raw["prior"]["training"]["precision"] = raw["extensions"]["inpainting"]["training"]["precision"] = old

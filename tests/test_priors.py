@@ -332,7 +332,7 @@ def test_a_prior_is_capturable_where_its_walk_asks_for_no_value(name: str, class
     uniforms = torch.zeros(4, 16, dtype=torch.float64, device="meta")
     labels = labels.to("meta") if labels is not None else None
     walk = partial(
-        draws.walked, prior.to("meta"), getattr(prior, "steps", None), uniforms, Sampling(), labels, None, None
+        draws.walked, prior.to("meta"), getattr(prior, "walk", None), uniforms, Sampling(), labels, None, None
     )
     if prior.capturable:
         assert walk()[0].shape == (4, 16)

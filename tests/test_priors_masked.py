@@ -287,7 +287,7 @@ def test_training_hides_as_much_of_every_row(study: bool, tiny: Callable[..., An
     """The numbers that training draws, not only what is made of them: without the offset the first row hides 1 of 8 codes."""
     space, codes, found, draws = CodeSpace(((2, 4),), (3,)), torch.zeros(4, 8, dtype=torch.int64), [], generator(7)
     if study:
-        model = bidirectional.Bidirectional(tiny(Size), steps=4, space=space, classes=0)
+        model = bidirectional.Bidirectional(tiny(Size), passes=4, space=space, classes=0)
     else:
         model = plugin.build(tiny(plugin.Config), space=space, classes=0).train()
     model.network.register_forward_pre_hook(lambda _, given: found.append(given[2].sum(1)))

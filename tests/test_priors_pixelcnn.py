@@ -22,7 +22,7 @@ from tessera.core.errors import InputError
 from tessera.core.space import CodeSpace
 from tessera.priors import gated_pixelcnn, pixelcnn
 from tessera.priors.gated_pixelcnn import GatedNetwork
-from tessera.priors.pixelcnn import MaskedConv2d, MaskedNetwork, mask
+from tessera.priors.pixelcnn import MaskedConv2d, MaskedNetwork, readable
 
 ROOT = Path(__file__).resolve().parent.parent
 INPUTS, OUTPUTS = (2, 1, 3), (1, 2, 2)  # features of three groups
@@ -64,7 +64,7 @@ def visible(o: int, i: int, dy: int, dx: int, itself: bool) -> bool:
 @pytest.mark.parametrize("itself", [False, True], ids="AB")
 def test_a_mask_is_the_papers_entry_by_entry(kernel_size: int, itself: bool) -> None:
     reach = kernel_size // 2
-    found = mask(kernel_size, INPUTS, OUTPUTS, itself)
+    found = readable(kernel_size, INPUTS, OUTPUTS, itself)
     assert tuple(found.shape) == (5, 6, reach + 1, kernel_size)
     for o, i, row, column in itertools.product(*map(range, found.shape)):
         assert bool(found[o, i, row, column]) == visible(o, i, row - reach, column - reach, itself)

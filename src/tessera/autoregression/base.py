@@ -17,7 +17,7 @@ from tessera.core.space import CodeSpace
 class Autoregressive(nn.Module):
     """See `core.contracts.Prior`. p(codes | label) = product over positions of p(code | codes before, label).
 
-    A prior says `predict`, one pass over finished codes, and `steps`, the walk over positions that remembers what it
+    A prior says `predict`, one pass over finished codes, and `walk`, the loop over positions that remembers what it
     computed. `order` is the sequence of positions in which codes are drawn, and in which "before" is meant.
     """
 

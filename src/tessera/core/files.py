@@ -1,4 +1,5 @@
-"""Every path and format of the project. Files appear whole or not at all; what cannot be written is named.
+"""The formats that stages write and read, and the folders they stand in. Files appear whole or not at all; what cannot be
+written is named.
 
 Arrays are `.npy`, memory-mapped when read; tables CSV; metrics and facts JSON; pictures PNG; models safetensors
 (`core.models`). Nothing here imports torch. No clock, host name or absolute path enters a file: running twice gives
@@ -61,9 +62,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 @contextmanager

@@ -26,6 +26,9 @@ class Run:
     Attributes:
         params: the sections of params.yaml that the stage declares.
         key: the plug-in of this instance, in stages that run one per plug-in.
+
+    `whole` is all of params.yaml, and no stage reads it: it is there to say whether a model on disk is the one that params.yaml
+    describes. A stage that loads a model depends on its artefact, and need not declare the sections that it was made from.
     """
 
     def __init__(
@@ -33,14 +36,15 @@ class Run:
         params: Params,
         key: str | None = None,
         runtime: Runtime | None = None,
-        everything: Params | None = None,
+        whole: Params | None = None,
     ) -> None:
         self.params, self.key, self._runtime = params, key, runtime
-        self._everything = everything or params
+        self._whole = whole or params
 
     @property
     def runtime(self) -> Runtime:
-        """Devices, progress bars and scratch checkpoints (`tessera.runtime`); it changes no result."""
+        """Devices, progress bars and scratch checkpoints (`tessera.runtime`). Results agree on any of them within rounding:
+        other devices and other numbers of threads change bits."""
         assert self._runtime is not None, "this run was made without a runtime, and can only read"
         return self._runtime
 
@@ -105,16 +109,16 @@ class Run:
     # models
 
     def tokenizer(self) -> Tokenizer:
-        return self._model("tokenizer", models.tokenizer_recipe(self._everything, self.image_shape))
+        return self._model("tokenizer", models.tokenizer_recipe(self._whole, self.image_shape))
 
     def prior(self) -> Prior:
-        classes = len(self.label_names) if self._everything.value("prior.conditional") else 0
-        recipe = models.prior_recipe(self._everything, self.space, classes)
+        classes = len(self.label_names) if self._whole.value("prior.conditional") else 0
+        recipe = models.prior_recipe(self._whole, self.space, classes)
         return self._model("prior", recipe)
 
     def extractor(self, role: str = "scorer") -> Extractor:
         """The feature network that scores; `role="perceptual"` for the other, which a loss may be trained against."""
-        recipe = models.extractor_recipe(self._everything, self.image_shape, len(self.label_names))
+        recipe = models.extractor_recipe(self._whole, self.image_shape, len(self.label_names))
         return self._model("extractor", recipe, role)
 
     def _model(self, stage: str, wanted: models.Recipe, part: str = "") -> Any:

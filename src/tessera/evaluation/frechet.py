@@ -1,4 +1,4 @@
-"""Fréchet distance and KID between sets of features (`nn.frechet`).
+"""Fréchet distance and KID between sets of features (`features.frechet`).
 
 The Fréchet distance is called `fid` on Inception's features only; on others `fd_classifier` and the like, to be compared
 within one data set and one trained network. Every set here has the same number of images, and `train_test`, two sets of

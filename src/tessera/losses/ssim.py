@@ -24,7 +24,7 @@ class Config(Strict):
 
 
 class SSIM(nn.Module):
-    """With Gaussian windows of 11x11 pixels, sigma 1.5 (paper, section III.C): 1 - `nn.scores.ssim_gaussian`, but not
+    """With Gaussian windows of 11x11 pixels, sigma 1.5 (paper, section III.C): 1 - `scores.ssim_gaussian`, but not
     rounded to 8 bits. The metric `ssim` has other windows. On intensities between 0 and 1, colour channels apart, mean over
     all windows that lie within the image; from 0 (equal) to 2. A smaller image has the largest odd window that fits."""
 

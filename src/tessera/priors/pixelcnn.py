@@ -104,7 +104,7 @@ def stacks(grids: Grids) -> list[slice]:
     return [slice(end - length, end) for length, end in zip(lengths, accumulate(lengths), strict=True)]
 
 
-def mask(kernel_size: int, inputs: Widths, outputs: Widths, itself: bool) -> Bool[Tensor, "o i rows columns"]:
+def readable(kernel_size: int, inputs: Widths, outputs: Widths, itself: bool) -> Bool[Tensor, "o i rows columns"]:
     """True where a kernel may look (sec. 3.4, fig. 2 right). Its rows are those above and, last, that of its centre; what
     lies below is no part of it. `itself`: whether a group sees itself at its own place (mask B) or only those before it
     (mask A)."""
@@ -131,7 +131,7 @@ class MaskedConv2d(nn.Conv2d):
         reach = kernel_size // 2
         super().__init__(sum(inputs), sum(outputs), (reach + 1, kernel_size), padding=(reach, reach))
         self.reach, self.inputs, self.outputs = reach, inputs, outputs
-        self.register_buffer("mask", mask(kernel_size, inputs, outputs, itself), persistent=False)
+        self.register_buffer("mask", readable(kernel_size, inputs, outputs, itself), persistent=False)
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
         # padded below too, then cropped of what looks ahead: cheaper than a copy padded on one side

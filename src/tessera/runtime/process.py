@@ -1,4 +1,4 @@
-"""What a process is told before it computes. It changes speed, and no result."""
+"""What a process is told before it computes. It changes speed; the number of threads also changes the last bits of sums."""
 
 from __future__ import annotations
 

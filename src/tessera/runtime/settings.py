@@ -16,14 +16,15 @@ FP16_ON_A_CPU = (
 
 
 class Settings(Strict):
-    """The machine. No stage declares this section. `threads` changes the last bits of sums, nothing else changes a result."""
+    """The machine. No stage declares this section, so that a change re-runs nothing. `device`, `devices`, `nodes` and `threads`
+    change the last bits of sums, and so results within noise; the others change no result."""
 
     device: Literal["auto", "cpu"] = Field(description="auto: the accelerator where there is one")
     devices: int = Field(
         ge=1, description="processes (ranks) that share training and extraction on each machine, one per device"
     )
     nodes: int = Field(ge=1, description="machines; with several, see docs/scale.md")
-    threads: int = Field(ge=0, description="CPU threads per process; 0: as many as there are cores")
+    threads: int = Field(ge=0, description="CPU threads per process; 0: as many as there are cores; it changes bits")
     checkpoint_seconds: float = Field(ge=0, description="between scratch checkpoints of a training stage; 0: each step")
     keep_scratch: int = Field(ge=1, description="scratch folders kept per stage; the oldest go first")
 

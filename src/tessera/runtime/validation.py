@@ -43,7 +43,7 @@ ORDER = (
     *PLURAL,
 )
 CLASSES = {  # section -> where its class is, but for those that are `Settings` in the stage of their name
-    "quantizer": ("stages.tokenizer", "Quantizer"),
+    "quantizer": ("stages.tokenizer", "QuantizerSettings"),
     "gate": ("tessera.verdict", "Verdict"),
     "criteria": ("tessera.verdict", "Verdict"),
     "runtime": ("tessera.runtime.settings", "Settings"),

@@ -24,7 +24,7 @@ from tessera.studies import results
 from tessera.studies.results import Result
 from tessera.studies.sweep import PAGES
 
-DRAWS = 2000
+RESAMPLES = 2000
 LEAST = 6  # runs below which a rank correlation says nothing
 BITS, CODES, RATE = "evaluation/likelihood:test.nll_bits_per_code", "codes:codes_per_image", "codes:bits_per_image"
 FD, FD_FLOOR = "evaluation/frechet:fd_*.samples_test", "evaluation/frechet:fd_*.reconstruction_test"
@@ -81,7 +81,7 @@ def spearman(x: Float[np.ndarray, "... n"], y: Float[np.ndarray, "... n"]) -> Fl
 
 def interval(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], fraction: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap over runs; draws in which a variable is constant count as none."""
-    rows = np.random.default_rng(0).integers(0, len(x), (DRAWS, len(x)))
+    rows = np.random.default_rng(0).integers(0, len(x), (RESAMPLES, len(x)))
     low, high = np.nanquantile(spearman(x[rows], y[rows]), [(1 - fraction) / 2, (1 + fraction) / 2])
     return float(low), float(high)
 

@@ -1,4 +1,4 @@
-"""How good a fill-in is: errors and structural similarity (`nn.scores.ssim`: uniform windows of 7x7 pixels) inside a mask,
+"""How good a fill-in is: errors and structural similarity (`scores.ssim`: uniform windows of 7x7 pixels) inside a mask,
 and the seam along its edge."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def judged(results: UInt8[np.ndarray, "s n h w c"], pixels: Pixels, masks: Masks
         overall.append(scores.mse(filled, pixels))
         maps = similarity(filled, pixels)
         similar.append((maps * masks).sum((1, 2)) / masks.sum((1, 2)))
-        margin = _window(pixels) // 2  # where windows would reach over the border; `nn.scores.ssim` leaves it out too
+        margin = _window(pixels) // 2  # where windows would reach over the border; `scores.ssim` leaves it out too
         similar_overall.append(maps[:, margin:-margin, margin:-margin].mean())
     return {
         "psnr_db": float(scores.psnr_db(np.mean(inside))),
@@ -41,7 +41,7 @@ def _inside(filled: np.ndarray, pixels: Pixels, masks: Masks) -> Float[np.ndarra
 
 
 def similarity(a: Pixels, b: Pixels) -> Float[np.ndarray, "n h w"]:
-    """SSIM around each pixel, mean over channels; windows as `nn.scores.ssim` has them, mirrored at the border."""
+    """SSIM around each pixel, mean over channels; windows as `scores.ssim` has them, mirrored at the border."""
     from skimage.metrics import structural_similarity
 
     options = {"win_size": _window(a), "channel_axis": -1, "data_range": 255, "full": True}

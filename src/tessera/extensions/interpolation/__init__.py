@@ -60,7 +60,7 @@ class Config(Strict):
 
 @torch.no_grad()
 def measure(config: Config, run: Run) -> Report:
-    """Smoothness is the mean SSIM of consecutive frames (uniform windows, `nn.scores.ssim`; which the published have is not
+    """Smoothness is the mean SSIM of consecutive frames (uniform windows, `scores.ssim`; which the published have is not
     said), `smoothness_min` that of the roughest step of all pairs, both of the
     pairs drawn by the seed; `smoothness_named` is that of the named pairs. The two at the top are those of `latent`."""
     tokenizer, device = run.tokenizer(), run.runtime.device

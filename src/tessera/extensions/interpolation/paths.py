@@ -74,11 +74,11 @@ def refined(
     exact = cast("ExactPrior", prior)
     walk, order = exact.walk(len(fraction), labels), list(exact.order)
     logits = next(walk)
-    for index, t in enumerate(order):
+    for turn, t in enumerate(order):
         grid, place = tokenizer.space.locate(t)
         # a code that the prior holds impossible stays possible where it is the only one without cost
         codes[:, t] = (logits.double().clamp(min=-1e6) - cost[grid][:, place]).argmax(1)
-        if index + 1 < len(order):
+        if turn + 1 < len(order):
             logits = walk.send(codes[:, t])
     walk.close()
     return tokenizer.decode(codes)

@@ -75,7 +75,7 @@ def requires(params: Params) -> str | None:
 
 def measure(config: Config, run: Run) -> Report:
     """Of the test images at twice their size, as 8-bit pixels: `mse` in units of [-1, 1]^2, `psnr_db` of the mean MSE,
-    `psnr_db_per_image`, `ssim` with uniform windows and `ssim_gaussian` (`nn.scores`). The published 23.65 dB are of the mean
+    `psnr_db_per_image`, `ssim` with uniform windows and `ssim_gaussian` (`scores`). The published 23.65 dB are of the mean
     MSE, .0172; which windows its SSIM of .797 has is not said. `gain_db` is the decoder's PSNR minus that of each other
     method; `bicubic_of_original` has seen the original, of which the others have no more than its codes."""
     tokenizer = run.tokenizer()

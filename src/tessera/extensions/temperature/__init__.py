@@ -1,7 +1,7 @@
 """What the temperature of sampling trades: likely, alike samples below 1, varied and less likely ones above.
 
 Samples of each temperature against as many test images, in the feature space of the network that scores: Fréchet distance
-and KID (`nn.frechet`), precision and recall (`nn.neighbours`), and how many samples are distinct. Beside them training
+and KID (`features.frechet`), precision and recall (`features.neighbours`), and how many samples are distinct. Beside them training
 images in the place of samples: only the comparison with those says anything. Codes are drawn from all of logits /
 temperature, without truncation or guidance, at every temperature from the same random numbers. A conditional prior is given
 the frequencies of the training labels.

@@ -125,7 +125,7 @@ def varied(
 
 
 def compared(original: Seen, other: Seen) -> dict[str, float]:
-    """`psnr_db` is of the mean squared error over images, `ssim` the mean with uniform windows (`nn.scores`)."""
+    """`psnr_db` is of the mean squared error over images, `ssim` the mean with uniform windows (`scores`)."""
     return {
         "codes_changed": float((original.codes != other.codes).mean()),
         "feature_distance": float(np.linalg.norm(original.features - other.features, axis=1).mean()),
