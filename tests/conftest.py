@@ -245,6 +245,7 @@ def _artifacts(_raw: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
         _write_models(run)
         for made in files.ARTIFACTS.iterdir():
             files.write_json(made / provenance.MADE_FROM, {})  # of nothing that another stage made
+        provenance.write_code([files.ARTIFACTS.as_posix()])
     return folder / files.ARTIFACTS
 
 

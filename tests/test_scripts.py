@@ -194,6 +194,16 @@ def lock_looked_at(start: Callable[..., str], workspace: Path, **_: Any) -> None
     assert start("tessera.runtime.lockfile") == ""
 
 
+def versions_written(start: Callable[..., str], workspace: Path, **_: Any) -> None:
+    """`versions.yaml` anew from the lock: the same packages, and the versions of today."""
+    for name in ("versions.yaml", "requirements.lock"):
+        shutil.copy(ROOT / name, workspace)
+    committed = (workspace / "versions.yaml").read_text()
+    (workspace / "versions.yaml").write_text(committed.replace("torch: ", "torch: 0."))
+    assert start("tessera.runtime.versions") == ""
+    assert (workspace / "versions.yaml").read_text() == committed
+
+
 SMOKE: dict[str, Callable[..., None]] = {
     "benchmarks.quantizers": quantizers,
     "benchmarks.tokenizers": tokenizers,
@@ -207,6 +217,7 @@ SMOKE: dict[str, Callable[..., None]] = {
     "tessera.studies": studies_listed,
     "tessera.runtime.validation": params_checked,
     "tessera.runtime.lockfile": lock_looked_at,
+    "tessera.runtime.versions": versions_written,
 }
 
 

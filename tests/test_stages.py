@@ -111,7 +111,7 @@ def test_another_codebook_size_takes_the_checkpoint_of_the_finished_training(
     monkeypatch.setattr(sys, "argv", ["stages/tokenizer.py"])
     monkeypatch.setattr(entry, "_validated", lambda: raw)
     monkeypatch.setattr(entry, "_require_declared_imports", lambda what: None)  # this process has imported all
-    for name in ("dvc.yaml", "src", "stages"):
+    for name in ("dvc.yaml", "versions.yaml", "src", "stages"):
         (workspace / name).symlink_to(ROOT / name)
     tiny_run()
     raw["tokenizer"]["name"] = "vae"
