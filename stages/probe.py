@@ -121,13 +121,13 @@ def bits(probe: Any, codes: Int[Tensor, "n t"], batch_size: int) -> Float[np.nda
 def report(
     found: dict[str, Float[np.ndarray, "n t"]], entropy: Float[np.ndarray, " t"], history: list[Row], grids: Grids
 ) -> Report:
-    """Of `val`, at the best epoch: bits per code and image, and `share_saved` of the order-0 entropy of that split, the bits
+    """Of `val`, at the best epoch: bits per code and image, and `fraction_saved` of the order-0 entropy of that split, the bits
     of whoever knows how often each code occurs and nothing of its neighbours; 0 says that the probe learnt no structure.
     `gap_bits_per_code`: val minus train."""
     metrics = {
         "nll_bits_per_code": (per_code := found["val"].mean()),
         "nll_bits_per_image": found["val"].sum(1).mean(),
-        "share_saved": 1 - per_code / entropy.mean() if entropy.any() else 0.0,
+        "fraction_saved": 1 - per_code / entropy.mean() if entropy.any() else 0.0,
         "gap_bits_per_code": per_code - found["train"].mean(),
     }
     tables = {"curve": pd.DataFrame(history), "positions": _positions(found, entropy, grids)}

@@ -42,7 +42,7 @@ EVERY = {
     oracle: {},
     transitions: {"shown": 4},
     learnability: {},
-    positions: {"share": 0.5},
+    positions: {"fraction": 0.5},
 }
 
 
@@ -282,7 +282,7 @@ def test_prefixes_by_loops():
 def test_bits_given_the_prefix_add_up_to_the_identity_of_an_image():
     """However many codes follow: 16 different images are 4 bits."""
     codes = np.concatenate([np.indices((2, 2, 2, 2)).reshape(4, -1).T, draw((16, 12), 50)], axis=1)
-    report = positions.measure(positions.Config(share=0.99), of_codes(codes, ((4, 4),), (50,)))
+    report = positions.measure(positions.Config(fraction=0.99), of_codes(codes, ((4, 4),), (50,)))
     table = report.tables["positions"]
     assert list(table["given_prefix_bits"]) == pytest.approx([1] * 4 + [0] * 12)
     assert report.metrics["grid_0"]["given_prefix_bits"] == pytest.approx(4 / 16)
@@ -296,7 +296,7 @@ def test_bits_given_the_prefix_add_up_to_the_identity_of_an_image():
 def test_copies_of_one_image_are_never_named():
     """Each code occurs once in it: 2 bits a code, so that 8 different images would need 2."""
     run = of_codes(np.tile([3, 1, 0, 2], (8, 1)), ((2, 2),), (8,))
-    found = positions.measure(positions.Config(share=0.5), run).metrics
+    found = positions.measure(positions.Config(fraction=0.5), run).metrics
     assert found["sequence"] == {"identity_bits": 3, "cliff": 1, "cliff_effective": 2, "named": 0}
     assert found["grid_0"]["given_prefix_bits"] == found["grid_0"]["entropy_bits"] == 0
 
@@ -305,7 +305,7 @@ def test_share_of_named_images():
     """Of 8 images 6 are told apart by the first code, and two are copies of one another."""
     codes = np.array([[n, 0] for n in (0, 1, 2, 3, 4, 5, 6, 6)])
     found = [
-        positions.measure(positions.Config(share=share), of_codes(codes, ((1, 2),), (8,))).metrics["sequence"]
+        positions.measure(positions.Config(fraction=share), of_codes(codes, ((1, 2),), (8,))).metrics["sequence"]
         for share in (0.75, 0.8)
     ]
     assert found[0]["named_after"] == 1
@@ -333,9 +333,9 @@ def test_cliff_of_too_few_codes_is_none():
 def test_effective_cliff_counts_the_codes_that_are_used():
     """8 images: one code of 16, or three of the 2 that occur. Over two grids, of different codebooks."""
     used = np.indices((2, 2, 2)).reshape(3, -1).T
-    found = positions.measure(positions.Config(share=0.99), of_codes(used, ((1, 3),), (16,))).metrics["sequence"]
+    found = positions.measure(positions.Config(fraction=0.99), of_codes(used, ((1, 3),), (16,))).metrics["sequence"]
     assert (found["cliff"], found["cliff_effective"], found["named_after"]) == (1, 3, 3)
-    found = positions.measure(positions.Config(share=0.99), of_codes(used, ((1, 1), (1, 2)), (2, 4))).metrics
+    found = positions.measure(positions.Config(fraction=0.99), of_codes(used, ((1, 1), (1, 2)), (2, 4))).metrics
     assert found["sequence"]["cliff"] == 2
     assert list(found) == ["grid_0", "grid_1", "sequence"]
 
@@ -371,7 +371,7 @@ def test_back_off_is_a_distribution():
 def test_neighbours_are_judged_on_unseen_images():
     """Uniform codes: 2 bits each, whatever is known. Prefixes of the training images tell nothing of that."""
     codes = {split: draw((1000, 9), 4, seed) for seed, split in enumerate(SPLITS)}
-    found = positions.measure(positions.Config(share=0.99), of_codes(codes, ((3, 3),), (4,))).metrics["grid_0"]
+    found = positions.measure(positions.Config(fraction=0.99), of_codes(codes, ((3, 3),), (4,))).metrics["grid_0"]
     assert 2 <= found["given_neighbours_bits"] < 2.05
     assert found["given_prefix_bits"] < 1.2
 
@@ -379,7 +379,7 @@ def test_neighbours_are_judged_on_unseen_images():
 def test_neighbours_tell_a_checkerboard():
     """Either board is certain once its first code is known."""
     codes = np.concatenate([board(500, 3, 3), 1 - board(500, 3, 3)])
-    table = positions.measure(positions.Config(share=1.0), of_codes(codes, ((3, 3),), (2,))).tables["positions"]
+    table = positions.measure(positions.Config(fraction=1.0), of_codes(codes, ((3, 3),), (2,))).tables["positions"]
     assert table["given_neighbours_bits"][4:].max() < 0.02
     assert list(table["entropy_bits"]) == pytest.approx([1] * 9)
 

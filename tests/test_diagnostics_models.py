@@ -209,7 +209,7 @@ def test_the_most_used_codes_of_a_large_codebook_are_looked_at(workspace, tiny):
     run = stub(Patches(book), grey(6))
     table = geometry.measure(tiny(geometry.Config, codes=8), run).tables["codebook"]
     assert list(table["code"]) == list(range(8))  # it only ever uses those
-    assert table["share"].sum() == pytest.approx(1)
+    assert table["fraction"].sum() == pytest.approx(1)
 
 
 # robustness

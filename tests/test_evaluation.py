@@ -341,7 +341,7 @@ def test_copies_are_at_ratio_zero_and_all_too_near():
     train, test = gaussian(200), gaussian(300, seed=1)
     unseen = neighbours.nearest(test, train)[1]
     found = memorisation.compare(neighbours.nearest(train[:50], train)[1], unseen, 0.01)
-    assert found == {"median_ratio": 0, "near_share": 1}
+    assert found == {"median_ratio": 0, "near_fraction": 1}
 
 
 def test_new_draws_are_as_far_as_test_images():
@@ -349,19 +349,19 @@ def test_new_draws_are_as_far_as_test_images():
     unseen = neighbours.nearest(test, train)[1]
     found = memorisation.compare(neighbours.nearest(gaussian(2000, seed=2), train)[1], unseen, 0.05)
     assert found["median_ratio"] == pytest.approx(1, abs=0.05)
-    assert found["near_share"] == pytest.approx(0.05, abs=0.02)
+    assert found["near_fraction"] == pytest.approx(0.05, abs=0.02)
 
 
 def test_half_copies_are_found_in_the_share():
     train, test = gaussian(400), gaussian(400, seed=1)
     samples = np.concatenate([train[:100], gaussian(100, seed=2)])
     distances, unseen = (neighbours.nearest(points, train)[1] for points in (samples, test))
-    assert memorisation.compare(distances, unseen, 0.01)["near_share"] == pytest.approx(0.5, abs=0.05)
+    assert memorisation.compare(distances, unseen, 0.01)["near_fraction"] == pytest.approx(0.5, abs=0.05)
 
 
 def test_copies_are_found_where_some_test_images_have_a_twin():
     found = memorisation.compare(np.zeros(10), np.concatenate([np.zeros(5), np.ones(95)]), 0.01)
-    assert found == {"median_ratio": 0, "near_share": 1}
+    assert found == {"median_ratio": 0, "near_fraction": 1}
 
 
 def test_pixel_distance_is_rmse_in_grey_levels(measured, tiny_run):
@@ -376,8 +376,10 @@ def test_pixel_distance_is_rmse_in_grey_levels(measured, tiny_run):
     pixels = report.tables["compared"].set_index(["space", "of"]).loc["pixels"]
     assert pixels.loc["samples", "test_median"] == pytest.approx(10)
     assert pixels.loc["reconstruction", "median_ratio"] == pytest.approx(0.5)
-    assert pixels.loc["copies", ["median_ratio", "near_share"]].tolist() == pytest.approx([2, 0])  # decoded: not found
-    assert report.metrics["pixels"] == {"median_ratio": 0, "near_share": 1}
+    assert pixels.loc["copies", ["median_ratio", "near_fraction"]].tolist() == pytest.approx(
+        [2, 0]
+    )  # decoded: not found
+    assert report.metrics["pixels"] == {"median_ratio": 0, "near_fraction": 1}
 
 
 @pytest.mark.parametrize("block", [3, 1000])
@@ -400,7 +402,7 @@ def in_codes(measured: Any, run: Run, samples: np.ndarray, train: np.ndarray, au
         files.save_array(files.ARTIFACTS / f"{path}.npy", codes.astype(np.int32))
     report = measured("memorisation", quantile=0.05)
     table = report.tables["compared"].set_index(["space", "of"]).loc["codes"]
-    assert report.metrics["codes"] == dict(table.loc["samples", ["median_ratio", "near_share"]])
+    assert report.metrics["codes"] == dict(table.loc["samples", ["median_ratio", "near_fraction"]])
     return table
 
 
@@ -414,15 +416,15 @@ def test_copied_codes_are_found_also_of_augmented_images(measured, tiny_run, cop
     )
     samples = {"plain": train, "augmented": augmented[2], "half": np.concatenate([new[:50], augmented[0]]), "none": new}
     table = in_codes(measured, tiny_run("memorisation"), samples[copied], train, augmented)
-    median, near = table.loc["samples", ["median_ratio", "near_share"]]
+    median, near = table.loc["samples", ["median_ratio", "near_fraction"]]
     if copied in ("plain", "augmented"):
         assert (median, near) == (0, 1)
     else:
         # distances are few different numbers, so that more than the quantile are as near
-        usual = table.loc["samples", "test_near_share"]
+        usual = table.loc["samples", "test_near_fraction"]
         assert 0.05 <= usual < 0.2
         assert near == pytest.approx(0.5 * (1 + usual) if copied == "half" else usual, abs=0.07)
-    assert table.loc["copies", ["median_ratio", "near_share"]].tolist() == [0, 1]
+    assert table.loc["copies", ["median_ratio", "near_fraction"]].tolist() == [0, 1]
 
 
 def test_without_augmented_codes_only_plain_ones_are_references(measured, tiny_run):
@@ -430,14 +432,14 @@ def test_without_augmented_codes_only_plain_ones_are_references(measured, tiny_r
     train, augmented = draws.integers(0, 4, (50, 12)), draws.integers(4, 8, (1, 50, 12))
     for kept, near in ((augmented, 1), (augmented[:0], 0)):
         table = in_codes(measured, tiny_run("memorisation"), augmented[0], train, kept)
-        assert table.loc["samples", "near_share"] == near
-        assert table.loc["copies", "near_share"] == 1
+        assert table.loc["samples", "near_fraction"] == near
+        assert table.loc["copies", "near_fraction"] == 1
 
 
 def test_the_criterion_on_copies_reads_the_codes():
     """In the other spaces decoded copies pass it."""
     found = read(project() / "params.yaml")["criteria"]["thresholds"]["near_copies"]
-    assert found["metric"] == "evaluation/memorisation:codes.near_share"
+    assert found["metric"] == "evaluation/memorisation:codes.near_fraction"
 
 
 def test_histograms_are_shares(measured):
@@ -517,18 +519,18 @@ def test_entropy_is_that_of_each_grid_in_each_split(codes):
         parts = (codes[split][:, :2], codes[split][:, 2:])
         expected = [scipy.stats.entropy(np.bincount(part.ravel()), base=2) for part in parts]
         assert metrics[split]["entropy_bits_per_image"] == pytest.approx(2 * expected[0] + 4 * expected[1])
-        assert metrics[split]["share_saved"] == pytest.approx(1 - 12 / (2 * expected[0] + 4 * expected[1]))
+        assert metrics[split]["fraction_saved"] == pytest.approx(1 - 12 / (2 * expected[0] + 4 * expected[1]))
 
 
 def test_knowing_frequencies_alone_saves_nothing():
     codes = {split: np.tile([0, 1, 0, 1, 0, 1], (3, 1)) for split in SPLITS}
     metrics = likelihood_of(Fixed([0.5, 0.5, 1e-9, 1e-9]), codes).metrics
-    assert metrics["test"]["share_saved"] == pytest.approx(0, abs=1e-9)
+    assert metrics["test"]["fraction_saved"] == pytest.approx(0, abs=1e-9)
 
 
 def test_codes_without_any_entropy_have_nothing_to_save():
     codes = {split: np.zeros((3, 6), np.int64) for split in SPLITS}
-    assert likelihood_of(Fixed([0.25] * 4), codes).metrics["val"]["share_saved"] == 0
+    assert likelihood_of(Fixed([0.25] * 4), codes).metrics["val"]["fraction_saved"] == 0
 
 
 def test_the_gap_is_test_minus_train():
@@ -550,10 +552,10 @@ def test_a_bound_says_so_in_names_and_table(codes):
     prior.exact = False
     report = likelihood_of(prior, codes)
     assert set(report.metrics) == {"val", "test", "gap_bound_bits_per_code"}
-    assert set(report.metrics["test"]) == {"nll_bound_bits_per_code", "share_saved_bound"}
+    assert set(report.metrics["test"]) == {"nll_bound_bits_per_code", "fraction_saved_bound"}
     assert report.metrics["test"]["nll_bound_bits_per_code"] == pytest.approx(2)
     exact = likelihood_of(Fixed([0.25] * 4), codes).metrics
-    assert report.metrics["val"]["share_saved_bound"] == exact["val"]["share_saved"]
+    assert report.metrics["val"]["fraction_saved_bound"] == exact["val"]["fraction_saved"]
     assert set(report.tables["splits"]["likelihood"]) == {"bound"}
 
 

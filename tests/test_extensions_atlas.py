@@ -42,12 +42,12 @@ def test_every_grid_has_its_pictures_and_numbers(run, kind):
     for grid, values in enumerate(report.metrics.values()):
         assert values["shown"] == min(8, space.sizes[grid])
         assert values["used"] == min(8, len(np.unique(codes[grid])))
-        assert 0 < values["context_share"] <= 1
+        assert 0 < values["context_fraction"] <= 1
         assert values["context_rmse"] >= 0
         assert 0 <= values["spill"] <= 1
         table = report.tables["codes"].query(f"grid == {grid}")
         np.testing.assert_allclose(
-            table["share"], statistics.frequencies(codes[grid], space.sizes[grid])[table["code"]]
+            table["fraction"], statistics.frequencies(codes[grid], space.sizes[grid])[table["code"]]
         )
 
 
@@ -151,7 +151,7 @@ def test_codes_that_never_occur_have_no_context(run):
     report = current.measure("extensions")
     table, sheet = report.tables["codes"], report.pictures["grid_0_context"]
     assert set(table["code"][4:]) == {4, 5, 6, 7}
-    assert (table[["share", "context_share", "context_rmse"]][4:] == 0).all(axis=None)
+    assert (table[["fraction", "context_fraction", "context_rmse"]][4:] == 0).all(axis=None)
     assert report.metrics["grid_0"]["used"] == len(set(codes[codes < 4]) | {0})
     side = (sheet.shape[0] - 4) // 3
     cells = [sheet[4 + side * row :, 4 + side * column :][: side - 4, : side - 4] for row, column in np.ndindex(3, 3)]

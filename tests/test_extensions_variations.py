@@ -39,29 +39,29 @@ def given(run: Run) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("prior", "conditional"), [("pixelsnail", True), ("masked", False)])
-def test_only_the_chosen_share_is_drawn(variations_run, kind, prior, conditional):
+def test_only_the_chosen_fraction_is_drawn(variations_run, kind, prior, conditional):
     run = variations_run(kind, prior, conditional)
     codes, ranks, labels = given(run)
     model, length, changed = run.prior(), codes.shape[1], []
-    for share in (0.0, 0.25, 0.5, 1.0):
-        found = variations.varied(model, codes, ranks, share, labels, 2, 0)
-        drawn = ranks < round(share * length)
-        assert (drawn.sum(1) == round(share * length)).all()
+    for fraction in (0.0, 0.25, 0.5, 1.0):
+        found = variations.varied(model, codes, ranks, fraction, labels, 2, 0)
+        drawn = ranks < round(fraction * length)
+        assert (drawn.sum(1) == round(fraction * length)).all()
         assert torch.equal(found[~drawn], codes[~drawn])
         changed.append(float((found != codes).float().mean()))
     assert changed[0] == 0
     assert changed[-1] > 0.5
 
 
-def test_the_whole_share_is_a_sample(variations_run):
+def test_the_whole_fraction_is_a_sample(variations_run):
     run = variations_run()
     codes, ranks, _ = given(run)
     found = variations.varied(run.prior(), codes, ranks, 1.0, None, 5, 0)
     assert torch.equal(found, sampling.naive_sample(run.prior(), 5, generator(0, "variations", 0), Sampling()))
 
 
-def test_share_0_is_the_reconstruction(variations_run):
-    run = variations_run(shares=[0.0], images=5, shown=5)
+def test_fraction_0_is_the_reconstruction(variations_run):
+    run = variations_run(fractions=[0.0], images=5, shown=5)
     report = run.measure("extensions")
     row = report.tables["variations"].iloc[0]
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_share_0_is_the_reconstruction(variations_run):
     sheet = report.pictures["variations"]
     assert sheet.shape == (5 * 68 + 4, 3 * 68 + 4, 3)
     np.testing.assert_array_equal(sheet[4:68:8, 4:68:8], pixels[0])
-    np.testing.assert_array_equal(sheet[:, 68 + 4 : 136], sheet[:, 136 + 4 : 204])  # reconstruction and share 0
+    np.testing.assert_array_equal(sheet[:, 68 + 4 : 136], sheet[:, 136 + 4 : 204])  # reconstruction and fraction 0
 
 
 def test_places_are_an_order_for_each_image_chosen_by_the_seed():
@@ -84,12 +84,12 @@ def test_places_are_an_order_for_each_image_chosen_by_the_seed():
     assert not torch.equal(first, other)
 
 
-def test_what_a_smaller_share_draws_first_a_larger_one_draws_alike(variations_run):
+def test_what_a_smaller_fraction_draws_first_a_larger_one_draws_alike(variations_run):
     """The same random numbers: positions before which nothing else has changed get the same code."""
     run = variations_run()
     codes, _, _ = given(run)
     ranks = torch.arange(4).expand(len(codes), -1)  # in raster order, the prior's own
-    half, whole = (variations.varied(run.prior(), codes, ranks, share, None, 2, 0) for share in (0.5, 1.0))
+    half, whole = (variations.varied(run.prior(), codes, ranks, fraction, None, 2, 0) for fraction in (0.5, 1.0))
     assert torch.equal(half[:, :2], whole[:, :2])
 
 
@@ -138,7 +138,7 @@ def test_report(variations_run, kind, prior, conditional, capsys):
     run = variations_run(kind, prior, conditional)
     report = run.measure("extensions")
     table = report.tables["variations"]
-    assert list(table["variation"]) == ["share_50", "share_100", "another_image"]
+    assert list(table["variation"]) == ["fraction_50", "fraction_100", "another_image"]
     assert ("labels" in report.pictures) == conditional
     assert ("is not conditional" in capsys.readouterr().out) != conditional
     for column in ("codes_changed", "feature_distance", "psnr_db", "ssim"):
@@ -170,7 +170,7 @@ def test_report_is_the_same_whatever_the_global_generators_hold(variations_run):
     assert found[0].tables["variations"].equals(found[1].tables["variations"])
 
 
-@pytest.mark.parametrize("values", [{"shares": []}, {"shares": [1.1]}, {"images": 1}, {"guidance": [-1.0]}])
+@pytest.mark.parametrize("values", [{"fractions": []}, {"fractions": [1.1]}, {"images": 1}, {"guidance": [-1.0]}])
 def test_impossible_params_are_refused(tiny, values):
     with pytest.raises(ValidationError):
         tiny(variations.Config, **values)

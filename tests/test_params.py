@@ -475,7 +475,7 @@ def test_patience_needs_a_score_that_can_fall(raw):
 
 @pytest.mark.parametrize(
     ("old", "now"),
-    [("diagnostics/probe:share_saved", "probe:share_saved"), ("reconstruction:mse", "reconstruction:test.mse")],
+    [("diagnostics/probe:fraction_saved", "probe:fraction_saved"), ("reconstruction:mse", "reconstruction:test.mse")],
 )
 def test_a_threshold_on_a_metric_of_before_is_answered_by_the_one_of_today(
     raw: dict[str, Any], old: str, now: str

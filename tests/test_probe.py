@@ -52,7 +52,7 @@ def test_it_learns_a_rule(measured: Callable[..., Found]) -> None:
     draws, step = np.random.default_rng(0), np.arange(16)
     codes = {split: (draws.integers(0, 8, (200, 1)) + step) % 8 for split in SPLITS}
     metrics, curve, places = measured(codes, ((4, 4),), (8,), **BUDGET, **TRAINING)
-    assert 0.8 < metrics["share_saved"] < 1 - 1 / 16 + 0.01
+    assert 0.8 < metrics["fraction_saved"] < 1 - 1 / 16 + 0.01
     assert 2.9 < metrics["nll_bits_per_image"] < 9
     assert metrics["nll_bits_per_image"] == pytest.approx(16 * metrics["nll_bits_per_code"], rel=1e-5)
     assert places["val_nll_bits"][0] > 2.9  # nothing says the first one
@@ -67,10 +67,10 @@ def test_it_is_judged_by_the_best_epoch_of_the_validation_split() -> None:
     history = [{"epoch": 1, "train_nll_bits_per_code": 3.0, "val_nll_bits_per_code": 0.5}]
     report = probe.report(found, np.ones(4), history, ((2, 2),))
     assert report.metrics == {
-        "nll_bits_per_code": 0.5, "nll_bits_per_image": 2.0, "share_saved": 0.5, "gap_bits_per_code": -2.5,
+        "nll_bits_per_code": 0.5, "nll_bits_per_image": 2.0, "fraction_saved": 0.5, "gap_bits_per_code": -2.5,
     }  # fmt: skip
     report = probe.report(found, np.zeros(4), history, ((2, 2),))
-    assert report.metrics["share_saved"] == 0  # one code everywhere: there is nothing to save
+    assert report.metrics["fraction_saved"] == 0  # one code everywhere: there is nothing to save
 
 
 def test_weights_are_those_of_the_best_epoch(measured: Callable[..., Found]) -> None:
@@ -96,7 +96,7 @@ def test_it_finds_nothing_in_noise(measured: Callable[..., Found]) -> None:
     draws = np.random.default_rng(0)
     codes = {split: draws.choice(8, (400, 16), p=np.arange(1, 9) / 36) for split in SPLITS}
     metrics, *_ = measured(codes, ((4, 4),), (8,), **BUDGET, **TRAINING | {"epochs": 10, "evaluate_every": 2})
-    assert abs(metrics["share_saved"]) < 0.03
+    assert abs(metrics["fraction_saved"]) < 0.03
 
 
 def test_it_sees_earlier_grids(measured: Callable[..., Found]) -> None:

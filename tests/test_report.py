@@ -43,9 +43,9 @@ METRICS = {
     "diagnostics/usage": {"grid_0": {"usage": 0.987654}, "grid_1": {"applies": 0}},
     "diagnostics/oracle": {"grid_0": {"left": 0.1, "above": 0.09, "better": 0.1, "random": 0.004}},
     "diagnostics/semantics": {"applies": 0},
-    "probe": {"nll_bits_per_code": 5.45, "share_saved": 0.27},
+    "probe": {"nll_bits_per_code": 5.45, "fraction_saved": 0.27},
     "evaluation/frechet": {"fd_classifier": {"samples_test": 1.72, "train_test": 1.48}},
-    "evaluation/memorisation": {"features": {"median_ratio": 0.998, "near_share": 0.0}},
+    "evaluation/memorisation": {"features": {"median_ratio": 0.998, "near_fraction": 0.0}},
     "extensions/interpolation": {"smoothness": 0.9},
     "gate": {"passed": 0, "judged": 2, "failed": 1, "checks": {
         "usage": {"value": 0.987654, "threshold": 0.5, "margin": 0.487654, "pass": 1},

@@ -524,11 +524,15 @@ def test_what_is_kept_is_what_was_collected(workspace):
 
 
 def test_a_metric_that_was_kept_under_an_older_name_is_found_by_the_one_of_today(workspace):
-    results.save("pool", [row("a", **{"diagnostics/probe:share_saved": 0.3, "diagnostics/probes:x": 1.0})])
-    assert "diagnostics/probe:share_saved" in (results.PAGES / "pool.csv").read_text()
+    results.save("pool", [row("a", **{"diagnostics/probe:fraction_saved": 0.3, "diagnostics/probes:x": 1.0})])
+    assert "diagnostics/probe:fraction_saved" in (results.PAGES / "pool.csv").read_text()
     (again,) = results.load("pool")
-    assert again.metrics == {"probe:share_saved": 0.3, "diagnostics/probes:x": 1.0}
-    assert results.metric(again, "probe:share_saved") == results.metric(again, "diagnostics/probe:share_saved") == 0.3
+    assert again.metrics == {"probe:fraction_saved": 0.3, "diagnostics/probes:x": 1.0}
+    assert (
+        results.metric(again, "probe:fraction_saved")
+        == results.metric(again, "diagnostics/probe:fraction_saved")
+        == 0.3
+    )
 
 
 @pytest.mark.parametrize("name", ["mse", "psnr_db_per_image", "ssim", "by_family.ssim"])
@@ -790,7 +794,7 @@ def made_up(n: int = 12) -> list[Result]:
             "evaluation/frechet:kid_classifier.samples_test": 0.1 * index,
             "evaluation/frechet:kid_classifier.reconstruction_test": 0.0,
             "diagnostics/good:grid_0.value": float(index), "diagnostics/noise:value": draws.standard_normal(),
-            "diagnostics/same:value": 1.0, "probe:share_saved": -float(index),
+            "diagnostics/same:value": 1.0, "probe:fraction_saved": -float(index),
         }  # fmt: skip
         rows.append(Result(f"run-{index}", "done", metrics, {}))
     return rows
@@ -801,7 +805,7 @@ def test_the_diagnostic_that_predicts_comes_first_and_probe_apart():
     assert list(table["diagnostic"]) == [
         "diagnostics/good:grid_*.value",
         "diagnostics/noise:value",
-        "probe:share_saved",
+        "probe:fraction_saved",
     ]
     good, noise, probe = table.itertuples()
     assert good.fd == pytest.approx(1)

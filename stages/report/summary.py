@@ -51,7 +51,7 @@ HEADLINE = (
     Headline("recall of the samples", Figure("evaluation/coverage", "samples.recall", ".2f"),
              Figure("evaluation/coverage", "samples.precision", ".2f", "precision {}")),
     Headline("distance to training images, samples over test", Figure("evaluation/memorisation", "features.median_ratio", ".2f"),
-             Figure("evaluation/memorisation", "codes.near_share", ".1%", "{} are suspiciously near, by codes")),
+             Figure("evaluation/memorisation", "codes.near_fraction", ".1%", "{} are suspiciously near, by codes")),
 )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def measure(config: Config, run: Run) -> Report:
         book = tensor.detach().float().cpu().numpy()[chosen]
         table, metrics[f"grid_{grid}"] = described(book, config, derive(run.params.seed, "geometry", grid))
         history, plane = evolution(book, {epoch: was[chosen] for epoch, was in _snapshots(run, grid).items()})
-        tables.append(table.assign(share=fraction[chosen], code=chosen, grid=grid))
+        tables.append(table.assign(fraction=fraction[chosen], code=chosen, grid=grid))
         histories.append(history.assign(grid=grid))
         planes.append(plane)
     maps = [{"t-SNE": table[["x", "y"]].to_numpy()} for table in tables]
@@ -144,7 +144,7 @@ def _picture(rows: list[dict[str, Plane]], tables: list[pd.DataFrame], side: flo
     figure = Figure(figsize=(side * len(rows[0]), (side + 0.2) * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharex="row", sharey="row")
     for grid, (row, points, codes) in enumerate(zip(panels, rows, tables, strict=True)):
-        size = 8 + 20 * codes["share"] * len(codes)  # a code of mean use adds 20
+        size = 8 + 20 * codes["fraction"] * len(codes)  # a code of mean use adds 20
         for axis, (title, places) in zip(row, points.items(), strict=True):
             axis.scatter(*places.T, s=size, c=codes["cluster"], cmap="tab10", vmin=0, vmax=9, alpha=0.65, linewidths=0)
             axis.set(xticks=[], yticks=[], aspect="equal")

@@ -5,7 +5,7 @@ H(c_t | c_<t) over the training images, the exact prefix known, so that all of t
 0 where the prefix names the image, however hard the codes are. That is the floor of memorising, which a prior of enough
 capacity reaches on its training images; it says nothing of unseen ones. The fall is the entropy cliff of Zheng et al.
 2026 (arXiv 2605.06207), at t* = ceil(log2 N / log2 K) codes: `cliff`, and with the perplexity of the codes for K,
-`cliff_effective`. Measured is `named_after`: the codes after which a `share` of the training images are the only ones
+`cliff_effective`. Measured is `named_after`: the codes after which a `fraction` of the training images are the only ones
 with their prefix; later than the cliff where first codes are background in most images.
 
 `given_neighbours_bits` cannot be memorised: the cross-entropy, on the validation split, of counts over the training split
@@ -41,7 +41,7 @@ MAPS = {
 
 
 class Config(Strict):
-    share: float = Field(gt=0, le=1, description="of the training images that a prefix is to tell from all others",
+    fraction: float = Field(gt=0, le=1, description="of the training images that a prefix is to tell from all others",
                          examples=[0.5])  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def measure(config: Config, run: Run) -> Report:
     table = pd.concat([_places(*of_grid) for of_grid in grids], ignore_index=True)
     table["given_prefix_bits"], table["distinct"], table["named"] = prefixes(np.asarray(run.codes("train")))
     identity = math.log2(len(train[0]))
-    named = np.flatnonzero(table["named"] >= config.share)
+    named = np.flatnonzero(table["named"] >= config.fraction)
     after = {
         "cliff": enough(table.pop("most_bits").to_numpy(), identity),
         "cliff_effective": enough(table.pop("used_bits").to_numpy(), identity),
@@ -63,7 +63,9 @@ def measure(config: Config, run: Run) -> Report:
     means = table.groupby("grid")[list(MAPS)].mean()
     metrics: dict[str, Any] = {f"grid_{grid}": of_grid.to_dict() for grid, of_grid in means.iterrows()}
     metrics["sequence"] = {"identity_bits": identity, **found, "named": float(table["named"].iloc[-1])}
-    return Report(metrics, {"positions": table}, {"maps": _maps(table), "prefix": _curves(table, found, config.share)})
+    return Report(
+        metrics, {"positions": table}, {"maps": _maps(table), "prefix": _curves(table, found, config.fraction)}
+    )
 
 
 def _places(grid: int, train: Int[np.ndarray, "n h w"], val: Int[np.ndarray, "m h w"], k: int) -> pd.DataFrame:
@@ -76,7 +78,7 @@ def _places(grid: int, train: Int[np.ndarray, "n h w"], val: Int[np.ndarray, "m 
 
 
 def prefixes(codes: Int[np.ndarray, "n t"]) -> tuple[Float[np.ndarray, " t"], ...]:
-    """Of the prefix up to and with each position: H(c_t | c_<t) in bits, the number of distinct ones over N, and the share
+    """Of the prefix up to and with each position: H(c_t | c_<t) in bits, the number of distinct ones over N, and the fraction
     of the images that have theirs alone."""
     n, ids, before, found = len(codes), np.zeros(len(codes), np.int64), 0.0, []
     for column in codes.astype(np.int64).T:
@@ -148,6 +150,6 @@ def _curves(table: pd.DataFrame, found: dict[str, int], fraction: float) -> Figu
     axis.axhline(fraction, color="grey", linestyle=":")
     for (name, value), style in zip(found.items(), ("--", "-.", "-"), strict=False):
         axis.axvline(value, color="grey", linewidth=1, linestyle=style, label=f"{name.replace('_', ' ')}: {value}")
-    axis.set(title="training images told apart by a prefix", xlabel="codes", ylabel="share", ylim=(0, 1.02))
+    axis.set(title="training images told apart by a prefix", xlabel="codes", ylabel="fraction", ylim=(0, 1.02))
     axis.legend(fontsize=8)
     return figure

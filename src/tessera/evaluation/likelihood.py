@@ -1,7 +1,7 @@
 """How many bits the prior needs for an image's codes; how many fewer on train than on test it has learnt by heart.
 
 Beside it the order-0 entropy: what a coder needs that knows how often each code occurs in that very split, and nothing
-of neighbours. `share_saved` = 1 - likelihood / entropy is what the prior knows of structure; below 0 it is worse than
+of neighbours. `fraction_saved` = 1 - likelihood / entropy is what the prior knows of structure; below 0 it is worse than
 counting.
 """
 
@@ -36,7 +36,7 @@ def measure(config: Config, run: Run) -> Report:
     near it on train has memorised them.
 
     Of a prior that is not exact the bits are an upper bound, and the names of metrics say so, also of what is made of them:
-    `share_saved_bound` is a lower bound, `gap_bound_bits_per_code` the difference of two bounds, itself none."""
+    `fraction_saved_bound` is a lower bound, `gap_bound_bits_per_code` the difference of two bounds, itself none."""
     prior = run.prior()
     rows: list[dict[str, Any]] = []
     for split in SPLITS:
@@ -53,14 +53,16 @@ def measure(config: Config, run: Run) -> Report:
                 "nll_bits_per_image": image,
                 "entropy_bits_per_code": entropy / codes.shape[1],
                 "entropy_bits_per_image": entropy,
-                "share_saved": 1 - image / entropy if entropy else 0.0,  # one code everywhere: there is nothing to save
+                "fraction_saved": 1 - image / entropy
+                if entropy
+                else 0.0,  # one code everywhere: there is nothing to save
             }
         )
     table = pd.DataFrame(rows).set_index("split")
     bound = "" if prior.exact else "_bound"
-    per_code, saved = table["nll_bits_per_code"], table["share_saved"]
+    per_code, saved = table["nll_bits_per_code"], table["fraction_saved"]
     metrics: dict[str, Any] = {
-        split: {f"nll{bound}_bits_per_code": per_code[split], f"share_saved{bound}": saved[split]}
+        split: {f"nll{bound}_bits_per_code": per_code[split], f"fraction_saved{bound}": saved[split]}
         for split in ("val", "test")
     }
     metrics[f"gap{bound}_bits_per_code"] = per_code["test"] - per_code["train"]

@@ -3,7 +3,7 @@
 A test image is as near to the training images as an unseen one ought to be. In three spaces: the feature network's;
 pixels (RMSE in grey levels, 0 to 255); codes (share of an image's codes that differ, 0 to 1), where the augmented copies
 that the prior is trained on are training images too. `median_ratio` is the median distance of the samples over that of
-the test images: 0 for copies, around 1 for new draws, more for samples unlike anything. `near_share` is the share of
+the test images: 0 for copies, around 1 for new draws, more for samples unlike anything. `near_fraction` is the share of
 samples no farther than the `quantile` of the test images' distances, and around `quantile` for new draws.
 
 Codes alone find copies: what a tokenizer loses keeps a decoded one as far from its training image, in the other two, as
@@ -42,7 +42,7 @@ class Config(Strict):
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Metrics of the samples; table `compared` has the controls' too, and in `test_near_share` what `near_share` is of the
+    """Metrics of the samples; table `compared` has the controls' too, and in `test_near_fraction` what `near_fraction` is of the
     test images themselves: more than `quantile` where many distances are equal, as those of few codes are. Picture
     `pairs`: the samples nearest in feature space, over their nearest training images."""
     features = {name: nearest(run.features(name), run.features("train")) for name in ("test", *OF[:3])}
@@ -59,7 +59,7 @@ def measure(config: Config, run: Run) -> Report:
         metrics[space] = compared["samples"]
         test = {
             "test_median": float(np.median(unseen)),
-            "test_near_share": compare(unseen, unseen, config.quantile)["near_share"],
+            "test_near_fraction": compare(unseen, unseen, config.quantile)["near_fraction"],
         }
         rows += [{"space": space, "of": name, **test, **values} for name, values in compared.items()]
         width = 1 / run.codes("test").shape[1] if space == "codes" else 0.0
@@ -72,14 +72,14 @@ def measure(config: Config, run: Run) -> Report:
 
 
 def compare(distances: Float[np.ndarray, " n"], unseen: Float[np.ndarray, " m"], quantile: float) -> dict[str, float]:
-    """`median_ratio` and `near_share` of distances to the training images, against those of unseen images.
+    """`median_ratio` and `near_fraction` of distances to the training images, against those of unseen images.
 
     The ratio is 1 where half of the unseen images are copies of training images too: nothing can be said then.
     """
     ours, theirs = float(np.median(distances)), float(np.median(unseen))
     # <=, for copies are to be found too where some unseen images have a twin in the train split, at distance 0
     near = float((distances <= np.quantile(unseen, quantile)).mean())
-    return {"median_ratio": ours / theirs if theirs else 1.0, "near_share": near}
+    return {"median_ratio": ours / theirs if theirs else 1.0, "near_fraction": near}
 
 
 def closest(

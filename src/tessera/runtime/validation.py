@@ -56,6 +56,8 @@ JUDGES = {
 RENAMED = {  # name that params.yaml had once -> what to write instead
     "diagnostics.probe": "it is a stage of its own: set the values of section probe, and probe.training.epochs for its steps",
     "prior.pixelcnn.architecture": "set prior.name to gated_pixelcnn or pixelcnn; each has a sub-section of its own",
+    "diagnostics.positions.share": "write diagnostics.positions.fraction",
+    "extensions.variations.shares": "write extensions.variations.fractions",
 }
 RENAMED_VALUES: dict[
     str, dict[str | bool, str]
@@ -64,6 +66,17 @@ RENAMED_VALUES: dict[
 }
 RENAMED_METRICS = {  # how `file:name` of a metric began once -> how it begins now
     "diagnostics/probe:": "probe:",
+    "probe:share_saved": "probe:fraction_saved",
+    **{
+        f"evaluation/likelihood:{split}.share_saved": f"evaluation/likelihood:{split}.fraction_saved"
+        for split in ("val", "test")
+    },
+    **{
+        f"evaluation/memorisation:{space}.near_share": f"evaluation/memorisation:{space}.near_fraction"
+        for space in ("features", "pixels", "codes")
+    },
+    "extensions/atlas:context_share": "extensions/atlas:context_fraction",
+    "extensions/variations:share_": "extensions/variations:fraction_",
     **{f"reconstruction:{name}": f"reconstruction:test.{name}" for name in ("mse", "psnr_db", "ssim", "by_family")},
 }
 

@@ -33,7 +33,7 @@ LABELS = {  # of axes
     "reconstruction_test": "distance of reconstructions to test images",
     "samples.recall": "recall of samples",
     "samples_test": "distance of samples to test images",
-    "test.share_saved": "share of the entropy saved, test",
+    "test.fraction_saved": "share of the entropy saved, test",
     "usage": "share of code vectors used",
     "val_perplexity": "perplexity of the codes, validation",
     "val_psnr_db": "PSNR, dB, validation",

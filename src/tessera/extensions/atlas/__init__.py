@@ -43,7 +43,7 @@ class Page(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Of each code its most frequent context: the codes left, right, above and below. `share`: of the code's occurrences;
+    """Of each code its most frequent context: the codes left, right, above and below. `fraction`: of the code's occurrences;
     `place`: image, row and column of the first of them. Of a code that never occurs both are 0."""
 
     fraction: Float[np.ndarray, " k"]
@@ -56,9 +56,9 @@ def measure(config: Config, run: Run) -> Report:
     `context`, the code amid the neighbours that it has most often, as decoded there (white: it never occurs). In `whole`
     and `single` the other grids are the mean of training images too; of `single` and `context` the surroundings are cut out.
 
-    Means over the shown codes that occur: `context_share`, of a code's occurrences those in its most frequent context;
+    Means over the shown codes that occur: `context_fraction`, of a code's occurrences those in its most frequent context;
     `context_rmse`, in grey levels, how much a code's own place differs between there and `whole`: 0 where a code always
-    looks alike; `spill`, of the change that a single code makes the share outside its own place.
+    looks alike; `spill`, of the change that a single code makes the fraction outside its own place.
     """
     tokenizer, codes = run.tokenizer(), run.codes("train")
     codes = np.asarray(codes[arrays.evenly(len(codes), config.count)]).astype(np.int64)
@@ -70,8 +70,8 @@ def measure(config: Config, run: Run) -> Report:
         fraction = statistics.frequencies(own, len(book))
         shown = ordered(book, fraction, config.codes, config.order)
         cells, table = entries(Page(tokenizer, grid, context, config.batch_size), shown, codes)
-        table.insert(0, "share", fraction[shown])
-        used, names = table[table["share"] > 0], ("context_share", "context_rmse", "spill")
+        table.insert(0, "fraction", fraction[shown])
+        used, names = table[table["fraction"] > 0], ("context_fraction", "context_rmse", "spill")
         metrics[f"grid_{grid}"] = {
             "shown": len(shown),
             "used": len(used),
@@ -111,7 +111,7 @@ def entries(
     context = cut(there, page.shape, place[:, 1:], reach)
     context[~occurs] = 255
     table = pd.DataFrame({
-        "context_share": windows.fraction[shown],
+        "context_fraction": windows.fraction[shown],
         "context_rmse": np.where(occurs, 255 * np.sqrt(own), 0.0),
         "spill": spill(single, mean(page), page.shape, centre),
     })  # fmt: skip
@@ -179,7 +179,7 @@ def cut(
 def spill(
     single: UInt8[np.ndarray, "n h w c"], mean: UInt8[np.ndarray, "1 h w c"], grid: Grid, place: Int[np.ndarray, "n 2"]
 ) -> Float[np.ndarray, " n"]:
-    """Of the squared change against the mean the share outside the code's own place, 0 to 1; 0 where nothing changes."""
+    """Of the squared change against the mean the fraction outside the code's own place, 0 to 1; 0 where nothing changes."""
     change = np.square(single.astype(np.float64) - mean)
     total, inside = change.sum((1, 2, 3)), cut(change, grid, place, 0).sum((1, 2, 3))
     return np.divide(total - inside, total, out=np.zeros_like(total), where=total > 0)

@@ -1,7 +1,7 @@
-"""Variations of an image: a share of its codes is drawn anew by the prior. And what a conditional prior draws of each label.
+"""Variations of an image: a fraction of its codes is drawn anew by the prior. And what a conditional prior draws of each label.
 
-Which codes are drawn is chosen by the seed; those of a smaller share are among those of a larger one, and every position
-keeps its random number, so that an image changes step by step. Share 0 is the reconstruction, share 1 a new sample. A prior
+Which codes are drawn is chosen by the seed; those of a smaller fraction are among those of a larger one, and every position
+keeps its random number, so that an image changes step by step. Fraction 0 is the reconstruction, fraction 1 a new sample. A prior
 in raster order draws each code given those before it alone: what is kept further on constrains nothing (the extension
 `inpainting` has ways that hear it). A conditional prior is told the image's own label.
 """
@@ -38,8 +38,8 @@ class Config(Strict):
     images: int = Field(ge=2, description="test images, evenly spread over the split", examples=[3])
     shown: int = Field(ge=1, description="of these, rows of the picture", examples=[2])
     batch_size: int = Field(ge=1, description="images drawn at once", examples=[2])
-    shares: list[Annotated[float, Field(ge=0, le=1)]] = Field(
-        min_length=1, description="shares of an image's codes that are drawn anew", examples=[[0.5, 1.0]]
+    fractions: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        min_length=1, description="fractions of an image's codes that are drawn anew", examples=[[0.5, 1.0]]
     )
     labels: int = Field(ge=1, description="rows of the sheet of labels, at most; evenly spread over them", examples=[2])
     per_label: int = Field(ge=1, description="samples of each of these labels", examples=[2])
@@ -71,8 +71,8 @@ class Seen(NamedTuple):
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Mean distances of the variations to their originals by share; beside them that of another test image.
-    `codes_changed` is a share of all codes (below what was drawn: some are drawn as they were), `feature_distance`
+    """Mean distances of the variations to their originals by fraction; beside them that of another test image.
+    `codes_changed` is a fraction of all codes (below what was drawn: some are drawn as they were), `feature_distance`
     Euclidean, by the network that scores. `conditional` is 0 where the prior knows no labels: the sheet of what it draws
     of each label is left out then."""
     tokenizer, prior, extractor, device = run.tokenizer(), run.prior(), run.extractor(), run.runtime.device
@@ -85,13 +85,13 @@ def measure(config: Config, run: Run) -> Report:
     codes = torch.from_numpy(run.codes("test")[chosen].astype(np.int64)).to(device)
     labels = torch.from_numpy(run.required_labels("test")[chosen]).to(device) if prior.classes else None
     n, t = codes.shape
-    order, fractions = places(n, t, run.params.seed).to(device), sorted(set(config.shares))
+    order, fractions = places(n, t, run.params.seed).to(device), sorted(set(config.fractions))
     original = seen(codes, np.asarray(run.images("test")[chosen]))
-    found = {f"share_{100 * fraction:g}": seen(varied(prior, codes, order, fraction, labels, config.batch_size, run.params.seed))
+    found = {f"fraction_{100 * fraction:g}": seen(varied(prior, codes, order, fraction, labels, config.batch_size, run.params.seed))
              for fraction in fractions}  # fmt: skip
     rows = {name: compared(original, other) for name, other in [*found.items(), (OTHER, original.rolled())]}
     table = pd.DataFrame([{"variation": name, **row} for name, row in rows.items()])
-    table.insert(1, "share", [*fractions, 1.0])
+    table.insert(1, "fraction", [*fractions, 1.0])
     rebuilt = arrays.decoded(tokenizer, codes, config.batch_size)
     drawings: dict[str, Pixels | Figure] = {
         "variations": _sheet([original.pixels, rebuilt, *(each.pixels for each in found.values())], config.shown),
@@ -119,7 +119,7 @@ def varied(
     batch_size: int,
     seed: int,
 ) -> Int[Tensor, "n t"]:
-    """The codes with the first `share` of the positions drawn anew; the same random numbers whatever the share."""
+    """The codes with the first `fraction` of the positions drawn anew; the same random numbers whatever the fraction."""
     kept, rng = order >= round(fraction * codes.shape[1]), partial(generator, seed, "variations")
     return sample_batches(prior, len(codes), batch_size, rng, Sampling(), labels, codes, kept)
 
@@ -147,27 +147,27 @@ def of_labels(
 
 
 def _sheet(columns: list[Pixels], shown: int) -> UInt8[np.ndarray, "height width c"]:
-    """A row an image: original, reconstruction, variations from the smallest share to the largest."""
+    """A row an image: original, reconstruction, variations from the smallest fraction to the largest."""
     chosen = arrays.evenly(len(columns[0]), shown)
     rows = np.stack([column[chosen] for column in columns], axis=1)
     return pictures.sheet(rows.reshape(-1, *rows.shape[2:]), len(columns))
 
 
 def _curve(table: pd.DataFrame) -> Figure:
-    """Over the share of codes drawn; dashed, another image."""
+    """Over the fraction of codes drawn; dashed, another image."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3), layout="constrained")
     names = {
-        "codes_changed": "share of codes changed",
+        "codes_changed": "fraction of codes changed",
         "feature_distance": "distance to the original, features",
         "psnr_db": "PSNR to the original, dB",
     }
     variations, other = table.iloc[:-1], table.iloc[-1]
     for axis, (column, name) in zip(figure.subplots(1, 3), names.items(), strict=True):
-        axis.plot(variations["share"], variations[column], marker="o")
+        axis.plot(variations["fraction"], variations[column], marker="o")
         axis.axhline(other[column], color="grey", linestyle="--", linewidth=1, label="another image")
-        axis.set(xlabel="share of codes drawn anew", ylabel=name, xlim=(-0.02, 1.02))
+        axis.set(xlabel="fraction of codes drawn anew", ylabel=name, xlim=(-0.02, 1.02))
         axis.set_ylim(bottom=None if column == "psnr_db" else 0)
         axis.grid(alpha=0.3)
     axis.legend(fontsize=8)

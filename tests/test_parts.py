@@ -1,4 +1,4 @@
-"""A batch in shares (`autoregression/forks.py`)."""
+"""A batch in parts (`autoregression/forks.py`)."""
 
 from __future__ import annotations
 
