@@ -1,31 +1,120 @@
-"""features: dataset, extractor, reconstruction, samples -> artifacts/features/, what every evaluation reads"""
+"""features: dataset, extractor, reconstruction, samples -> artifacts/features/, metrics/features.json
+
+Every set of images as the scorer sees it, and the group of each image: what every evaluation reads.
+"""
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Any
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped, UInt8
+from pydantic import Field, field_validator
 
 from tessera.core import files
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
-from tessera.images.arrays import map_batches
+from tessera.features import groups
+from tessera.images.arrays import evenly, map_batches
 from tessera.runtime.stage import enter
 
 
 class Settings(Strict):
     batch_size: int = Field(ge=1, description="images per forward pass")
+    decoded: int = Field(ge=8, description="reconstructions of training images, at most: the classifier of groups is trained "
+                         "on them, and they stand for real images in comparisons with samples")  # fmt: skip
+    groups: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], list[str]] = Field(
+        description="figures are printed for each group: its name, and patterns of its labels; other labels are `rest`"
+    )
+    smallest_group: int = Field(
+        ge=2, description="images that a group must have in val and in test for figures of its own"
+    )
+
+    @field_validator("groups")
+    @classmethod
+    def _free(cls, found: dict[str, list[str]]) -> dict[str, list[str]]:
+        for name in found.keys() & {groups.ALL, groups.REST}:
+            raise ValueError(
+                f"must not name a group {name!r}, which stands for {'all images' if name == groups.ALL else 'other labels'}"
+            )
+        return found
 
 
 def main(run: Run) -> None:
-    extractor, batch_size = run.extractor("scorer"), run.params.section("features", Settings).batch_size
+    scorer, own = run.extractor("scorer"), run.params.section("features", Settings)
+    features: dict[str, Float[np.ndarray, "n f"]] = {}
+    for of, pixels in images(run, own.decoded).items():
+        path, shape = run.folder("features") / f"{of}.npy", (len(pixels), scorer.dim)
+        with files.streamed_array(path, shape, "float32") as out:
+            for where, batch in map_batches(scorer, pixels, own.batch_size, run.runtime.device):
+                out[where] = batch.cpu().numpy()
+        features[of] = files.load_array(path)
+    for of, family in families(run, features).items():
+        files.save_array(run.folder("features") / "families" / f"{of}.npy", family)
+    facts = {"distance": scorer.distance, **grouped(features, own, run)}
+    files.write_json(run.folder("features") / "facts.json", facts)
+    files.write_metrics("features", metrics(facts, run))
+
+
+def images(run: Run, decoded: int) -> dict[str, UInt8[np.ndarray, "n h w c"]]:
+    """Of every set; of the reconstructions of training images as many as `decoded`, evenly spaced."""
     pixels = {split: run.images(split) for split in SPLITS}
-    pixels |= {"reconstruction": run.images("test", "reconstruction")}
-    pixels |= {of: run.samples(of) for of in run.sample_sets}
-    for name, images in pixels.items():
-        path, shape = run.folder("features") / f"{name}.npy", (len(images), extractor.dim)
-        with files.streamed_array(path, shape, "float32") as features:
-            for where, batch in map_batches(extractor, images, batch_size, run.runtime.device):
-                features[where] = batch.cpu().numpy()
-    files.write_json(run.folder("features") / "facts.json", {"distance": extractor.distance})
+    pixels["reconstruction"] = run.images("test", "reconstruction")
+    pixels["reconstruction_val"] = run.images("val", "reconstruction")
+    train = run.images("train", "reconstruction")
+    pixels["reconstruction_train"] = train[evenly(len(train), decoded)]
+    return pixels | {of: run.samples(of) for of in run.sample_sets}
+
+
+def families(run: Run, features: dict[str, Float[np.ndarray, "n f"]]) -> dict[str, Shaped[np.ndarray, " n"]]:
+    """The family of each image of every set, text; a sample, of which none is known, is a family of its own."""
+    found = {}
+    for of, array in features.items():
+        split = {"reconstruction": "test"}.get(of, of.removeprefix("reconstruction_"))
+        if split in SPLITS:
+            known = run.table(split)["family"].to_numpy(str)
+            found[of] = known[evenly(len(known), len(array))]
+        else:
+            found[of] = np.array([f"{of}/{index}" for index in range(len(array))])
+    return found
+
+
+def grouped(features: dict[str, Float[np.ndarray, "n f"]], own: Settings, run: Run) -> dict[str, Any]:
+    """Write the group of each image, by its label; of samples without labels, as a classifier of reconstructed training images
+    predicts it from the features. Returns the names of the groups, those with figures of their own, and the classifier's
+    accuracy on the reconstructed test images."""
+    if not run.label_names:
+        return {"groups": [], "shown": [], "small": []}
+    names, of_label = groups.of_labels(run.label_names, own.groups)
+    known: dict[str, Int[np.ndarray, " n"]] = {split: of_label[run.required_labels(split)] for split in SPLITS}
+    train = known["train"][evenly(len(known["train"]), own.decoded)]
+    known |= {"reconstruction": known["test"], "reconstruction_val": known["val"], "reconstruction_train": train}
+    assign = groups.Assigner(features["reconstruction_train"], train)
+    for of in run.sample_sets:
+        labels = run.sample_labels(of)
+        known[of] = assign(features[of]) if labels is None else of_label[labels]
+    for of, group in known.items():
+        files.save_array(run.folder("features") / "groups" / f"{of}.npy", group)
+    counts = {split: np.bincount(known[split], minlength=len(names)) for split in ("val", "test")}
+    small = [name for at, name in enumerate(names) if min(found[at] for found in counts.values()) < own.smallest_group]
+    if small:
+        print(f"features: no figures for groups of fewer than {own.smallest_group} images in val or test: {', '.join(small)}",
+              flush=True)  # fmt: skip
+    shown = [name for name in names if name not in small]
+    right = float((assign(features["reconstruction"]) == known["test"]).mean())
+    return {"groups": names, "shown": shown if len(names) > 1 else [], "small": small, "accuracy": right}
+
+
+def metrics(facts: dict[str, Any], run: Run) -> dict[str, Any]:
+    """How well groups are told apart, and the fraction of each group among test images and samples: a prior that draws easy groups
+    alone shows here."""
+    if not facts["shown"]:
+        return {"groups": 0}
+    found: dict[str, Any] = {"groups": len(facts["shown"]), "group_accuracy": facts["accuracy"]}
+    for of in ("test", *run.sample_sets):
+        members = run.groups(of)
+        found[of] = {name: len(members[name]) / len(members[groups.ALL]) for name in facts["shown"]}
+    return found
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FakeRuntime, example, pictures
+from conftest import LABELS, FakeRuntime, example, pictures
 from torch import nn
 from torch.nn import functional as F
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
@@ -255,8 +255,12 @@ def test_stage_trains_without_labels(tiny_run):
 def test_features_stage_sees_every_set_through_the_scorer(tiny_run):
     run = tiny_run()
     sets = {split: run.images(split) for split in SPLITS}
-    sets |= {"reconstruction": pictures(5), "samples": pictures(7), "baseline": pictures(6)}
-    files.save_array(run.folder("reconstruction") / "test.npy", sets["reconstruction"])
+    decoded = {split: pictures(len(sets[split])) for split in SPLITS}
+    for split, pixels in decoded.items():
+        files.save_array(run.folder("reconstruction") / f"{split}.npy", pixels)
+    some = arrays.evenly(12, 8)
+    sets |= {"reconstruction": decoded["test"], "reconstruction_val": decoded["val"]}
+    sets |= {"reconstruction_train": decoded["train"][some], "samples": pictures(7), "baseline": pictures(6)}
     for of in ("samples", "baseline"):
         files.save_array(run.folder("samples") / of / "images.npy", sets[of])
     files.write_json(run.folder("samples") / "facts.json", {"sets": ["samples", "baseline"]})
@@ -267,6 +271,28 @@ def test_features_stage_sees_every_set_through_the_scorer(tiny_run):
         assert features.dtype == np.float32
         np.testing.assert_allclose(features, network(arrays.to_model(pixels.copy())).detach(), rtol=1e-4, atol=1e-5)
     assert run.distance == "fd_classifier"
+    assert list(run.families("reconstruction_train")) == list(run.table("train")["family"][some])
+    assert len(set(run.families("samples"))) == 7
+    members = run.groups("test")
+    assert list(members) == ["all", *LABELS]  # no pattern of people matches: each label is a group
+    assert sorted(np.concatenate([members[name] for name in LABELS])) == list(members["all"])
+    assert (run.labels("test")[members[LABELS[0]]] == 0).all()
+    found = files.read_json(Path("metrics/features.json"))
+    for of in ("test", "samples", "baseline"):
+        assert sum(found[of].values()) == pytest.approx(1)
+
+
+def test_groups_too_small_are_named_and_have_no_figures(tiny_run, capsys):
+    run = tiny_run()
+    run.params.raw["features"]["smallest_group"] = 3  # of 5 and 6 images, three and three, or three and two
+    for split in SPLITS:
+        files.save_array(run.folder("reconstruction") / f"{split}.npy", pictures(len(run.images(split))))
+    for of in ("samples", "baseline"):
+        files.save_array(run.folder("samples") / of / "images.npy", pictures(6))
+    files.write_json(run.folder("samples") / "facts.json", {"sets": ["samples", "baseline"]})
+    stages.features.main(run)
+    assert f"no figures for groups of fewer than 3 images in val or test: {LABELS[1]}" in capsys.readouterr().out
+    assert list(run.groups("samples")) == ["all", LABELS[0]]
 
 
 # inception

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tessera.core import files, models, seams
 from tessera.core.contracts import SPLITS, Report
 from tessera.core.errors import InputError
 from tessera.core.space import CodeSpace
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
     from tessera.core.contracts import Device, Extractor, ImageShape, Model, Prior, Runtime, Tokenizer
@@ -156,9 +157,29 @@ class Run:
         """Of one of `sample_sets`: `images` uint8 [N,H,W,C]; of priors `codes` [N,T], and `labels` [N] of conditional ones."""
         return files.load_array(self.folder("samples") / of / f"{kind}.npy")
 
+    def sample_labels(self, of: str) -> np.ndarray | None:
+        """The label that each sample of one of `sample_sets` was drawn for [N]; None of those that were drawn for none."""
+        path = self.folder("samples") / of / "labels.npy"
+        return files.load_array(path) if path.exists() else None
+
     def features(self, of: str) -> np.ndarray:
-        """Features [N,F] of `train`, `val`, `test`, `reconstruction` (of the test images), or one of `sample_sets`."""
+        """Features [N,F] of the images `train`, `val`, `test`; of the reconstructions of test images, `reconstruction`, of val,
+        `reconstruction_val`, and of some training images, evenly spaced, `reconstruction_train`; or of one of `sample_sets`."""
         return files.load_array(self.folder("features") / f"{of}.npy")
+
+    def families(self, of: str) -> np.ndarray:
+        """The family of each image that `features(of)` has a row for, text [N]; a sample is a family of its own."""
+        return files.load_array(self.folder("features") / "families" / f"{of}.npy")
+
+    def groups(self, of: str) -> dict[str, np.ndarray]:
+        """Indices of the images of `features(of)`: under `all` of all, and of each group that figures are printed for."""
+        facts = files.read_json(self.folder("features") / "facts.json")
+        if not facts["shown"]:
+            return {"all": np.arange(len(self.features(of)))}
+        group = files.load_array(self.folder("features") / "groups" / f"{of}.npy")
+        return {"all": np.arange(len(group))} | {
+            name: np.flatnonzero(group == facts["groups"].index(name)) for name in facts["shown"]
+        }
 
     @property
     def distance(self) -> str:

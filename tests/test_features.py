@@ -1,0 +1,169 @@
+"""KID over all pairs, two-sample tests and groups (`tessera.features`), and the stage that writes features."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from tessera.core.errors import InputError
+from tessera.features import groups, kernel, two_sample
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def singles(n: int, name: str = "a") -> np.ndarray:
+    return np.array([f"{name}{i}" for i in range(n)])
+
+
+# KID
+
+
+def by_loops(a, b, related):
+    """The unbiased estimate (Binkowski et al. 2018), pair by pair."""
+    k = lambda x, y: (float(x @ y) / len(x) + 1) ** 3  # noqa: E731
+    own = [k(x, y) for x, y in itertools.permutations(a, 2)]
+    other = [k(x, y) for x, y in itertools.permutations(b, 2)]
+    between = [k(x, y) for i, x in enumerate(a) for j, y in enumerate(b) if not related[i][j]]
+    return np.mean(own) + np.mean(other) - 2 * np.mean(between)
+
+
+def test_kid_is_the_mean_over_all_pairs_that_count():
+    a, b = rng().normal(size=(5, 3)), rng().normal(1, 1, size=(4, 3))
+    related = rng().random((5, 4)) < 0.3
+    found = kernel.estimate(kernel.pairs(a, b, related), np.ones((1, 5)), np.ones((1, 4)))
+    assert found == pytest.approx([by_loops(a, b, related)])
+
+
+def test_kid_is_unbiased_and_its_interval_holds_it():
+    """Of sets of one distribution, the mean over many estimates is 0, and the interval holds 0 in about 95 of 100."""
+    generator, values, held = rng(), [], 0
+    for _ in range(200):
+        a, b = generator.normal(size=(30, 4)), generator.normal(size=(30, 4))
+        found = kernel.kid(a, b, (singles(30), singles(30, "b")), 200, generator)
+        values.append(found.value)
+        held += found.low <= 0 <= found.high
+    assert abs(np.mean(values)) < 3 * np.std(values) / len(values) ** 0.5
+    assert min(values) < 0
+    assert 0.88 <= held / 200 <= 1
+
+
+def test_kid_has_torch_fidelitys_value():
+    from torch import from_numpy
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+
+    a, b = rng().normal(size=(40, 6)), rng().normal(0.5, 1, size=(40, 6))
+    # one subset of everything
+    theirs = kid_features_to_metric(from_numpy(a), from_numpy(b), kid_subsets=1, kid_subset_size=40,
+        kid_kernel="poly", kid_kernel_poly_degree=3, kid_kernel_poly_gamma=None, kid_kernel_poly_coef0=1.0,
+        rng_seed=0, verbose=False)[KEY_METRIC_KID_MEAN]  # fmt: skip
+    ours = kernel.kid(a, b, (singles(40), singles(40, "b")), 10, rng())
+    assert ours.value == pytest.approx(theirs)
+
+
+def test_families_are_resampled_whole_and_in_any_order():
+    families = np.array(["x", "y", "x", "z"])
+    counts = kernel.resampled(families, 50, rng())
+    assert (counts[:, 0] == counts[:, 2]).all()
+    assert (counts[:, [0, 1, 3]].sum(1) == 3).all()
+    order = np.array([3, 1, 0, 2])
+    np.testing.assert_array_equal(kernel.resampled(families[order], 50, rng()), counts[:, order])
+
+
+def test_one_large_family_widens_the_interval():
+    generator = rng()
+    a, b = (generator.normal(shift, 1, size=(4, 3)).repeat(10, 0) for shift in (0, 0.5))  # 10 variants of 4 images
+    apart = kernel.kid(a, b, (singles(40), singles(40, "b")), 400, rng())
+    few = kernel.kid(a, b, (np.repeat(singles(4), 10), np.repeat(singles(4, "b"), 10)), 400, rng())
+    assert few.value == apart.value
+    assert few.high - few.low > apart.high - apart.low
+
+
+@pytest.mark.parametrize(("n", "m", "related"), [(1, 5, None), (5, 1, None), (2, 3, np.ones((2, 3), bool))])
+def test_kid_of_no_pairs_is_refused(n, m, related):
+    with pytest.raises(InputError, match="KID needs"):
+        kernel.pairs(np.zeros((n, 2)), np.zeros((m, 2)), related)
+
+
+# two-sample tests
+
+
+def told_apart(shift, n=120, m=120):
+    a, b = rng().normal(size=(n, 5)), np.random.default_rng(1).normal(shift, 1, size=(m, 5))
+    return two_sample.accuracy(*two_sample.cross_fitted(a, b, (singles(n), singles(m, "b")), 0.01, 5))
+
+
+def test_equal_distributions_are_not_told_apart_and_disjoint_ones_are():
+    equal, disjoint = told_apart(0.0), told_apart(20.0)
+    assert equal.low <= 0.5 <= equal.high
+    assert disjoint.value == 1
+    assert 0.98 < disjoint.low < 1
+
+
+def test_a_larger_set_is_no_advantage():
+    assert abs(told_apart(0.0, 300, 60).value - 0.5) < 0.1
+
+
+def test_variants_of_an_image_are_not_recognised():
+    """Twins on both sides of a fold would be: here each family has two equal images, one distribution."""
+    points = rng().normal(size=(60, 40))
+    a, b = points[:30].repeat(2, 0), points[30:].repeat(2, 0)
+    families = (singles(30).repeat(2), singles(30, "b").repeat(2))
+    grouped = two_sample.accuracy(*two_sample.cross_fitted(a, b, families, 10.0, 5))
+    loose = two_sample.accuracy(*two_sample.cross_fitted(a, b, (singles(60), singles(60, "b")), 10.0, 5))
+    assert abs(grouped.value - 0.5) < 0.2
+    assert loose.value > 0.8
+
+
+def test_folds_hold_whole_families_and_everything_once():
+    families = np.array(list("aaaabbccdefghij"))
+    sets = np.arange(len(families)) % 2
+    held = [fold for _, fold in two_sample.split(families, sets, 3)]
+    assert (np.sum(held, 0) == 1).all()
+    assert all(len(np.unique(fold[families == family])) == 1 for fold in held for family in families)
+    assert max(fold.sum() for fold in held) <= 6
+    for train, fold in two_sample.split(families, sets, 3):
+        assert not fold[train].any()
+
+
+def test_the_order_of_images_does_not_matter():
+    a, b = rng().normal(size=(30, 4)), rng().normal(0.5, 1, size=(30, 4))
+    first = two_sample.cross_fitted(a, b, (singles(30), singles(30, "b")), 0.1, 5)
+    order = rng().permutation(30)
+    second = two_sample.cross_fitted(a[order], b, (singles(30)[order], singles(30, "b")), 0.1, 5)
+    np.testing.assert_allclose(second[0], first[0][order], atol=1e-4)
+    np.testing.assert_allclose(second[1], first[1], atol=1e-4)
+
+
+def test_too_few_families_are_refused():
+    with pytest.raises(InputError, match="5 folds needs as many families in each set, got 2"):
+        two_sample.cross_fitted(np.zeros((4, 2)), np.zeros((9, 2)), (np.array(list("aabb")), singles(9)), 0.1, 5)
+
+
+# groups
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "of"),
+    [
+        (("Flags", "People & Body", "Food"), ["people", "rest"], [1, 0, 1]),
+        (("flag", "person-role", "hands"), ["people", "rest"], [1, 0, 0]),
+        (("cat", "dog"), ["cat", "dog"], [0, 1]),  # no pattern matches: each label
+        (("A b", "a-b", "all", "rest", "!"), ["a_b_0", "a_b_1", "all_2", "rest_3", "label"], [0, 1, 2, 3, 4]),
+        (("person-role",), ["people"], [0]),
+    ],
+)
+def test_groups_of_labels(labels, names, of):
+    found, index = groups.of_labels(labels, {"people": ["People & Body", "person*", "hands"]})
+    assert (found, index.tolist()) == (names, of)
+
+
+def test_groups_are_predicted_from_features():
+    truth = np.arange(80) % 2
+    x = rng().normal(size=(80, 3)) + 8 * truth[:, None]
+    assign = groups.Assigner(x[:60], truth[:60])
+    assert (assign(x[60:]) == truth[60:]).all()
+    assert (groups.Assigner(x, np.full(80, 3))(x) == 3).all()  # one group: nothing to learn
