@@ -224,7 +224,10 @@ def test_unknown_key_names_its_place_and_the_nearest_spelling(raw, place, wrong,
 
 def test_unknown_key_far_from_any_lists_what_there_is(raw):
     raw["features"]["zzz"] = 1
-    assert problem(raw, "features.zzz") == "features.zzz: is not known here; there is batch_size"
+    assert (
+        problem(raw, "features.zzz")
+        == "features.zzz: is not known here; there is batch_size, decoded, groups, smallest_group"
+    )
 
 
 @pytest.mark.parametrize("name", validation.RENAMED)
