@@ -27,7 +27,7 @@ class Training(Strict):
     weight_ema: float = Field(ge=0, lt=1, description="decay per step of the averaged weights, which are kept; lower at the "
                               "start; 0: no averaging", examples=[0.0])  # fmt: skip
     evaluate_every: int = Field(ge=1, description="epochs between evaluations on the validation split", examples=[1])
-    patience: int = Field(ge=0, description="evaluations without improvement before training stops; 0: never", examples=[0])
+    patience: int = Field(ge=0, description="evaluations without improvement before it stops; 0: never", examples=[0])
     precision: Literal["float32", "bf16", "fp16"] = Field(
         description="precision of the forward and backward passes: float32, or mixed with bf16 or fp16. fp16 is not for CPUs",
         examples=["float32"],
