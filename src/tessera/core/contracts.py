@@ -66,7 +66,7 @@ class Source(NamedTuple):
 
 
 class Model(Protocol):
-    """The part of `torch.nn.Module` that callers of tokenizers, quantizers, losses, priors and extractors use."""
+    """The part of `torch.nn.Module` that tokenizers, quantizers, losses, priors and extractors offer; their classes are modules."""
 
     training: bool
 
@@ -169,7 +169,7 @@ class Sampling(NamedTuple):
 
 
 class Likelihood(NamedTuple):
-    """log p of each image in nats, and the fraction of its codes to which the prior gave the highest probability."""
+    """log p of each image in nats, and the fraction of its codes that had the highest probability when they were predicted."""
 
     log_prob: Float[Tensor, " b"]
     accuracy: Float[Tensor, " b"]

@@ -90,7 +90,7 @@ class Params:
     @property
     def guidable(self) -> bool:
         """Whether the chosen prior can predict with and without a label. Guidance other than 1 compares the two predictions. A
-        trained prior learns the second from examples whose label was dropped; a closed-form prior is always fitted to both."""
+        trained prior learns the second from examples whose label was dropped, a closed-form prior always from all images."""
         return self.value("prior.conditional") and (
             self.value("prior.label_dropout") > 0 or closed_form(self.value("prior.name"))
         )

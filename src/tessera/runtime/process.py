@@ -17,8 +17,8 @@ def prepare() -> None:
 
     While libgomp's threads wait, they spin before they sleep: 300,000 turns by default. If another process takes a core, they
     spin through its whole time slice. Without spinning every small operation has to wake a thread, which is slow too.
-    Measured: walks per second of the default tokenizer on two cores, first with both cores free, then with one taken: 38 and 4
-    with 30,000 turns, 23 and 12 without spinning, 37 and 11 with 1,000 turns.
+    Measured: gradient steps per second of the default tokenizer on two cores, first with both free, then with one taken: 38 and
+    4 with 30,000 turns, 23 and 12 without spinning, 37 and 11 with 1,000 turns.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

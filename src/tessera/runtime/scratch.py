@@ -36,7 +36,7 @@ class Scratch:
     `fingerprint` covers everything that training depends on, `whole` everything that the stage depends on. They differ if a
     codebook is fitted to a finished autoencoder: a new codebook size does not train the autoencoder again. A finished scratch
     is not used again for the same `whole` in the same workspace. There DVC runs a finished stage again only if the user forces
-    it, and then it must train. In another workspace it is used: queue workers share the results of earlier stages so.
+    it, and then it must train. Another workspace does use it: queue workers share earlier stages in this way.
     """
 
     def __init__(self, stage: str, fingerprint: str, keep: int, whole: str | None = None) -> None:

@@ -52,9 +52,9 @@ def digest(values: Values) -> str:
 def collect(
     name: str, study: sweep.Study, commits: Iterable[str] | None = ("HEAD",), ended: Mapping[str, str] | None = None
 ) -> list[Result]:
-    """For each run, the first result with its present values among: its experiment at these commits (None: no commit), its folder
-    of a run without DVC, and the result kept by an earlier collection. If there is none, the kept result with other values,
-    which `fitting` rejects. `ended`: final states of runs, where they are known."""
+    """For each run, the first result that has its present values: from its experiment at these commits (None: no commit), from its
+    folder of a run without DVC, or kept by an earlier collection. If none has, the last of these with other values, which
+    `fitting` rejects. `ended`: final states of runs, as far as they are known."""
     found = {entry["name"]: entry for entry in queue.experiments(commits)} if commits is not None else {}
     before = {result.run: result for result in load(name)}
     results = []
