@@ -1,6 +1,6 @@
 """One script per stage, run as `python -m stages.<stage>` from the root of the repository.
 
-The code beside the scripts goes first on the path: an experiment in a temporary folder runs its own version.
+The code beside the scripts is first on the path, so an experiment in a temporary folder runs its own version.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""codes: dataset, tokenizer -> artifacts/codes/, of every split, and of augmented copies of the training images; their rate
+"""codes: dataset, tokenizer -> artifacts/codes/ of all splits and of augmented copies of the training images, metrics/codes.json
 
-Images to codes, batch by batch: any number of images in constant memory, on any number of processes.
+Encodes images batch by batch, in constant memory, on any number of processes. The metrics are the rate of the codes.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from tessera.core.seeding import generator
 from tessera.images import arrays
 from tessera.runtime.stage import enter
 
-Where = slice | tuple[int, slice]  # images of an array of codes [N,T], or of one of several [copies,N,T]
+Where = slice | tuple[int, slice]  # images in an array of codes [N,T]; or copy and images in an array [copies,N,T]
 
 
 class Settings(Strict):
     batch_size: int = Field(ge=1, description="images per forward pass")
     copies: int = Field(ge=0, description="augmented copies of the training images that are encoded too, from weak to "
-                        "strong; 0: none")  # fmt: skip
+                        "strong augmentation; 0: none")  # fmt: skip
     augmentation: Augmentation
 
 
@@ -46,9 +46,8 @@ def main(run: Run) -> None:
 
 
 def encode(tokenizer: Tokenizer, run: Run, folder: Path) -> None:
-    """`<split>.npy` [N,T] int32 of every split as it is; `augmented.npy` [copies,N,T] of the training images changed at
-    random, from weak to strong (`strengths`): on a small set, a prior that sees each image in one way only learns it by
-    heart."""
+    """Write `<split>.npy` [N,T] int32 for every split, and `augmented.npy` [copies,N,T] for randomly changed training images,
+    from weak to strong changes (`strengths`). On a small set, a prior that sees each image in only one form memorises it."""
     own, length = run.params.section("codes", Settings), tokenizer.space.length
     for split in SPLITS:
         _write(folder / f"{split}.npy", (len(run.images(split)), length), _encoded(tokenizer, run, split), run)
@@ -63,7 +62,7 @@ def encode(tokenizer: Tokenizer, run: Run, folder: Path) -> None:
 
 
 def metrics(run: Run) -> dict[str, float]:
-    """The rate: codes of an image, bits if all of a codebook are equally likely, and by the frequencies of `val`."""
+    """The rate: codes per image, bits if all K codes are equally likely, and bits by the code frequencies of `val`."""
     entropy = statistics.order_zero_bits(run.codes("val"), run.space)
     return {
         "codes_per_image": len(entropy),
@@ -73,12 +72,12 @@ def metrics(run: Run) -> dict[str, float]:
 
 
 def strengths(copies: int) -> tuple[float, ...]:
-    """Of each copy: 1/copies, 2/copies ... 1."""
+    """The strength of each copy: 1/copies, 2/copies ... 1."""
     return tuple((copy + 1) / copies for copy in range(copies))
 
 
 def _write(path: Path, shape: tuple[int, ...], pieces: Iterator[tuple[Where, np.ndarray]], run: Run) -> None:
-    """One process writes: maps of one file on several machines may lose each other's pages."""
+    """Write the pieces on one process: memory maps of one file on several machines could lose each other's pages."""
     if run.runtime.main:
         with files.streamed_array(path, shape, "int32") as stored:
             for where, codes in pieces:
@@ -91,8 +90,8 @@ def _write(path: Path, shape: tuple[int, ...], pieces: Iterator[tuple[Where, np.
 def _encoded(
     tokenizer: Tokenizer, run: Run, split: str, change: Callable[[Tensor], Tensor] = lambda x: x
 ) -> Iterator[tuple[slice, Int[np.ndarray, "b t"]]]:
-    """(where, codes there) of every batch of a split, on the process that writes. Ranks take turns at the very batches that
-    one process would encode, so that the codes are the same to the bit."""
+    """Yield (slice, codes of these images) for every batch of a split, on the process that writes. The ranks encode in turn the
+    same batches that one process would encode, so the codes are equal to the bit."""
     pixels, runtime, codes = run.images(split), run.runtime, None
     turns = arrays.batches(len(pixels), run.params.section("codes", Settings).batch_size)
     while batches := list(islice(turns, runtime.ranks)):
@@ -101,7 +100,7 @@ def _encoded(
                 with torch.no_grad():
                     x = change(arrays.to_model(pixels[where], runtime.device))
                     codes = tokenizer.encode(x).cpu().numpy()
-            else:  # what is drawn for another rank's images, which does not depend on their size
+            else:  # use up the random numbers of another rank's images; they do not depend on the size of the images
                 change(torch.empty(where.stop - where.start, pixels.shape[-1], 1, 1))
         found = runtime.gathered(codes) if runtime.ranks > 1 else [codes]
         if runtime.main:

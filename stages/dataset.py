@@ -1,14 +1,14 @@
-"""dataset: source -> artifacts/dataset/, artifacts/targets/ (the same, larger), metrics/dataset.json, plots/dataset/
+"""dataset: source -> artifacts/dataset/, artifacts/targets/ (the same images, larger), metrics/dataset.json, plots/dataset/
 
-From a `Source` to arrays: images square, opaque and of one size; no duplicates; three splits that share nothing.
+Turns a `Source` into arrays: square, opaque images of one size, without duplicates, in three disjoint splits.
 
     render       one image -> uint8 [S,S,C] at image_size and at target_size
     divide       families and labels -> split of each row
     near_pairs   which images have a near duplicate of another family, and which have one in train
 
-Memory does not grow with the size of the images: each is decoded once and written to an array on disk, beside the
-artefacts (so the disk must hold everything twice while the stage runs). RAM holds about 2 kB an image: a digest, the
-names, an 8x8 thumbnail. No torch.
+Memory does not grow with the size of the images: each is decoded once and written to an array on disk, beside the artefacts
+(so the disk must hold everything twice while the stage runs). RAM holds about 2 kB per image: a digest, the names, an 8x8
+thumbnail. No torch.
 """
 
 from __future__ import annotations
@@ -38,18 +38,19 @@ from tessera.images import arrays, pictures
 from tessera.images.arrays import batches
 from tessera.runtime.stage import enter
 
-THUMBNAIL = 8  # pixels a side; near duplicates are sought on these
-BLOCK = 256  # rows that are handled at once
-LEAST = 4  # images of a split: KID compares subsets of half of it, and of two images at least
-SHOWN = 50  # broken images that an error names
-KEPT_FIRST = {"test": 0, "val": 1}  # which of several identical images is kept; all others come behind
+THUMBNAIL = 8  # side in pixels of the thumbnails on which near duplicates are found
+BLOCK = 256  # rows processed at once
+LEAST = 4  # images per split: KID compares subsets of half of a split, and of at least two images
+SHOWN = 50  # broken images named in an error
+KEPT_FIRST = {"test": 0, "val": 1}  # precedence among identical images in several splits; train comes last
 
 
 class Split(Strict):
-    by: Literal["family", "random"] = Field(description="what stays together", examples=["family"])
-    train: float = Field(gt=0, lt=1, description="share of the rows")
-    val: float = Field(gt=0, lt=1, description="share of the rows")
-    test: float = Field(gt=0, lt=1, description="share of the rows")
+    by: Literal["family", "random"] = Field(description="unit of the split: whole families, or single images",
+                                            examples=["family"])  # fmt: skip
+    train: float = Field(gt=0, lt=1, description="fraction of the rows")
+    val: float = Field(gt=0, lt=1, description="fraction of the rows")
+    test: float = Field(gt=0, lt=1, description="fraction of the rows")
 
     @model_validator(mode="after")
     def _whole(self) -> Split:
@@ -60,13 +61,13 @@ class Split(Strict):
 
 class Settings(Strict):
     name: str
-    source: str = Field(min_length=1, description="local file or folder that is read, a DVC dependency")
-    image_size: int = Field(ge=4, le=1024, description="pixels a side")
-    target_size: int = Field(ge=4, le=2048, description="pixels a side of the larger copies (super-resolution)")
+    source: str = Field(min_length=1, description="local file or folder with the data, a DVC dependency")
+    image_size: int = Field(ge=4, le=1024, description="side in pixels")
+    target_size: int = Field(ge=4, le=2048, description="side in pixels of the larger copies (super-resolution)")
     colour: Literal["rgb", "grey"] = Field(description="channels of the images")
-    aspect: Literal["pad", "crop", "stretch"] = Field(description="how an image that is not square becomes so")
-    near_duplicate_rmse: float = Field(ge=0, le=255, description="grey levels, on 8x8 thumbnails, below which two "
-                                       "images of different families count as near duplicates")  # fmt: skip
+    aspect: Literal["pad", "crop", "stretch"] = Field(description="how images are made square")
+    near_duplicate_rmse: float = Field(ge=0, le=255, description="grey levels: two images of different families with a "
+                                       "smaller RMSE on 8x8 thumbnails are near duplicates")  # fmt: skip
     split: Split
 
     @model_validator(mode="after")
@@ -80,7 +81,7 @@ def main(run: Run) -> None:
     dataset, seed, folder = run.params.section("dataset", Settings), run.params.seed, run.folder("dataset")
     plugin, config = seams.plugin("datasets", dataset.name), run.params.config("dataset")
     source = plugin.load(config, Path(dataset.source), numpy_generator(seed, "dataset", "load"))
-    log(source.notes)  # before the images are decoded: what is missing is seen at once
+    log(source.notes)  # before the images are decoded, so that missing files are noticed at once
     prepared = prepare(
         source,
         dataset,
@@ -103,10 +104,10 @@ def log(notes: Sequence[str]) -> None:
 
 
 class Prepared(NamedTuple):
-    """`images` and `targets` lie on disk in the order of the source, `rows` says which of them belong to a split.
+    """`images` and `targets` lie on disk in the order of the source. `rows` holds the indices of the images of each split.
 
     `table` has the columns split, name, family, label, label_name, in the order train, val, test (label -1 and an empty
-    name where the set has no labels). `notes` are remarks for the reader of the log.
+    label_name if the set has no labels). `notes` are lines for the log.
     """
 
     images: UInt8[np.ndarray, "n s s c"]
@@ -117,7 +118,7 @@ class Prepared(NamedTuple):
     notes: tuple[str, ...]
 
     def save(self, images: Path, targets: Path) -> None:
-        """`<split>.npy` of every split into both folders."""
+        """Write `<split>.npy` of every split into both folders."""
         for split, rows in self.rows.items():
             for folder, pixels in ((images, self.images), (targets, self.targets)):
                 shape = (len(rows), *pixels.shape[1:])
@@ -136,8 +137,8 @@ def prepare(
         progress: wraps the range of images.
 
     Raises:
-        InputError: the source is empty, images cannot be read (all are named, up to `SHOWN`), a split would be too small, or
-            the disk is full.
+        InputError: the source is empty, images cannot be read (the message names up to `SHOWN`), a split would be too small,
+            or the disk is full.
     """
     _require_contract(source, dataset)
     images, targets, digests = _render_all(source, dataset, progress)
@@ -211,7 +212,7 @@ def _render_all(
     for i in progress(range(n)):
         try:
             small, large = render(source.images[i], dataset, f"image {source.names[i]!r} of {dataset.source}")
-        except InputError as error:  # of all images, so that a set is mended in one go
+        except InputError as error:  # go on, so that one message names all broken images
             broken.append(str(error))
             continue
         images[i], targets[i] = small, large
@@ -229,15 +230,15 @@ def _all_broken(errors: list[str], n: int) -> str:
 
 
 def _on_disk(shape: tuple[int, ...]) -> UInt8[np.ndarray, ...]:
-    """An array in a file without a name: it is gone when the process ends, however it ends.
+    """An array in an unnamed file, which is deleted when the process ends, even if it is killed.
 
     Raises:
-        InputError: there is no room, or no right to write.
+        InputError: the disk is full, or the folder is not writable.
     """
     files.ARTIFACTS.mkdir(exist_ok=True)
     try:
         with tempfile.TemporaryFile(dir=files.ARTIFACTS) as stream:
-            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a bus error at some later write
+            if hasattr(os, "posix_fallocate"):  # a full disk is then an error here, not a bus error at a later write
                 os.posix_fallocate(stream.fileno(), 0, math.prod(shape))
             else:
                 stream.truncate(math.prod(shape))
@@ -250,12 +251,12 @@ def _on_disk(shape: tuple[int, ...]) -> UInt8[np.ndarray, ...]:
 def render(
     pixels: UInt8[np.ndarray, ...], dataset: Settings, title: str = "the image"
 ) -> tuple[UInt8[np.ndarray, "s s c"], UInt8[np.ndarray, "t t c"]]:
-    """One image, opaque, in `dataset.colour`, square by `dataset.aspect`, at `image_size` and at `target_size`.
+    """One image, opaque, in `dataset.colour`, made square by `dataset.aspect`, at `image_size` and at `target_size`.
 
-    Both are area averages (`Image.BOX`) of the same square, so that they show exactly the same part of it.
+    Both are area averages (`Image.BOX`) of the same square, so they show exactly the same part of it.
 
     Raises:
-        InputError: padding it would make a square of too many pixels.
+        InputError: padded to a square, the image would have too many pixels.
     """
     assert pixels.dtype == np.uint8, pixels.dtype
     assert pixels.ndim == 2 or pixels.shape[2:] in ((3,), (4,)), pixels.shape
@@ -269,14 +270,14 @@ def render(
 
 
 def on_white(pixels: UInt8[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h w *c"]:
-    """RGBA over white, alpha * colour + (1 - alpha) * 255, exactly rounded; an opaque image is returned as it is.
+    """RGBA over white, alpha * colour + (1 - alpha) * 255, exactly rounded. An opaque image is returned unchanged.
 
-    It comes before any resizing: an average over transparent pixels would take in their invisible colour.
+    This must precede any resizing: an average over transparent pixels would include their invisible colour.
     """
     if pixels.ndim == 2 or pixels.shape[2] == 3:
         return pixels
     alpha = pixels[..., 3:].astype(np.uint16)
-    return ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)  # at most 65152
+    return ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)  # sum at most 65152: fits
 
 
 def _square(image: Image.Image, aspect: str, title: str) -> Image.Image:
@@ -297,10 +298,10 @@ def _square(image: Image.Image, aspect: str, title: str) -> Image.Image:
 
 
 def unique(digests: Sequence[bytes], own: Sequence[str] | np.ndarray) -> tuple[Int[np.ndarray, " m"], int]:
-    """Indices of the images to keep, ascending, and how many of them stand in several of the source's own splits.
+    """Indices of the images to keep, ascending, and the number of images that are in several of the source's own splits.
 
-    Of identical images the first is kept; where they stand in different splits, the first of test, or else of val: an
-    image that is tested on must not be trained on.
+    The first of identical images is kept. If they are in different splits, it is the first in test, or else the first in val:
+    an image of the test split must not be trained on.
     """
     first: dict[bytes, int] = {}
     across: set[bytes] = set()
@@ -314,7 +315,7 @@ def unique(digests: Sequence[bytes], own: Sequence[str] | np.ndarray) -> tuple[I
 
 
 def thumbnails(images: UInt8[np.ndarray, "n s s c"], rows: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m d"]:
-    """Area averages over 8x8 fields, not rounded, flattened."""
+    """Averages over an 8x8 grid of equal areas, not rounded, flattened."""
     average = _area_weights(images.shape[1], THUMBNAIL)
     result = np.empty((len(rows), THUMBNAIL * THUMBNAIL * images.shape[3]), np.float32)
     for where in batches(len(rows), BLOCK):
@@ -325,7 +326,7 @@ def thumbnails(images: UInt8[np.ndarray, "n s s c"], rows: Int[np.ndarray, " m"]
 
 
 def _area_weights(size: int, fields: int) -> Float[np.ndarray, "fields size"]:
-    """Row i: which share of field i each of `size` pixels covers; a pixel on a border counts to both sides in part."""
+    """Row i: weight of each of `size` pixels in the average over area i. A pixel on a border counts in part for both areas."""
     edges, pixel = np.arange(fields + 1) * size / fields, np.arange(size)
     overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
     return (overlap.clip(0) * fields / size).astype(np.float32)
@@ -334,11 +335,11 @@ def _area_weights(size: int, fields: int) -> Float[np.ndarray, "fields size"]:
 def near_pairs(
     small: Float[np.ndarray, "n d"], families: Int[np.ndarray, " n"], train: Bool[np.ndarray, " n"], rmse: float
 ) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Which images have another of a different family at a root mean squared error below `rmse`, and which have such a
-    one in train.
+    """Which images have another image of a different family at a root mean squared error below `rmse`, and which have such
+    an image in train.
 
-    Two images cannot be nearer than their means: RMSE(a, b) >= |mean(a) - mean(b)| (Jensen). So the images are sorted
-    by their mean, and compared with those in reach of it only: of 50,000 photographs some 5 % of the pairs.
+    The error is at least the difference of the means: RMSE(a, b) >= |mean(a) - mean(b)| (Jensen). So the images are sorted by
+    their mean, and each is compared only with those whose mean is near enough: about 5 % of the pairs of 50,000 photographs.
     """
     means = small.mean(axis=1, dtype=np.float64)
     order = np.argsort(means, kind="stable")
@@ -364,13 +365,13 @@ def divide(
     split: Split,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """The split of each row. val and test of the source's own (`own`, "train" elsewhere) stay; what it lacks is taken
-    from the rest, by the shares of `split` among what is taken.
+    """The split of each row. Rows in the source's own val and test stay there (`own`; all other rows are "train"). A split that
+    the source lacks is taken from the rest, in proportion to the fractions of `split`.
 
-    Stratified by label, a family's label being the most frequent of its rows. Family by family in random order, each
-    goes to the split that lacks most rows; those that would not fit into the smallest split go first, since late they
-    would overshoot and leave another split short. What a label leaves over or short is carried on to the next: a
-    hundred labels of two families each would otherwise all go to train.
+    The division is stratified by label; the label of a family is the most frequent one of its rows. Families are assigned in
+    random order, each to the split that lacks most rows. Families larger than the smallest split's part come first: at
+    the end they would overshoot and leave another split short. What a label leaves over or short is carried on to the next
+    label. Otherwise a hundred labels with two families each would all go to train.
 
     Raises:
         InputError: a split would have fewer than `LEAST` images.
@@ -382,7 +383,7 @@ def divide(
     fractions /= fractions.sum()
     by = np.asarray(families, dtype=str)[free] if split.by == "family" else np.arange(len(free))
     groups = _groups(by)
-    strata = np.array([np.bincount(labels[free[group]] + 1).argmax() for group in groups])  # + 1: no label is -1
+    strata = np.array([np.bincount(labels[free[group]] + 1).argmax() for group in groups])  # + 1, since no label is -1
     lacking = np.zeros(len(wanted))
     for stratum in np.unique(strata):
         members = [groups[i] for i in generator.permutation(np.flatnonzero(strata == stratum))]
@@ -397,7 +398,7 @@ def divide(
 
 
 def _groups(by: np.ndarray) -> list[Int[np.ndarray, " m"]]:
-    """The rows of each value, values in ascending order."""
+    """The rows of each value, in ascending order of the values."""
     if len(by) == 0:
         return []
     order = np.argsort(by, kind="stable")
@@ -415,7 +416,7 @@ def _require_rows(splits: np.ndarray, own: Sequence[str], groups: int, split: Sp
         remedy = f"Take a source with more images, or raise dataset.split.{name} (now {getattr(split, name):g})"
         if split.by == "family":
             remedy += ", or set dataset.split.by to random"
-        if name in fixed:  # no share of it is taken
+        if name in fixed:  # it is not divided
             remedy = f"It is the source's own: add images to it, or rename the folder or file that is called {name}"
         elif fixed and free < LEAST * (len(SPLITS) - len(fixed)):
             remedy = (

@@ -11,4 +11,4 @@ def main(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    enter(main, trains=True)  # some train a network of their own, which resumes as those of the other stages do
+    enter(main, trains=True)  # some extensions train a network, which resumes like those of other stages

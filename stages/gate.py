@@ -1,6 +1,6 @@
 """gate: metrics of reconstruction, diagnostics and probe -> metrics/gate.json, artifacts/gate.txt, before any prior is trained
 
-`prior` depends on the file alone, whose text never changes: other metrics that still pass train no prior again.
+`prior` depends only on the text file, whose content never changes: if metrics change and still pass, no prior is trained again.
 """
 
 from tessera import verdict

@@ -1,6 +1,6 @@
 """prior: codes -> artifacts/prior/, plots/prior.csv
 
-What training a prior minimises, and how it is judged: by the likelihood of codes it has not seen.
+Trains a prior: the objective, the training examples, and its score, the likelihood of held-out codes.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Settings(Strict):
     label_dropout: float = Field(ge=0, lt=1, description="probability that a training example loses its label, which "
                                  "samples.guidance needs", examples=[0.1])  # fmt: skip
     augmented: float = Field(
-        ge=0, le=1, description="share of training examples taken from the augmented copies of codes"
+        ge=0, le=1, description="fraction of training examples taken from the augmented copies of codes"
     )
-    annealing: float = Field(ge=0, le=1, description="share of training, at its end, over which the strength of these "
-                             "copies falls to none; 0: it does not fall", examples=[0.5])  # fmt: skip
+    annealing: float = Field(ge=0, le=1, description="last fraction of training, in which the augmentation strength falls "
+                             "to none; 0: it does not fall", examples=[0.5])  # fmt: skip
     training: Training
 
 
@@ -61,7 +61,7 @@ class Objective(nn.Module):
 
 
 class Data:
-    """Codes by split, and labels where the prior is conditioned on them."""
+    """Codes by split, and labels if the prior is conditional."""
 
     def __init__(
         self,
@@ -98,8 +98,8 @@ class Data:
         return codes, labels
 
     def batch(self, indices: np.ndarray, generator: Generator, done: float) -> tuple[Tensor, Tensor | None, float]:
-        """Training examples: the plain codes of an image, or with probability `augmented` those of one of its copies that
-        are weak enough for this moment; its label, or with probability `label_dropout` none."""
+        """Training examples: the plain codes of an image, or with probability `augmented` the codes of a copy that is weak enough
+        at this point of training; and its label, or with probability `label_dropout` none."""
         codes, labels = self.rows("train", indices)
         usable = weak_enough(len(self.augmented), done, self.own.annealing) if self.own.augmented else 0
         if usable:
@@ -114,15 +114,15 @@ class Data:
 
 
 def weak_enough(copies: int, done: float, annealing: float) -> int:
-    """How many of the copies, which are ordered from weak to strong, may be used when the share `done` of the training is
-    done: all at first, then ever fewer over the last `annealing` of it, none at its end (Zhang et al. 2023, "phased data
-    augmentation", arXiv 2305.12681, narrows it in phases)."""
+    """How many of the copies, ordered from weak to strong, may be used when the fraction `done` of training is completed: first
+    all, then ever fewer over the last fraction `annealing`, none at the end. Zhang et al. 2023, "phased data augmentation",
+    arXiv 2305.12681, narrow it in phases."""
     left = (1 - done) / annealing if annealing else 1.0
     return math.floor(copies * min(1.0, left))
 
 
 def task(objective: Objective, data: Data) -> Task:
-    """What `fit` takes; the epoch with the best held-out likelihood is kept."""
+    """The training for `fit`. The epoch with the best held-out likelihood is kept."""
     return Task(
         name="prior",
         objective=objective,
@@ -134,7 +134,7 @@ def task(objective: Objective, data: Data) -> Task:
 
 
 def in_closed_form(objective: Objective, data: Data) -> Fitted | None:
-    """The fit of a prior in closed form (one that has `fit`), or None for one that is trained."""
+    """Fit a closed-form prior (one that has `fit`); None for a prior that is trained."""
     if not hasattr(objective.prior, "fit"):
         return None
     objective.prior.fit(*data.rows("train", np.arange(len(data.codes["train"]))))
@@ -146,8 +146,8 @@ def in_closed_form(objective: Objective, data: Data) -> Fitted | None:
 
 
 def _evaluate(objective: Objective, data: Data, looked_at: dict[str, np.ndarray]) -> Row:
-    """Bits per code and per image, and top-1 accuracy, of validation and of as many training images, in eval mode. Where
-    the prior is not exact (`bound` 1), the bits are an upper bound."""
+    """Bits per code and per image, and top-1 accuracy, of validation images and as many training images, in eval mode. If the
+    prior is not exact (`bound` 1), the bits are an upper bound."""
     row: Row = {"bound": float(not objective.prior.exact)}
     for split, indices in looked_at.items():
         nats, right = 0.0, 0.0
@@ -163,8 +163,8 @@ def _evaluate(objective: Objective, data: Data, looked_at: dict[str, np.ndarray]
 
 
 def metrics(fitted: Fitted) -> dict[str, Any]:
-    """Of the kept epoch. The gap between train and val is what the prior has memorised. Bits that are a bound say so in
-    their name, and are never compared with others by `dvc metrics diff`."""
+    """Metrics of the kept epoch. The gap between train and val measures memorisation. Bits that are a bound have another name, so
+    `dvc metrics diff` never compares them with exact ones."""
     row = next(row for row in fitted.history if row["epoch"] == fitted.epoch)
     bits = "nll_bound_bits_per_code" if row["bound"] else "nll_bits_per_code"
     split = {

@@ -1,9 +1,9 @@
 """probe: codes -> metrics/probe.json, plots/probe/
 
-Train a small prior of a fixed budget on the codes: how learnable they are, before the large one. It is the figure of merit of
-FSQ's "compression cost" (Mentzer et al. 2023, arXiv 2309.15505, sec. 4.1, with a masked transformer): among tokenizers that
-reconstruct equally well, the one whose images take fewer bits is easier to sample. The probe, a gated PixelCNN, is not the
-prior of params.yaml and does not follow it: its numbers compare tokenizers, also while priors change.
+Trains a small prior of a fixed budget on the codes, to measure how learnable they are before the large prior is trained. The
+measure is FSQ's "compression cost" (Mentzer et al. 2023, arXiv 2309.15505, sec. 4.1, with a masked transformer): among
+tokenizers that reconstruct equally well, the one whose images take fewer bits is easier to sample. The probe is a gated
+PixelCNN and does not depend on the prior of params.yaml, so its numbers compare tokenizers even while priors change.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from tessera.training.loop import Row, Task, fit
 from tessera.training.settings import Training
 
 LOOKED_AT = 1000  # images of a split behind one point of the curve, at most
-FIXED = {"kernel_size": 3, "condition_blocks": 1}  # of the gated PixelCNN
+FIXED = {"kernel_size": 3, "condition_blocks": 1}  # values of the gated PixelCNN that params.yaml does not set
 
 
 class Settings(Strict):
-    channels: int = Field(ge=1, description="of each stack", examples=[8])
-    layers: int = Field(ge=1, description="gated layers, of each grid's network", examples=[2])
-    dropout: float = Field(ge=0, lt=1, description="probability", examples=[0.1])
+    channels: int = Field(ge=1, description="channels of each stack", examples=[8])
+    layers: int = Field(ge=1, description="gated layers of the network of each grid", examples=[2])
+    dropout: float = Field(ge=0, lt=1, description="dropout probability", examples=[0.1])
     count: int = Field(ge=1, description="largest number of training images", examples=[8])
     training: Training
 
@@ -70,7 +70,7 @@ def build(own: Settings, space: CodeSpace) -> ExactPrior:
 
 
 class Data:
-    """Codes to train on, `count` images at most, evenly spaced; and of train and val those that are looked at."""
+    """Training codes, of at most `count` images, evenly spaced; and the codes of train and val on which curves are computed."""
 
     def __init__(self, run: Run, own: Settings) -> None:
         self.device, self.batch_size = run.runtime.device, own.training.batch_size
@@ -88,12 +88,12 @@ class Data:
 
     @torch.no_grad()
     def bits(self, probe: Any) -> dict[str, Float[np.ndarray, "n t"]]:
-        """-log2 p of each code given those before it, by split."""
+        """-log2 p of each code given the codes before it, by split."""
         return {split: bits(probe, codes, self.batch_size) for split, codes in self.looked_at.items()}
 
 
 def task(objective: Objective, data: Data) -> Task:
-    """What `fit` takes; the epoch with the best held-out likelihood is kept."""
+    """The training for `fit`. The epoch with the best held-out likelihood is kept."""
 
     def evaluate(objective: Any) -> Row:
         return {
@@ -112,7 +112,7 @@ def task(objective: Objective, data: Data) -> Task:
 
 @torch.no_grad()
 def bits(probe: Any, codes: Int[Tensor, "n t"], batch_size: int) -> Float[np.ndarray, "n t"]:
-    """-log2 p of each code given those before it."""
+    """-log2 p of each code given the codes before it."""
     parts = [codes[where] for where in batches(len(codes), batch_size)]
     nats = [sequences.code_log_prob(probe.logits(part, None), part).cpu().numpy() for part in parts]
     return np.concatenate(nats).astype(np.float64) / -math.log(2)
@@ -121,9 +121,9 @@ def bits(probe: Any, codes: Int[Tensor, "n t"], batch_size: int) -> Float[np.nda
 def report(
     found: dict[str, Float[np.ndarray, "n t"]], entropy: Float[np.ndarray, " t"], history: list[Row], grids: Grids
 ) -> Report:
-    """Of `val`, at the best epoch: bits per code and image, and `fraction_saved` of the order-0 entropy of that split, the bits
-    of whoever knows how often each code occurs and nothing of its neighbours; 0 says that the probe learnt no structure.
-    `gap_bits_per_code`: val minus train."""
+    """Metrics of `val` at the best epoch: bits per code and per image, `fraction_saved` and `gap_bits_per_code` (val minus train).
+    `fraction_saved` is relative to the order-0 entropy of the split, the bits needed if only the frequency of each code is
+    known, and not its neighbours. At 0 the probe has learnt no structure."""
     metrics = {
         "nll_bits_per_code": (per_code := found["val"].mean()),
         "nll_bits_per_image": found["val"].sum(1).mean(),
@@ -135,7 +135,7 @@ def report(
 
 
 def _positions(best: dict[str, np.ndarray], entropy: Float[np.ndarray, " t"], grids: Grids) -> pd.DataFrame:
-    """Bits of each place of each grid: where in the picture the information is."""
+    """Bits at each position of each grid: they show where in the image the information is."""
     places = [(grid, *place) for grid, shape in enumerate(grids) for place in np.ndindex(shape)]
     table = pd.DataFrame(places, columns=["grid", "row", "column"])
     values = {f"{split}_nll_bits": found.mean(0) for split, found in best.items()}
@@ -143,7 +143,7 @@ def _positions(best: dict[str, np.ndarray], entropy: Float[np.ndarray, " t"], gr
 
 
 def _picture(curve: pd.DataFrame, positions: pd.DataFrame, entropy: float) -> Any:
-    """The training, with the order-0 entropy dashed; then what each place takes, in raster order within a grid."""
+    """The training curve, with the order-0 entropy as a dashed line, and maps of the bits at each position of each grid."""
     from matplotlib.figure import Figure
 
     grids = list(positions.groupby("grid"))

@@ -1,6 +1,6 @@
-"""reconstruction: dataset, tokenizer -> artifacts/reconstruction/, metrics and pictures of what the codes keep
+"""reconstruction: dataset, tokenizer -> artifacts/reconstruction/, metrics and pictures of the reconstructions
 
-What the codes keep of an image, and whether the loss of the rest lies in the autoencoder or in the quantization.
+Measures how much of an image the codes keep, and whether the autoencoder or the quantization loses the rest.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tessera.images import arrays, pictures
 from tessera.runtime.stage import enter
 
 SHOWN, COLUMNS = 48, 12
-PICTURES = ("psnr_db", "psnr_db_per_image", "ssim", "ssim_gaussian")  # measures of pictures
+PICTURES = ("psnr_db", "psnr_db_per_image", "ssim", "ssim_gaussian")  # scores of pictures
 
 
 class Settings(Strict):
@@ -53,10 +53,10 @@ def main(run: Run) -> None:
 def decoded(
     tokenizer: Tokenizer, pixels: UInt8[np.ndarray, "n h w c"], path: Path, batch_size: int, device: Device
 ) -> pd.DataFrame:
-    """Write the reconstructions to `path`, batch by batch; return the scores of each image.
+    """Write the reconstructions to `path`, batch by batch, and return the scores of each image.
 
     Columns: `mse` (in units of [-1,1]^2, as the loss); on 8-bit images `psnr_db` of each, `ssim` with uniform windows and
-    `ssim_gaussian`; and `mse_from_z`, the error that remains when the latents are decoded without being quantized.
+    `ssim_gaussian`; and `mse_from_z`, the error if the latents are decoded without quantization.
     """
 
     def both(x: torch.Tensor) -> torch.Tensor:
@@ -82,9 +82,9 @@ def decoded(
 
 
 def summary(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a split, both conventions of PSNR and of SSIM (`scores`): `psnr_db` is of the mean MSE, `psnr_db_per_image`
-    the mean over images, which is larger (Jensen); `ssim` has uniform windows, `ssim_gaussian` Gaussian ones.
-    `by_family` counts each family once: about half of the emoji are tone variants."""
+    """One row per split, with both conventions of PSNR and of SSIM (`scores`): `psnr_db` of the mean MSE, `psnr_db_per_image` the
+    mean over images, which is larger (Jensen); `ssim` with uniform windows, `ssim_gaussian` with Gaussian ones. `by_family`
+    counts each family once: about half of the emoji are tone variants."""
     rows = []
     for split, table in tables.items():
         means = _measures(lambda values: values.mean(), table)
@@ -101,7 +101,7 @@ def _measures(mean: Callable[[np.ndarray], float], table: pd.DataFrame) -> dict[
 
 
 def metrics(splits: pd.DataFrame) -> dict[str, Any]:
-    """Of the test split, and of the validation split what the gate judges by, which must leave the test split alone."""
+    """Metrics of the test split; of the validation split only those that the gate judges, since it must not see the test split."""
     test, val = (splits.set_index("split").loc[split] for split in ("test", "val"))
     by_family = {name: test[f"{name}_by_family"] for name in PICTURES}
     headline = {name: test[name] for name in ("mse", *PICTURES, "psnr_db_from_z")}
@@ -115,7 +115,7 @@ def _psnr(mse: float) -> float:
 def picture(
     originals: UInt8[np.ndarray, "n h w c"], reconstructions: UInt8[np.ndarray, "n h w c"], table: pd.DataFrame
 ) -> UInt8[np.ndarray, "height width c"]:
-    """Originals over reconstructions; one image per family, spread evenly, neither the best nor the worst."""
+    """Originals over reconstructions, one image per family, evenly spaced, not selected by quality."""
     first = np.sort(np.unique(table["family"].to_numpy(str), return_index=True)[1])
     chosen = first[arrays.evenly(len(first), SHOWN)]
     return pictures.rows_of_pairs(originals[chosen], reconstructions[chosen], COLUMNS)

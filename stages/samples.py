@@ -1,7 +1,7 @@
-"""samples: prior, tokenizer, codes -> artifacts/samples/, of the prior, of the baseline, and of N(0, I) where the
-tokenizer can decode that, and sheets of them
+"""samples: prior, tokenizer, codes -> artifacts/samples/ and sheets: of the prior, of the baseline, and of N(0, I) if the
+tokenizer can decode it
 
-Drawing samples: codes from a prior, images from the tokenizer's decoder. Sheets show them unselected.
+Samples codes from a prior, and decodes them by the tokenizer. Sheets show the images unselected.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """tokenizer: dataset, extractor -> artifacts/tokenizer/, plots/tokenizer.csv, plots/tokenizer/
 
-What training a tokenizer minimises, what validation reports, and what is kept of chosen epochs.
+Trains a tokenizer: the objective, the metrics of validation, and the snapshots kept of chosen epochs.
 
-Contracts only: no plug-in is known here by name.
+Uses contracts only: it knows no plug-in by name.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from tessera.training.settings import Training
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FITTED_ON = 1_000_000  # latents that a post-hoc codebook is given, at most
+FITTED_ON = 1_000_000  # latents for a post-hoc codebook, at most
 SHOWN = 16  # images whose reconstructions are kept at the snapshot epochs
 
 
 class Settings(Strict):
     name: str
-    keep: Literal["best", "best_usage", "last"] = Field(description="which epoch's weights go on to the next stages")
-    keep_every: int = Field(ge=0, description="keep the weights of every n-th epoch too; 0: none")
+    keep: Literal["best", "best_usage", "last"] = Field(description="the epoch whose weights the next stages use")
+    keep_every: int = Field(ge=0, description="also keep the weights of every n-th epoch; 0: none")
     snapshot_epochs: list[Annotated[int, Field(ge=0)]] = Field(
-        description="epochs whose codebook and reconstructions are kept; 0: untrained"
+        description="epochs whose codebook and reconstructions are kept; 0: before training"
     )
     augmentation: Augmentation
     training: Training
@@ -74,7 +74,7 @@ def main(run: Run) -> None:
 
 
 class Objective(nn.Module):
-    """Image terms of `losses:` with their weights, and the quantizer's own terms, which come weighted."""
+    """Image terms of `losses:` times their weights, and the quantizer's own terms, which are already weighted."""
 
     def __init__(self, tokenizer: Tokenizer, terms: dict[str, tuple[float, Loss]]) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Objective(nn.Module):
 
 
 def loss_terms(run: Run, tokenizer: Tokenizer) -> dict[str, tuple[float, Loss]]:
-    """The losses of params.yaml by name, each with its weight; a term of weight 0 is not built and costs nothing."""
+    """The losses of params.yaml by name, each with its weight. A term of weight 0 is not built and costs nothing."""
     configs = {name: run.params.config("losses", name) for name in run.params.keys("losses")}
     return {
         name: (config.weight, seams.plugin("losses", name).build(config, run, tokenizer))
@@ -104,15 +104,15 @@ def loss_terms(run: Run, tokenizer: Tokenizer) -> dict[str, tuple[float, Loss]]:
 
 
 def initialised(recipe: models.Recipe, run: Run) -> Objective:
-    """The tokenizer of `recipe`, freshly initialised, with its loss terms. Where the quantizer is post-hoc it is left out:
-    what training gives must not depend on it."""
+    """The tokenizer of `recipe`, freshly initialised, with its loss terms. A post-hoc quantizer is left out, because the result
+    of training must not depend on it."""
     seed_globally(run.params.seed, "tokenizer", "initialisation")
     tokenizer = models.build(recipe._replace(quantizer=None) if run.params.post_hoc else recipe)
     return Objective(tokenizer, loss_terms(run, tokenizer))
 
 
 class Data:
-    """Training batches, and the fixed images that curves are computed on."""
+    """Training batches, and the fixed images on which the curves are computed."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class Data:
         device: Device,
     ) -> None:
         self.pixels, self.augmentation, self.batch_size, self.device = pixels, augmentation, batch_size, device
-        # as many training as validation images: perplexity over fewer images is lower
+        # equally many training and validation images: fewer images have a lower perplexity
         count = min(LOOKED_AT, *(len(array) for array in pixels.values()))
         self.looked_at = {split: array[arrays.evenly(len(array), count)] for split, array in pixels.items()}
         self.shown = self.looked_at["val"][arrays.evenly(len(self.looked_at["val"]), SHOWN)]
@@ -139,7 +139,7 @@ class Data:
 
 
 def train(objective: Objective, data: Data, run: Run) -> Fitted:
-    """Train the objective in place. A tokenizer without weights (`pixels`) is only looked at."""
+    """Train the objective in place. A tokenizer without weights (`pixels`) is only evaluated."""
     own = run.params.section("tokenizer", Settings)
     late = [str(epoch) for epoch in own.snapshot_epochs if epoch > own.training.epochs]
     if late and run.runtime.main:
@@ -156,12 +156,12 @@ def train(objective: Objective, data: Data, run: Run) -> Fitted:
 
 
 def with_codebook(tokenizer: Tokenizer, recipe: models.Recipe, data: Data, run: Run) -> Tokenizer:
-    """The trained tokenizer; one that was trained without its post-hoc quantizer gets it here, fitted to the latents of
-    the training images (a million of them at most, of images drawn at random)."""
+    """The trained tokenizer. A post-hoc quantizer is added here, fitted to the latents of training images in random order, at
+    most a million latents."""
     if not run.params.post_hoc:
         return tokenizer
     whole: Tokenizer = models.build(recipe)
-    whole.load_state_dict(tokenizer.state_dict(), strict=False)  # all but the quantizer's
+    whole.load_state_dict(tokenizer.state_dict(), strict=False)  # all weights except the quantizer's
     rng = generator(run.params.seed, "tokenizer", "codebook")
     quantizers = [cast("PostHocQuantizer", module) for module in whole.modules() if hasattr(module, "fit")]
     for level, quantizer in enumerate(quantizers):
@@ -183,7 +183,7 @@ def _latents(tokenizer: Tokenizer, level: int, data: Data, rng: Generator) -> Fl
 
 
 def task(objective: Objective, data: Data, section: Settings) -> Task:
-    """What `fit` takes."""
+    """The training for `fit`."""
     if section.keep == "best_usage" and not objective.tokenizer.space.grids:
         raise InputError("tokenizer.keep: must be best or last, got 'best_usage': there are no codes while a tokenizer trains "
                          "whose quantizer is fitted afterwards")  # fmt: skip
@@ -220,8 +220,8 @@ def _snapshot(objective: Objective, data: Data) -> dict[str, Tensor]:
 
 
 def _evaluate(objective: Objective, data: Data) -> Row:
-    """Validation row: every loss term and score of `val`; of `train` the scores, in eval mode, beside the loss terms
-    that training itself has averaged."""
+    """One row of the history: all loss terms and scores of `val`, and the scores of `train` in eval mode. The training loop adds
+    the mean loss terms of `train`."""
     train = _scores(objective, data, data.looked_at["train"])
     val = _scores(objective, data, data.looked_at["val"])
     row = {f"val_{name}": value for name, value in val.items()}
@@ -230,8 +230,8 @@ def _evaluate(objective: Objective, data: Data) -> Row:
 
 
 def _scores(objective: Objective, data: Data, pixels: UInt8[np.ndarray, "n h w c"]) -> Row:
-    """Every loss term, their `total`, terms that are only reported, and what codes and pictures are worth, over all of
-    `pixels`: `psnr_db` of the mean squared error, `ssim` with uniform windows (`scores`)."""
+    """All loss terms, their `total`, the reported terms, and scores of codes and pictures over all of `pixels`: `psnr_db` of the
+    mean squared error, `ssim` with uniform windows (`scores`)."""
     sums: dict[str, float] = defaultdict(float)
     reported: dict[str, float] = defaultdict(float)
     codes, errors, similar = [], [], []
@@ -256,7 +256,7 @@ def _scores(objective: Objective, data: Data, pixels: UInt8[np.ndarray, "n h w c
 
 
 def _code_scores(codes: Int[np.ndarray, "n t"], tokenizer: Tokenizer) -> Row:
-    """Usage and perplexity over all the codes, mean over the grids; none without grids."""
+    """Usage and perplexity over all codes, mean over the grids; empty if there are no grids."""
     if not tokenizer.space.grids:
         return {}
     folded = tokenizer.space.split(codes)
@@ -268,7 +268,7 @@ def _code_scores(codes: Int[np.ndarray, "n t"], tokenizer: Tokenizer) -> Row:
 
 
 def metrics(fitted: Fitted, tokenizer: Tokenizer, data: Data) -> dict[str, Any]:
-    """Of the kept epoch: loss and codebook; the pictures' scores over whole splits are the stage `reconstruction`'s."""
+    """Loss and codebook scores of the kept epoch. Scores of pictures over whole splits are metrics of `reconstruction`."""
     row = next(row for row in fitted.history if row["epoch"] == fitted.epoch)
     if "val_usage" not in row:  # the codebook was fitted afterwards
         with torch.no_grad():
@@ -283,8 +283,8 @@ def metrics(fitted: Fitted, tokenizer: Tokenizer, data: Data) -> dict[str, Any]:
 
 
 def write_snapshots(fitted: Fitted, data: Data) -> None:
-    """Pictures of the snapshot epochs (one row each, under the originals; the codebook's two main directions), their
-    codebooks as `artifacts/tokenizer/snapshots.safetensors`, and the weights of every n-th epoch where asked."""
+    """Write pictures of the snapshot epochs (a row of reconstructions each, under the originals; the codebook on its two main
+    directions), their codebooks as `artifacts/tokenizer/snapshots.safetensors`, and the weights of every n-th epoch if asked."""
     epochs = sorted({int(name.partition("/")[0]) for name in fitted.snapshots})
     books: dict[str, Tensor] = {}
     rows = [data.shown]
@@ -304,7 +304,7 @@ def write_snapshots(fitted: Fitted, data: Data) -> None:
 
 
 def _codebooks(books: dict[str, Float[np.ndarray, "k d"]]) -> Figure:
-    """Each snapshot's code vectors on the two principal directions of the last one, so that motion is seen."""
+    """Code vectors of each snapshot on the two principal directions of the last one, so that motion is visible."""
     from matplotlib.figure import Figure
 
     grids = sorted({name.partition("/")[2] for name in books})
@@ -317,7 +317,7 @@ def _codebooks(books: dict[str, Float[np.ndarray, "k d"]]) -> Figure:
         _, _, directions = np.linalg.svd(last - centre, full_matrices=False)
         for column, epoch in enumerate(epochs):
             points = (books[f"{epoch}/{grid}"] - centre) @ directions[:2].T
-            points = np.pad(points, [(0, 0), (0, 2 - points.shape[1])])  # code vectors of one number lie on a line
+            points = np.pad(points, [(0, 0), (0, 2 - points.shape[1])])  # one-dimensional code vectors lie on a line
             axes[row, column].scatter(*points.T, s=6, alpha=0.7, linewidths=0)
             axes[row, column].set_title(f"{grid.replace('_', ' ')}, epoch {epoch}", fontsize=9)
             axes[row, column].set_aspect("equal", "box")

@@ -249,7 +249,7 @@ def test_metrics_of_another_tokenizer_are_not_judged(case, judge):
 def test_metrics_of_other_values_are_not_judged(place, name, judge):
     raw = copy.deepcopy(RAW)
     raw[place[0]][place[1]] = 7
-    with pytest.raises(InputError, match=rf"out of date: {name} is another now"):
+    with pytest.raises(InputError, match=rf"out of date: {name} has changed since"):
         judge(locked(), raw)
 
 

@@ -1,6 +1,6 @@
 """tessera: a reproducible pipeline for discrete image representations.
 
-`tessera.load("artifacts/tokenizer")` and `tessera.load("artifacts/prior")` give trained models back.
+`tessera.load("artifacts/tokenizer")` and `tessera.load("artifacts/prior")` load trained models.
 """
 
 from __future__ import annotations

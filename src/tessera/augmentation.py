@@ -1,4 +1,4 @@
-"""Random changes to training images, for every stage that asks for them under `augmentation` in params.yaml."""
+"""Random changes to training images, for every stage that has a section `augmentation` in params.yaml."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Augmentation(Strict):
     """Random changes to training images only."""
 
     flip: float = Field(ge=0, le=1, description="probability of a horizontal flip", examples=[0.5])
-    shift: int = Field(ge=0, description="largest shift in pixels, in both directions; white comes in", examples=[1])
-    scale: float = Field(ge=0, le=1, description="largest change of size; 0.1: from 1/1.1 to 1.1 times; white comes in",
+    shift: int = Field(ge=0, description="largest shift in pixels, in both directions; padding is white", examples=[1])
+    scale: float = Field(ge=0, le=1, description="largest change of size; 0.1: from 1/1.1 to 1.1 times; padding is white",
                          examples=[0.1])  # fmt: skip
     recolour: float = Field(ge=0, le=1, description="probability of putting the colour channels in a random order",
                             examples=[0.0])  # fmt: skip
@@ -28,7 +28,7 @@ class Augmentation(Strict):
 def augment(
     x: Float[Tensor, "b c h w"], flip: float, shift: int, generator: torch.Generator
 ) -> Float[Tensor, "b c h w"]:
-    """Flip each image with probability `flip`, and shift each by up to `shift` pixels; white (1) comes in."""
+    """Flip each image with probability `flip`, and shift each by up to `shift` pixels, with white (1) padding."""
     import torch
     import torch.nn.functional as F
 
@@ -47,8 +47,8 @@ def augment(
 
 
 def rescale(x: Float[Tensor, "b c h w"], largest: float, generator: torch.Generator) -> Float[Tensor, "b c h w"]:
-    """Shrink or enlarge each image about its centre by a factor between 1 / (1 + largest) and 1 + largest, uniform in its
-    logarithm, bilinear; white (1) comes in, and what leaves the frame is lost."""
+    """Shrink or enlarge each image about its centre, bilinearly, by a factor from 1 / (1 + largest) to 1 + largest, uniform in its
+    logarithm. Padding is white (1), and parts outside the frame are lost."""
     import math
 
     import torch
@@ -60,12 +60,12 @@ def rescale(x: Float[Tensor, "b c h w"], largest: float, generator: torch.Genera
     theta = torch.zeros(len(x), 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = torch.exp(-exponent * math.log1p(largest))
     grid = F.affine_grid(theta.to(x.device, x.dtype), list(x.shape), align_corners=False)
-    # zeros come in, so white has to be zero
+    # grid_sample fills with zeros, so white must be zero
     return F.grid_sample(x - 1, grid, align_corners=False).add(1).contiguous(memory_format=torch.channels_last)
 
 
 def recolour(x: Float[Tensor, "b c h w"], probability: float, generator: torch.Generator) -> Float[Tensor, "b c h w"]:
-    """Give each image, with `probability`, its colour channels in a random order: shapes stay, hues change, white is
+    """Permute the colour channels of each image at random, with the given probability: shapes stay, hues change, and white stays
     white. Images of one channel stay as they are."""
     import torch
 
@@ -81,7 +81,7 @@ def recolour(x: Float[Tensor, "b c h w"], probability: float, generator: torch.G
 def augmented(
     x: Float[Tensor, "b c h w"], how: Augmentation, generator: torch.Generator, strength: float = 1.0
 ) -> Float[Tensor, "b c h w"]:
-    """What params.yaml asks for under `augmentation`, every amount and probability times `strength` (shifts are rounded
-    to whole pixels); every draw comes from `generator`."""
+    """Augment images as params.yaml asks under `augmentation`. Every amount and probability is multiplied by `strength` (shifts
+    are rounded to whole pixels). All random numbers come from `generator`."""
     x = augment(x, how.flip * strength, round(how.shift * strength), generator)
     return recolour(rescale(x, how.scale * strength, generator), how.recolour * strength, generator)

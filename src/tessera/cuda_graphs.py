@@ -1,10 +1,10 @@
-"""Sampling on a GPU without its launches: the walk over all positions as one CUDA graph, replayed for each batch.
+"""Sampling on a GPU with few kernel launches: the loop over all positions is one CUDA graph, replayed for each batch.
 
-A position of a prior is some hundred kernels of a few microseconds each, fewer than the program takes to launch them. A
-walk of a network asks the device for no value, and which kernels it launches depends on nothing but shapes: so the whole
-of it is captured once, whatever the prior remembers on the way. A prior whose walk does ask for values (`ngram`: how many
-distinct contexts there are) says so by `capturable`. Capturing costs about a walk, and memory for some kilobytes a
-kernel: it pays from the third batch on.
+One position of a prior takes about a hundred kernels of a few microseconds each, and to launch them takes longer. A
+network's walk never reads a value back from the device, and its kernels depend only on shapes. So the whole loop is captured
+once, including the prior's caches. A prior whose walk does read values (`ngram`: the number of distinct contexts) is not
+`capturable`. Capturing costs about as much time as one walk, and some kilobytes of memory per kernel: it pays from the third
+batch on.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from tessera.core.errors import InputError
 
 
 class Replay:
-    """`prior.sample` of batches of `n` images, the same codes from the same generator; for priors that are `capturable`.
+    """`prior.sample` for batches of `n` images: the same codes from the same generator. Only for `capturable` priors.
 
-    It reads the weights where they lay when it was made: they may change in place, but a prior that was moved to another
-    device or type needs a new one. Where `known` is True, known codes and their mask are given with each batch.
+    The graph reads the weights from the memory where they were when it was captured. They may change in place, but a prior
+    that was moved to another device or type needs a new graph. If `known` is True, each batch comes with known codes and
+    their mask.
 
     Raises:
         InputError: the prior is not on a CUDA device, or `sampling` is out of range.
@@ -48,7 +49,7 @@ class Replay:
         with torch.no_grad(), torch.cuda.device(device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # once as it is: libraries are set up at first use, which is not captured
+            with torch.cuda.stream(stream):  # run once without capture: libraries set themselves up at first use
                 walks.walked(prior, prior.walk, *given)
             torch.cuda.current_stream().wait_stream(stream)
             with torch.cuda.graph(self.cuda_graph):
@@ -64,7 +65,8 @@ class Replay:
     ) -> Int[Tensor, "n t"]:
         """
         Raises:
-            InputError: labels or known codes are out of range, of the wrong shape, or not what was said at the start.
+            InputError: labels or known codes are out of range or of the wrong shape; or known codes are given although the graph
+                was captured without them, or the other way round.
         """
         require_labels(labels, self.prior.classes, self.n)
         walks.require_known(self.prior, self.n, known, known_mask)
@@ -72,7 +74,7 @@ class Replay:
             raise InputError("known codes must be given exactly where the walk was captured with them")
         uniforms = torch.rand(
             self.uniforms.shape, generator=generator, dtype=torch.float64, device=generator.device
-        )  # as in `sample`, so that codes are the same
+        )  # on the generator's device as in `prior.sample`, so that the codes are the same
         given = zip((self.uniforms, self.labels, self.known, self.known_mask), (uniforms, labels, known, known_mask),
                     strict=True)  # fmt: skip
         for kept, new in given:

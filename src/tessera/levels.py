@@ -1,4 +1,4 @@
-"""What a finished tokenizer looks like from outside, asked without leaving a trace in it."""
+"""Levels of a finished tokenizer, found from outside by one forward pass that leaves its state unchanged."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 class Level(NamedTuple):
-    """One level of latents [B,D,h,w]. Its codebooks, and its entries of `codebook_sizes`, are those from `start` on, one
-    per depth; depth 0: it has no codes (yet)."""
+    """One level with latents [B,D,h,w]. Its codebooks and its entries of `codebook_sizes` are `depth` in number, from index
+    `start` on. Depth 0: the level has no codes (yet)."""
 
     dim: int
     height: int
@@ -27,7 +27,7 @@ class Level(NamedTuple):
 
 @contextmanager
 def evaluating(module: nn.Module | Model) -> Iterator[None]:
-    """Evaluation mode for a moment: no dropout, and no statistics move. The mode of before comes back."""
+    """Evaluation mode within the block: no dropout, and statistics do not change. Afterwards the previous mode is restored."""
     training = module.training
     module.eval()
     try:
@@ -37,7 +37,7 @@ def evaluating(module: nn.Module | Model) -> Iterator[None]:
 
 
 def levels_of(tokenizer: Tokenizer) -> tuple[Level, ...]:
-    """The levels of a tokenizer, coarse first, read off one forward pass of a grey image."""
+    """The levels of a tokenizer, coarse first, from one forward pass of a grey image."""
     device = next((tensor.device for tensor in chain(tokenizer.parameters(), tokenizer.buffers())), None)
     with evaluating(tokenizer), torch.no_grad():
         output = tokenizer(torch.zeros(1, *tokenizer.image_shape, device=device))

@@ -1,8 +1,7 @@
-"""The k-nearest-neighbour graph of a set of points, along which distances are measured. No torch.
+"""The k-nearest-neighbour graph of a set of points, for geodesic distances. No torch.
 
-The length of the shortest path on the graph estimates the geodesic distance on the manifold that the points lie on
-(Isomap: Tenenbaum, de Silva & Langford 2000). Points [N,D] are distinct; a graph is symmetric, sparse [N,N], its entries
-Euclidean lengths.
+The length of the shortest path on the graph estimates the geodesic distance on the manifold of the points (Isomap: Tenenbaum,
+de Silva & Langford 2000). Points [N,D] must be distinct. A graph is a symmetric sparse matrix [N,N] of Euclidean edge lengths.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ if TYPE_CHECKING:
 
 
 def neighbour_graph(points: Float[np.ndarray, "n d"], k: int) -> csr_array:
-    """An edge between two points where one is among the k nearest of the other. It may be disconnected."""
+    """The graph with an edge between two points if one is among the k nearest of the other. It may be disconnected."""
     from sklearn.neighbors import NearestNeighbors
 
     points = np.asarray(points, np.float64)
-    # a tree compares differences; the matrix product of `brute` rounds, and not the same on every machine
+    # a tree compares differences; the matrix product of `brute` rounds differently on different machines
     near = NearestNeighbors(n_neighbors=min(k, len(points) - 1), algorithm="kd_tree").fit(points)
     found = near.kneighbors(return_distance=False)
     return _edges(points, np.repeat(np.arange(len(points)), found.shape[1]), found.ravel())
 
 
 def joined(points: Float[np.ndarray, "n d"], graph: csr_array) -> tuple[csr_array, list[int]]:
-    """The graph with its components joined by their shortest links, and how many points each had, largest first.
+    """The graph with its components joined by their shortest links, and the number of points per component, largest first.
 
-    Of the shortest Euclidean links between each two components those are taken that form a minimum spanning tree: the least
-    length that connects them. A tree closes no ring: a closed curve that fell into pieces stays open at one of its gaps.
+    The candidates are the shortest Euclidean links between every two components; the links of a minimum spanning tree are added,
+    which is the smallest total length that connects all. A tree has no cycle, so a closed curve in pieces stays open at one gap.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
@@ -45,7 +44,7 @@ def joined(points: Float[np.ndarray, "n d"], graph: csr_array) -> tuple[csr_arra
         inside, outside = np.flatnonzero(labels == one), np.flatnonzero(labels > one)
         length, near = KDTree(points[inside]).query(points[outside])
         order = np.argsort(length, kind="stable")
-        others, first = np.unique(labels[outside[order]], return_index=True)  # the first of a component is its nearest
+        others, first = np.unique(labels[outside[order]], return_index=True)  # first of a component: its nearest
         shortest = order[first]
         lengths[one, others] = length[shortest]
         ends[one, others] = np.stack([inside[near[shortest]], outside[shortest]], 1)
@@ -56,7 +55,7 @@ def joined(points: Float[np.ndarray, "n d"], graph: csr_array) -> tuple[csr_arra
 
 
 def _edges(points: Float[np.ndarray, "n d"], start: Int[np.ndarray, " e"], end: Int[np.ndarray, " e"]) -> csr_array:
-    """Lengths from the differences themselves: never 0 between distinct points, where a sparse graph has no edge."""
+    """Edges with lengths from coordinate differences: never 0 for distinct points; a sparse graph has no edge where it is 0."""
     from scipy.sparse import coo_array
 
     lengths = np.linalg.norm(points[start] - points[end], axis=1)

@@ -1,11 +1,11 @@
-"""Named sets of overrides of params.yaml: `presets/NAME.yaml`, one dotted name and one value a line.
+"""Named sets of overrides of params.yaml: `presets/NAME.yaml`, with one dotted name and its value per line.
 
 python -m tessera.presets               lists them
 python -m tessera.presets NAME          prints one as arguments: dvc exp run $(python -m tessera.presets NAME)
 
-Where a value holds blanks all is printed in the shell's quotes, and it is: eval "dvc exp run $(...)".
+If a value contains blanks, the output is quoted for the shell; use it as: eval "dvc exp run $(...)".
 
-A name with ~ in front has no value: the key is removed, so that `~diagnostics.geometry` is not run.
+A name with ~ in front has no value and removes the key: with `~diagnostics.geometry` that diagnostic is not run.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tessera.runtime.validation import gone, problems
 
 FOLDER = Path("presets")
 REMOVED = "~"
-PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[A-Za-z_/][A-Za-z0-9_./-]*", re.IGNORECASE)  # text without quotes
-REFUSED = "--no-such-preset"  # no option of dvc's: `dvc exp run $(...)` stops, instead of running the default
+PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[A-Za-z_/][A-Za-z0-9_./-]*", re.IGNORECASE)  # needs no quotes
+REFUSED = "--no-such-preset"  # not an option of DVC: `dvc exp run $(...)` stops instead of running the default params
 
 
 def names() -> list[str]:
@@ -43,10 +43,10 @@ def overrides(name: str) -> dict[str, Any]:
 
 
 def applied(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """`raw` with other values, as `changed` has it, and valid.
+    """`raw` with the overrides of `values` applied as by `changed`, and validated.
 
     Raises:
-        InputError: a name is not in `raw`, or the result is not valid: all problems at once.
+        InputError: a name is not in `raw`, or the result is not valid. The message lists all problems.
     """
     raw = changed(raw, values)
     found = problems(raw)
@@ -56,7 +56,7 @@ def applied(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """`raw` with other values at the dotted names, and without those that have ~ in front.
+    """`raw` with other values at the dotted names, and without the names that have ~ in front.
 
     Raises:
         InputError: a name is not in `raw`.
@@ -74,8 +74,8 @@ def changed(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def remaining(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """`values` without the keys that are removed from `raw` already: `dvc exp run` leaves params.yaml as it ran, and refuses
-    to remove a key twice."""
+    """`values` without removals of keys that `raw` does not have any more: `dvc exp run` leaves params.yaml changed after a run,
+    and refuses to remove a key twice."""
     found = {}
     for name, value in values.items():
         section, last = _place(raw, name)
@@ -85,7 +85,7 @@ def remaining(raw: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _place(raw: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
-    """The section that a dotted name stands in (an empty one, if there is none), and its key there."""
+    """The section that holds a dotted name (empty if there is none), and the name's key in it."""
     *place, last = name.removeprefix(REMOVED).split(".")
     for part in place:
         raw = raw.get(part, {})
@@ -95,7 +95,7 @@ def _place(raw: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
 
 
 def arguments(values: dict[str, Any]) -> list[str]:
-    """As `dvc exp run` takes them, in the grammar of Hydra: https://hydra.cc/docs/advanced/override_grammar/basic."""
+    """Arguments of `dvc exp run` for these values, in Hydra's grammar: https://hydra.cc/docs/advanced/override_grammar/basic."""
     return [part for name, value in values.items() for part in ("-S", _argument(name, value))]
 
 
@@ -109,13 +109,13 @@ def _argument(name: str, value: Any) -> str:
 def _hydra(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(_hydra, value))}]"
-    if isinstance(value, str):  # of backslashes only those before a quote, and the last ones, are escapes
+    if isinstance(value, str):  # backslashes are escapes only before a quote and at the end
         return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value) + '"'
     return json.dumps(value)
 
 
 def shell(arguments: list[str]) -> str:
-    """One line for $(...), which cuts at blanks and takes quotes literally; or for `eval`, if there are blanks within."""
+    """One line for $(...), which splits at blanks and keeps quotes literally; quoted for `eval` if an argument has blanks."""
     return shlex.join(arguments) if any(re.search(r"\s", part) for part in arguments) else " ".join(arguments)
 
 

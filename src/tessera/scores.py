@@ -1,8 +1,8 @@
-"""Formulas on codes and on 8-bit images, in NumPy: whoever reads only codes or pictures need not import torch.
+"""Scores of 8-bit images, in NumPy: modules that read only pictures need not import torch.
 
-Two measures of pictures have two conventions each, which differ by more than most systems that are compared by them.
-Wherever tessera prints one, its name says which: `psnr_db` is of the mean squared error over images, `psnr_db_per_image` the
-mean of the images' own; `ssim` has uniform windows of 7x7 pixels, `ssim_gaussian` Gaussian ones of 11x11.
+Both PSNR and SSIM have two conventions, whose difference exceeds that between most systems that are compared by them. Names in
+tessera always say which one: `psnr_db` is of the mean squared error over images, `psnr_db_per_image` is the mean of the PSNR of
+each image; `ssim` has uniform windows of 7x7 pixels, `ssim_gaussian` Gaussian windows of 11x11.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from jaxtyping import Float, UInt8
 from tessera.images.arrays import batches
 
 Error = TypeVar("Error", float, np.ndarray)
-UNIFORM, GAUSSIAN = 7, 11  # pixels a side of the windows of `ssim` and `ssim_gaussian`
-SYMMETRIC = 4  # a squared error on [-1, 1], which is twice as wide as [0, 1], is 4 times that on [0, 1]
-BLOCK = 64  # images at once: bounds the memory, not the result
+UNIFORM, GAUSSIAN = 7, 11  # side in pixels of the windows of `ssim` and `ssim_gaussian`
+SYMMETRIC = 4  # [-1, 1] is twice as wide as [0, 1], so a squared error on it is 4 times as large
+BLOCK = 64  # images at once; it bounds the memory and does not change the result
 
 
 def mse(a: UInt8[np.ndarray, "n h w c"], b: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, " n"]:
@@ -27,20 +27,20 @@ def mse(a: UInt8[np.ndarray, "n h w c"], b: UInt8[np.ndarray, "n h w c"]) -> Flo
 
 
 def symmetric(error: Error) -> Error:
-    """A squared error in units of [0, 1]^2 in those of [-1, 1]^2, in which models see images and losses are."""
+    """Convert a squared error from units of [0, 1]^2 to units of [-1, 1]^2, the range of model inputs and losses."""
     return SYMMETRIC * error
 
 
 def unit(error: Error) -> Error:
-    """The inverse of `symmetric`: what `psnr_db` takes."""
+    """The inverse of `symmetric`; `psnr_db` takes its result."""
     return error / SYMMETRIC
 
 
 def psnr_db(error: float | Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """10 log10(1 / error), for a mean squared error in units of [0, 1]^2; a perfect image counts as 100 dB.
+    """10 log10(1 / error) of a mean squared error in units of [0, 1]^2. A perfect image counts as 100 dB.
 
-    Of the mean error over images, as `psnr_db`; of each image's own, whose mean is `psnr_db_per_image`: by Jensen's
-    inequality never less, by 0.8 dB on the embedded emoji.
+    For the metric `psnr_db`, pass the mean error over images. For `psnr_db_per_image`, pass the error of each image and take the
+    mean of the results: by Jensen's inequality it is never less. On the embedded emoji it is 0.8 dB more.
     """
     return -10 * np.log10(np.maximum(error, 1e-10))
 
@@ -48,10 +48,10 @@ def psnr_db(error: float | Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 def ssim(a: UInt8[np.ndarray, "n h w c"], b: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, " n"]:
     """Structural similarity of each pair, -1 to 1, with uniform windows: the defaults of scikit-image 0.26.
 
-    Windows of 7x7 pixels that lie within the image, all pixels weighted alike, variances with N - 1; data range 255,
-    K1 = 0.01, K2 = 0.03; each colour channel by itself, then their mean. Wang et al. 2004, "Image quality assessment: from
-    error visibility to structural similarity", eq. 13, but for the window, of which they say (section III.C) that a
-    uniform one shows blocks. A smaller image has the largest odd window that fits.
+    Windows of 7x7 pixels inside the image, all pixels with equal weight; variances with N - 1; data range 255, K1 = 0.01,
+    K2 = 0.03; the mean over colour channels. Wang et al. 2004, "Image quality assessment: from error visibility to structural
+    similarity", eq. 13, except for the window: they say that a uniform one causes blocking artefacts (section III.C). A
+    smaller image has the largest odd window that fits.
     """
     from skimage.metrics import structural_similarity
 
@@ -61,12 +61,12 @@ def ssim(a: UInt8[np.ndarray, "n h w c"], b: UInt8[np.ndarray, "n h w c"]) -> Fl
 
 def ssim_gaussian(a: UInt8[np.ndarray, "n h w c"], b: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, " n"]:
     """Structural similarity of each pair, -1 to 1, with Gaussian windows as published (Wang et al. 2004, section III.C,
-    eq. 13), by pytorch-msssim in float64 (but for its weights, which round to 7 digits).
+    eq. 13), computed by pytorch-msssim in float64 (its window weights have 7 digits).
 
-    Windows of 11x11 pixels that lie within the image, weighted by a Gaussian of sigma 1.5, variances with N; data range
-    255, K1 = 0.01, K2 = 0.03; each colour channel by itself, then their mean. It is what scikit-image has with
-    gaussian_weights=True, sigma=1.5, use_sample_covariance=False, and what the loss term `ssim` trains. A smaller image has
-    the largest odd window that fits, of the same sigma. On the embedded emoji some .03 below `ssim`.
+    Windows of 11x11 pixels inside the image, weighted by a Gaussian of sigma 1.5; variances with N; data range 255, K1 = 0.01,
+    K2 = 0.03; the mean over colour channels. scikit-image gives the same with gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, and the loss term `ssim` trains it. A smaller image has the largest odd window that fits, with
+    the same sigma. On the embedded emoji it is about .03 below `ssim`.
     """
     import torch
     from pytorch_msssim import ssim as similarity
@@ -80,13 +80,13 @@ def ssim_gaussian(a: UInt8[np.ndarray, "n h w c"], b: UInt8[np.ndarray, "n h w c
 
 
 def odd_window(most: int, height: int, width: int) -> int:
-    """Pixels a side of a window: `most`, or the largest odd number that fits into the image."""
+    """Side of a window in pixels: `most`, or the largest odd number that fits into the image."""
     side = min(most, height, width)
     return side - 1 + side % 2
 
 
 def by_family(values: Float[np.ndarray, " n"], families: list[str]) -> float:
-    """Mean over families of the mean within each: tone variants of one emoji count once."""
+    """Mean over families of the mean within each family, so that the skin-tone variants of one emoji count once."""
     _, index = np.unique(families, return_inverse=True)
     counts = np.bincount(index)
     return float((np.bincount(index, weights=values) / counts).mean())

@@ -1,6 +1,6 @@
-"""Metrics against the thresholds of params.yaml: what `gate` says before a prior is trained, and `criteria` afterwards.
+"""Compares metrics with the thresholds of params.yaml: `gate` before a prior is trained, `criteria` afterwards.
 
-A metric that is not there is not judged, and that is said: `fid` without Inception's features, a diagnostic that
+A metric that does not exist is not judged, and the log says so: `fid` without Inception's features, a diagnostic that
 params.yaml does not run, or one that does not apply to these codes.
 """
 
@@ -17,11 +17,11 @@ from tessera.core.errors import InputError
 from tessera.core.params import PLURAL, Strict
 from tessera.core.run import Run
 
-Metrics = Callable[[str], dict[str, Any]]  # file of metrics/ -> what it holds, empty where its stage is not run
+Metrics = Callable[[str], dict[str, Any]]  # name of a file of metrics/ -> its content; empty if its stage is not run
 
 
 class Threshold(Strict):
-    """One bound on a metric; the worst of several where `*` makes more than one match."""
+    """One bound on a metric. If `*` matches several metrics, the worst counts."""
 
     metric: str = Field(pattern=r"^[a-z0-9_/]+:[A-Za-z0-9_.*]+$", description="file of metrics/ and name in it, such as "
                         "diagnostics/usage:grid_*.usage")  # fmt: skip
@@ -40,14 +40,14 @@ class Threshold(Strict):
 
 
 class Verdict(Strict):
-    """Metrics against thresholds: the sections `gate` and `criteria`."""
+    """The sections `gate` and `criteria`: thresholds, and what happens if one is not met."""
 
-    on_failure: Literal["warn", "stop"] = Field(description="warn: say so and go on; stop: fail the stage")
+    on_failure: Literal["warn", "stop"] = Field(description="warn: print it and continue; stop: fail the stage")
     thresholds: dict[str, Threshold]
 
 
 class Check(NamedTuple):
-    """One metric against one threshold; `margin` is in units of the metric, negative where it fails."""
+    """One metric against one threshold. `margin` is in units of the metric, negative if the check fails."""
 
     value: float
     threshold: float
@@ -59,7 +59,7 @@ class Check(NamedTuple):
 
 
 def judge(thresholds: dict[str, Threshold], metrics: Metrics) -> dict[str, Check | None]:
-    """Each threshold against the worst value that its name matches; None where none does."""
+    """Each threshold against the worst of the values that its name matches; None if it matches none."""
     return {name: _check(threshold, metrics(threshold.file)) for name, threshold in thresholds.items()}
 
 
@@ -75,7 +75,7 @@ def _check(threshold: Threshold, metrics: dict[str, Any]) -> Check | None:
 
 
 def metrics_of(run: Run) -> Metrics:
-    """Metrics of the stages of this run. Those of a plug-in that params.yaml does not name are of an older run."""
+    """Reader of the metrics of this run. A plug-in that params.yaml does not name gives none: its file is from an older run."""
 
     def read(file: str) -> dict[str, Any]:
         seam, _, name = file.partition("/")
@@ -86,10 +86,10 @@ def metrics_of(run: Run) -> Metrics:
 
 
 def write(stage: str, verdict: Verdict, run: Run) -> None:
-    """Judge, write `metrics/<stage>.json`, say it.
+    """Judge, write `metrics/<stage>.json`, and print the verdicts.
 
     Raises:
-        InputError: a threshold is not met and `on_failure` is `stop`; the metrics are written all the same.
+        InputError: a threshold is not met and `on_failure` is `stop`. The metrics have been written.
     """
     checks = judge(verdict.thresholds, metrics_of(run))
     files.write_metrics(stage, summary(checks))
@@ -103,7 +103,7 @@ def write(stage: str, verdict: Verdict, run: Run) -> None:
 
 
 def summary(checks: dict[str, Check | None]) -> dict[str, Any]:
-    """What goes to metrics/: numbers only, since DVC compares them."""
+    """The content of `metrics/<stage>.json`: only numbers and truth values, because DVC compares them."""
     judged = {name: check for name, check in checks.items() if check is not None}
     failed = sum(not check.passed for check in judged.values())
     return {

@@ -1,13 +1,12 @@
-"""One page of everything that a run found out: it can be mailed, opened on a phone, and read without a network.
+"""One page with all results of a run. It can be mailed, opened on a phone, and read without a network.
 
-What stands on it follows from params.yaml, never from what lies about in metrics/: an old file is not a result.
+params.yaml decides what the page shows, not the files in metrics/: an old file is not a result.
 
 `page` is the document and the order of its sections. `summary`, `params`, `verdicts`, `training`, `prior`, `samples` and
-`plugins` each have a `body`: what one section holds. `elements` are the numbers, pictures and tables that they are made of,
-`chart` draws curves, `style` is the look.
+`plugins` each have a `body`, the content of one section. `elements` makes numbers, pictures and tables, `chart` makes curves,
+`style` is the CSS.
 
-Plug-ins are known here by name only to choose what a reader sees first (`summary.HEADLINE`), what stands beside the accuracy
-of the prior (`prior.ORACLE`) and beside its samples, and what is said under sheets of images, which carry no words of their
-own (`elements.CAPTIONS`). Where params.yaml does not run one, it is left out. What a plug-in is about, the page takes from
-its own first lines.
+The page knows plug-ins by name only in four places: the headline (`summary.HEADLINE`), the oracle beside the accuracy of the
+prior (`prior.ORACLE`), the link beside its samples, and the captions of sheets of images (`elements.CAPTIONS`). A plug-in that
+params.yaml does not run is left out. The page describes each plug-in by the first lines of the plug-in's own docstring.
 """

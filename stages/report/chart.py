@@ -1,4 +1,4 @@
-"""Lines over epochs, drawn as SVG: sharp at any size, in the colours of the page, and without a script."""
+"""Line charts over epochs as SVG: sharp at any size, in the colours of the page, without scripts."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 300, 170, 44, 14, 8, 22  # of a chart, in its own units
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 300, 170, 44, 14, 8, 22  # size and margins of a chart in SVG units
 
 
 def svg(lines: dict[str, list[tuple[float, float]]], kept: Any, label: str) -> str:
-    """`lines` are points (epoch, value) by the class that colours them; `kept` is the epoch of the upright line, or none."""
+    """`lines`: CSS class of a line -> points (epoch, value). `kept`: epoch of the vertical line, or None for no line."""
     xs, ys = [[point[axis] for points in lines.values() for point in points] for axis in (0, 1)]
     (left, right), (low, high) = _range(xs), _range(ys)
 
@@ -38,14 +38,14 @@ def svg(lines: dict[str, list[tuple[float, float]]], kept: Any, label: str) -> s
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Lowest and highest; values that are all the same get a tenth of their size about them."""
+    """Lowest and highest value. If all values are equal, the range extends a tenth of their size to both sides."""
     low, high = min(values), max(values)
     around = 0.1 * abs(low) or 1.0
     return (low, high) if high - low > 1e-9 * around else (low - around, high + around)
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten, about so many."""
+    """About `about` multiples of 1, 2 or 5 times a power of ten between `low` and `high`."""
     magnitude = 10.0 ** math.floor(math.log10((high - low) / about))
     interval = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude > 0.7 * (high - low) / about)
     return [

@@ -1,4 +1,4 @@
-"""What the sections are made of: metrics, pictures and tables of one place, a stage or an instance of one, as HTML."""
+"""Elements of the sections: metrics, pictures and tables of a stage, or of one instance of a stage, as HTML."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from tessera.core import files, trees
 if TYPE_CHECKING:
     import pandas as pd
 
-SHORT, FOLDED = 12, 64  # rows of a table that is shown, and of one that is folded; of longer ones the file is named
+SHORT, FOLDED = 12, 64  # most rows of a table in full, and of a folded one; a longer one gives its path
 
 CAPTIONS = {
     "dataset/examples": "Training images, spread evenly over the split.",
-    "reconstruction/test": "Test images over their reconstructions, one of each family, spread evenly.",
+    "reconstruction/test": "Test images over their reconstructions, one per family, spread evenly.",
     "tokenizer/reconstructions": "Validation images, and under them their reconstructions at each snapshot of training.",
     "tokenizer/codebook": "Code vectors at each snapshot, on the two principal directions of the last.",
-    "diagnostics/equivariance/flips": "Flipped images, their reconstructions, and what is decoded from flipped codes.",
-    "diagnostics/robustness/images": "Validation images; decoded from their own codes; then from ever more replaced ones.",
-    "diagnostics/semantics/nearest": "Validation images, and beside each the training images that share most codes with it.",
+    "diagnostics/equivariance/flips": "Flipped images, their reconstructions, and images decoded from flipped codes.",
+    "diagnostics/robustness/images": "Validation images; decoded from their codes; then with ever more codes replaced.",
+    "diagnostics/semantics/nearest": "Validation images, and beside each the training images that have most codes in common.",
     "evaluation/memorisation/pairs": "Closest training images: the samples nearest to one, over that image.",
-    "extensions/interpolation/frames": "From one image to another: a block for each pair, a row for each way.",
+    "extensions/interpolation/frames": "From one image to another: one block per pair, one row per way.",
     "extensions/super_resolution/test": "Test images at twice the size, and their reconstructions enlarged in other ways.",
 }
 
 
 def metrics(file: str) -> dict[str, Any]:
-    """What a stage or an instance measured, as nested as it wrote it."""
+    """The metrics of a stage or an instance, nested as in its file."""
     return files.read_json(files.METRICS / f"{file}.json")
 
 
 def numbers(file: str) -> str:
-    """Metrics, grouped as they are nested; a grid that a diagnostic does not apply to says so."""
+    """Metrics as HTML, in groups as they are nested. A grid to which a diagnostic does not apply is marked so."""
     groups: dict[str, list[str]] = {}
     for name, value in trees.leaves(metrics(file)):
         group, _, leaf = name.rpartition(".")
@@ -49,7 +49,7 @@ def numbers(file: str) -> str:
 
 
 def number(value: Any) -> str:
-    """Four significant digits; whole numbers whole."""
+    """A number with four significant digits; whole numbers in full."""
     exact = float(value)
     if exact == int(exact) and abs(exact) < 1e15:
         return f"{int(exact):,}"
@@ -57,14 +57,14 @@ def number(value: Any) -> str:
 
 
 def text(value: Any) -> str:
-    """A value of params.yaml in words; not escaped."""
+    """A value of params.yaml as text, not escaped."""
     if isinstance(value, list):
         return ", ".join(map(text, value)) or "none"
     return "nothing to set" if value == {} else "none" if value == "" else str(value)
 
 
 def plots(where: str) -> str:
-    """What lies in a folder of plots/: pictures, then tables, short ones first; side by side where there is room."""
+    """The content of a folder of plots/: pictures, then tables from short to long; side by side if there is room."""
     folder = files.PLOTS / where
     parts = [picture(path, CAPTIONS.get(f"{where}/{path.stem}", "")) for path in sorted(folder.glob("*.png"))]
     tables = {path: files.read_table(path) for path in sorted(folder.glob("*.csv"))}
@@ -73,8 +73,8 @@ def plots(where: str) -> str:
 
 
 def picture(path: Path, caption: str) -> str:
-    """A PNG, inside the page. Its size stands there too, so that nothing jumps while it is decoded. A touch shows it as large
-    as it is, in a box that scrolls: a checkbox, and no script."""
+    """A PNG inside the page. The page states its size, so the layout does not jump while it is decoded. A touch shows it in full
+    size in a box that scrolls; this uses a checkbox and no script."""
     data = path.read_bytes()
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     name = path.relative_to(files.PLOTS).as_posix()
@@ -87,7 +87,7 @@ def picture(path: Path, caption: str) -> str:
 
 
 def _file(path: Path, frame: pd.DataFrame) -> str:
-    """A short table whole, a longer one folded, of a long one the place: it is in git."""
+    """A short table in full, a longer one folded; of a long one only its path, since the file is in git."""
     if len(frame) > FOLDED:
         return f'<p class="soft"><code>{escape(path.as_posix())}</code> has {len(frame):,} rows.</p>\n'
     numeric = {i for i, kind in enumerate(frame.dtypes) if kind.kind in "if"}
@@ -102,7 +102,7 @@ def _file(path: Path, frame: pd.DataFrame) -> str:
 
 
 def table(head: list[str], rows: list[list[str]], numeric: Iterable[int] = (), caption: str = "") -> str:
-    """Cells are HTML already. It scrolls within its own box, never the page."""
+    """A table of cells that are HTML already. It scrolls in its own box, so that the page does not."""
     right = [' class="n"' if i in set(numeric) else "" for i in range(len(head or (rows[0] if rows else ())))]
     top = "".join(f"<th{kind}>{name}</th>" for kind, name in zip(right, head, strict=True)) if head else ""
     body = "".join(f"<tr>{''.join(f'<td{k}>{c}</td>' for k, c in zip(right, row, strict=True))}</tr>" for row in rows)

@@ -1,6 +1,6 @@
-"""The document: its head, its contents, and its sections in the order they are read in.
+"""The document: its head, its contents, and its sections in reading order.
 
-Pictures are data URIs, curves are SVG; nothing is fetched and no script runs, and a content security policy keeps it so.
+Pictures are data URIs and curves are SVG. Nothing is fetched and no script runs; a content security policy enforces it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Section(NamedTuple):
-    """A title, what stands under it as HTML, and the instances of it that the contents lead to."""
+    """A title, its content as HTML, and the instances in it that the table of contents links to."""
 
     title: str
     body: str
@@ -47,7 +47,7 @@ def render(run: Run) -> str:
 
 
 def sections(run: Run) -> list[Section]:
-    """In the order they are read in: what came of the run, what was asked of it, and then along the pipeline."""
+    """The sections in reading order: results and params of the run, then the stages along the pipeline."""
     return [
         Section("Summary", summary.body(run)),
         Section("Params", params.body(run.params.chosen())),

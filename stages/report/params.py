@@ -1,4 +1,4 @@
-"""The values of params.yaml that the run was made with."""
+"""The values of params.yaml that the run used."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tessera.core import trees
 
 
 def body(chosen: dict[str, Any]) -> str:
-    """Chosen values by section, folded; thresholds stand among the verdicts. A loss of weight 0 is not built: it is named."""
+    """Chosen values by section, folded. Thresholds are left to the verdicts. A loss of weight 0 is not built, only named."""
     cards = [
-        "<p>As params.yaml has them. Where a set is too small for some, the model's card says what they were instead.</p>"
+        "<p>Values of params.yaml. If the data set is too small for some, the model's card names the values used instead.</p>"
     ]
     for section in [name for name in chosen if name not in ("runtime", "gate", "criteria")]:
         values = chosen[section]

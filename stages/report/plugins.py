@@ -1,4 +1,4 @@
-"""Diagnostics, evaluation, extensions: one part for each plug-in that params.yaml names, with all that it measured."""
+"""Diagnostics, evaluation, extensions: one article per plug-in that params.yaml names, with all that it measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tessera.core import seams
 
 
 def body(seam: str, keys: Iterable[str]) -> str:
-    """An article for each plug-in of a seam, in the order of params.yaml."""
+    """One article per plug-in of a seam, in the order of params.yaml."""
     return "".join(_article(seam, key) for key in keys) or "<p>None is run.</p>\n"
 
 
@@ -25,7 +25,7 @@ def _article(seam: str, key: str) -> str:
 
 
 def _about(seam: str, key: str) -> str:
-    """The plug-in in its own words: its first paragraph, and folded the rest. Read, not imported."""
+    """The docstring of the plug-in: its first paragraph, and the rest folded. The file is parsed, not imported."""
     path = seams.code(seam, key)
     path = path / "__init__.py" if path.is_dir() else path
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path.exists() else None

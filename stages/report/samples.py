@@ -1,4 +1,4 @@
-"""What the prior draws, beside what needs no prior."""
+"""Samples of the prior, beside images that need no prior."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def body(run: Run) -> str:
-    """Sheets of images, those of the prior first, and the way to the closest training images."""
+    """Sheets of images, those of the prior first, and a link to the closest training images."""
     chosen = run.params.chosen()
     sampled = ", ".join(
         f"{key} {elements.text(chosen['samples'][key])}" for key in ("temperature", "top_k", "top_p", "guidance")
     )
     captions = {
         "samples": f"Samples of the prior {chosen['prior']['name']}, the first ones, unselected ({sampled}).",
-        "baseline": f"Samples of the baseline {chosen['samples']['baseline']}, in closed form.",
+        "baseline": f"Samples of the closed-form baseline {chosen['samples']['baseline']}.",
         "gaussian": "Decoded from N(0, I), without a prior.",
     }
     folder = files.PLOTS / "samples"
@@ -28,5 +28,5 @@ def body(run: Run) -> str:
     )
     pictures = "".join(elements.picture(path, captions.get(path.stem, path.stem)) for path in paths)
     closest = "memorisation" in run.params.keys("evaluation")
-    more = '<p>Are they copies? The <a href="#evaluation-memorisation">closest training images</a> tell.</p>\n'
+    more = '<p>The <a href="#evaluation-memorisation">closest training images</a> show whether they are copies.</p>\n'
     return f'<div class="shown">{pictures}</div>\n{more if closest else ""}'

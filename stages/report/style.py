@@ -1,7 +1,7 @@
-"""The look of the page: CSS that stands in its head, with a light and a dark theme."""
+"""The style of the page: CSS in its head, with a light and a dark theme."""
 
-# Single column on a phone, contents beside it on a wide screen. Pictures were drawn on white: they lie on white paper in
-# both themes, a little dimmed in the dark one.
+# One column on a phone, contents at the side on a wide screen. Pictures have a white background, so both themes show them on
+# white, slightly dimmed in the dark one.
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2733; --soft: #5d6878; --line: #e3e7ed; --page: #f6f7f9; --card: #fff;
   --accent: #23648f; --train: #7d93aa; --val: #c8561f; --good: #27704a; --bad: #b02a25; }

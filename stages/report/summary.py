@@ -1,4 +1,4 @@
-"""The first section: some numbers that say most, each beside the one it is to be read against, and both verdicts."""
+"""The first section: the most important numbers, each beside a number to compare it with, and both verdicts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Figure(NamedTuple):
-    """One number of the headline: a file of metrics/, a pattern of the name in it, its format, and words about it."""
+    """One number of the headline: a file of metrics/, a pattern of names in it, a format, and a text around the number."""
 
     file: str
     name: str
@@ -24,7 +24,7 @@ class Figure(NamedTuple):
 
 
 class Headline(NamedTuple):
-    """A number, and beside it the one that it is to be read against."""
+    """A number, and a number to compare it with."""
 
     title: str
     figure: Figure
@@ -44,7 +44,7 @@ HEADLINE = (
              Figure("prior", "train.nll_bits_per_code", ".2f", "{} on train")),
     Headline("prior, bits per code at most, validation", Figure("prior", "val.nll_bound_bits_per_code", ".2f"),
              Figure("prior", "train.nll_bound_bits_per_code", ".2f", "{} on train")),
-    Headline("prior, likeliest code is right, validation", Figure("prior", "val.accuracy", ".1%"),
+    Headline("prior, most likely code is right, validation", Figure("prior", "val.accuracy", ".1%"),
              Figure(f"diagnostics/{ORACLE}", "grid_*.better", ".1%", "{} by copying a neighbour")),
     Headline("Fréchet distance, samples to test", Figure("evaluation/frechet", "f[di]*.samples_test", ".2f"),
              Figure("evaluation/frechet", "f[di]*.train_test", ".2f", "{} from train to test")),
@@ -56,7 +56,7 @@ HEADLINE = (
 
 
 def body(run: Run) -> str:
-    """A tile for each number that this run has, and under them the verdicts."""
+    """One tile per number that this run has, and under them the verdicts."""
     tiles = []
     for line in HEADLINE:
         value = _figure(run, line.figure)
@@ -68,7 +68,7 @@ def body(run: Run) -> str:
 
 
 def _figure(run: Run, figure: Figure) -> str | None:
-    """Shown once for each grid that it matches; None where its plug-in is not run or does not apply."""
+    """The number as text, once per grid that it matches; None if its plug-in is not run or does not apply."""
     seam, _, key = figure.file.partition("/")
     if key and key not in run.params.keys(seam):
         return None

@@ -16,12 +16,12 @@ TRAINED = ("extractor", "tokenizer", "prior")
 
 LEGEND = (
     '<p>Every term of every loss at each evaluation, <span class="train">training split</span> and '
-    '<span class="val">validation split</span>. The upright line is the epoch whose weights went on.</p>\n'
+    '<span class="val">validation split</span>. The vertical line is the epoch whose weights are used.</p>\n'
 )
 
 
 def body() -> str:
-    """A part for each stage that trains, with a small chart for each term."""
+    """One part per stage that trains, with a small chart per term."""
     return LEGEND + "".join(map(_training, TRAINED))
 
 
@@ -30,13 +30,13 @@ def _training(name: str) -> str:
     charts = [_curve(title, history, columns, kept) for title, columns in _terms(history).items()]
     shown = f'<div class="charts">{"".join(charts)}</div>' if charts else "<p>Nothing was trained.</p>"
     if "bound" in history and history["bound"].any():
-        shown = "<p>Bits are an upper bound: this prior knows no exact likelihood.</p>" + shown
+        shown = "<p>Bits are an upper bound: this prior has no exact likelihood.</p>" + shown
     return f'<h3 id="training-{name}">{name}</h3>\n{shown}\n'
 
 
 def _terms(history: pd.DataFrame) -> dict[str, dict[str, str]]:
-    """Term -> line -> column: `train_mse` and `val_mse` are the two lines of `mse`, `lr` is a line of its own. Those of two
-    lines first."""
+    """Term -> line -> column: `train_mse` and `val_mse` are the two lines of `mse`; `lr` is a term with a single line. Terms with
+    two lines come first."""
     terms: dict[str, dict[str, str]] = {}
     for column in [name for name in history.columns if name not in ("epoch", "bound")]:
         split, _, term = column.partition("_")

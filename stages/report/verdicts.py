@@ -1,4 +1,4 @@
-"""What `gate` and `criteria` said: each in a line for the summary, and whole, with every threshold of params.yaml."""
+"""The verdicts of `gate` and `criteria`: one line each for the summary, and in full with every threshold of params.yaml."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STAGES = ("gate", "criteria")
 
 
 def lines() -> str:
-    """Items of a list: how many checks pass, and which do not."""
+    """List items: how many checks pass, and which do not."""
     return "".join(map(_line, STAGES))
 
 
@@ -26,7 +26,7 @@ def _line(stage: str) -> str:
 
 
 def body(run: Run) -> str:
-    """A table for each, also of what was not measured."""
+    """One table per verdict, which also lists metrics that were not measured."""
     return "".join(_verdict(stage, run) for stage in STAGES)
 
 

@@ -1,4 +1,4 @@
-"""Likelihood of codes [B,T] from logits, one [B,h*w,K] per grid in the order of `core.space.CodeSpace`: K may differ."""
+"""Likelihood of codes [B,T] from logits: one [B,h*w,K] per grid, in the order of `core.space.CodeSpace`. K may differ by grid."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tessera.core.errors import InputError
 
 
 def code_log_prob(logits: Sequence[Float[Tensor, "b n k"]], codes: Int[Tensor, "b t"]) -> Float[Tensor, "b t"]:
-    """log p of each code given what its logits were given, in nats (at most 0)."""
+    """log p of each code under its logits, in nats (at most 0)."""
     parts = codes.split([grid.shape[1] for grid in logits], dim=1)
-    # [B * n, K]: cross_entropy over a middle axis is several times slower
+    # as [B * n, K]: cross_entropy over a middle axis is several times slower
     terms = [
         F.cross_entropy(grid.flatten(0, 1), part.flatten(), reduction="none").view(part.shape)
         for grid, part in zip(logits, parts, strict=True)
@@ -24,26 +24,26 @@ def code_log_prob(logits: Sequence[Float[Tensor, "b n k"]], codes: Int[Tensor, "
 
 
 def log_prob(logits: Sequence[Float[Tensor, "b n k"]], codes: Int[Tensor, "b t"]) -> Float[Tensor, " b"]:
-    """log p of each image's codes, in nats: the chain rule, so the sum over all T codes."""
+    """log p of each image's codes in nats: by the chain rule, the sum over its T codes."""
     return code_log_prob(logits, codes).sum(1)
 
 
 def nll(logits: Sequence[Float[Tensor, "b n k"]], codes: Int[Tensor, "b t"]) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood in nats per code (at least 0): over all T codes of all images alike."""
+    """Mean negative log-likelihood in nats per code (at least 0), over all T codes of all images."""
     return -code_log_prob(logits, codes).mean()
 
 
 def right(logits: Sequence[Float[Tensor, "b n k"]], codes: Int[Tensor, "b t"]) -> Float[Tensor, " b"]:
-    """Share of each image's codes, from 0 to 1, that were the likeliest."""
+    """Fraction of each image's codes, from 0 to 1, that have the largest logit."""
     return (torch.cat([grid.argmax(2) for grid in logits], dim=1) == codes).float().mean(1)
 
 
 def require_labels(labels: Int[Tensor, " b"] | None, classes: int, count: int) -> None:
-    """Labels are given exactly where a prior is conditioned on them (`classes` > 0), one per image; `classes` itself, one
-    past the last, stands for no label.
+    """Check that labels are given if and only if the prior is conditioned on them (`classes` > 0), one per image, from 0 to
+    `classes`. The label `classes` means no label.
 
     Raises:
-        InputError: they are missing, superfluous, too few or too many, or out of range.
+        InputError: labels are missing or not allowed, of the wrong number, or out of range.
     """
     if labels is None and not classes:
         return

@@ -1,4 +1,4 @@
-"""What several training processes (ranks) do together, by torch.distributed. In one process each is a question and no more."""
+"""Collective operations between training processes (ranks), by torch.distributed. With one process they do nothing."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ if TYPE_CHECKING:
 
 
 def ranks() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     import torch.distributed as dist
 
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Index of this process, from 0."""
     import torch.distributed as dist
 
     return dist.get_rank() if ranks() > 1 else 0
 
 
 def add_up(*tensors: Tensor) -> None:
-    """Each becomes its sum over ranks, in place."""
+    """Replace each tensor by its sum over ranks, in place."""
     if ranks() > 1:
         import torch.distributed as dist
 
@@ -32,14 +32,14 @@ def add_up(*tensors: Tensor) -> None:
 
 
 def average(tensor: Tensor) -> None:
-    """It becomes its mean over ranks, in place."""
+    """Replace a tensor by its mean over ranks, in place."""
     if ranks() > 1:
         add_up(tensor)
         tensor /= ranks()
 
 
 def take_largest(tensor: Tensor) -> None:
-    """It becomes its largest value over ranks, element by element, in place."""
+    """Replace a tensor by its elementwise maximum over ranks, in place."""
     if ranks() > 1:
         import torch.distributed as dist
 
@@ -47,7 +47,7 @@ def take_largest(tensor: Tensor) -> None:
 
 
 def take_from_rank_0(*tensors: Tensor) -> None:
-    """Each becomes what rank 0 has, in place; it must be contiguous."""
+    """Replace each tensor by that of rank 0, in place. Tensors must be contiguous."""
     if ranks() > 1:
         import torch.distributed as dist
 
@@ -56,7 +56,7 @@ def take_from_rank_0(*tensors: Tensor) -> None:
 
 
 def leave() -> None:
-    """Wait for all ranks, and work alone from here on."""
+    """Wait for all ranks, then leave the process group and continue alone."""
     import torch.distributed as dist
 
     dist.barrier()

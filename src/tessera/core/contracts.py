@@ -1,24 +1,25 @@
-"""The contracts of every seam, and the words of the project. The page to read first.
+"""The contracts of every seam, and the words of the project. Read this page first.
 
-A *seam* is a folder of `tessera`; each file in it is one alternative, chosen by its file name in `params.yaml`.
-A plug-in file exports two names: `Config`, a strict model of its own sub-section of `params.yaml` and of those shared
-keys of its section that it reads, and one function, listed here by seam:
+A *seam* is a folder of `tessera`. Each file in it is one alternative, and params.yaml chooses a file by its name.
+A plug-in file exports two names. One is `Config`, a strict model of the plug-in's own sub-section of params.yaml and of the
+shared keys that the plug-in reads. The other is one function, which depends on the seam:
 
     datasets     load(config, source: Path, generator) -> Source
-    quantizers   build(config, dim: int | None) -> Quantizer              post-hoc ones have `fit`
+    quantizers   build(config, dim: int | None) -> Quantizer              post-hoc quantizers also have `fit`
     tokenizers   build(config, image_shape, make_quantizer) -> Tokenizer
     losses       build(config, run, tokenizer) -> Loss
-    priors       build(config, space, classes) -> Prior                   those in closed form have `fit`
+    priors       build(config, space, classes) -> Prior                   closed-form priors also have `fit`
     extractors   build(config, image_shape, classes) -> Extractor
     diagnostics, evaluation, extensions
-                 measure(config, run) -> Report;  requires(params) -> str | None, optional: why it does not apply
+                 measure(config, run) -> Report;  requires(params) -> str | None (optional): why it does not apply
 
-A `Config` may have one method, `rule(params) -> Iterable[str]`: what else must hold across sections, checked before any
-work where the plug-in is chosen.
+A `Config` may have one method, `rule(params) -> Iterable[str]`. It returns violations of rules across sections, and is called
+before any work, if the plug-in is chosen.
 
-Words: a *code* is an integer, *codes* [B,T] are an image's sequence of them, *grids* say how they fold; grids and codebook
-sizes are a `core.space.CodeSpace`. The *codebook* holds the K code vectors of dimension D. *z* and *z_q* are the latent
-before and after quantization. A *prior* is the model of codes. A *reconstruction* is not a *sample*.
+Words: a *code* is an integer. *Codes* [B,T] are the sequence of codes of each image. *Grids* give the shape in which they
+fold; grids and codebook sizes together are a `core.space.CodeSpace`. The *codebook* holds the K code vectors of dimension D.
+*z* and *z_q* are the latent before and after quantization. A *prior* is the model of codes. A *reconstruction* is decoded from
+the codes of a real image, a *sample* from codes of a prior.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from collections.abc import Generator as Coroutine
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias
 
-if TYPE_CHECKING:  # what reads only codes, features or metrics must not pay for importing torch
+if TYPE_CHECKING:  # modules that read only codes, features or metrics must not pay for importing torch
     import numpy as np
     import pandas as pd
     import torch
@@ -46,13 +47,13 @@ Device: TypeAlias = "str | torch.device"
 
 
 class Source(NamedTuple):
-    """What a dataset plug-in loads: images as they are, before any resizing.
+    """The images that a dataset plug-in loads, before any resizing.
 
-    `images[i]` is uint8 [H,W] (grey), [H,W,3] or [H,W,4] (RGBA), of any size, decoded when asked for; it raises
-    `ValueError` naming the image where the file is corrupt. `families[i]` says which images are variants of one another
-    (equal ids stay in one split). `labels` are class indices into `label_names`, or None. `splits[i]` is the split an
-    image comes with (a name of `SPLITS`), or None where the set has none of its own. `notes` tell the reader of the log what
-    was read from where, and what was not.
+    `images[i]` is uint8 [H,W] (grey), [H,W,3] or [H,W,4] (RGBA), of any size. It is decoded when it is indexed, and raises
+    `ValueError` with the image's name if the file is corrupt. Images with equal `families[i]` are variants of one another
+    and stay in one split. `labels` are class indices into `label_names`, or None. `splits[i]` is the split that the data set
+    assigns to an image (a name in `SPLITS`), or None if the data set has no splits. `notes` are lines for the log: what was
+    read from where, and what was not read.
     """
 
     images: Sequence[UInt8[np.ndarray, ...]]
@@ -65,7 +66,7 @@ class Source(NamedTuple):
 
 
 class Model(Protocol):
-    """What tokenizers, quantizers, losses, priors and extractors have of `torch.nn.Module`, which their classes are."""
+    """The part of `torch.nn.Module` that tokenizers, quantizers, losses, priors and extractors offer; their classes are modules."""
 
     training: bool
 
@@ -81,23 +82,23 @@ class Model(Protocol):
 
 
 class Quantized(NamedTuple):
-    """What a quantizer makes of z. `z_q` carries the estimator's gradient; `losses` are named and already weighted, and
-    are what is minimised; `reported` terms are only looked at (`codebook_error` is |z - e|^2, the codebook term of VQ-VAE,
-    also where no gradient trains the codebook)."""
+    """The output of a quantizer for z. `z_q` carries the gradient of the estimator. `losses` are named terms, already weighted;
+    their sum is minimised. `reported` terms are not minimised: `codebook_error` is |z - e|^2, the codebook term of VQ-VAE,
+    and is there even if no gradient trains the codebook."""
 
     z_q: Float[Tensor, "b d h w"]
     codes: Int[Tensor, "b r h w"]
     losses: dict[str, Float[Tensor, ""]]
-    reported: dict[str, Float[Tensor, ""]] = {}  # noqa: RUF012  nobody changes it
+    reported: dict[str, Float[Tensor, ""]] = {}  # noqa: RUF012  it is never changed
 
 
 class Quantizer(Model, Protocol):
-    """Latents to codes. Computes in float32 also under autocast; its statistics move in training mode only.
+    """Quantizes latents. Computes in float32 even under autocast. Its running statistics change only in training mode.
 
-    `dim` is D, the number of latent channels it takes (asked by the tokenizer); `codebook_sizes` has one entry per depth
-    R (1, or the depth of a residual quantizer); `codebooks` are the code vectors [K,D], one per depth. A *post-hoc* one
-    also has `fit(latents [N,D], generator)`, called once with latents of a finished autoencoder; before, all it knows is
-    zeros.
+    `dim` is D, the number of latent channels that the quantizer takes; the tokenizer reads it. `codebook_sizes` has one entry
+    per depth R (1, or the depth of a residual quantizer). `codebooks` are the code vectors [K,D], one tensor per depth. A
+    *post-hoc* quantizer also has `fit(latents [N,D], generator)`, which is called once with the latents of a finished
+    autoencoder. Before that its code vectors are zeros.
     """
 
     @property
@@ -115,7 +116,7 @@ class PostHocQuantizer(Quantizer, Protocol):
 
 
 class Output(NamedTuple):
-    """One forward pass of a tokenizer; latents and quantized have one entry per level, coarse first."""
+    """One forward pass of a tokenizer. `latents` and `quantized` have one entry per level, coarse first."""
 
     reconstruction: Float[Tensor, "b c h w"]
     latents: tuple[Tensor, ...]
@@ -123,10 +124,10 @@ class Output(NamedTuple):
 
 
 class Tokenizer(Model, Protocol):
-    """Images in [-1, 1] to codes and back, with the way between open: x -> latents -> quantize -> decode_vectors.
+    """Maps images in [-1, 1] to codes and back. Each part is also a method: x -> latents -> quantize -> decode_vectors.
 
-    One that takes post-hoc quantizers is trained with `make_quantizer` None: it has no codes then (its space has
-    no grids, the levels of its output have zero depths), and decodes its latents. A generative one may have
+    A tokenizer for post-hoc quantizers is trained with `make_quantizer` None. It then has no codes (its space has no grids,
+    and the levels of its output have zero depths), and decodes its latents. A generative tokenizer also has
     `sample(n, generator) -> images`, which needs no prior over codes.
     """
 
@@ -150,16 +151,16 @@ class GenerativeTokenizer(Tokenizer, Protocol):
 
 
 class Loss(Model, Protocol):
-    """A term of the tokenizer's objective, unweighted; its weight stands in `losses:` of params.yaml. A term of weight 0 is
-    not built. It may have weights of its own, which are trained along; the tokenizer is none of its sub-modules."""
+    """A term of the tokenizer's objective, unweighted. Its weight stands under `losses:` in params.yaml; a term of weight 0 is
+    not built. It may have weights of its own, which are trained too. The tokenizer is not one of its sub-modules."""
 
     def __call__(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]: ...
 
 
 class Sampling(NamedTuple):
-    """How codes are drawn: logits / temperature, then the `top_k` likeliest (0: all), then the smallest set of
-    probability `top_p` (1: all). `guidance` is of conditional priors: 1 is p(codes | label), 0 forgets the label, more
-    exaggerates what it adds."""
+    """How codes are sampled. The filters apply in this order: logits / temperature, then the `top_k` most likely codes (0: all),
+    then the smallest set of codes with probability `top_p` (1: all). `guidance` is for conditional priors: 1 samples
+    p(codes | label), 0 ignores the label, and values above 1 exaggerate its effect."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -168,7 +169,7 @@ class Sampling(NamedTuple):
 
 
 class Likelihood(NamedTuple):
-    """Of each image: log p in nats, and the share of its codes that were the likeliest where they were predicted."""
+    """log p of each image in nats, and the fraction of its codes that had the highest probability when they were predicted."""
 
     log_prob: Float[Tensor, " b"]
     accuracy: Float[Tensor, " b"]
@@ -177,14 +178,14 @@ class Likelihood(NamedTuple):
 class Prior(Model, Protocol):
     """The model of codes p(codes) or p(codes | label).
 
-    `classes` is the number of labels it is conditioned on, 0 if none; labels [B] are given exactly then, and the label
-    `classes` stands for none: a label that was dropped. `losses` are mean nats per code; `done`, the share of the
-    training that is done, is for what changes along it. `likelihood` is without dropout; where `exact` is False its
-    log p is a lower bound (ELBO), and whoever prints it says so. `sample` keeps `known` codes where `known_mask` is True
-    and draws all others from `generator`, which alone decides the outcome.
+    `classes` is the number of labels that the prior is conditioned on, 0 if none. Labels [B] must be given if and only if it is
+    above 0; the label `classes` means no label. `losses` are mean nats per code; `done` is the fraction of training completed,
+    for schedules. `likelihood` is computed without dropout. If `exact` is False, its log p is a lower bound (ELBO), and
+    the names of metrics say so. `sample` keeps the codes `known` where `known_mask` is True and samples all others;
+    its result depends on `generator` alone.
 
-    Exact priors predict one code after another: see `ExactPrior`. Where a prior is `capturable`, the walk behind `sample` asks the
-    device for no value, so that a GPU can replay it as one CUDA graph (`cuda_graphs.py`).
+    An exact prior predicts one code after another, see `ExactPrior`. If a prior is `capturable`, the loop behind `sample` never
+    reads a value back from the device, so a GPU can replay it as one CUDA graph (`cuda_graphs.py`).
     """
 
     @property
@@ -212,8 +213,8 @@ class Prior(Model, Protocol):
 
 
 class ExactPrior(Prior, Protocol):
-    """A prior that predicts one code after another (`autoregression/base.py`): `order` are the positions in the order in
-    which they are drawn, `logits` has one entry per grid [B,h*w,K], and `walk` yields logits and is sent codes, behind `sample`."""
+    """A prior that predicts one code after another (`autoregression/base.py`). `order` lists the positions in the order of
+    sampling. `logits` has one entry [B,h*w,K] per grid. `sample` uses `walk`, a coroutine that yields logits and is sent codes."""
 
     @property
     def order(self) -> Sequence[int]: ...
@@ -228,9 +229,9 @@ class ClosedFormPrior(ExactPrior, Protocol):
 
 
 class Extractor(Model, Protocol):
-    """Images in [-1, 1] to features. `distance` names the Fréchet distance on them: `fid` on Inception's features only.
+    """Maps images in [-1, 1] to features. `distance` names the Fréchet distance on them; only on Inception's features is it `fid`.
 
-    One that is trained here has `losses` and `accuracy`; another loads its weights by `load_pretrained`.
+    An extractor that is trained here has `losses` and `accuracy`. A pretrained one loads its weights by `load_pretrained`.
     """
 
     @property
@@ -250,8 +251,8 @@ class PretrainedExtractor(Extractor, Protocol):
 
 
 class Report(NamedTuple):
-    """What a diagnostic, a measure or an extension returns: finite numbers nested by meaning, tables and pictures by name
-    (`usage` becomes `plots/<seam>/<plug-in>/usage.csv` or `.png`)."""
+    """The result of a diagnostic, a measure or an extension: nested finite numbers, and tables and pictures by name (`usage`
+    is written to `plots/<seam>/<plug-in>/usage.csv` or `.png`)."""
 
     metrics: dict[str, Any]
     tables: Mapping[str, pd.DataFrame] = {}
@@ -263,7 +264,7 @@ class MakeQuantizer(Protocol):
 
 
 class Runtime(Protocol):
-    """What a stage computes on (`tessera.runtime.devices`)."""
+    """The devices and processes that a stage computes on (`tessera.runtime.devices`)."""
 
     training: bool
 

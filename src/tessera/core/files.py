@@ -1,9 +1,9 @@
-"""The formats that stages write and read, and the folders they stand in. Files appear whole or not at all; what cannot be
-written is named.
+"""The file formats that stages write and read, and their folders. A file is written completely or not at all, and an error
+names the file that cannot be written.
 
 Arrays are `.npy`, memory-mapped when read; tables CSV; metrics and facts JSON; pictures PNG; models safetensors
-(`core.models`). Nothing here imports torch. No clock, host name or absolute path enters a file: running twice gives
-the same bytes.
+(`core.models`). Nothing here imports torch. No file holds a time, host name or absolute path, so two runs write the same
+bytes.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ ARTIFACTS, METRICS, PLOTS = Path("artifacts"), Path("metrics"), Path("plots")
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place when the block ends well and vanishes when it does not.
+    """A temporary path beside `path`. It replaces `path` if the block succeeds, and is deleted if the block fails.
 
     Raises:
-        InputError: the folder cannot be written to, or the disk is full; an older file at `path` is intact.
+        InputError: the folder is not writable, or the disk is full. An older file at `path` stays intact.
     """
     temporary = None
     try:
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         yield temporary
         with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())  # a crash of the machine must not leave a torn file under the final name
+            os.fsync(written.fileno())  # otherwise a crash of the machine could leave a truncated file at `path`
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
@@ -69,21 +69,21 @@ def _umask() -> int:
 
 @contextmanager
 def writing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """An open file that replaces `path` when the block ends well; text is UTF-8 with Unix line ends."""
+    """An open file that replaces `path` if the block succeeds. Text is UTF-8 with Unix line ends."""
     encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
     with replacing(path) as temporary, open(temporary, mode, encoding=encoding, newline=newline) as stream:
         yield stream
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Not by `np.save`, which ends well and leaves a file cut short where the disk fills with its last bytes."""
+    """Write an array. `np.save` will not do: if the disk fills up with its last bytes, it truncates the file without an error."""
     with streamed_array(path, array.shape, array.dtype) as stored:
         stored[...] = array
 
 
 @contextmanager
 def streamed_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Iterator[np.ndarray]:
-    """A writable array of any size, filled piece by piece on disk."""
+    """A writable array on disk, of any size, to be filled piece by piece."""
     with replacing(path) as temporary:
         if math.prod(shape):
             mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
@@ -97,20 +97,20 @@ def streamed_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Iter
 
 
 def _reserve(path: Path) -> None:
-    """Give the file its blocks: a full disk is then an error here, not a bus error at some later write to the map."""
+    """Allocate the file's blocks. A full disk is then an error here, and not a bus error at a later write to the map."""
     if hasattr(os, "posix_fallocate"):
         with open(path, "rb+") as stream:
             os.posix_fallocate(stream.fileno(), 0, os.path.getsize(path))
 
 
 def sha256(path: Path) -> str:
-    """Of the file's content, 64 hexadecimal digits."""
+    """SHA-256 of the file's content, 64 hexadecimal digits."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest_of(digests: Mapping[str, str]) -> str:
-    """One of many: of files by name, each with its own; 32 hexadecimal digits."""
+    """One digest of many files, given name -> digest of each: 32 hexadecimal digits."""
     joined = hashlib.blake2b(digest_size=16)
     for name, digest in digests.items():
         joined.update(os.fsencode(name) + b"\0" + digest.encode() + b"\0")
@@ -128,11 +128,12 @@ def load_array(path: Path) -> np.ndarray:
 
 
 def visible(source: Path) -> tuple[list[Path], list[Path]]:
-    """All files below the folder `source`, and what of it is hidden, which is not looked into; relative to it, sorted.
+    """All visible files below the folder `source`, and the hidden files and folders, whose content is not read. Both lists are
+    relative to `source` and sorted.
 
     Raises:
-        InputError: there is no such folder, or one of it cannot be listed; in it are links to folders, links that lead
-            nowhere, or what is no file (all are named).
+        InputError: the folder does not exist, a folder in it cannot be listed, or it holds links to folders, broken links or
+            special files. The message names them.
     """
     if not source.is_dir():
         raise InputError(f"dataset.source {str(source)!r}: there is no such folder")
@@ -150,7 +151,7 @@ def visible(source: Path) -> tuple[list[Path], list[Path]]:
             elif name in own:
                 (found if path.is_file() else broken).append(path)
         names[:] = [name for name in names if not name.startswith(".")]
-    if linked:  # an edit behind it would go unnoticed
+    if linked:  # DVC would not notice a change in the linked folder
         many = "is a link to a folder, which" if len(linked) == 1 else "are links to folders, which"
         raise InputError(f"{listed(sorted(linked))} {many} DVC does not look into. Copy the folder")
     if broken:
@@ -164,11 +165,11 @@ def _refuse(error: OSError) -> None:
 
 
 def pictures(source: Path, extensions: Iterable[str]) -> tuple[list[Path], list[Path]]:
-    """Files below the folder `source` whose names end in one of `extensions`, in either case, and all others, what is hidden
-    among them; both relative to it, sorted.
+    """Files below the folder `source` whose names end in one of `extensions`, in upper or lower case, and all other files,
+    hidden ones included. Both lists are relative to `source` and sorted.
 
     Raises:
-        InputError: as `visible`, or the name of a picture is not UTF-8.
+        InputError: as in `visible`; or the name of a picture is not UTF-8.
     """
     (found, others), wanted = visible(source), endings(extensions)
     shown = [path for path in found if path.suffix.lower() in wanted]
@@ -179,7 +180,7 @@ def pictures(source: Path, extensions: Iterable[str]) -> tuple[list[Path], list[
 def require_utf8(source: Path, paths: Iterable[Path]) -> None:
     """
     Raises:
-        InputError: a name is not UTF-8, as tables are.
+        InputError: a name is not UTF-8, the encoding of tables.
     """
     for path in paths:
         try:
@@ -189,10 +190,10 @@ def require_utf8(source: Path, paths: Iterable[Path]) -> None:
 
 
 def require_filled(source: Path, extensions: Iterable[str], shown: Iterable[Path]) -> None:
-    """Of what `pictures` gave: no folder that stands directly in `source` is without a picture.
+    """Check that every folder directly in `source` holds a picture. `shown` are the pictures that `pictures` found.
 
     Raises:
-        InputError: some are (named).
+        InputError: some folders hold none. The message names them.
     """
     filled = {path.parts[0] for path in shown}
     folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -205,7 +206,7 @@ def require_filled(source: Path, extensions: Iterable[str], shown: Iterable[Path
 
 
 def endings(extensions: Iterable[str]) -> tuple[str, ...]:
-    """`PNG` and `.png` are `.png`."""
+    """Extensions in lower case, with a dot: `PNG` and `.png` become `.png`."""
     return tuple("." + extension.lower().lstrip(".") for extension in extensions)
 
 
@@ -225,10 +226,10 @@ def read_json(path: Path) -> Any:
 
 
 def write_metrics(name: str, metrics: dict[str, Any]) -> None:
-    """`metrics/<name>.json`: finite numbers nested by meaning, to six significant digits.
+    """Write `metrics/<name>.json`: nested finite numbers, rounded to six significant digits.
 
     Raises:
-        InputError: a value is not finite; DVC would print NaN, and `dvc metrics diff --json` would be no JSON.
+        InputError: a value is not finite. DVC would print NaN, which is not valid JSON in `dvc metrics diff --json`.
     """
     write_json(METRICS / f"{name}.json", _rounded(metrics, name))
 
@@ -247,8 +248,8 @@ def _rounded(value: Any, place: str) -> Any:
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """A CSV; text is quoted where it must be, or everywhere if some holds a carriage return. That ends a line when the table
-    is read, but csv quotes it only where lines are written with it."""
+    """Write a CSV. Text is quoted where necessary, or everywhere if any text holds a carriage return: that would end a line when
+    the table is read, but the csv module quotes it only if it is part of the line terminator."""
     text = [*table.columns, *table.select_dtypes(exclude="number").to_numpy().ravel()]
     quoting = csv.QUOTE_NONNUMERIC if any("\r" in str(value) for value in text) else csv.QUOTE_MINIMAL
     with writing(path) as stream:
@@ -256,15 +257,15 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def read_table(path: Path, text: tuple[str, ...] = ()) -> pd.DataFrame:
-    """The table at `path`. Columns named in `text` stay text, also where every value looks like a number (the digits of
-    MNIST) or like a missing one (a label "NA")."""
+    """The table at `path`. The columns in `text` are read as text, even if every value looks like a number (the digits of MNIST)
+    or like a missing value (the label "NA")."""
     import pandas as pd
 
     return pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(text, str))
 
 
 def write_picture(path: Path, picture: np.ndarray | Figure) -> None:
-    """A PNG of an image array [H,W,C] or [H,W], or of a figure; without date or software in it."""
+    """Write a PNG of an image array [H,W,C] or [H,W], or of a figure, without date and software in its metadata."""
     from PIL import Image
 
     if isinstance(picture, np.ndarray):
@@ -277,17 +278,17 @@ def write_picture(path: Path, picture: np.ndarray | Figure) -> None:
 
 
 def write_history(name: str, history: list[dict[str, float]]) -> None:
-    """`plots/<name>.csv`: one row per evaluation of a training."""
+    """Write `plots/<name>.csv`: one row per evaluation during training."""
     import pandas as pd
 
     write_table(PLOTS / f"{name}.csv", pd.DataFrame(history))
 
 
 def write_report(name: str, report: Report) -> None:
-    """A `Report`: metrics to `metrics/<name>.json`, tables and pictures into `plots/<name>/`; `name` is of a stage, or
+    """Write metrics to `metrics/<name>.json`, and tables and pictures into `plots/<name>/`. `name` is a stage, or
     `<seam>/<plug-in>`."""
     folder = PLOTS / name
-    folder.mkdir(parents=True, exist_ok=True)  # declared as an output: it must be there, also when empty
+    folder.mkdir(parents=True, exist_ok=True)  # dvc.yaml declares it as an output, so it must exist even if it is empty
     for title, table in report.tables.items():
         write_table(folder / f"{title}.csv", table)
     for title, picture in report.pictures.items():

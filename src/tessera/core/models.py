@@ -1,7 +1,7 @@
-"""Models as files: safetensors for the weights, a recipe that builds the module again, a card for people.
+"""Models as files: safetensors for the weights, a recipe to build the module again, a card for people.
 
-A folder such as `artifacts/tokenizer` holds `model.safetensors`, `recipe.json` and `README.md`. The recipe names the
-plug-in and carries its `Config` and the facts it was built with, so that a model is whole without params.yaml.
+A folder such as `artifacts/tokenizer` holds `model.safetensors`, `recipe.json` and `README.md`. The recipe holds the
+plug-in's name, its `Config` and its other arguments, so a model can be loaded without params.yaml.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WEIGHTS, RECIPE, CARD = "model.safetensors", "recipe.json", "README.md"
 
 
 class Recipe(NamedTuple):
-    """How to build a module: plug-in, its `Config` as plain values, further arguments, and its quantizer if it has one."""
+    """How to build a module: the plug-in, its `Config` as plain values, other arguments, and its quantizer if it has one."""
 
     seam: str
     name: str
@@ -55,16 +55,16 @@ def extractor_recipe(params: Params, image_shape: ImageShape, classes: int) -> R
 def _recipe(
     seam: str, name: str, config: BaseModel, quantizer: tuple[str, dict[str, Any]] | None = None, **arguments: Any
 ) -> Recipe:
-    plain = json.loads(json.dumps(arguments))  # as it will be read back: tuples become lists, once and for all
+    plain = json.loads(json.dumps(arguments))  # tuples become lists, as when the recipe is read back
     return Recipe(seam, name, config.model_dump(), plain, quantizer)
 
 
 def build(recipe: Recipe) -> Any:
-    """The model of a recipe, freshly initialised from torch's global generator: by `recipe.seam` a `Tokenizer`, a `Prior` or
-    an `Extractor`, as whoever asks for it says.
+    """The model of a recipe, initialised from torch's global generator. `recipe.seam` decides whether it is a `Tokenizer`, a
+    `Prior` or an `Extractor`; the caller annotates which.
 
     Raises:
-        InputError: the plug-in is gone, or does not accept the recipe's values.
+        InputError: the plug-in does not exist any more, or does not accept the recipe's values.
     """
     from pydantic import ValidationError
 
@@ -93,7 +93,7 @@ def _tuples(value: Any) -> Any:
 
 
 def save(folder: Path, model: Model, recipe: Recipe, card: str) -> None:
-    """Write weights, recipe and card; the card carries no path, clock or host."""
+    """Write weights, recipe and card. The card holds no absolute path, time or host name."""
     save_weights(folder / WEIGHTS, model.state_dict())
     files.write_json(folder / RECIPE, recipe._asdict())
     with files.writing(folder / CARD) as stream:
@@ -121,7 +121,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """The recipe in `folder`; one of older names has those of today."""
+    """The recipe in `folder`. A recipe of an older version is converted to today's names."""
     values = files.read_json(folder / RECIPE)
     try:
         quantizer = tuple(values["quantizer"]) if values["quantizer"] else None
@@ -133,23 +133,23 @@ def read_recipe(folder: Path) -> Recipe:
 
 
 def _pixelcnn(recipe: Recipe) -> Recipe:
-    """`pixelcnn` was both priors, told apart by `architecture`."""
+    """Both priors were once named `pixelcnn`, and `architecture` chose between them."""
     config = dict(recipe.config)
     architecture = config.pop("architecture", "masked")
     if architecture == "gated":
-        del config["first_kernel_size"]  # which it never read
+        del config["first_kernel_size"]  # the gated prior never read it
         return recipe._replace(name="gated_pixelcnn", config=config)
     return recipe._replace(config=config)
 
 
-RENAMED = {("priors", "pixelcnn"): _pixelcnn}  # plug-in of an older recipe -> the recipe as it is written today
+RENAMED = {("priors", "pixelcnn"): _pixelcnn}  # plug-in of an older recipe -> function that converts the recipe
 
 
 def load(folder: str | Path, device: Device = "cpu") -> Any:
-    """The model saved in `folder`, in eval mode, ready to use: `tessera.load("artifacts/tokenizer")`.
+    """The model saved in `folder`, in eval mode and ready to use: `tessera.load("artifacts/tokenizer")`.
 
     Raises:
-        InputError: a file is missing or cut short, or the weights do not fit the recipe (both named).
+        InputError: a file is missing or truncated, or the weights do not fit the recipe. The message names the files.
     """
     folder = Path(folder)
     model = build(read_recipe(folder))
@@ -157,7 +157,7 @@ def load(folder: str | Path, device: Device = "cpu") -> Any:
     expected = model.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in state]
     wrong += [f"{name} is not part of the model" for name in state if name not in expected]
-    # a module names in `sized_by_data` the buffers whose length the data decide, and resizes them itself
+    # a module lists in `sized_by_data` the buffers whose length depends on the data; it resizes them itself
     free = {f"{path}.{name}" for path, part in model.named_modules() for name in getattr(part, "sized_by_data", ())}
     wrong += [
         f"{name} has shape {tuple(state[name].shape)}, want {tuple(tensor.shape)}"
@@ -173,8 +173,8 @@ def load(folder: str | Path, device: Device = "cpu") -> Any:
 def card(
     folder: str, recipe: Recipe, stage_params: dict[str, Any], metrics: dict[str, Any], notes: Sequence[str] = ()
 ) -> str:
-    """A model card in the hub's form: YAML head, how to load it, params and metrics of the run that made it, and where it was
-    trained by other values than these (`notes`)."""
+    """A model card as on the Hugging Face hub: YAML header, code that loads the model, its metrics and its params. `notes` name
+    the params that the training changed."""
     import yaml
 
     head = {"library_name": "tessera", "tags": [recipe.seam, recipe.name], "license": "apache-2.0"}

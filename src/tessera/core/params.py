@@ -1,10 +1,10 @@
-"""params.yaml as plain values, and the parts of it as validated, frozen objects.
+"""params.yaml as plain values, and its sections as validated, frozen objects.
 
-A *singular* section chooses one plug-in (`name:`); beside the values that its stage reads it holds values that alternatives
-share (`quantizer.beta`) and one sub-section per alternative. A plug-in's `Config` is filled from its own sub-section
-and from those shared values that it names as fields. A *plural* section runs each of its keys, the name of a plug-in.
-No value has a default in code: params.yaml is the only place where values live. The class of a section stands in its
-stage, and `tessera.runtime.validation` checks the whole file.
+A *singular* section chooses one plug-in (`name:`). It also holds the values that its stage reads, values that the alternatives
+share (`quantizer.beta`), and one sub-section per alternative. A plug-in's `Config` is filled from its own sub-section and from
+the shared values that it has as fields. A *plural* section runs every plug-in that it has as a key. Code has no default
+values: they live only in params.yaml. The class of a section stands in the file of its stage, and
+`tessera.runtime.validation` checks the whole file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tessera.core.errors import InputError
 
 
 class Strict(BaseModel):
-    """Base of every model of params.yaml: no unknown key, no conversion of types, no change after loading."""
+    """Base class of every model of params.yaml: no unknown keys, no conversion of types, no change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -31,17 +31,17 @@ CHOOSES = {
     "quantizer": "quantizers",
     "prior": "priors",
 }  # singular section -> its seam
-PLURAL = ("losses", "diagnostics", "evaluation", "extensions")  # each key is a plug-in of the seam of that name
+PLURAL = ("losses", "diagnostics", "evaluation", "extensions")  # each key is a plug-in of the seam of the same name
 
 Section = TypeVar("Section", bound=Strict)
 
 
 class Params:
-    """The values of params.yaml; each part is validated when it is read.
+    """The values of params.yaml. A section is validated when it is read.
 
     Args:
         raw: the file as plain dictionaries.
-        declared: sections that may be read (a stage's own); None: all of them.
+        declared: the sections that the stage may read; None: all sections.
     """
 
     def __init__(self, raw: dict[str, Any], declared: frozenset[str] | None = None) -> None:
@@ -53,7 +53,7 @@ class Params:
         return self.value("seed")
 
     def value(self, dotted: str) -> Any:
-        """A plain value by its dotted name, such as `prior.conditional`; the file has been validated as a whole.
+        """A plain value by its dotted name, such as `prior.conditional`. The whole file has been validated before.
 
         Raises:
             InputError: there is no such value.
@@ -66,12 +66,12 @@ class Params:
             raise InputError(f"params.yaml has no {dotted}") from None
 
     def section(self, name: str, kind: type[Section]) -> Section:
-        """The values of a section that are fields of `kind`, its class."""
+        """The values of a section that are fields of its class `kind`."""
         raw = self._section(name)
         return kind.model_validate({key: value for key, value in raw.items() if key in kind.model_fields})
 
     def chosen(self) -> dict[str, Any]:
-        """The values of the declared sections in the order of the file, without the alternatives that are not chosen."""
+        """The values of the declared sections in the order of the file, without alternatives that are not chosen."""
         values = {}
         for section in [name for name in self.raw if self._declared is None or name in self._declared]:
             raw = self.raw[section]
@@ -84,13 +84,13 @@ class Params:
 
     @property
     def post_hoc(self) -> bool:
-        """Whether the chosen quantizer is fitted to the latents of a finished autoencoder, instead of trained with it."""
+        """Whether the chosen quantizer is fitted to the latents of a finished autoencoder instead of trained with it."""
         return getattr(seams.plugin("quantizers", self.value("quantizer.name")), "POST_HOC", False)
 
     @property
     def guidable(self) -> bool:
-        """Whether the chosen prior knows codes with and without their label, which guidance other than 1 compares. A trained
-        one has the latter from examples that lost it; one in closed form is fitted to all images in any case."""
+        """Whether the chosen prior can predict with and without a label. Guidance other than 1 compares the two predictions. A
+        trained prior learns the second from examples whose label was dropped, a closed-form prior always from all images."""
         return self.value("prior.conditional") and (
             self.value("prior.label_dropout") > 0 or closed_form(self.value("prior.name"))
         )
@@ -100,7 +100,7 @@ class Params:
         return tuple(self._section(section))
 
     def config(self, section: str, key: str | None = None) -> Any:
-        """The `Config` of the plug-in that a section names, or of `key` (another alternative, or a plural key)."""
+        """The `Config` of the plug-in that a section names, or of the plug-in `key`."""
         raw = self._section(section)
         if section in PLURAL:
             return seams.plugin(section, str(key)).Config.model_validate(raw[key])
@@ -116,17 +116,17 @@ class Params:
 
 
 def shared(raw: dict[str, Any], config: type[BaseModel]) -> dict[str, Any]:
-    """The values at the top of a singular section that a plug-in's `Config` reads."""
+    """The values at the top of a singular section that are fields of a plug-in's `Config`."""
     return {key: value for key, value in raw.items() if key in config.model_fields}
 
 
 def closed_form(prior: str) -> bool:
-    """Whether a prior is fitted in one pass, by `fit`, instead of trained."""
+    """Whether a prior is fitted in one pass by `fit` instead of trained."""
     return getattr(seams.plugin("priors", prior), "CLOSED_FORM", False)
 
 
 def read(path: str | Path = "params.yaml") -> dict[str, Any]:
-    """The file as plain dictionaries, by YAML 1.2: `1e-05`, which `dvc exp run -S x=1e-5` writes, is a number there.
+    """The file as plain dictionaries, by YAML 1.2: there `1e-05`, which `dvc exp run -S x=1e-5` writes, is a number.
 
     Raises:
         InputError: the file is missing or is not YAML.

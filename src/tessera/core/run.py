@@ -21,15 +21,14 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """What a stage is given. Reading is on demand; `files` names the folders, and this class the
-    files of artefacts.
+    """The input of a stage. Files are read on demand. `files` names the folders, and this class the files of artefacts.
 
     Attributes:
         params: the sections of params.yaml that the stage declares.
         key: the plug-in of this instance, in stages that run one per plug-in.
 
-    `whole` is all of params.yaml, and no stage reads it: it is there to say whether a model on disk is the one that params.yaml
-    describes. A stage that loads a model depends on its artefact, and need not declare the sections that it was made from.
+    `whole` is all of params.yaml. No stage reads it: it only serves to check that a model on disk is the one that params.yaml
+    describes. A stage that loads a model depends on the model's artefact, and need not declare the sections behind it.
     """
 
     def __init__(
@@ -44,14 +43,14 @@ class Run:
 
     @property
     def runtime(self) -> Runtime:
-        """Devices, progress bars and scratch checkpoints (`tessera.runtime`). Results agree on any of them within rounding:
-        other devices and other numbers of threads change bits."""
+        """Devices, progress bars and scratch checkpoints (`tessera.runtime`). Results on different devices or with different
+        numbers of threads agree within rounding, but not bit by bit."""
         assert self._runtime is not None, "this run was made without a runtime, and can only read"
         return self._runtime
 
     @property
     def device(self) -> Device:
-        """Where models are: the device of the runtime, or the CPU without one."""
+        """The device of models: that of the runtime, or the CPU if there is no runtime."""
         return self._runtime.device if self._runtime is not None else "cpu"
 
     @staticmethod
@@ -61,7 +60,7 @@ class Run:
     # dataset
 
     def images(self, split: str, folder: str = "dataset") -> np.ndarray:
-        """uint8 [N,H,W,C], memory-mapped; `folder="targets"` for the larger copies, `"reconstruction"` for decoded ones."""
+        """uint8 [N,H,W,C], memory-mapped. `folder="targets"` reads the larger copies, `"reconstruction"` the decoded images."""
         return files.load_array(self.folder(folder) / f"{split}.npy")
 
     def table(self, split: str) -> pd.DataFrame:
@@ -70,14 +69,14 @@ class Run:
         return table[table["split"] == split].reset_index(drop=True)
 
     def labels(self, split: str) -> np.ndarray | None:
-        """Class index of each image (int64), or None where the set has no labels."""
+        """Class index of each image (int64), or None if the data set has no labels."""
         return self.table(split)["label"].to_numpy("int64") if self.label_names else None
 
     def required_labels(self, split: str) -> np.ndarray:
-        """`labels` of a set that has some.
+        """Class index of each image (int64).
 
         Raises:
-            InputError: it has none.
+            InputError: the data set has no labels.
         """
         labels = self.labels(split)
         if labels is None:
@@ -118,7 +117,7 @@ class Run:
         return self._model("prior", recipe)
 
     def extractor(self, role: str = "scorer") -> Extractor:
-        """The feature network that scores; `role="perceptual"` for the other, which a loss may be trained against."""
+        """The feature network that scores. `role="perceptual"`: the other one, against which a loss may train."""
         recipe = models.extractor_recipe(self._whole, self.image_shape, len(self.label_names))
         return self._model("extractor", recipe, role)
 
@@ -140,7 +139,7 @@ class Run:
         part: str = "",
         notes: Sequence[str] = (),
     ) -> None:
-        """`artifacts/<stage>/` with a card of the params, of `notes` on them, and of the metrics; `metrics/<stage>.json`."""
+        """Write `artifacts/<stage>/` and `metrics/<stage>.json`. The model's card shows params, `notes` and metrics."""
         files.write_metrics(stage, metrics)
         folder = self.folder(stage) / part
         models.save(folder, model, recipe, models.card(folder.as_posix(), recipe, self.params.chosen(), metrics, notes))
@@ -149,12 +148,13 @@ class Run:
 
     @property
     def sample_sets(self) -> tuple[str, ...]:
-        """`samples` (of the prior), `baseline` (of the closed-form prior), and `gaussian` where the tokenizer itself can be
-        sampled from N(0, I)."""
+        """`samples` (from the prior), `baseline` (from the closed-form prior), and `gaussian` if the tokenizer can decode
+        latents sampled from N(0, I)."""
         return tuple(files.read_json(self.folder("samples") / "facts.json")["sets"])
 
     def samples(self, of: str = "samples", kind: str = "images") -> np.ndarray:
-        """Of one of `sample_sets`: `images` uint8 [N,H,W,C]; of priors `codes` [N,T], and `labels` [N] of conditional ones."""
+        """An array of one of `sample_sets`. `kind`: `images` uint8 [N,H,W,C]; for priors also `codes` [N,T], and `labels` [N] if
+        the prior is conditional."""
         return files.load_array(self.folder("samples") / of / f"{kind}.npy")
 
     def sample_labels(self, of: str) -> np.ndarray | None:
@@ -183,13 +183,13 @@ class Run:
 
     @property
     def distance(self) -> str:
-        """What the Fréchet distance on these features is called: `fid` on Inception's only."""
+        """Name of the Fréchet distance on these features; only on Inception's features is it `fid`."""
         return files.read_json(self.folder("features") / "facts.json")["distance"]
 
     # reports
 
     def measure(self, seam: str) -> Report:
-        """The report of this instance's plug-in; where it does not apply, it says why and reports just that."""
+        """The report of this instance's plug-in. If the plug-in does not apply, print why and report only `applies: 0`."""
         module = seams.plugin(seam, str(self.key))
         reason = module.requires(self.params) if hasattr(module, "requires") else None
         if reason is not None:

@@ -1,7 +1,7 @@
-"""Seams are folders: choosing a plug-in is naming what lies in one. No registry, no decorator.
+"""Seams are folders: params.yaml chooses a plug-in by the name of its file or folder. No registry, no decorator.
 
-A plug-in is one file, `quantizers/ema.py`. A data set and an extension have parts of their own, and are a folder,
-`extensions/inpainting/`: dvc.yaml names the code of a plug-in by its name, and cannot choose between the two.
+Most plug-ins are one file, `quantizers/ema.py`. Data sets and extensions consist of several files, and are folders,
+`extensions/inpainting/`. dvc.yaml builds the path of a plug-in from its name, so one seam cannot mix files and folders.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FOLDERS = ("datasets", "extensions")  # seams whose plug-ins are folders
 
 
 def names(seam: str) -> tuple[str, ...]:
-    """The plug-ins of a seam: its files or its folders, without those that start with an underscore."""
+    """The plug-ins of a seam: its files or folders, except those whose names start with an underscore."""
     found = (PACKAGE / seam).glob("*/__init__.py" if seam in FOLDERS else "*.py")
     stems = (path.parent.name if seam in FOLDERS else path.stem for path in found)
     return tuple(sorted(stem for stem in stems if not stem.startswith("_")))
@@ -41,8 +41,8 @@ def code(seam: str, name: str) -> Path:
 
 
 def plugin(seam: str, name: str) -> ModuleType:
-    """The module of one plug-in. The name is looked up in the folder first, so that an ImportError *inside* a plug-in
-    stays visible as what it is.
+    """The module of one plug-in. The name is looked up in the folder first, so an ImportError *inside* a plug-in is not mistaken
+    for a wrong name.
 
     Raises:
         ValueError: there is no such plug-in.
@@ -53,7 +53,7 @@ def plugin(seam: str, name: str) -> ModuleType:
 
 
 def unknown(seam: str, name: object) -> str:
-    """The message for a name that is no plug-in of the seam: what there is, and the nearest spelling."""
+    """The error message for a wrong plug-in name: the plug-ins that exist, and the nearest spelling."""
     if misplaced := _misplaced(seam, str(name)):
         return misplaced
     near = difflib.get_close_matches(str(name), names(seam), n=1)
@@ -62,7 +62,7 @@ def unknown(seam: str, name: object) -> str:
 
 
 def _misplaced(seam: str, name: str) -> str | None:
-    """A plug-in is there, but as a file where a folder is wanted, or the other way round."""
+    """The message for a plug-in that is a file where the seam takes folders, or the other way round; None if it is neither."""
     file, folder = f"src/tessera/{seam}/{name}.py", f"src/tessera/{seam}/{name}/__init__.py"
     there, wanted = (file, folder) if seam in FOLDERS else (folder, file)
     if (PACKAGE.parent.parent / there).exists():

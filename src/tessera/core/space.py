@@ -1,4 +1,4 @@
-"""The space of an image's codes: how the sequence [T] folds into grids, and how many codes each grid may choose from."""
+"""The space of an image's codes: how the sequence [T] folds into grids, and how many different codes each grid can hold."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Codes = TypeVar("Codes", "np.ndarray", "Tensor")
 class CodeSpace:
     """Grids of codes, level by level, then depth by depth, coarse first, and the codebook size K of each.
 
-    Grids ((1, 2), (2, 2)) give T = 6: codes[:, 0:2] are the only row of the first, codes[:, 2:4] and codes[:, 4:6] the rows
-    of the second. Without grids, as of a tokenizer whose quantizer is not fitted yet, T = 0. Methods take NumPy arrays and
-    torch tensors; torch is not imported for the former.
+    Example: grids ((1, 2), (2, 2)) give T = 6. codes[:, 0:2] are the only row of the first grid; codes[:, 2:4] and codes[:, 4:6]
+    are the rows of the second. Without grids T = 0: the space of a tokenizer whose quantizer is not fitted yet. The methods
+    take NumPy arrays and torch tensors. For NumPy arrays they do not import torch.
 
     Attributes:
         grids: (height, width) of each grid.
         sizes: K of each grid.
 
     Raises:
-        InputError: there are not as many sizes as grids.
+        InputError: the numbers of sizes and grids differ.
     """
 
     grids: Grids
@@ -45,34 +45,34 @@ class CodeSpace:
 
     @classmethod
     def of_facts(cls, facts: dict[str, Any]) -> CodeSpace:
-        """From the keys that `facts` has."""
+        """The space from a dictionary with the keys of `facts`."""
         return cls(facts["grids"], facts["codebook_sizes"])
 
     @property
     def facts(self) -> dict[str, Any]:
-        """As it stands in `artifacts/codes/facts.json` and in the recipe of a prior."""
+        """The space as `artifacts/codes/facts.json` and the recipe of a prior store it."""
         return {"grids": self.grids, "codebook_sizes": self.sizes}
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Codes of each grid, h * w."""
+        """Number of codes of each grid, h * w."""
         return tuple(height * width for height, width in self.grids)
 
     @property
     def length(self) -> int:
-        """T, the codes of an image."""
+        """T, the number of codes of an image."""
         return sum(self.lengths)
 
     @property
     def bits(self) -> float:
-        """Bits of an image if all K codes of a grid are equally likely: the sum of log2 K over its T codes."""
+        """Bits per image if all K codes of a grid are equally likely: the sum of log2 K over the T codes."""
         return sum(length * math.log2(size) for length, size in zip(self.lengths, self.sizes, strict=True))
 
     def split(self, codes: Codes) -> list[Codes]:
-        """What is [N,T], codes or a value for each, to one [N,h,w] per grid, in raster order, as views.
+        """Codes [N,T], or a value for each of them, as one [N,h,w] per grid, in raster order, as views.
 
         Raises:
-            ValueError: T is not the number of codes of these grids.
+            ValueError: T does not fit these grids.
         """
         if codes.shape[1] != self.length:
             raise ValueError(
@@ -88,7 +88,7 @@ class CodeSpace:
         """The inverse of `split`. A part is a grid [N,h,w], or a level [N,R,h,w] with all its R depths.
 
         Raises:
-            ValueError: the parts are not those of these grids.
+            ValueError: the parts do not fit these grids.
         """
         flat: list[Any] = [part.reshape(len(part), math.prod(part.shape[1:])) for part in parts]
         if sum(part.shape[1] for part in flat) != self.length:
@@ -106,10 +106,10 @@ class CodeSpace:
         return joined
 
     def locate(self, t: int) -> tuple[int, int]:
-        """Which grid position t of a sequence lies in, and which place of its raster.
+        """The grid that holds position t of the sequence, and the position within that grid in raster order.
 
         Raises:
-            ValueError: the sequence has no such position.
+            ValueError: t is out of range.
         """
         place = t
         for grid, length in enumerate(self.lengths):

@@ -1,16 +1,16 @@
-"""Values nested in dictionaries, as params.yaml and files of metrics hold them, by dotted names such as `val.psnr_db`."""
+"""Nested dictionaries, such as params.yaml and metrics, read by dotted names such as `val.psnr_db`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-NONE: Any = object()  # no default is given
+NONE: Any = object()  # the caller gave no default
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of everything that is not a dictionary, or an empty one, in the order of the tree; `prefix` stands
-    before each name."""
+    """Dotted name and value of each leaf, in the order of the tree. An empty dictionary counts as a leaf. `prefix` is put before
+    each name."""
     for key, inner in tree.items():
         if isinstance(inner, dict) and inner:
             yield from leaves(inner, f"{prefix}{key}.")
@@ -19,12 +19,12 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def numbers(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The leaves of metrics: an empty dictionary, of what was not measured, holds no number."""
+    """The leaves of metrics that are numbers. An empty dictionary, which stands for a missing measurement, is left out."""
     return ((name, number) for name, number in leaves(tree, prefix) if not isinstance(number, dict))
 
 
 def value(tree: Any, dotted: str, default: Any = NONE) -> Any:
-    """The value, or the section, of a dotted name; `default` where there is none.
+    """The value or section at a dotted name, or `default` if there is none.
 
     Raises:
         KeyError: there is none, and no default is given.

@@ -1,7 +1,7 @@
-"""Encoded image files to arrays, one at a time and only when asked for: what dataset plug-ins share. No torch.
+"""Decodes image files to arrays, one at a time and on demand. Shared by dataset plug-ins. No torch.
 
-Every kind of file becomes one of the three forms of `Source.images`; a file that is broken, or that would not fit into
-memory, is refused by name.
+Every kind of file becomes one of the three forms of `Source.images`. A file that is corrupt, or too large for memory, is an
+error that names it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from tessera.core.errors import InputError
 if TYPE_CHECKING:
     from jaxtyping import UInt8
 
-MAX_PIXELS = 8192 * 8192  # of one image: a file of some kB can claim billions, and take the machine's memory
-PNG_DEPTH = 24  # where a PNG's header holds its bits a channel
+MAX_PIXELS = 8192 * 8192  # per image: a file of some kB can claim billions of pixels and exhaust the memory
+PNG_DEPTH = 24  # offset of the bits per channel in a PNG's header
 
-UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by EXIF's orientation
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -> operation that turns the image upright
     2: np.fliplr,
     3: lambda pixels: np.rot90(pixels, 2),
     4: np.flipud,
@@ -35,26 +35,26 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by EXIF's orientat
     8: np.rot90,
 }
 
-INTEGERS = {1: "B", 3: "H", 4: "I"}  # TIFF's BYTE, SHORT and LONG, as `struct` calls them
+INTEGERS = {1: "B", 3: "H", 4: "I"}  # TIFF's BYTE, SHORT and LONG -> codes of `struct`
 
-IMPOSTORS = (  # first bytes in lower case, what it is, what helps
+IMPOSTORS = (  # first bytes in lower case, what the file is, remedy
     (b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its repository"),
     (b"outs:\n", "a DVC pointer", "Run `dvc pull` in its repository"),
     (b"<!doctype html", "a web page", "Download the file itself"),
     (b"<html", "a web page", "Download the file itself"),
-    (b"%pdf", "a PDF", "Draw it to a PNG first"),
+    (b"%pdf", "a PDF", "Render it to a PNG first"),
     (b"pk\x03\x04", "a zip archive", "Unpack it"),
     (b"\x1f\x8b", "compressed by gzip", "Unpack it"),
 )
 
 
 class Encoded(Sequence["UInt8[np.ndarray, '...']"]):
-    """Images decoded when asked for, as `Source.images` promises.
+    """Images that are decoded when they are indexed, as `Source.images` requires.
 
     Args:
-        count: how many there are.
-        read: the bytes of image `i`.
-        title: what image `i` is called in an error: file, or source, split and row.
+        count: number of images.
+        read: returns the bytes of image `i`.
+        title: returns the name of image `i` in errors: file, or source, split and row.
     """
 
     def __init__(self, count: int, read: Callable[[int], bytes], title: Callable[[int], str]) -> None:
@@ -63,7 +63,7 @@ class Encoded(Sequence["UInt8[np.ndarray, '...']"]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, i: int) -> UInt8[np.ndarray, ...]:  # type: ignore[override]  # nobody asks for a slice
+    def __getitem__(self, i: int) -> UInt8[np.ndarray, ...]:  # type: ignore[override]  # slices are not needed
         if not 0 <= i < self._count:
             raise IndexError(i)
         try:
@@ -74,20 +74,19 @@ class Encoded(Sequence["UInt8[np.ndarray, '...']"]):
 
 
 def decode(data: bytes, title: str) -> UInt8[np.ndarray, ...]:
-    """One encoded image as uint8 [H,W] (grey), [H,W,3] or, where it has transparency, [H,W,4].
+    """One encoded image as uint8 [H,W] (grey), [H,W,3], or [H,W,4] if it has transparency.
 
-    Of an animation the first frame; 16-bit grey is rounded to 8 bits; palettes, CMYK and the like become RGB; a
-    photograph is turned upright as its EXIF orientation says. Of all metadata the orientation alone is read: the pixels
-    of a picture whose other tags are broken are sound.
+    An animation gives its first frame. 16-bit grey is rounded to 8 bits; palettes, CMYK and the like become RGB. A photograph
+    is turned upright by its EXIF orientation. No other metadata are read, so broken tags do not matter.
 
     Raises:
-        InputError: corrupt, cut short, no image (what it is instead is said), of more than `MAX_PIXELS` pixels, or with
-            pixels of 32 bits or with a sign, whose white is unknown.
+        InputError: the image is corrupt, truncated, not an image (the message says what it is), has more than `MAX_PIXELS`
+            pixels, or has 32-bit or signed pixels, whose white is unknown.
     """
     try:
-        # of odd metadata, which is not read, Pillow warns
+        # Pillow warns of odd metadata, which are not read
         with warnings.catch_warnings(action="ignore", category=UserWarning), Image.open(io.BytesIO(data)) as image:
-            require_pixels(*image.size, title)  # from the header: nothing is decoded yet
+            require_pixels(*image.size, title)  # from the header, before anything is decoded
             image.load()
             return UPRIGHT.get(_orientation(image), np.asarray)(_array(image, data, title))
     except InputError:
@@ -97,18 +96,18 @@ def decode(data: bytes, title: str) -> UInt8[np.ndarray, ...]:
     except UnidentifiedImageError:
         what, remedy = taken_for(data) or ("in no known format", "Replace or remove it")
         raise InputError(f"{title} is corrupt, cut short or no image (it is {what}). {remedy}") from None
-    except Exception as error:  # Pillow's decoders raise whatever malformed bytes lead them to
+    except Exception as error:  # on malformed bytes Pillow's decoders raise errors of any type
         raise InputError(f"{title} is corrupt, cut short or no image ({error}). Replace or remove it") from error
 
 
 def taken_for(data: bytes) -> tuple[str, str] | None:
-    """What a file is that bears an image's or a table's name and is none, by its first bytes, and the remedy."""
+    """What a file that is named like an image or a table really is, by its first bytes, and the remedy; None if unknown."""
     head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for start, what, remedy in IMPOSTORS:
         if head.startswith(start):
             return what, remedy
     if head.startswith(b"<") and b"<svg" in head:
-        return "an SVG drawing", "Draw it to a PNG first"
+        return "an SVG drawing", "Render it to a PNG first"
     if b"/annex/objects/" in head.partition(b"\n")[0]:
         return "a git-annex pointer", "Run `git annex get` in its repository"
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1"):
@@ -117,10 +116,10 @@ def taken_for(data: bytes) -> tuple[str, str] | None:
 
 
 def reason(path: Path, error: Exception, itself: str = "") -> str:
-    """Why the file at `path` cannot be read: what it is instead, or what `error` says.
+    """Why the file at `path` cannot be read: because it is another kind of file, or the text of `error`.
 
     Args:
-        itself: what the file should be, in the words of `taken_for`: then it is damaged.
+        itself: what the file should be, in the words of `taken_for`. If it is that, it is damaged.
     """
     try:
         with open(path, "rb") as stream:
@@ -133,27 +132,27 @@ def reason(path: Path, error: Exception, itself: str = "") -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's, 1 to 8; 1 where there is none, or none that can be read."""
+    """The EXIF orientation, 1 to 8; 1 if there is none or it is unreadable."""
     found = None
-    with contextlib.suppress(Exception):  # the parser raises whatever malformed tags lead it to
+    with contextlib.suppress(Exception):  # on malformed tags the parser raises errors of any type
         found = image.getexif().get(ExifTags.Base.Orientation)
-    if found not in range(1, 9) and image.format != "TIFF":  # Pillow turns a TIFF itself, and drops the tag
+    if found not in range(1, 9) and image.format != "TIFF":  # Pillow itself turns a TIFF and drops the tag
         with contextlib.suppress(ValueError, IndexError, struct.error):
             found = _raw_orientation(_raw_exif(image.info))
     return found if found in UPRIGHT else 1
 
 
 def _raw_exif(info: dict[Any, Any]) -> bytes:
-    """As JPEG, WebP and PNG have it, or as hex digits in the text of a PNG."""
+    """The raw EXIF data of a JPEG, WebP or PNG, some of which store it as hex digits in a text chunk."""
     if "exif" in info:
         return info["exif"]
     return bytes.fromhex("".join(info.get("Raw profile type exif", "").split("\n")[3:]))
 
 
 def _raw_orientation(exif: bytes) -> int | None:
-    """Pillow reads no tag behind a broken one; this goes through the 12-byte entries (tag, type, count, value) of the
-    first directory, and reads none of what lies elsewhere. TIFF 6.0, section 2."""
-    start = exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")  # some write it twice
+    """The orientation from raw EXIF data. Pillow reads no tags after a broken one. This reads the 12-byte entries (tag, type,
+    count, value) of the first directory, and nothing that is stored elsewhere. TIFF 6.0, section 2."""
+    start = exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")  # some programs write it twice
     order = ">" if start.startswith(b"MM") else "<"
     (directory,) = struct.unpack_from(f"{order}I", start, 4)
     (count,) = struct.unpack_from(f"{order}H", start, directory)
@@ -188,8 +187,8 @@ def _array(image: Image.Image, data: bytes, title: str) -> UInt8[np.ndarray, ...
 
 
 def _from_16_bits(image: Image.Image) -> UInt8[np.ndarray, ...]:
-    """Grey, or RGBA where one grey is transparent. Pillow's own conversion would clip, and knows neither of a TIFF's 12
-    bits nor of one whose 0 is white."""
+    """Grey, or RGBA if one grey value is transparent. Pillow's own conversion would clip, and ignores that a TIFF may have 12 bits
+    or 0 as white."""
     grey, white, clear = np.asarray(image), 65535, image.info.get("transparency")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         white = 2 ** image.tag_v2[TiffImagePlugin.BITSPERSAMPLE][0] - 1
@@ -202,7 +201,7 @@ def _from_16_bits(image: Image.Image) -> UInt8[np.ndarray, ...]:
 
 
 def _in_8_bits(clear: Any, mode: str, depth: int) -> Any:
-    """A PNG's transparent colour as Pillow has its pixels: of 2 and 4 bits stretched, of 48 the upper halves."""
+    """A PNG's transparent colour in the 8 bits of Pillow's pixels: 2 and 4 bits are scaled, of 16 bits the upper 8 are kept."""
     if mode == "L":
         return clear * 255 // (2**depth - 1)
     return tuple(value >> 8 for value in clear) if mode == "RGB" and depth == 16 else clear

@@ -1,4 +1,4 @@
-"""What emoji of every vendor share: the table that describes them, and the families of their variants. No torch."""
+"""Shared by the emoji data sets: the table that describes emoji, and the families of their variants. No torch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ GENDERS = {"2640", "2642"}
 JOINERS = {"fe0f", "200d"}
 PEOPLE = {"1f468": "1f9d1", "1f469": "1f9d1"}  # man, woman -> person
 
-# Couples of one tone are a code point of their own; with two different tones, or with another pair of genders, the same
-# drawing is spelt as a sequence of people. Left apart, a test emoji would have its tone variants in training.
+# A couple of one tone is a single code point; with two different tones, or other genders, the same image is spelt as a sequence
+# of people. As separate families, a test emoji would have its tone variants in training.
 SPELT_OUT = {
     "1f46b": "1f9d1-1f91d-1f9d1",  # woman and man, men, women holding hands
     "1f46c": "1f9d1-1f91d-1f9d1",
@@ -32,10 +32,10 @@ SPELT_OUT = {
 
 
 def read(source: Path) -> pa.Table:
-    """The parquet at `source`, with the columns of `COLUMNS`: one row per emoji.
+    """The parquet file at `source`, with the columns of `COLUMNS` and one row per emoji.
 
     Raises:
-        InputError: it is missing, no parquet, lacks a column, or a column is not of its kind in every row.
+        InputError: the file is missing, is not parquet, or lacks a column; a column has the wrong type or missing values.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -68,7 +68,7 @@ def read(source: Path) -> pa.Table:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Plain, or by index, as pandas stores what is categorical."""
+    """Whether a column holds text, plain or dictionary-encoded (as pandas stores categories)."""
     import pyarrow as pa
 
     of = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -76,7 +76,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _is_image(kind: pa.DataType) -> bool:
-    """As `datasets` stores them."""
+    """Whether a column holds images as `datasets` stores them: structs with a binary field `bytes`."""
     import pyarrow as pa
 
     if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
@@ -86,10 +86,10 @@ def _is_image(kind: pa.DataType) -> bool:
 
 
 def family(codepoints: str) -> str:
-    """What the variants of an emoji share: `1f44b-1f3fb` (waving hand, light skin) -> `1f44b`.
+    """The code points common to all variants of an emoji: `1f44b-1f3fb` (waving hand, light skin) -> `1f44b`.
 
-    Dropped are skin tone, hair, gender and joiners; man and woman become person. A sequence of nothing else (the sign
-    of a gender, a sample of a tone) keeps its code points.
+    Skin tone, hair, gender and joiners are dropped; man and woman become person. A sequence of nothing else (a gender sign,
+    a skin-tone swatch) keeps its code points.
     """
     dropped = TONES | HAIR | GENDERS | JOINERS
     kept = "-".join(PEOPLE.get(point, point) for point in codepoints.split("-") if point not in dropped)
@@ -97,6 +97,6 @@ def family(codepoints: str) -> str:
 
 
 def spelling(codepoints: str) -> str:
-    """`0023_FE0F_20E3` -> `23-20e3`: vendors disagree on zeros, capitals, separators and variation selectors."""
+    """The common spelling: `0023_FE0F_20E3` -> `23-20e3`. Vendors differ in zeros, case, separators and variation selectors."""
     points = [point.lstrip("0") or "0" for point in codepoints.lower().replace("_", "-").split("-")]
     return "-".join(point for point in points if point != "fe0f")

@@ -1,4 +1,4 @@
-"""The only two conversions between stored images, uint8 [N,H,W,C], and what models see, float [-1,1] [B,C,H,W]."""
+"""Conversions between stored images, uint8 [N,H,W,C], and the models' input, float [B,C,H,W] in [-1, 1]. There are no others."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def to_model(pixels: UInt8[np.ndarray, "b h w c"], device: str | torch.device = "cpu") -> Float[Tensor, "b c h w"]:
-    """0 becomes -1, 255 becomes 1."""
+    """uint8 images as model input: 0 becomes -1, 255 becomes 1."""
     import torch
 
-    x = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(device)  # a read-only map is copied
+    x = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(device)  # copies a read-only memory map
     return x.permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
 def to_pixels(x: Float[Tensor, "b c h w"]) -> UInt8[np.ndarray, "b h w c"]:
-    """The nearest 8-bit values; outside [-1, 1] is clipped."""
+    """Model output as the nearest 8-bit values; values outside [-1, 1] are clipped."""
     import torch
 
     pixels = x.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
@@ -47,7 +47,7 @@ def map_batches(
     batch_size: int,
     device: str | torch.device = "cpu",
 ) -> Iterator[tuple[slice, Tensor]]:
-    """(where, function(images there)) batch by batch, without gradients: any number of images in constant memory."""
+    """Yield (slice, function(images of the slice)) batch by batch, without gradients, in constant memory."""
     import torch
 
     for where in batches(len(pixels), batch_size):
@@ -62,7 +62,7 @@ def mapped(
     batch_size: int,
     device: str | torch.device = "cpu",
 ) -> np.ndarray:
-    """What a network (an extractor, a tokenizer's `encode`) makes of each image, [N,...]."""
+    """Outputs [N,...] of a network (an extractor, a tokenizer's `encode`) for all images."""
     return np.concatenate([found.cpu().numpy() for _, found in map_batches(function, pixels, batch_size, device)])
 
 
@@ -72,7 +72,7 @@ def decoded(
     batch_size: int,
     device: str | torch.device | None = None,
 ) -> UInt8[np.ndarray, "n h w c"]:
-    """Pixels of codes, `batch_size` images at a time, without gradients. `device`: None, where the codes are."""
+    """Decoded images of codes, `batch_size` at a time, without gradients. `device` None: the device of the codes."""
     import torch
 
     with torch.no_grad():

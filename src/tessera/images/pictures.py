@@ -1,4 +1,4 @@
-"""Sheets of images: what a reader of the results looks at. NumPy only."""
+"""Sheets of images for readers of the results. NumPy only."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 if TYPE_CHECKING:
     from jaxtyping import UInt8
 
-SHEET_PIXELS = 64  # images smaller than this are enlarged, without smoothing, so that pixels stay pixels
+SHEET_PIXELS = 64  # smaller images are enlarged without smoothing, so that their pixels stay visible
 
 
 def sheet(
     images: UInt8[np.ndarray, "n h w c"], columns: int, gap: int = 4, shade: int = 255
 ) -> UInt8[np.ndarray, "height width c"]:
-    """Images row by row, `columns` to a row, with a gap of `gap` pixels between them."""
+    """Images row by row, `columns` per row, with a gap of `gap` pixels between them, enlarged to about `SHEET_PIXELS`."""
     factor = max(1, SHEET_PIXELS // images.shape[1])
     images = images.repeat(factor, axis=1).repeat(factor, axis=2)
     n, h, w, c = images.shape
@@ -30,7 +30,7 @@ def sheet(
 def rows_of_pairs(
     above: UInt8[np.ndarray, "n h w c"], below: UInt8[np.ndarray, "n h w c"], columns: int
 ) -> UInt8[np.ndarray, "height width c"]:
-    """`above` over `below`, row by row: originals over reconstructions, samples over their nearest neighbours."""
+    """A sheet with each row of `above` over the same row of `below`: originals over reconstructions, samples over neighbours."""
     order, missing = [], ((0, -len(above) % columns), (0, 0), (0, 0), (0, 0))
     above, below = np.pad(above, missing, constant_values=255), np.pad(below, missing, constant_values=255)
     for start in range(0, len(above), columns):

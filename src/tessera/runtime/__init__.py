@@ -1,2 +1,2 @@
-"""What must not change results, and is therefore no DVC dependency: devices and ranks, progress bars, scratch
+"""Everything that must not change results, and is therefore no DVC dependency: devices and ranks, progress bars, scratch
 checkpoints, and the entry point of stages with its guard of inputs."""

@@ -1,5 +1,5 @@
-"""Devices, ranks, precision and progress: what a stage computes on. Training goes through Accelerate; a stage that only
-runs a model asks torch for the device, the same one, and is spared Accelerate's start-up."""
+"""The machine as a stage sees it: devices, ranks, precision, progress. Training goes through Accelerate. A stage that only runs
+a model asks torch for the same device, and so avoids the start-up time of Accelerate."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 
 class Interrupted(SystemExit):
-    """The stage was told to stop (INT or TERM) and has saved its state."""
+    """The stage received INT or TERM and has saved its state."""
 
 
 def require_precisions(raw: dict[str, Any]) -> None:
-    """Before any work, so that hours of a tokenizer do not come before a prior that this machine cannot train. It is asked of
-    the machine, and therefore at each stage, not once for each version of params.yaml.
+    """Check the precisions before any work: otherwise a tokenizer could train for hours before a prior that this machine cannot
+    train. The answer depends on the machine, so every stage checks, not only every new version of params.yaml.
 
     Args:
         raw: params.yaml, validated.
 
     Raises:
-        InputError: a training is in fp16, and there is no accelerator; all of them are named.
+        InputError: trainings use fp16, and there is no accelerator. The message names them all.
     """
-    if found := list(in_fp16(raw)):  # most often there is none, and torch is not loaded to ask
+    if found := list(in_fp16(raw)):  # usually there is none, and torch need not be loaded
         import torch
 
         if not torch.accelerator.is_available():
@@ -46,13 +46,13 @@ def require_precisions(raw: dict[str, Any]) -> None:
 
 
 class Runtime:
-    """Handed to `fit` and to stages as `run.runtime`.
+    """The object that stages and `fit` use as `run.runtime`.
 
     Attributes:
-        rank, ranks: of this training process, and how many there are.
+        rank, ranks: index of this training process, and number of processes.
         stopping: the signal that asked to stop, or 0; set by the stage's signal handler.
-        training: there are steps that no checkpoint has yet, and the next one looks at `stopping`: from the first backward
-            pass of a training to its last checkpoint.
+        training: whether the next checkpoint will check `stopping`: True from the first backward pass of a training to its
+            last checkpoint.
     """
 
     def __init__(self, settings: Settings, scratch: Scratch | None = None) -> None:
@@ -73,16 +73,16 @@ class Runtime:
             return torch.device("cpu")
         accelerator = torch.accelerator.current_accelerator()
         assert accelerator is not None, "one is available"
-        # a launcher may show each process its own GPU only, or all of them
+        # a launcher may show each process only its own GPU, or all GPUs
         return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files; of several ranks only one does."""
+        """Whether this process writes files: only rank 0 does."""
         return self.rank == 0
 
     def progress(self, **options: Any) -> Any:
-        """A tqdm bar; off the terminal it prints a line now and then instead of redrawing one."""
+        """A tqdm progress bar. Outside a terminal it updates only every 15 seconds."""
         from tqdm import tqdm
 
         interval = 0.5 if sys.stderr.isatty() else 15
@@ -91,7 +91,7 @@ class Runtime:
     # ranks
 
     def join(self, stage: str) -> None:
-        """Meet the other ranks of `stage`. Whoever leads has locked the scratch by now, and all resume from it."""
+        """Meet the other ranks of `stage`. By now the leading process has locked the scratch, and all ranks resume from it."""
         if self.ranks > 1:
             from accelerate import PartialState
             from accelerate.utils import broadcast_object_list
@@ -103,12 +103,12 @@ class Runtime:
                 self._scratch = Scratch(stage, folder, self._settings.keep_scratch)
 
     def leave(self) -> None:
-        """The end of what the ranks do together; files are rank 0's, which goes on alone."""
+        """End the joint work of the ranks. Rank 0 continues alone and writes the files."""
         if self.ranks > 1:
             collectives.leave()
 
     def gathered(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order, on every rank."""
+        """The values of all ranks, in the order of ranks, on every rank."""
         if self.ranks == 1:
             return [value]
         from accelerate.utils import gather_object
@@ -116,7 +116,7 @@ class Runtime:
         return gather_object([value])
 
     def _agree_to_stop(self) -> None:
-        """A signal reaches the ranks at different steps, and one that stops alone leaves the others waiting."""
+        """Agree on `stopping`. A signal reaches ranks at different steps, and a rank that stops alone leaves the others waiting."""
         if self.ranks > 1:
             import torch
 
@@ -127,8 +127,8 @@ class Runtime:
     # training
 
     def unsupported(self, precision: str) -> str | None:
-        """Why the device does not compute in a precision. Accelerate, asked for fp16 on a CPU, computes in float32 without a
-        word."""
+        """Why the device cannot compute in a precision, or None if it can. Accelerate does not check: asked for fp16 on a CPU, it
+        computes in float32."""
         return FP16_ON_A_CPU if precision == "fp16" and self.device.type == "cpu" else None
 
     def prepare(
@@ -140,8 +140,8 @@ class Runtime:
 
         if self.device.type == "cpu" and self.main and (said := process.other_bits(torch.get_num_threads())):
             print(said, flush=True)
-        AcceleratorState._reset_state()  # it would hold the next training of this process to the precision of the last
-        mixed = "no" if precision == "float32" else precision  # Accelerate's word
+        AcceleratorState._reset_state()  # otherwise the next training in this process would keep the precision of the last
+        mixed = "no" if precision == "float32" else precision  # Accelerate's name for float32
         self._accelerator = Accelerator(mixed_precision=mixed, cpu=self.device.type == "cpu")
         return self._accelerator.prepare(model, optimizer)
 
@@ -163,18 +163,18 @@ class Runtime:
     def checkpoint(
         self, task: str, pack: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]], force: bool = False
     ) -> None:
-        """Save `pack()` of the training called `task` when it is time to, or when the process was told to stop, which
-        it then does. `force`: the training has ended.
+        """Save `pack()` for the training `task` if a checkpoint is due, or if a signal asked to stop; then stop. `force`: the
+        training has ended, so save in any case.
 
         Raises:
-            Interrupted: after saving, if a signal asked for it.
+            Interrupted: a signal asked to stop. The state has been saved.
         """
         self._agree_to_stop()
         due = force or time.monotonic() - self._saved >= self._settings.checkpoint_seconds
         if self._scratch is not None and self.main and (due or self.stopping):
             self._scratch.save(task, *pack())
             self._saved = time.monotonic()
-        if force:  # the last one; before `stopping` is read, or a signal in between would go unheard
+        if force:  # before `stopping` is read: a signal in between would otherwise be ignored
             self.training = False
         if self.stopping:
             if self.main:
@@ -183,9 +183,9 @@ class Runtime:
 
 
 def _take_gpu_slot() -> BaseFileLock | None:
-    """Where there are several GPUs, take one that no other stage process of this repository holds.
+    """If there are several GPUs, take one that no other stage process of this repository uses.
 
-    Queue workers are not told which GPU is theirs: a lock per GPU decides. It is held until the process ends.
+    DVC does not assign GPUs to its queue workers, so a lock per GPU decides. The process holds it until it ends.
     """
     from filelock import FileLock, Timeout
 

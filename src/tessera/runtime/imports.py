@@ -1,4 +1,4 @@
-"""What files of the repository import, read without running them: the code that a stage and a model need."""
+"""Imports of the repository's files, read without running them: the code that a stage and a model need."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from tessera.core import seams
 
-ROOT = seams.PACKAGE.parent.parent  # of the repository
-OURS = {"tessera": "src", "stages": "."}  # package -> the folder that it lies in
-CARRIED_BY_NONE = ("core", "runtime")  # rooms that every stage declares itself, and that none does
+ROOT = seams.PACKAGE.parent.parent  # folder of the repository
+OURS = {"tessera": "src", "stages": "."}  # package -> its parent folder
+CARRIED_BY_NONE = ("core", "runtime")  # left out of code.json: every stage declares the first, none the second
 
 
 def closure(files: Iterable[Path], root: Path = ROOT) -> set[Path]:
-    """The files, and every file of the repository that they import, and so on."""
+    """The files, and all files of the repository that they import, directly or indirectly."""
     todo, done = set(files), set()
     while todo:
         file = todo.pop()
@@ -31,7 +31,7 @@ def packages(files: Iterable[Path]) -> set[str]:
 
 
 def model_code(plugins: Iterable[tuple[str, str]], root: Path = ROOT) -> set[Path]:
-    """The code of a model: its plug-ins (seam, name) and all that they import but for `core`, which every stage depends on."""
+    """The code of a model: its plug-ins (seam, name) and everything that they import, except `CARRIED_BY_NONE` and empty files."""
     starts = (root / seams.code(seam, name).relative_to(seams.PACKAGE.parent.parent) for seam, name in plugins)
     found = closure((start / "__init__.py" if start.is_dir() else start for start in starts), root)
     free = [root / "src/tessera" / room for room in CARRIED_BY_NONE]
@@ -58,8 +58,8 @@ def _names(file: Path) -> tuple[str, ...]:
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:
-    """Full names of modules that are imported at the top or inside a function, and of what may be one; not of what only type
-    checkers see."""
+    """Full names of imported modules, at the top and inside functions; imported names count too, since they may be modules.
+    Imports under TYPE_CHECKING do not count."""
     hidden = {
         id(inner)
         for node in ast.walk(tree)

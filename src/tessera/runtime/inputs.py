@@ -1,7 +1,7 @@
-"""What a stage declares in dvc.yaml: its params and dependencies, resolved, hashed, and compared at the end.
+"""The params and dependencies that a stage declares in dvc.yaml: resolved, hashed, and compared when the stage ends.
 
-DVC hashes dependencies *after* the command (treeverse/dvc#11058): an edit during training would be recorded as what was
-trained. So the entry point of every stage takes a snapshot first and fails the stage by name if anything differs.
+DVC hashes dependencies *after* the command (treeverse/dvc#11058), so it would record an edit made during training as the
+version that was trained. Therefore the entry point of every stage hashes them first, and the stage fails if any has changed.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from tessera.core.files import digest_of
 from tessera.core.params import CHOOSES, read
 
 IGNORED = ("__pycache__",)
-VERSIONS = "versions.yaml"  # of other packages, written by `runtime.versions`
+VERSIONS = "versions.yaml"  # versions of other packages, written by `runtime.versions`
 
 
 class Declared(NamedTuple):
-    """One stage instance of dvc.yaml, templates resolved."""
+    """One stage instance of dvc.yaml, with its templates resolved."""
 
     name: str
     deps: tuple[str, ...]
     params: tuple[str, ...]
-    outs: tuple[str, ...] = ()  # but for metrics and plots
-    versions: tuple[str, ...] = ()  # packages, keys of versions.yaml
+    outs: tuple[str, ...] = ()  # without metrics and plots
+    versions: tuple[str, ...] = ()  # packages, which are keys of versions.yaml
 
     @property
     def sections(self) -> frozenset[str]:
@@ -37,25 +37,25 @@ class Declared(NamedTuple):
 
 
 def declared(stage: str, key: str | None, raw: dict[str, Any], pipeline: Path = Path("dvc.yaml")) -> Declared | None:
-    """What dvc.yaml says of a stage; None where there is no dvc.yaml or no such stage in it."""
+    """A stage as dvc.yaml declares it; None if there is no dvc.yaml or it has no such stage."""
     entries = stages(pipeline)
     return resolved(stage, key, raw, entries[stage]) if stage in entries else None
 
 
 def stages(pipeline: Path = Path("dvc.yaml")) -> dict[str, dict[str, Any]]:
-    """The stages of dvc.yaml as they are written, by name; none where there is no such file."""
+    """The stages of dvc.yaml as written, by name; empty if there is no such file."""
     import yaml
 
     if not pipeline.exists():
         return {}
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C reader is ten times as fast, and as safe
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast, and as safe
     whole = yaml.load(pipeline.read_text(encoding="utf-8"), Loader=loader)
     constants = {name: value for part in whole.get("vars", ()) for name, value in part.items()}
     return _with_constants(whole["stages"], constants)
 
 
 def _with_constants(entry: Any, constants: dict[str, Any]) -> Any:
-    """`vars` of dvc.yaml in their places; other templates are left."""
+    """`entry` with the `vars` of dvc.yaml filled in; other templates stay."""
     if isinstance(entry, dict):
         return {name: _with_constants(inner, constants) for name, inner in entry.items()}
     if isinstance(entry, list):
@@ -66,7 +66,7 @@ def _with_constants(entry: Any, constants: dict[str, Any]) -> Any:
 
 
 def resolved(stage: str, key: str | None, raw: dict[str, Any], entry: dict[str, Any]) -> Declared:
-    """`entry`, a stage of dvc.yaml, with its templates filled from `raw` and `key`."""
+    """A stage of dvc.yaml (`entry`) with its templates filled in from `raw` and `key`."""
     entry, names = entry.get("do", entry), {**raw, "key": key}
     deps = tuple(_resolve(dep, names) for dep in entry.get("deps", ()))
     params = tuple(_resolve(param, names) for param in entry.get("params", ()) if isinstance(param, str))
@@ -81,7 +81,7 @@ def _resolve(text: str, names: dict[str, Any]) -> str:
 
 
 def versions(names: Iterable[str], file: str | Path = VERSIONS) -> dict[str, Any]:
-    """The version of each of these packages, by `versions.yaml: NAME`."""
+    """The version of each package, as `versions.yaml: NAME` -> version."""
     names = tuple(names)
     known = read(file) if names else {}
     return {f"{VERSIONS}: {name}": known.get(name) for name in names}
@@ -98,7 +98,7 @@ class Inputs:
 
     @property
     def files(self) -> dict[str, str]:
-        """Digest of every file of every dependency, '' where it is not there."""
+        """Digest of every file of every dependency; '' if the file does not exist."""
         return {file: digest for of_dep in self._digests.values() for file, digest in of_dep.items()}
 
     def _params(self) -> dict[str, Any]:
@@ -107,8 +107,8 @@ class Inputs:
         return found | versions(self.what.versions)
 
     def fingerprint(self, without: Iterable[str] = ()) -> str:
-        """A hash of declared params, inputs and code: what a scratch checkpoint belongs to. `without`: singular sections
-        whose values and plug-ins are left out, since training does not depend on them."""
+        """A hash of declared params, inputs and code, which identifies a scratch checkpoint. `without`: singular sections to leave
+        out, with their plug-ins, because training does not depend on them."""
         prefixes = tuple(f"{section}." for section in without)
         folders = tuple(f"src/tessera/{CHOOSES[section]}/" for section in without)
         values = {name: value for name, value in self._values.items() if not name.startswith(prefixes)}
@@ -119,14 +119,14 @@ class Inputs:
     def require_unchanged(self) -> None:
         """
         Raises:
-            InputError: an input was edited while the stage ran (named). Nothing is recorded then.
+            InputError: an input was edited while the stage ran. The message names it, and nothing is recorded.
         """
         values = self._params()
         changed = [name for name, value in self._values.items() if values[name] != value]
         changed += [
             dep
             for dep, stats in self._stats.items()
-            if _stats(dep) != stats and digests(dep) != self._digests[dep]  # touched, and really different
+            if _stats(dep) != stats and digests(dep) != self._digests[dep]  # the time stamp and the content differ
         ]
         if changed:
             raise InputError(
@@ -152,7 +152,7 @@ def _stats(dep: str) -> list[tuple[str, int, int]]:
 
 
 def digests(dep: str) -> dict[str, str]:
-    """Of each file of a dependency, '' where it is not there."""
+    """Digest of each file of a dependency; '' if the file does not exist."""
     return {file.as_posix(): _digest(file) if file.exists() else "" for file in _files(dep)}
 
 
@@ -162,5 +162,5 @@ def _digest(file: Path) -> str:
 
 
 def content(dep: str) -> str:
-    """A hash of a file, or of all files of a folder and their names; also of what is not there."""
+    """A hash of a file, or of all files of a folder and their names. A missing file has a hash too."""
     return digest_of(digests(dep))

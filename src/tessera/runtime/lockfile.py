@@ -1,8 +1,8 @@
-"""A dvc.lock that was cut short. `python -m tessera.runtime.lockfile` puts the committed one back; `make repro` does it first.
+"""Repair of a truncated dvc.lock. `python -m tessera.runtime.lockfile` restores the committed one; `make repro` runs it first.
 
-DVC writes the file in place after each stage, for a second under load, and a process that is killed meanwhile leaves the
-beginning of it, which DVC then refuses. Nothing is lost: DVC's run cache knows each stage that has ended since, and `dvc
-repro` takes its results from there instead of running it again.
+DVC writes the file in place after each stage, which takes up to a second under load. If the process is killed meanwhile, only the
+beginning of the file is left, and DVC refuses it. Nothing is lost: DVC's run cache knows every stage that has finished since,
+and `dvc repro` takes the results from there instead of running the stage again.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tessera.runtime.scratch import root
 
 LOCK = Path("dvc.lock")
 MERGED = "Take one side, `git checkout HEAD -- dvc.lock`, and run `dvc repro`: what the other side made is in DVC's run cache"
-PATIENCE = 5.0  # seconds without a change after which nobody is writing the file
+PATIENCE = 5.0  # seconds without a change, after which no process is assumed to write the file
 
 
 def problem(path: Path = LOCK) -> str | None:
-    """What DVC would refuse the file for, or that it is empty; None where it is sound, or is not there.
+    """Why DVC would refuse the file, or that it is empty; None if the file is sound or does not exist.
 
     Raises:
-        InputError: it holds a merge conflict, or what a merge without one leaves: a stage twice.
+        InputError: the file holds a merge conflict, or a stage twice, as a merge without conflict can leave it.
     """
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from ruamel.yaml import YAML
@@ -56,13 +56,14 @@ def problem(path: Path = LOCK) -> str | None:
 
 
 def mend(path: Path = LOCK, patience: float = PATIENCE) -> str | None:
-    """Put the committed file in the place of one that is cut short, which is kept in the scratch; what was done, or None.
+    """Replace a truncated file by the committed one, and keep the truncated one in the scratch. Returns a message, or None if
+    there was nothing to repair.
 
     Raises:
-        InputError: git cannot say what the committed file is, or it is none of a kill: see `problem`.
+        InputError: git cannot read the committed file, or a merge has spoilt the file: see `problem`.
     """
     found = problem(path)
-    while found:  # another dvc may be in the middle of it
+    while found:  # another DVC process may be writing it
         before = path.read_bytes()
         time.sleep(patience)
         if path.exists() and path.read_bytes() == before:
@@ -80,13 +81,13 @@ def mend(path: Path = LOCK, patience: float = PATIENCE) -> str | None:
             stream.write(committed)
         how = "is the committed one again"
     return (
-        f"{path} was cut short ({found}), as a kill while DVC writes it leaves it. It {how}, and the cut one is {kept}. "
-        "Stages that have ended since are taken from DVC's run cache"
+        f"{path} was cut short ({found}), as happens when DVC is killed while writing it. It {how}, and the cut one is {kept}. "
+        "Results of stages that have finished since are taken from DVC's run cache"
     )
 
 
 def _keep(content: bytes) -> Path:
-    """In the scratch, beside those that were kept before."""
+    """Save the content in the scratch, beside earlier ones; returns its path."""
     root().mkdir(parents=True, exist_ok=True)
     kept = next(path for i in count() if not (path := root() / f"dvc.lock.cut{i or ''}").exists())
     kept.write_bytes(content)
@@ -94,7 +95,7 @@ def _keep(content: bytes) -> Path:
 
 
 def _committed(path: Path) -> bytes | None:
-    """The file at HEAD; None where there is none."""
+    """The file at HEAD; None if there is none."""
     listed = _git("ls-tree", "--name-only", "HEAD", path.as_posix())
     return _git("show", f"HEAD:./{path.as_posix()}") if listed.strip() else None
 

@@ -1,7 +1,7 @@
-"""The stages of dvc.yaml as they stand by params.yaml: what each reads and writes, and what it is made from.
+"""The stages of dvc.yaml under the present params.yaml: what each reads and writes, and which earlier stages it depends on.
 
-Metrics and plots say nothing of where they are from, and lie in git. What reads them asks dvc.lock instead, which has of each
-stage what it read when it last ran: so a gate does not judge new reconstructions by diagnostics of an older tokenizer.
+Metrics and plots lie in git and do not record their inputs. Stages that read them ask dvc.lock instead, which holds what each
+stage read when it last ran. So a gate does not judge new reconstructions together with diagnostics of an older tokenizer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LOCK = Path("dvc.lock")
 
 
 class Stage(NamedTuple):
-    """One instance of a stage, templates filled in."""
+    """One instance of a stage, with its templates resolved."""
 
     stage: str
     key: str | None
@@ -34,8 +34,8 @@ class Stage(NamedTuple):
 
 
 def of(targets: Iterable[str], raw: dict[str, Any], root: Path = Path()) -> list[Stage]:
-    """The targets (`criteria`, `diagnostics`, `diagnostics@usage`) and all that they are made from, in the order of dvc.yaml,
-    which is that of the arrows.
+    """The targets (`criteria`, `diagnostics`, `diagnostics@usage`) and all stages that they depend on, in the order of dvc.yaml,
+    in which each stage comes after its inputs.
 
     Raises:
         InputError: dvc.yaml has no such target.
@@ -45,7 +45,7 @@ def of(targets: Iterable[str], raw: dict[str, Any], root: Path = Path()) -> list
     if unknown := [target for target in targets if target not in known]:
         raise InputError(f"targets: dvc.yaml has no stage {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     wanted: dict[str, Stage] = {stage.name: stage for stage in found if {stage.stage, stage.name} & set(targets)}
-    for stage in reversed(found):  # from the targets against the arrows
+    for stage in reversed(found):  # from the targets back to their inputs
         needed = [dep for later in wanted.values() for dep in later.deps]
         if any(within(output, dep) for output in stage.outputs for dep in needed):
             wanted[stage.name] = stage
@@ -53,7 +53,7 @@ def of(targets: Iterable[str], raw: dict[str, Any], root: Path = Path()) -> list
 
 
 def instances(raw: dict[str, Any], root: Path = Path()) -> Iterable[Stage]:
-    """All stages of dvc.yaml, one for each key."""
+    """All stages of dvc.yaml; a stage with `foreach` once per key."""
     for stage, entry in inputs.stages(root / "dvc.yaml").items():
         for key in raw.get(stage) or () if "foreach" in entry else [None]:
             what = inputs.resolved(stage, key, raw, entry)
@@ -68,21 +68,21 @@ def _outputs(entry: dict[str, Any], key: str | None) -> Iterable[str]:
 
 
 def within(output: str, dep: str) -> bool:
-    """One of two paths holds the other."""
+    """Whether the paths are equal, or one holds the other."""
     return output == dep or output.startswith(f"{dep}/") or dep.startswith(f"{output}/")
 
 
 def require_up_to_date(name: str, deps: Iterable[str], raw: dict[str, Any]) -> None:
-    """Of a stage that reads metrics or plots: all that they are made from is of the present params and artefacts, as far as
-    dvc.lock knows of it. `dvc repro` sees to that, `dvc repro -s` does not.
+    """Check that metrics and plots that a stage reads come from the present params and artefacts, as far as dvc.lock knows.
+    `dvc repro` ensures it, `dvc repro -s` does not.
 
     Args:
-        name: of the stage, such as `gate`.
-        deps: what it reads.
+        name: name of the stage, such as `gate`.
+        deps: the files that it reads.
         raw: params.yaml.
 
     Raises:
-        InputError: a stage before it is out of date.
+        InputError: an earlier stage is out of date.
     """
     reports = (files.METRICS.name, files.PLOTS.name)
     if not LOCK.exists() or not any(Path(dep).parts[0] in reports for dep in deps):
@@ -104,7 +104,7 @@ def _out_of_date(entry: dict[str, Any], made: dict[str, tuple[str, str]], raw: d
             yield f"{maker} has made another {dep['path']} since"
     for name, value in entry.get("params", {}).get("params.yaml", {}).items():
         if value != trees.value(raw, name, None):
-            yield f"{name} is another now"
+            yield f"{name} has changed since"
     for name, value in entry.get("params", {}).get(inputs.VERSIONS, {}).items():
         if value != inputs.versions([name])[f"{inputs.VERSIONS}: {name}"]:
-            yield f"the version of {name} is another now"
+            yield f"the version of {name} has changed since"

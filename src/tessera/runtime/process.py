@@ -1,4 +1,4 @@
-"""What a process is told before it computes. It changes speed; the number of threads also changes the last bits of sums."""
+"""Settings of a process before it computes. They change speed; the number of threads also changes the last bits of sums."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import ctypes
 import os
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-COMMITTED_THREADS = 2  # runtime.threads of the committed run; others add up in another order, and give other bits
-POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read by libraries when they are loaded
-GLIBC = (32 << 20, 64 << 20)  # where its own thresholds end, which follow what is freed: the least it gives back
+COMMITTED_THREADS = 2  # runtime.threads of the committed run; another number changes the order of sums, and so bits
+POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # libraries read these when they are loaded
+GLIBC = (32 << 20, 64 << 20)  # upper limits of glibc's own thresholds, which grow with the size of freed blocks
 
 
 def prepare() -> None:
-    """Before torch is loaded.
+    """Set up the process. Must be called before torch is loaded.
 
-    libgomp's threads spin for a while before they sleep when they wait, 300,000 turns by default, and where another process
-    takes a core they spin through its whole time slice. Not to spin at all is slow as well: each small operation then wakes
-    a thread. Walk a second of the default tokenizer on two cores, quiet and with one of them taken: with 30,000 turns 38
-    and 4, not spinning 23 and 12, with 1,000 turns 37 and 11.
+    While libgomp's threads wait, they spin before they sleep: 300,000 turns by default. If another process takes a core, they
+    spin through its whole time slice. Without spinning every small operation has to wake a thread, which is slow too.
+    Measured: gradient steps per second of the default tokenizer on two cores, first with both free, then with one taken: 38 and
+    4 with 30,000 turns, 23 and 12 without spinning, 37 and 11 with 1,000 turns.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -26,11 +26,11 @@ def prepare() -> None:
 
 
 def keep_freed_memory(block: int = 1 << 30, total: int = (1 << 31) - 1) -> None:
-    """Keep blocks of up to `block` bytes when they are freed, and `total` bytes at the end of the heap.
+    """Keep freed blocks of up to `block` bytes, and up to `total` bytes of free memory at the end of the heap.
 
-    glibc gives large blocks back to the system, so that each training step gets its activations as fresh pages, one fault
-    for each 4 KiB (measured at 64x64: 19,000 faults and a quarter of the time of a step). Keeping them costs no memory: the
-    next step needs as much. Other C libraries have no such setting and are left alone.
+    glibc returns large blocks to the system, so each training step gets its activations as fresh pages, with one page fault per
+    4 KiB (measured at 64x64: 19,000 faults and a quarter of the time of a step). Keeping the blocks costs no memory, because
+    the next step needs as much. Other C libraries have no such setting and are left alone.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -39,8 +39,8 @@ def keep_freed_memory(block: int = 1 << 30, total: int = (1 << 31) - 1) -> None:
 
 
 def use_threads(count: int) -> None:
-    """Let each library of this process, and of those that it starts, compute on `count` threads; 0: on as many as it likes.
-    NumPy is loaded by now and must be told, what comes later reads its environment; torch is told again by
+    """Let each library of this process and of its child processes compute on `count` threads; 0: no limit. NumPy is already
+    loaded, so it is set directly. Libraries that are loaded later read the environment. torch is set again by
     `devices.Runtime.device`."""
     if count:
         from threadpoolctl import threadpool_limits
@@ -50,7 +50,7 @@ def use_threads(count: int) -> None:
 
 
 def other_bits(count: int) -> str | None:
-    """What to tell a user whose process computes on so many threads, if the committed run's had others."""
+    """A note for the log if this process computes on another number of threads than the committed run did; else None."""
     if count == COMMITTED_THREADS:
         return None
     return (

@@ -1,13 +1,13 @@
-"""What an artefact was made from: `made_from.json` in its folder, a digest of each artefact that its stage read.
+"""Provenance of artefacts: `made_from.json` in each folder holds a digest of each artefact that its stage read.
 
-`dvc repro` makes anew whatever is out of date. `dvc repro -s`, `dvc checkout` and `dvc pull` of single artefacts do not, and
-codes of one tokenizer would be decoded by another without a word. So each stage compares, before it begins, all that its
-artefacts say of one another with what lies there.
+`dvc repro` runs every stage again that is out of date. `dvc repro -s`, `dvc checkout` and `dvc pull` of single artefacts do
+not: one tokenizer could then decode the codes of another without an error. So before a stage begins, it compares what its
+artefacts record about one another with the files that are there.
 
-A model says more: `code.json` beside its weights has a digest of each source file that loading and running it needs. A stage
-that only uses the model does not declare these files; when one changes, the stage that trains the model is out of date, the
-model's folder changes with `code.json`, and all that use it follow. So what they depend on is the code of the plug-ins that
-were chosen, which dvc.yaml cannot say.
+Each model also has `code.json` beside its weights, with a digest of each source file that loading and running it needs. A stage
+that only uses the model does not declare these files. When one of them changes, the stage that trains the model is out of
+date, it writes another `code.json`, and all stages that use the model follow. So they depend on the code of the chosen
+plug-ins, which dvc.yaml cannot express.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Digests = Mapping[str, str]  # file -> digest of its content
 
 
 def digest(artefact: str, hashed: Digests) -> str | None:
-    """Of what other stages compute with: all files, but of a model only its weights and recipe, not its card or the
-    snapshots of its training. None where there is nothing.
+    """Digest of the files of an artefact that other stages use: all files, except that of a model only weights and recipe count,
+    not its card or the snapshots of its training. None if there are no such files.
 
     Args:
         artefact: a file or folder, relative to the repository.
-        hashed: the files that lie there, and others.
+        hashed: digests of the artefact's files; others are ignored.
     """
     inside = {name: found for name, found in hashed.items() if name == artefact or name.startswith(f"{artefact}/")}
     of_models = [PurePosixPath(name).parent for name in inside if PurePosixPath(name).name == models.RECIPE]
@@ -51,21 +51,21 @@ def digest(artefact: str, hashed: Digests) -> str | None:
 def require_consistent(stage: str, deps: Iterable[str], hashed: Digests) -> None:
     """
     Args:
-        stage: its name, for the remedy.
-        deps: what it reads.
-        hashed: every file of that.
+        stage: name of the stage, for the remedy.
+        deps: the artefacts that it reads.
+        hashed: digests of all their files.
 
     Raises:
-        InputError: an artefact was made from another one than lies there, or two were made from different ones.
+        InputError: an artefact was made from another version of a file than is there, or two artefacts from different versions.
     """
     deps = [dep for dep in deps if _artefact(dep) is not None]
-    said: dict[str, dict[str, str]] = defaultdict(dict)  # artefact -> digest -> who says so
+    said: dict[str, dict[str, str]] = defaultdict(dict)  # artefact -> digest -> the artefact that records it
     for dep in deps:
         if found := digest(dep, hashed):
             said[dep].setdefault(found, "")
     for artefact in dict.fromkeys(filter(None, map(_artefact, deps))):
         for source, found in _record(artefact, stage).items():
-            if any(source.startswith(f"{dep}/") for dep in deps):  # a part of what this stage reads whole
+            if any(source.startswith(f"{dep}/") for dep in deps):  # a part of a folder that this stage reads whole
                 said[source].setdefault(digest(source, hashed) or "nothing", "")
             said[source].setdefault(found, artefact)
     for source, versions in said.items():
@@ -79,10 +79,10 @@ def require_consistent(stage: str, deps: Iterable[str], hashed: Digests) -> None
 
 
 def require_together(*stages: str) -> None:
-    """The same for what reads artefacts without being a stage, such as a study.
+    """`require_consistent` for code that reads artefacts without being a stage, such as a study.
 
     Args:
-        stages: those whose artefacts it reads.
+        stages: the stages whose artefacts it reads.
     """
     deps = [f"{files.ARTIFACTS.name}/{stage}" for stage in stages]
     require_consistent("", deps, {file: found for dep in deps for file, found in digests(dep).items()})
@@ -93,8 +93,7 @@ def _remedy(stage: str) -> str:
 
 
 def _artefact(dep: str) -> str | None:
-    """The folder in artifacts/ that a dependency is, or is a part of; None elsewhere, and for a single file such as the
-    gate's."""
+    """The folder in artifacts/ that holds a dependency; None for other paths, and for a single file such as the gate's."""
     parts = PurePosixPath(dep).parts
     folder = PurePosixPath(*parts[:2])
     return folder.as_posix() if parts[0] == files.ARTIFACTS.name and len(parts) > 1 and not folder.suffix else None
@@ -103,24 +102,24 @@ def _artefact(dep: str) -> str | None:
 def _record(artefact: str, stage: str) -> dict[str, str]:
     path = Path(artefact) / MADE_FROM
     if not Path(artefact).exists():
-        return {}  # the stage itself says what it lacks
+        return {}  # the stage itself reports missing inputs
     if not path.exists():
         raise InputError(
-            f"{artefact} has no {MADE_FROM}, so that nobody knows what it was made from; the stage that makes it was stopped, or "
-            f"is older. {_remedy(stage)}"
+            f"{artefact} has no {MADE_FROM}, so its inputs are unknown: the stage that makes it was stopped, or ran before "
+            f"{MADE_FROM} was introduced. {_remedy(stage)}"
         )
     return files.read_json(path)
 
 
 def forget(outs: Iterable[str]) -> None:
-    """Before a stage writes: half of it would otherwise bear the record of what was there."""
+    """Delete the records before a stage writes: otherwise a half-written folder would keep the record of its old content."""
     for out in outs:
         if Path(out).is_dir():
             (Path(out) / MADE_FROM).unlink(missing_ok=True)
 
 
 def write(outs: Iterable[str], deps: Iterable[str], hashed: Digests) -> None:
-    """`made_from.json` into every folder that a stage made, by its inputs as they were when it began."""
+    """Write `made_from.json` into every folder that a stage made, from the digests of its inputs when it began."""
     found = {dep: digest(dep, hashed) for dep in deps if _artefact(dep) is not None}
     for out in outs:
         if Path(out).is_dir():
@@ -128,7 +127,7 @@ def write(outs: Iterable[str], deps: Iterable[str], hashed: Digests) -> None:
 
 
 def write_code(outs: Iterable[str]) -> None:
-    """`code.json` of each model that a stage made: digests of the files that its recipe's plug-ins need."""
+    """Write `code.json` for each model that a stage made: digests of the files that the plug-ins of its recipe need."""
     for folder in [path.parent for out in outs for path in sorted(Path(out).rglob(models.RECIPE))]:
         recipe = models.read_recipe(folder)
         plugins = [(recipe.seam, recipe.name), *([("quantizers", recipe.quantizer[0])] if recipe.quantizer else [])]
@@ -149,14 +148,14 @@ def code(deps: Iterable[str]) -> dict[str, str]:
 def require_code(stage: str, deps: Iterable[str]) -> None:
     """
     Raises:
-        InputError: a model was made with other code than lies here, or does not say with which.
+        InputError: a model was made with other code than is there, or has no `code.json`.
     """
     for dep in [dep for dep in deps if _artefact(dep) is not None]:
         for recipe in sorted(Path(dep).rglob(models.RECIPE)):
             path = recipe.parent / CODE
             if not path.exists():
                 raise InputError(
-                    f"{path.parent} has no {CODE}; the stage that makes it is older, or was stopped. {_remedy(stage)}"
+                    f"{path.parent} has no {CODE}: the stage that makes it is older, or was stopped. {_remedy(stage)}"
                 )
             for name, then in files.read_json(path).items():
                 now = digests(name).get(name, "") if Path(name).exists() else ""

@@ -1,8 +1,8 @@
-"""Ranks: the processes that share a training or an extraction, who starts them, and what only one process does.
+"""Ranks: the processes that divide a training or an extraction; how they are started, and which of them leads.
 
-DVC starts one process. Where `runtime.devices` times `runtime.nodes` is above 1 it starts the ranks through torchrun, from
-inside its own lock and guard, and waits: the launcher is no part of a stage's `cmd`, which is part of its identity. Ranks
-that `accelerate launch`, torchrun or Slurm have started have no such process above them: rank 0 locks and guards then.
+DVC starts one process. If `runtime.devices` times `runtime.nodes` is above 1, this process starts the ranks by torchrun, from
+inside its own lock and guard, and waits. So the launcher is no part of a stage's `cmd`, which is part of the stage's identity.
+Ranks that were started by `accelerate launch`, torchrun or Slurm have no such process above them; then rank 0 locks and guards.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 from tessera.core.errors import InputError
 from tessera.runtime.settings import Settings
 
-GUARDED = "TESSERA_GUARDED"  # given to ranks by a process that locks and guards: the name of its scratch folder, or ''
-PLACE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")  # what torchrun's users set on each machine
+GUARDED = "TESSERA_GUARDED"  # set for ranks by a process that locks and guards: the name of its scratch folder, or ''
+PLACE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")  # variables of torchrun that users set on each machine
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 def place() -> tuple[int, int]:
-    """Which rank this process is, and of how many."""
+    """Rank of this process, and number of ranks."""
     return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if is_rank() else (0, 1)
 
 
@@ -41,14 +41,14 @@ def follows() -> bool:
 
 
 def leads(settings: Settings) -> bool:
-    """Whether this process locks the scratch and guards the inputs: one of all, on all machines."""
+    """Whether this process locks the scratch and guards the inputs: exactly one process on all machines does."""
     other_machine = not is_rank() and settings.nodes > 1 and os.environ.get("NODE_RANK", "0") != "0"
     return not follows() and not other_machine
 
 
 def launch(stage: str, key: str | None, settings: Settings, scratch: str) -> None:
-    """Run the stage as ranks, and end as they end. Told to stop, this process tells the ranks once, and waits (with its lock)
-    until they have saved and ended; they are a session of their own, or Ctrl-C would reach them a second time."""
+    """Run the stage as ranks, and exit as they do. On a signal, this process passes it to the ranks once, and waits with its lock
+    until they have saved and ended. They have a session of their own, because Ctrl-C would otherwise reach them twice."""
     command = [*launcher(settings, os.environ), "-m", f"stages.{stage}", *([key] if key else [])]
     environment = {**os.environ, GUARDED: scratch}
     ranks = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_end_with_parent)
@@ -65,16 +65,16 @@ def launch(stage: str, key: str | None, settings: Settings, scratch: str) -> Non
 
 
 def _end_with_parent() -> None:
-    """In the launcher, before it starts: a killed stage must not leave ranks behind that hold the devices (Linux only)."""
+    """Runs in the launcher before it starts: if the stage is killed, no ranks may be left that hold devices (Linux only)."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def launcher(settings: Settings, environment: Mapping[str, str]) -> list[str]:
-    """The command that starts the ranks: of this machine alone, of all machines of a Slurm job, or this machine's part.
+    """The command that starts the ranks: all of this machine, all of a Slurm job, or this machine's part of several machines.
 
     Raises:
-        InputError: there are several machines, no Slurm, and nothing in the environment that says which is which.
+        InputError: there are several machines, no Slurm job, and the environment does not say which machine this is.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={settings.devices}"]
     if settings.nodes == 1:
@@ -104,7 +104,7 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """INT and TERM go to `handler`."""
+    """Send INT and TERM to `handler` within the block."""
     previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

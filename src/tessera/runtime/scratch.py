@@ -1,8 +1,8 @@
 """Scratch checkpoints: `$DVC_ROOT/.scratch/<stage>/<fingerprint>/`, ignored by git and DVC.
 
-The fingerprint is a hash of the stage's declared params, inputs and code, so a checkpoint of another experiment is never
-continued. DVC sets DVC_ROOT to the repository also in `dvc exp run --temp` and in queue workers, so they share the
-scratch: a lock per fingerprint lets one of them train while the others wait and take its result. See docs/notes/dvc.md.
+The fingerprint is a hash of the stage's declared params, inputs and code, so a run never continues a checkpoint of another
+experiment. `dvc exp run --temp` and queue workers also have DVC_ROOT set to the repository, so they share the scratch. A lock
+per fingerprint lets one of them train while the others wait and use its result. See docs/notes/dvc.md.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def root() -> Path:
 
 
 class Scratch:
-    """The scratch folder of one stage at one fingerprint, locked while the stage runs.
+    """The scratch folder of one stage and one fingerprint, locked while the stage runs.
 
-    `fingerprint` is of all that training depends on, `whole` of all that the stage does; they differ where a codebook is
-    fitted to a finished autoencoder, which a new codebook size does not train again. A finished scratch is not used again
-    for the same whole in the same workspace (it is from another one, by a queue worker that shares this upstream): there
-    DVC runs a finished stage again only when it is forced to, and then it shall train.
+    `fingerprint` covers everything that training depends on, `whole` everything that the stage depends on. They differ if a
+    codebook is fitted to a finished autoencoder: a new codebook size does not train the autoencoder again. A finished scratch
+    is not used again for the same `whole` in the same workspace. There DVC runs a finished stage again only if the user forces
+    it, and then it must train. Another workspace does use it: queue workers share earlier stages in this way.
     """
 
     def __init__(self, stage: str, fingerprint: str, keep: int, whole: str | None = None) -> None:
@@ -57,14 +57,14 @@ class Scratch:
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
-            if kind is None:  # finished last: what fails after it would be trained anew by the next run
+            if kind is None:  # marked as finished last: after a failure here the next run would train again
                 self._prune()
                 files.write_json(self.folder / FINISHED, self._state)
         finally:
             self._lock.release()
 
     def _acquire(self) -> None:
-        """Anew where another process, which prunes, has removed the folder meanwhile."""
+        """Lock the folder. Try again if another process has pruned the folder in the meantime."""
         for left in reversed(range(100)):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ class Scratch:
             except Timeout:
                 print("waiting for another process that trains the same thing ...", file=sys.stderr, flush=True)
                 self._lock.acquire()
-            except (FileExistsError, FileNotFoundError):  # of mkdir: it was there, and then it was not
+            except (FileExistsError, FileNotFoundError):  # raised by mkdir if the folder is deleted at that moment
                 if not left:
                     raise
                 continue
@@ -81,7 +81,7 @@ class Scratch:
             self._lock.release()
 
     def _prune(self) -> None:
-        """Keep the newest folders of this stage; never one that a process holds. At best: others prune at the same time."""
+        """Delete the oldest folders of this stage, but none that a process holds. Other processes may prune at the same time."""
         changed = {}
         with contextlib.suppress(OSError):
             for folder in self.folder.parent.iterdir():
@@ -92,7 +92,7 @@ class Scratch:
                 _remove(folder)
 
     def _checkpoint(self, task: str) -> Path:
-        """One file per training of the stage: `extractor/scorer` becomes `extractor-scorer.safetensors`."""
+        """The checkpoint file of one training: `extractor/scorer` becomes `extractor-scorer.safetensors`."""
         return self.folder / f"{task.replace('/', '-')}.safetensors"
 
     def save(self, task: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ class Scratch:
         os.utime(self.folder)
 
     def load(self, task: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and values of the last `save`; None if there is none, or if it cannot be read, which is said."""
+        """Tensors and values of the last `save`. None if there is none, or if it is unreadable; the latter prints a message."""
         path = self._checkpoint(task)
         if not path.exists():
             return None
@@ -122,6 +122,6 @@ class Scratch:
 
 
 def _remove(folder: Path) -> None:
-    """Unless a process holds it, or the system forbids it. Locked while it goes: nobody shall begin in it meanwhile."""
+    """Delete a folder unless a process holds it or the system forbids it. The lock keeps others from starting in it meanwhile."""
     with contextlib.suppress(OSError), FileLock(folder / LOCK).acquire(timeout=0):  # Timeout is an OSError
         shutil.rmtree(folder, ignore_errors=True)

@@ -16,21 +16,21 @@ FP16_ON_A_CPU = (
 
 
 class Settings(Strict):
-    """The machine. No stage declares this section, so that a change re-runs nothing. `device`, `devices`, `nodes` and `threads`
-    change the last bits of sums, and so results within noise; the others change no result."""
+    """The machine. No stage declares this section, so a change re-runs nothing. `device`, `devices`, `nodes` and `threads` change
+    the last bits of sums, and so results within noise. The others change no result."""
 
-    device: Literal["auto", "cpu"] = Field(description="auto: the accelerator where there is one")
+    device: Literal["auto", "cpu"] = Field(description="auto: the accelerator if there is one, else the CPU")
     devices: int = Field(
-        ge=1, description="processes (ranks) that share training and extraction on each machine, one per device"
+        ge=1, description="processes (ranks) on each machine that divide training and extraction, one per device"
     )
-    nodes: int = Field(ge=1, description="machines; with several, see docs/scale.md")
-    threads: int = Field(ge=0, description="CPU threads per process; 0: as many as there are cores; it changes bits")
-    checkpoint_seconds: float = Field(ge=0, description="between scratch checkpoints of a training stage; 0: each step")
-    keep_scratch: int = Field(ge=1, description="scratch folders kept per stage; the oldest go first")
+    nodes: int = Field(ge=1, description="number of machines; for several see docs/scale.md")
+    threads: int = Field(ge=0, description="CPU threads per process, which change bits; 0: one per core")
+    checkpoint_seconds: float = Field(ge=0, description="seconds between scratch checkpoints; 0: every step")
+    keep_scratch: int = Field(ge=1, description="scratch folders kept per stage; the oldest are deleted first")
 
 
 def in_fp16(raw: dict[str, Any], place: str = "") -> Iterator[str]:
-    """A problem of each training in fp16, on a machine without accelerator."""
+    """One problem for each training in fp16, on a machine without accelerator."""
     for key, value in raw.items():
         if key == "training" and value["precision"] == "fp16":
             yield f"{place}training.precision: {FP16_ON_A_CPU}"

@@ -1,4 +1,4 @@
-"""The entry point of every stage: validate, guard inputs, take the scratch, run, and say in one line what is wrong.
+"""The entry point of every stage: validate params, guard the inputs, lock the scratch, run. Errors are printed without traceback.
 
 python -m stages.tokenizer            python -m stages.diagnostics usage
 """
@@ -37,9 +37,14 @@ def enter(
     trains: bool = False,
     after_training: Callable[[Params], tuple[str, ...]] = lambda params: (),
 ) -> None:
-    """Run a stage's `main`. `distributed`: as many processes as `runtime.devices` and `runtime.nodes` ask for share the work.
-    `trains`: it does, and it has a scratch. `after_training`: singular sections of params.yaml that training does not
-    depend on, only what follows it."""
+    """Run a stage's `main`.
+
+    Args:
+        main: the work of the stage.
+        distributed: `runtime.devices` times `runtime.nodes` processes divide the work.
+        trains: the same, and the stage has a scratch for checkpoints.
+        after_training: singular sections of params.yaml that only the work after training depends on.
+    """
     stage = _name(Path(sys.argv[0]))
     key = sys.argv[1] if len(sys.argv) > 1 else None
     title = f"{stage}@{key}" if key else stage
@@ -53,10 +58,10 @@ def enter(
         _run(main, stage, key, params, distributed, trains, after_training)
     except (InputError, NonFiniteError) as error:
         sys.exit(f"error in {title}: {error}")
-    except KeyboardInterrupt as stop:  # of our handler with the signal, of Python's without
+    except KeyboardInterrupt as stop:  # our handler passes the number of the signal, Python's handler nothing
         number = signal.Signals(stop.args[0] if stop.args else signal.SIGINT)
         if ranks.place()[0] == 0:
-            said = f"{title} stopped at once by {number.name}; the same command begins it anew, or from its last checkpoint"
+            said = f"{title} stopped at once by {number.name}; the same command starts it again, from a checkpoint if there is one"
             print(said, file=sys.stderr, flush=True)
         sys.exit(128 + number)
 
@@ -65,7 +70,7 @@ def _run(
     main: Callable[[Run], None], stage: str, key: str | None, params: Params, distributed: bool, trains: bool,
     after_training: Callable[[Params], tuple[str, ...]],
 ) -> None:  # fmt: skip
-    """Ranks are started from inside the guard and the lock of the process that DVC started."""
+    """Run `main` in this process, or launch ranks from inside the guard and the lock of this process."""
     what, settings = declared(stage, key, params.raw), params.section("runtime", Settings)
     process.use_threads(settings.threads)
     inputs = Inputs(what) if what is not None and ranks.leads(settings) else None
@@ -98,12 +103,12 @@ def _run(
 
 
 def _name(script: Path) -> str:
-    """Of a stage that is a file, or a folder with its parts."""
+    """Name of the stage, which is a file or a folder with `__main__.py`."""
     return script.parent.name if script.stem == "__main__" else script.stem
 
 
 def _require_key(stage: str, given: list[str], params: Params) -> None:
-    """One key of params.yaml where a stage runs one plug-in at a time, and nothing elsewhere."""
+    """Check the arguments: one key of params.yaml if the stage runs one plug-in at a time, otherwise none."""
     got = " ".join(given) or "none"
     if stage not in PLURAL and given:
         raise InputError(f"python -m stages.{stage} takes no argument, got {got}")
@@ -115,7 +120,7 @@ def _require_key(stage: str, given: list[str], params: Params) -> None:
 
 
 def _require_own_code() -> None:
-    """An experiment in a temporary folder must run the code of that folder, not of the repository it was started from."""
+    """An experiment in a temporary folder must run the code of that folder, not that of the repository that started it."""
     here = Path("src/tessera").resolve()
     if here.is_dir() and seams.PACKAGE.resolve() != here:
         raise InputError(
@@ -125,7 +130,7 @@ def _require_own_code() -> None:
 
 
 def _found_good() -> Path:
-    """Where it is remembered that this version of params.yaml is valid under this version of the code."""
+    """The file that records that this version of params.yaml is valid under this version of the code."""
     digest = hashlib.sha256(Path("params.yaml").read_bytes() if Path("params.yaml").exists() else b"")
     for folder in (seams.PACKAGE, seams.PACKAGE.parent.parent / "stages"):
         for file in sorted(folder.rglob("*.py")):
@@ -134,24 +139,24 @@ def _found_good() -> Path:
 
 
 def _validated() -> dict[str, Any]:
-    """params.yaml, validated whole, once for each version of file and code."""
+    """params.yaml, validated as a whole, but only once for each version of the file and the code."""
     good = _found_good()
     if not good.exists():
         code = _check(good)
         if code < 0:
             raise InputError(
-                f"the process that validates params.yaml was killed by signal {-code}, for want of memory perhaps; "
+                f"the process that validates params.yaml was killed by signal {-code}, perhaps for lack of memory; "
                 "free some, or see what `python -m tessera.runtime.validation` says"
             )
         if code:
-            sys.exit(code)  # it has said what is wrong
+            sys.exit(code)  # the process has printed the problems
     return read()
 
 
 def _check(good: Path) -> int:
-    """Exit status of the validation of params.yaml, negative for a signal. It imports every plug-in, which this process must
-    not have done (see `_require_declared_imports`), so another does it: a fork, where forks are safe, which need not import
-    torch again."""
+    """Exit status of the validation of params.yaml, negative for a signal. Validation imports every plug-in, which this process
+    must not have done (see `_require_declared_imports`), so another process does it. Where forks are safe it is a fork,
+    which need not import torch again."""
     if sys.platform == "linux":
         fork = multiprocessing.get_context("fork").Process(target=_record, args=(good,))
         fork.start()
@@ -175,12 +180,12 @@ def _record(good: Path) -> None:
 
 @contextlib.contextmanager
 def _signals(runtime: Runtime) -> Iterator[None]:
-    """While a training runs INT and TERM let the step end and its state be saved; a second one, or one at any other time,
-    stops at once."""
+    """While a training runs, INT and TERM wait for the end of the step and a checkpoint. A second signal, or one outside a
+    training, stops the stage at once."""
     owner = os.getpid()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a fork that takes a share of a walk: its parent says what there is to say
+        if os.getpid() != owner:  # a fork that samples a part of a batch: its parent prints the message
             os._exit(128 + number)
         if runtime.stopping or not runtime.training:
             raise KeyboardInterrupt(number)
@@ -191,8 +196,8 @@ def _signals(runtime: Runtime) -> Iterator[None]:
 
 
 def _require_declared_imports(what: Declared) -> None:
-    """DVC does not look into imports: a module that is used but neither declared nor code of a model would give stale results
-    after an edit."""
+    """Check that every loaded module is declared in dvc.yaml or is code of a model. DVC does not look into imports: after an
+    edit of an undeclared module it would keep stale results."""
     carried = provenance.code(what.deps)
     roots = [Path(path).resolve() for path in (*what.deps, *carried)]
     free = [(seams.PACKAGE / "runtime").resolve()]
@@ -207,12 +212,12 @@ def _require_declared_imports(what: Declared) -> None:
             f"{what.name} uses {name}, but dvc.yaml does not list its file among the deps"
         )
         loaded.append(os.path.relpath(path))
-    # for who wants to know what a stage really uses of what it declares
+    # shows how much of its dependencies a stage really loads
     files.write_json(root() / "loaded" / f"{what.name}.json", {"loaded": sorted(loaded), "carried": sorted(carried)})
 
 
 def _name_unread(params: Params, what: Declared) -> None:
-    """What validation found of this: it alone has imported all that could read a value."""
+    """Print the shared values that the chosen plug-ins do not read. Only validation knows them, because it imports everything."""
     good = _found_good()
     for section, values in (files.read_json(good)["unread"] if good.exists() else {}).items():
         if f"{section}.name" in what.params and values:

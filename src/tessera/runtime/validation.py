@@ -1,7 +1,7 @@
-"""The whole of params.yaml, validated before any work. `python -m tessera.runtime.validation` does it and lists the seams.
+"""Validation of the whole params.yaml before any work. `python -m tessera.runtime.validation` runs it and lists the seams.
 
-It imports every stage, for the class of its section, and every plug-in that is named, for its `Config`: so it runs in a
-process of its own, and no stage depends on it.
+It imports every stage for the class of its section, and every named plug-in for its `Config`. Therefore it runs in a process
+of its own, and no stage depends on it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ORDER = (
     "runtime",
     *PLURAL,
 )
-CLASSES = {  # section -> where its class is, but for those that are `Settings` in the stage of their name
+CLASSES = {  # section -> place of its class; all other sections have `Settings` in the stage of the same name
     "quantizer": ("stages.tokenizer", "QuantizerSettings"),
     "gate": ("tessera.verdict", "Verdict"),
     "criteria": ("tessera.verdict", "Verdict"),
@@ -51,9 +51,9 @@ CLASSES = {  # section -> where its class is, but for those that are `Settings` 
 JUDGES = {
     "gate": ("reconstruction", "diagnostics", "probe"),
     "criteria": ("prior", "evaluation"),
-}  # whose metrics each may read
+}  # section -> stages whose metrics its thresholds may name
 
-RENAMED = {  # name that params.yaml had once -> what to write instead
+RENAMED = {  # former name in params.yaml -> what to write instead
     "diagnostics.probe": "it is a stage of its own: set the values of section probe, and probe.training.epochs for its steps",
     "prior.pixelcnn.architecture": "set prior.name to gated_pixelcnn or pixelcnn; each has a sub-section of its own",
     "diagnostics.positions.share": "write diagnostics.positions.fraction",
@@ -61,10 +61,10 @@ RENAMED = {  # name that params.yaml had once -> what to write instead
 }
 RENAMED_VALUES: dict[
     str, dict[str | bool, str]
-] = {  # last parts of a dotted name -> value that it had once -> the same value today
-    "training.precision": {"no": "float32", False: "float32"},  # to a reader of YAML 1.1, no is False
+] = {  # last two parts of a dotted name -> former value -> the same value today
+    "training.precision": {"no": "float32", False: "float32"},  # a reader of YAML 1.1 reads no as False
 }
-RENAMED_METRICS = {  # how `file:name` of a metric began once -> how it begins now
+RENAMED_METRICS = {  # former beginning of a metric `file:name` -> its beginning today
     "diagnostics/probe:": "probe:",
     "probe:share_saved": "probe:fraction_saved",
     **{
@@ -83,8 +83,8 @@ RENAMED_METRICS = {  # how `file:name` of a metric began once -> how it begins n
 
 @cache
 def sections() -> dict[str, type[Strict]]:
-    """The class of each section that is no list of plug-ins."""
-    sys.path.append(str(seams.PACKAGE.parent.parent))  # where `stages` is, from whatever folder this is asked
+    """The class of each section except lists of plug-ins."""
+    sys.path.append(str(seams.PACKAGE.parent.parent))  # the folder of `stages`, whatever the working directory is
     found = {}
     for section in [name for name in ORDER if name not in ("seed", *PLURAL)]:
         module, name = CLASSES.get(section, (f"stages.{section}", "Settings"))
@@ -93,10 +93,10 @@ def sections() -> dict[str, type[Strict]]:
 
 
 def load(path: str | Path = "params.yaml") -> Params:
-    """Read and validate the whole file; every plug-in named in it is imported.
+    """Read and validate the whole file. Every plug-in that it names is imported.
 
     Raises:
-        InputError: all problems of the file at once, each with its full path, rule and value.
+        InputError: the file has problems. The message lists them all, each with its full path, rule and value.
     """
     raw = read(path)
     found = problems(raw)
@@ -107,7 +107,8 @@ def load(path: str | Path = "params.yaml") -> Params:
 
 
 def problems(raw: dict[str, Any]) -> list[str]:
-    """Every problem of the whole file, as lines `section.key: rule, got value`; cross-section rules last."""
+    """All problems of the file, as lines `section.key: rule, got value`. Only a file without any is checked for rules across
+    sections."""
     raw, found = _without_renamed(raw)
     found += [*_unknown("", raw, ORDER), *(f"{key}: is missing" for key in ORDER if key not in raw)]
     if "seed" in raw and not (type(raw["seed"]) is int and 0 <= raw["seed"] < 2**63):
@@ -125,19 +126,19 @@ def problems(raw: dict[str, Any]) -> list[str]:
 
 
 def gone(name: str) -> str | None:
-    """What to write instead of a dotted name that params.yaml had once, or instead of the section around it."""
+    """The remedy for a dotted name that params.yaml had once, or that lies in a section that it had; None for other names."""
     old = next((old for old in RENAMED if f"{name}.".startswith(f"{old}.")), None)
     return f"{name}: is gone; {RENAMED[old]}" if old is not None else None
 
 
 def metric_today(name: str) -> str:
-    """The name today of a metric `file:name` of before, or of a pattern of such names."""
+    """Today's name of a metric `file:name`, or of a pattern of such names."""
     old = next((old for old in RENAMED_METRICS if name.startswith(old)), "")
     return RENAMED_METRICS.get(old, "") + name.removeprefix(old)
 
 
 def _without_renamed(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """`raw` without the names of `RENAMED` and with today's values for `RENAMED_VALUES`, and a problem of each that it has."""
+    """`raw` without the names of `RENAMED` and with today's values for `RENAMED_VALUES`, and one problem for each of them."""
     raw, found = copy.deepcopy(raw), []
     for name in RENAMED:
         *place, last = name.split(".")
@@ -157,7 +158,7 @@ def _without_renamed(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def unread(raw: dict[str, Any]) -> dict[str, list[str]]:
-    """Of each section that chooses a plug-in, the shared values that the chosen one does not read (beta under `fsq`)."""
+    """For each section that chooses a plug-in, the shared values that the chosen one does not read (`beta` under `fsq`)."""
     found = {}
     for section, seam in CHOOSES.items():
         fields = seams.plugin(seam, raw[section]["name"]).Config.model_fields
@@ -166,7 +167,7 @@ def unread(raw: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def record(path: str | Path, to: Path) -> None:
-    """Validate the file, and write `unread` to `to`, which a stage reads instead of validating the same file again.
+    """Validate the file, and write `unread` to the file `to`. A stage reads it instead of validating the same file again.
 
     Raises:
         InputError: see `load`.
@@ -183,7 +184,7 @@ def _plural_problems(section: str, raw: dict[str, Any]) -> Iterator[str]:
 
 
 def _singular_problems(section: str, raw: dict[str, Any]) -> Iterator[str]:
-    """Own values, then every alternative's sub-section with the shared values that it reads, then what nobody reads."""
+    """Problems of the section's own values, then of each alternative's sub-section with its shared values, then unknown keys."""
     seam, own = CHOOSES[section], sections()[section].model_fields
     yield from _invalid(section, sections()[section], {k: v for k, v in raw.items() if k in own})
     name = raw.get("name")
@@ -201,7 +202,7 @@ def _singular_problems(section: str, raw: dict[str, Any]) -> Iterator[str]:
         values = {k: v for k, v in shared.items() if k in config.model_fields}
         above = set(values) - set(raw[alternative])
         for line in _invalid(f"{section}.{alternative}", config, {**values, **raw[alternative]}, section, above):
-            if line not in reported:  # a shared value is wrong for every alternative that reads it: said once
+            if line not in reported:  # a wrong shared value is wrong for all alternatives that read it: report it once
                 reported.add(line)
                 yield line
     known = [*own, *sorted(read_by_some), *seams.names(seam)]
@@ -234,7 +235,7 @@ def _invalid(
 
 
 def _quoted(where: str, error: Any) -> str:
-    """The remedy where text looks like a number (a folder 2024) or a truth value, and YAML takes it for one."""
+    """The remedy for text that looks like a number (a folder 2024) or a truth value, for which YAML takes it; else ''."""
     value = error["input"]
     if error["type"] != "string_type" or not isinstance(value, int | float):
         return ""
@@ -257,7 +258,7 @@ def _unknown(prefix: str, values: dict[str, Any], known: Any) -> Iterator[str]:
 
 
 def _rules(params: Params) -> Iterator[str]:
-    """Cross-section rules: the plug-ins' own, and that what is named elsewhere exists."""
+    """Problems across sections: the rules of the plug-ins, and names of plug-ins and metrics that do not exist."""
     baseline, raw = params.value("samples.baseline"), params.raw["prior"]
     if baseline not in seams.names("priors"):
         yield f"samples.baseline: {seams.unknown('priors', baseline)}"
@@ -271,10 +272,10 @@ def _rules(params: Params) -> Iterator[str]:
     if guidance != 1 and not params.guidable:
         yield (
             f"samples.guidance: must be 1 unless prior.conditional is true and prior.label_dropout above 0, got {guidance} "
-            f"with {str(conditional).lower()} and {dropout:g}: guidance compares with the prior that is "
-            "told no label, which training without dropout never sees"
+            f"with {str(conditional).lower()} and {dropout:g}: guidance compares with predictions without a label, "
+            "which training without dropout never sees"
         )
-    if params.value("runtime.device") == "cpu":  # under auto the machine decides: `runtime.devices.require_precisions`
+    if params.value("runtime.device") == "cpu":  # under auto it depends on the machine: `devices.require_precisions`
         yield from in_fp16(params.raw)
     configs = [params.config(section) for section in CHOOSES]
     configs += [params.config(section, key) for section in PLURAL for key in params.keys(section)]
@@ -282,14 +283,14 @@ def _rules(params: Params) -> Iterator[str]:
     for rule in [config.rule for config in configs if hasattr(config, "rule")]:
         try:
             found += rule(params)
-        except InputError as error:  # a rule asked what cannot be built: the same is found by the rule of its owner
+        except InputError as error:  # a rule built a model that cannot be built: the owner's rule reports the same
             found.append(str(error))
     yield from dict.fromkeys(found)
 
 
 def _unknown_metrics(params: Params) -> Iterator[str]:
-    """A threshold on a file that no stage writes would never be judged. One on a plug-in that is not run is not judged
-    either, and the stage says so: its threshold waits for it."""
+    """Problems of thresholds on files that no stage writes: they would never be judged. A threshold on a plug-in that is not run
+    is no problem: it is not judged either, but the stage says so."""
     for section, stages in JUDGES.items():
         files = [name for stage in stages for name in _metric_files(stage)]
         for name, threshold in cast("Verdict", params.section(section, sections()[section])).thresholds.items():
@@ -306,7 +307,7 @@ def _metric_files(stage: str) -> list[str]:
 
 
 def main(given: list[str] | None = None) -> int:
-    """`[FILE]`, or `--record TO` for the entry point of a stage."""
+    """Command line: `[FILE]`, or `--record TO`, which the entry point of a stage uses."""
     given = sys.argv[1:] if given is None else given
     try:
         if given[:1] == ["--record"]:

@@ -1,7 +1,7 @@
-"""Versions of other packages as params: `versions.yaml`, of which each stage of dvc.yaml names the packages that it imports.
+"""Versions of other packages as params: in dvc.yaml each stage lists the keys of `versions.yaml` for the packages that it imports.
 
-A stage is out of date when a package that it computes with has another version, and not when another package has. `python -m
-tessera.runtime.versions` writes the file from requirements.lock.
+So a stage is out of date when a package that it computes with has another version, but not when any other package has. `python
+-m tessera.runtime.versions` writes the file from requirements.lock.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from tessera.core import files
 
 FILE, LOCK = Path("versions.yaml"), Path("requirements.lock")
-DISTRIBUTIONS = {  # name that is imported -> name that is installed, where they differ
+DISTRIBUTIONS = {  # imported name -> installed name, if they differ
     "PIL": "pillow",
     "huggingface_hub": "huggingface-hub",
     "pytorch_msssim": "pytorch-msssim",
@@ -21,7 +21,7 @@ DISTRIBUTIONS = {  # name that is imported -> name that is installed, where they
     "sklearn": "scikit-learn",
     "torch_fidelity": "torch-fidelity",
 }
-FREE = {  # packages that no result depends on, and why
+FREE = {  # packages that no result depends on -> what they are used for
     "jaxtyping": "annotations of shapes",
     "pydantic": "bounds of params",
     "ruamel": "reads params.yaml",
@@ -30,7 +30,7 @@ FREE = {  # packages that no result depends on, and why
 
 
 def locked(lock: str) -> dict[str, str]:
-    """Package -> version of a lock file; where it depends on the platform or on Python, all of them."""
+    """Package -> version in a lock file; all versions if they depend on the platform or on Python."""
     found: dict[str, list[str]] = {}
     for name, version in re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", lock, flags=re.MULTILINE):
         found.setdefault(name.lower(), []).append(version)
@@ -38,7 +38,7 @@ def locked(lock: str) -> dict[str, str]:
 
 
 def write(names: list[str]) -> None:
-    """`versions.yaml` of these packages, in alphabetical order."""
+    """Write `versions.yaml` for these packages, in alphabetical order."""
     versions = locked(LOCK.read_text(encoding="utf-8"))
     with files.writing(FILE) as stream:
         stream.write(
@@ -48,7 +48,7 @@ def write(names: list[str]) -> None:
 
 
 def main() -> int:
-    """The packages stay those of the file."""
+    """Write the file again for the packages that it has."""
     write(
         [line.partition(":")[0] for line in FILE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     )

@@ -1,6 +1,6 @@
-"""Sweeps as files: `studies/NAME.yaml` names the runs, `python -m tessera.studies NAME` makes them and writes the page.
+"""Studies as files: `studies/NAME.yaml` lists runs, `python -m tessera.studies NAME` executes them and writes the page.
 
-`sweep` reads the file, `plan` knows which stages a run has and which values count, `queue` runs it as DVC experiments,
-`direct` without DVC (a GPU machine that has only torch), `results` collects what came of each run, `pages` writes
-docs/studies/NAME.md, `correlation` asks which diagnostic predicts what a prior will make of the codes.
+`sweep` reads the file. `plan` finds the stages of a run and the values that count. `queue` runs a study as DVC experiments,
+`direct` without DVC (on a GPU machine that has only torch). `results` collects the results of the runs, `pages` writes
+docs/studies/NAME.md, and `correlation` computes which diagnostic predicts how well a prior models the codes.
 """

@@ -1,12 +1,12 @@
-"""python -m tessera.studies               lists the studies, and which were not run yet
+"""python -m tessera.studies               lists the studies, and which have not been run yet
 python -m tessera.studies NAME          queues the runs that have no result yet, waits for them, writes docs/studies/NAME.md
     -j N          runs at a time
-    --again RUN   this run alone, also where it has a result
+    --again RUN   only this run, even if it has a result
     --direct      without DVC experiments: each run in a process and folder of its own, under .scratch/studies/
-    --page        only collect what there is, and write the page
-    --missing     only say which runs have no result of their present values, and why; without NAME: of all studies
-    --declare     take kept results for those of the present values, where params.yaml only got or lost names since, which you
-                  know to change nothing; where a value is another, never
+    --page        only collect the results there are, and write the page
+    --missing     only print which runs have no result for their present values, and why; without NAME: of all studies
+    --declare     accept kept results for the present values, if params.yaml only got or lost names since, and you know that
+                  these change nothing; refused for a run in which a value has changed
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def options_of(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--runtime", metavar="NAME=VALUE", action="append", default=[], help="with --direct: the machine"
     )
-    parser.add_argument("--one", metavar="RUN", help=argparse.SUPPRESS)  # what --direct starts
+    parser.add_argument("--one", metavar="RUN", help=argparse.SUPPRESS)  # started by --direct
     return parser.parse_args(argv)
 
 
@@ -59,7 +59,7 @@ def work(options: argparse.Namespace) -> int:
         return say_missing([options.name] if options.name else sweep.names(), options.direct)
     study = sweep.load(options.name)
     pool, owner = sweep.pool_of(options.name, study)
-    from tessera.studies import pages, results  # seaborn and pandas: not for what is started many times
+    from tessera.studies import pages, results  # these load seaborn, which --one need not wait for
 
     ended: dict[str, str] = {}
     if options.declare:
@@ -81,7 +81,7 @@ def work(options: argparse.Namespace) -> int:
 def run(
     options: argparse.Namespace, pool: str, owner: sweep.Study, shown: list[str], commits: list[str] | None
 ) -> tuple[dict[str, str], list[str] | None]:
-    """Run what `options` ask for; what became of each run, and the commits whose experiments they are."""
+    """Execute the runs that `options` ask for. Returns the state of each run, and the commits that hold the experiments."""
     from tessera.studies import queue, results
 
     there = [result for result in results.collect(pool, owner, commits) if result.run in shown]
@@ -95,7 +95,7 @@ def run(
 
 
 def say_missing(names: list[str], without_dvc: bool) -> int:
-    """A line for each run that has no result, with the reason; pools once, whatever studies show of them."""
+    """Print one line per run without result, with the reason. A pool is printed once, even if several studies show it."""
     from tessera.studies import results
 
     for name, study in dict(sweep.pool_of(name, sweep.load(name)) for name in names).items():

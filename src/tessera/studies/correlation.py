@@ -1,15 +1,15 @@
-"""Which diagnostic predicts what a prior makes of the codes? Rank correlations over the runs of a pool.
+"""Which diagnostic predicts how well a prior models the codes? Rank correlations over the runs of a pool.
 
-What is predicted, each worse where it is larger:
+The predicted outcomes; larger is worse:
 
-- `excess`: held-out bits per image of the trained prior above what the rate alone explains: the residual of log2 bits
-  on log2 rate (least squares over the runs), the rate being codes times log2 K. More codes cost more bits whatever they
-  are; this asks which codes cost more than their number.
-- `fd`, `kid`: distance of samples to the test images, less that of the tokenizer's own reconstructions, so that what the
-  tokenizer loses is not held against the prior.
+- `excess`: held-out bits per image of the trained prior in excess of what the rate alone predicts: the residual of a
+  least-squares fit of log2 bits on log2 rate over the runs. The rate is the number of codes times log2 K. Any codes cost
+  more bits if there are more of them; `excess` asks which codes cost more than their number explains.
+- `fd`, `kid`: distance of samples to the test images minus that of the tokenizer's reconstructions, so that the loss of
+  the tokenizer is not attributed to the prior.
 
-Spearman's rho with bootstrap intervals (percentiles of 2,000 draws of runs). A diagnostic of several grids counts by the
-mean over them. `probe` is listed apart: it is a small prior itself, so nearly the same quantity as `excess`.
+Spearman's rho with percentile bootstrap intervals (2,000 resamples of the runs). A diagnostic of several grids counts by its
+mean over the grids. `probe` is listed apart: it is itself a small prior, and so nearly the same quantity as `excess`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tessera.studies.results import Result
 from tessera.studies.sweep import PAGES
 
 RESAMPLES = 2000
-LEAST = 6  # runs below which a rank correlation says nothing
+LEAST = 6  # runs; a rank correlation of fewer says nothing
 BITS, CODES, RATE = "evaluation/likelihood:test.nll_bits_per_code", "codes:codes_per_image", "codes:bits_per_image"
 FD, FD_FLOOR = "evaluation/frechet:fd_*.samples_test", "evaluation/frechet:fd_*.reconstruction_test"
 KID, KID_FLOOR = "evaluation/frechet:kid_*.samples_test", "evaluation/frechet:kid_*.reconstruction_test"
@@ -35,7 +35,7 @@ APART = ("probe:",)
 
 
 def outcomes(rows: list[Result]) -> pd.DataFrame:
-    """One row a run: rate and held-out bits per image, and the three outcomes."""
+    """One row per run: rate and held-out bits per image, and the three outcomes."""
     of = {name: np.array([results.metric(row, pattern) for row in rows]) for name, pattern in
           {"per_code": BITS, "codes": CODES, "rate": RATE, "fd": FD, "fd_floor": FD_FLOOR,
            "kid": KID, "kid_floor": KID_FLOOR}.items()}  # fmt: skip
@@ -46,7 +46,7 @@ def outcomes(rows: list[Result]) -> pd.DataFrame:
 
 
 def excess(rate: Float[np.ndarray, " n"], bits: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Residual of log2 bits on log2 rate; on its mean where all rates are equal."""
+    """Residual of log2 bits after a linear fit on log2 rate, or after subtracting the mean if all rates are equal."""
     x, y = np.log2(rate), np.log2(bits)
     if np.ptp(x) == 0:
         return y - y.mean()
@@ -55,7 +55,7 @@ def excess(rate: Float[np.ndarray, " n"], bits: Float[np.ndarray, " n"]) -> Floa
 
 
 def diagnostics(rows: list[Result]) -> pd.DataFrame:
-    """Every metric of every diagnostic and of the probe, `file:name`, mean over grids; those that all runs have and that differ."""
+    """Metrics of the diagnostics and the probe, `file:name`, mean over grids: those that all runs have and that vary."""
     names: dict[str, None] = {}
     for row in rows:
         names |= {_over_grids(name): None for name in row.metrics if name.startswith(JUDGED)}
@@ -71,7 +71,7 @@ def _over_grids(name: str) -> str:
 
 
 def spearman(x: Float[np.ndarray, "... n"], y: Float[np.ndarray, "... n"]) -> Float[np.ndarray, " ..."]:
-    """Correlation of ranks along the last axis, ties sharing their mean rank; NaN where one of them is constant."""
+    """Spearman's rho along the last axis, ties with their mean rank; NaN if one variable is constant."""
     from scipy.stats import rankdata
 
     a, b = (rankdata(values, axis=-1) - (values.shape[-1] + 1) / 2 for values in (x, y))
@@ -80,14 +80,14 @@ def spearman(x: Float[np.ndarray, "... n"], y: Float[np.ndarray, "... n"]) -> Fl
 
 
 def interval(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], fraction: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap over runs; draws in which a variable is constant count as none."""
+    """Percentile bootstrap interval over runs. Resamples in which a variable is constant are left out."""
     rows = np.random.default_rng(0).integers(0, len(x), (RESAMPLES, len(x)))
     low, high = np.nanquantile(spearman(x[rows], y[rows]), [(1 - fraction) / 2, (1 + fraction) / 2])
     return float(low), float(high)
 
 
 def correlations(rows: list[Result]) -> pd.DataFrame:
-    """One row a diagnostic: rho and its interval for each outcome; strongest with `excess` first."""
+    """One row per diagnostic: rho and its interval for each outcome, sorted by the absolute rho with `excess`, largest first."""
     outcome, table, found = outcomes(rows), diagnostics(rows), []
     for name in table:
         entry: dict[str, object] = {"diagnostic": name, "apart": int(str(name).startswith(APART))}
@@ -103,7 +103,7 @@ def correlations(rows: list[Result]) -> pd.DataFrame:
 
 
 def write(name: str, rows: list[Result]) -> list[str]:
-    """CSV and figures of all runs, and of the grid that most of them have; the Markdown that shows them."""
+    """Write CSV and figures for all runs, and for the runs of the most frequent grid. Returns the Markdown that shows them."""
     from tessera.studies.pages import markdown, short
 
     done = [row for row in rows if row.state == "done" and np.isfinite(results.metric(row, BITS))]
@@ -128,14 +128,14 @@ def write(name: str, rows: list[Result]) -> list[str]:
 
 
 def one_grid(rows: list[Result]) -> list[Result]:
-    """Runs with the number of codes that is most frequent."""
+    """The runs with the most frequent number of codes."""
     codes = [results.metric(row, CODES) for row in rows]
     common = max(set(codes), key=codes.count) if codes else None
     return [row for row, count in zip(rows, codes, strict=True) if count == common]
 
 
 def picture(table: pd.DataFrame, title: str) -> Figure:
-    """A row a diagnostic: rho with its interval, a colour an outcome. Those apart stand below the line."""
+    """One row per diagnostic: rho with its interval, one colour per outcome. Diagnostics listed apart are below the dashed line."""
     figure = Figure(figsize=(8.2, 1.2 + 0.24 * len(table)), layout="constrained")
     axis = figure.subplots()
     places = np.arange(len(table))[::-1]

@@ -1,8 +1,8 @@
-"""A study's runs without DVC: each in a process and a folder of its own, by the stages' own `main`.
+"""A study's runs without DVC: each in its own process and folder, by calling the `main` of the stages.
 
-For machines where DVC is not at hand and minutes count, such as a lent GPU: the stages of a run share one process, so
-torch is imported once and not two dozen times, and runs share what stages made of the same values. What a run
-leaves in `.scratch/studies/STUDY/RUN/` (params.json, metrics/, plots/) is collected as an experiment's revision is.
+For machines without DVC on which minutes count, such as a GPU that is borrowed for a short time. The stages of a run share one
+process, so torch is imported once instead of two dozen times, and runs share the results of stages with equal inputs. Each run
+leaves params.json, metrics/ and plots/ in `.scratch/studies/STUDY/RUN/`, which are collected like the revision of an experiment.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def folder(study: str, run: str) -> Path:
 
 
 def start(name: str, runs: list[str], jobs: int, overrides: list[str]) -> None:
-    """Make these runs, `jobs` at a time; one that fails leaves its traceback in its folder and stops no other."""
+    """Execute these runs, `jobs` at a time. A run that fails leaves its traceback in its folder and does not stop the others."""
     waiting = list(runs)
     running: dict[str, subprocess.Popen[bytes]] = {}
     while waiting or running:
@@ -45,7 +45,7 @@ def start(name: str, runs: list[str], jobs: int, overrides: list[str]) -> None:
             run = waiting.pop(0)
             command = [sys.executable, "-m", "tessera.studies", name, "--one", run, *overrides]
             folder(name, run).mkdir(parents=True, exist_ok=True)
-            for old in (DONE, PARAMS):  # of an earlier run, which is not this one's result
+            for old in (DONE, PARAMS):  # from an earlier run
                 (folder(name, run) / old).unlink(missing_ok=True)
             with open(folder(name, run) / LOG, "wb") as log:
                 running[run] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -54,7 +54,7 @@ def start(name: str, runs: list[str], jobs: int, overrides: list[str]) -> None:
         for run, process in list(running.items()):
             if process.poll() is not None:
                 del running[run]
-                if process.returncode and state(name, run) == "done":  # it broke down after all
+                if process.returncode and state(name, run) == "done":  # it failed after it had written its result
                     (folder(name, run) / DONE).unlink()
                 print(f"{run}: {state(name, run)}", flush=True)
 
@@ -68,13 +68,13 @@ def state(study: str, run: str) -> str:
 
 
 def params(study: str, run: str) -> dict[str, Any]:
-    """params.yaml as a run had it; empty where it did not come so far."""
+    """params.yaml as the run had it; empty if the run ended before it was written."""
     path = folder(study, run) / PARAMS
     return files.read_json(path) if path.exists() else {}
 
 
 def one(name: str, run: str, overrides: dict[str, Any]) -> int:
-    """Make one run in this process; 0 if it went well."""
+    """Execute one run in this process; returns 0 on success, else 1."""
     _, study = sweep.pool_of(name, sweep.load(name))
     where, root = folder(name, run).resolve(), Path.cwd()
     for old in ("artifacts", "metrics", "plots", DONE, PARAMS):
@@ -102,7 +102,7 @@ def one(name: str, run: str, overrides: dict[str, Any]) -> int:
 
 
 def _make_absolute(raw: dict[str, Any]) -> None:
-    """The paths in params.yaml, which are relative to the repository."""
+    """Make the paths in `raw` absolute, which are relative to the repository."""
     for name, path in plan.paths(raw).items():
         *place, last = name.split(".")
         trees.value(raw, ".".join(place))[last] = os.path.abspath(path)
@@ -113,29 +113,29 @@ def _work(stage: str, key: str | None, raw: dict[str, Any]) -> None:
     from tessera.runtime.devices import Runtime
     from tessera.runtime.settings import Settings
 
-    main = importlib.import_module(f"stages.{stage}").main  # tells the process how to run, before torch is loaded
+    main = importlib.import_module(f"stages.{stage}").main  # sets up the process before torch is loaded
     params = Params(raw)
     main(Run(params, key, Runtime(params.section("runtime", Settings))))
 
 
 class Cache:
-    """What a stage made of the same inputs, in whichever run: `.scratch/studies/cache/`.
+    """Results of stages, shared by all runs with the same inputs: `.scratch/studies/cache/`.
 
-    A stage is known by the values that dvc.yaml declares for it, by the content of the files that it declares (code, data) or
-    that these values name (weights), and by the stages that its other inputs are from. So runs that differ in
-    `samples.temperature` share all that comes before, and an edit is never answered with what was made before it. One
-    process makes a thing, others wait and take it.
+    The key of a result is a hash of the values that dvc.yaml declares for the stage, the content of the files that it declares
+    (code, data) or that these values name (weights), and the keys of the stages that made its other inputs. So runs that differ
+    in `samples.temperature` share all earlier stages, and after an edit no older result is used. One process makes a result;
+    others wait and take it.
     """
 
     def __init__(self, raw: dict[str, Any], root: Path) -> None:
         self.raw, self.root = raw, root
         self._made: dict[str, str] = {}  # output -> fingerprint of its stage
-        self._content: dict[str, str] = {}  # file or folder -> hash, as it was when it was first needed
+        self._content: dict[str, str] = {}  # file or folder -> hash of its content when it was first needed
 
     def run(self, stage: Stage) -> None:
         """
         Raises:
-            InputError: a file that the stage depends on was edited meanwhile; nothing is kept then.
+            InputError: a file that the stage depends on was edited while it ran. Nothing is kept then.
         """
         fingerprint = self._fingerprint(stage)
         kept = self.root / ".scratch/studies/cache" / stage.stage / fingerprint
@@ -165,7 +165,7 @@ class Cache:
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     def _files(self, stage: Stage) -> dict[str, str]:
-        """Paths that the stage depends on and that no stage makes, as dvc.yaml or params.yaml names them."""
+        """Paths that the stage depends on and no stage makes, as dvc.yaml or params.yaml names them."""
         found = [dep for dep in stage.deps if not any(plan.within(name, dep) for name in self._made)]
         for name, path in plan.paths(self.raw).items():
             if any(plan.within(name.replace(".", "/"), param.replace(".", "/")) for param in stage.params):
@@ -181,10 +181,10 @@ class Cache:
 
 
 def options(given: list[str]) -> dict[str, Any]:
-    """`threads=1` and the like, of section runtime: how the machine is used changes no result.
+    """Values of section runtime, such as `threads=1`. They say how to use the machine, and change no result.
 
     Raises:
-        InputError: it is not of that form, or not of that section.
+        InputError: a text is not NAME=VALUE, or section runtime has no such name.
     """
     from tessera.runtime.settings import Settings
 

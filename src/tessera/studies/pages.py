@@ -1,4 +1,4 @@
-"""docs/studies/NAME.md, its CSV and its figures, from what `results` keeps."""
+"""Writes docs/studies/NAME.md, its CSV and its figures from the kept results."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from tessera.studies.results import Result
 from tessera.studies.sweep import PAGES
 
 FIGURES = PAGES / "figures"
-COLOURS = {"ours": "#1f5a92", "published": "#d9772e"}  # of groups, the same in every figure; others take the next one
-LABELS = {  # of axes
+COLOURS = {"ours": "#1f5a92", "published": "#d9772e"}  # group -> its colour in all figures; others take the next
+LABELS = {  # name -> label of an axis
     "beta": "beta, commitment weight",
-    "bits_per_image": "rate, bits an image",
+    "bits_per_image": "rate, bits per image",
     "code_dim": "D, dimension of a code vector",
     "codebook_size": "K, number of code vectors",
     "decay": "decay of the EMA",
-    "horizontal": "share of equal horizontal neighbours",
+    "horizontal": "fraction of equal horizontal neighbours",
     "latent_dim": "dimension of a latent",
-    "neighbours": "k of the graph of neighbours",
+    "neighbours": "k of the neighbour graph",
     "perplexity": "perplexity of the codes",
     "test.psnr_db": "PSNR, dB",
     "reconstruction_test": "distance of reconstructions to test images",
     "samples.recall": "recall of samples",
     "samples_test": "distance of samples to test images",
-    "test.fraction_saved": "share of the entropy saved, test",
-    "usage": "share of code vectors used",
+    "test.fraction_saved": "fraction of the entropy saved, test",
+    "usage": "fraction of code vectors used",
     "val_perplexity": "perplexity of the codes, validation",
     "val_psnr_db": "PSNR, dB, validation",
-    "val_usage": "share of code vectors used, validation",
+    "val_usage": "fraction of code vectors used, validation",
 }
 MEASURES = (
     "`psnr_db` is of the mean error over images, `ssim` has uniform windows of 7x7 pixels (`src/tessera/scores.py`)."
@@ -45,7 +45,7 @@ MEASURES = (
 
 
 def write(name: str, study: sweep.Study) -> Path:
-    """The page of a study; figures beside it."""
+    """Write the page of a study, and its figures."""
     pool, owner = sweep.pool_of(name, study)
     chosen = sweep.shown(name, study)
     rows = fitting(pool, owner, chosen)
@@ -61,7 +61,7 @@ def write(name: str, study: sweep.Study) -> Path:
 
 
 def fitting(pool: str, owner: sweep.Study, runs: list[str]) -> list[Result]:
-    """What is kept of these runs, without results of other values than they have."""
+    """The kept results of these runs; a result with other values than its run counts as missing."""
     kept, values = {result.run: result for result in results.load(pool)}, sweep.counted(owner)
     return [results.fitting(kept.get(run, Result(run, "missing", {}, {})), values[run]) for run in runs]
 
@@ -104,7 +104,7 @@ def table(study: sweep.Study, rows: list[Result], owner: sweep.Study) -> pd.Data
 
 
 def value(source: str, row: Result, owner: sweep.Study) -> Any:
-    """A metric (`file:name`) of a run, or its value of params.yaml."""
+    """A metric (`file:name`) of a run, or a value of its params.yaml."""
     if ":" in source:
         return results.metric(row, source)
     changes = sweep.changes(owner, row.run)
@@ -141,7 +141,7 @@ def plot(figure: sweep.Figure, study: sweep.Study, rows: list[Result], owner: sw
 
 
 def _points(axis: Axes, points: list[tuple[Any, Any, str]], group: str, joined: bool) -> None:
-    """A line where x is a parameter or a group is a series of it; else each point has the name of its run."""
+    """Plot points. They are joined if x is a parameter or `group` is a series; otherwise each is labelled with its run."""
     x, y, runs = zip(*points, strict=True)
     axis.plot(x, y, marker="o", linestyle="-" if joined else "none", label=group or None, color=COLOURS.get(group))
     if not joined:
@@ -151,7 +151,7 @@ def _points(axis: Axes, points: list[tuple[Any, Any, str]], group: str, joined: 
 
 
 def _logarithmic(axis: Axes) -> None:
-    """Whole numbers double from tick to tick; plain figures, none between."""
+    """A logarithmic x axis with plain numbers as ticks, a factor of 2 apart if all x are at least 2, and no minor labels."""
     axis.set_xscale("log", base=2 if axis.dataLim.x0 >= 2 else 10)
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
@@ -168,7 +168,7 @@ def _curves(axis: Axes, figure: sweep.Figure, rows: list[Result]) -> None:
 
 
 def _name(source: str) -> str:
-    """`diagnostics/usage:grid_*.usage` is `usage` on an axis and in a file's name."""
+    """The short name for axes and file names: `diagnostics/usage:grid_*.usage` becomes `usage`."""
     return source.rpartition(":")[2].rpartition("*.")[2] if ":" in source else source.rpartition(".")[2]
 
 

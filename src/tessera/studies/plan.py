@@ -1,4 +1,4 @@
-"""Which stages of dvc.yaml a study's targets run, what these read of params.yaml, and what they write."""
+"""The stages of dvc.yaml that a study's targets run, the values of params.yaml that they read, and the files that they write."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tessera.core import trees
 from tessera.runtime.pipeline import Stage, instances, of, within
 
 __all__ = ["Stage", "instances", "of", "within"]
-VERDICTS = ("gate", "criteria")  # what they judge is kept, so that thresholds may change; they change no figure
+VERDICTS = ("gate", "criteria")  # they judge metrics, which are kept; so thresholds may change without a new run
 UNCOUNTED = ("runtime", *VERDICTS)
 
 
 def counted(targets: Iterable[str], raw: dict[str, Any], root: Path = Path()) -> dict[str, Any]:
-    """The values that figures of the targets depend on, by dotted name, one a leaf: those that dvc.yaml declares for the
-    stages that are run. So neither the machine nor an alternative that is not chosen counts, nor a loss of weight 0, which is
-    not built, nor thresholds, by which figures are judged."""
+    """The values that the results of the targets depend on, one per leaf, by dotted name: those that dvc.yaml declares for the
+    stages that are run. Not counted: the machine, alternatives that are not chosen, losses of weight 0 (they are not built), and
+    thresholds (they only judge results)."""
     names = {name for stage in of(targets, raw, root) for name in stage.params}
     names = {name for name in names if name.partition(".")[0] not in UNCOUNTED}
     built = {loss: values for loss, values in (raw.get("losses") or {}).items() if trees.value(values, "weight", None)}
@@ -26,37 +26,37 @@ def counted(targets: Iterable[str], raw: dict[str, Any], root: Path = Path()) ->
 
 
 def today(values: dict[str, Any]) -> dict[str, Any]:
-    """Values of before, by dotted name, as params.yaml writes them now."""
+    """Values of an older params.yaml, by dotted name, written as today."""
     return {name: "float32" if name.endswith("training.precision") and v == "no" else v for name, v in values.items()}
 
 
 def _plain(value: Any) -> Any:
-    """1.0 is 1: they are equal values, however they are written."""
+    """1.0 becomes 1: equal values must compare equal, whichever way they are written."""
     if isinstance(value, list):
         return [_plain(inner) for inner in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def written(targets: Iterable[str], raw: dict[str, Any]) -> frozenset[str]:
-    """Files and folders of the figures of the targets: what else a revision holds is of another run."""
+    """Files and folders that the targets write. Other files of a revision belong to another run."""
     stages = [stage for stage in of(targets, raw) if stage.stage not in VERDICTS]
     return frozenset(output for stage in stages for output in stage.outputs)
 
 
 def paths(raw: dict[str, Any]) -> dict[str, str]:
-    """Files and folders that chosen plug-ins read, by dotted name."""
+    """Files and folders that the chosen plug-ins read, by dotted name in params.yaml."""
     names = ["dataset.source", f"extractor.{trees.value(raw, 'extractor.name', None)}.weights"]
     names += ["losses.perceptual.weights"] if trees.value(raw, "losses.perceptual.weight", None) else []
     return {name: path for name in names if (path := trees.value(raw, name, None))}
 
 
 def changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Names in both whose values differ."""
+    """Names that both have with different values."""
     return [name for name in then if name in now and then[name] != now[name]]
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """In words: values that are others, names that are new or gone."""
+    """Differences in words: changed values, new names, missing names."""
     words = [f"{name} was {then[name]!r}, is {now[name]!r}" for name in changed(then, now)]
     words += [f"{name} is new ({now[name]!r})" for name in now if name not in then]
     return words + [f"{name} is gone ({then[name]!r})" for name in then if name not in now]

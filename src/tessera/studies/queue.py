@@ -1,7 +1,7 @@
 """A study's runs as DVC experiments: `dvc exp run --queue`, `dvc queue start`, `dvc queue status`, `dvc exp show --json`.
 
-The queue knows what is still going on, and the commit that a run was queued at has its experiment: so runs end whatever
-becomes of workers, tasks and HEAD. See docs/notes/dvc.md.
+The queue tells which runs still go on, and the commit at which a run was queued has its experiment. So the wait ends and each
+run gets its state, even if workers die, tasks are removed or HEAD moves. See docs/notes/dvc.md.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from tessera import presets
 from tessera.core.errors import InputError
 from tessera.studies import plan, sweep
 
-SECONDS, LOOKS = 5, 3  # between looks at the queue; looks without a worker after which none is expected
+SECONDS, LOOKS = 5, 3  # between polls of the queue; polls without a worker after which none is expected
 GOING = ("Queued", "Running")
 WORKERS = Path(".dvc/tmp/exps/celery")
-ENDS = {  # what became of a run, and what to do about it
+ENDS = {  # final state of a run -> what happened, or what to do about it
     "done": "",
     "failed": "dvc queue logs {task}",
     "removed": "its task was removed from the queue",
     "lost": "the worker that ran it died, or was stopped",
     "stranded": f"no worker is left to take it: {WORKERS}/*.out say why; dvc queue start",
-    "unrecorded": "it ended as Success, and DVC recorded no experiment: another task of its name did, or the commit that it "
-    "was queued at is gone",
+    "unrecorded": "it ended as Success, but DVC recorded no experiment: another task of the same name recorded one, or the commit "
+    "at which it was queued is gone",
 }
 
 
@@ -47,9 +47,10 @@ def experiment(study: str, run: str) -> str:
 
 
 def dvc(*arguments: str) -> str:
-    """
+    """Output of a DVC command.
+
     Raises:
-        InputError: dvc failed; its own words.
+        InputError: DVC failed. The message quotes its error.
     """
     return _output(str(Path(sys.executable).parent / "dvc"), *arguments)
 
@@ -67,13 +68,13 @@ def head() -> str:
 
 
 def start(name: str, study: sweep.Study, runs: list[str], jobs: int) -> tuple[dict[str, str], list[str]]:
-    """Queue these runs and wait until each has ended, whatever became of it.
+    """Queue these runs and wait until each has ended, successfully or not.
 
     Returns:
-        what became of each run, a key of `ENDS`; the commits whose experiments they are (one, unless HEAD moved meanwhile).
+        The final state of each run (a key of `ENDS`), and the commits that hold the experiments (one, unless HEAD moved).
 
     Raises:
-        InputError: DVC could not record experiments here, or would not find a run's files; nothing is queued then.
+        InputError: DVC cannot record experiments here, or a queued run would not find its files. Nothing is queued then.
     """
     if not runs:
         return {}, [head()]
@@ -94,7 +95,7 @@ def start(name: str, study: sweep.Study, runs: list[str], jobs: int) -> tuple[di
 
 
 def _make_way(experiment: str) -> bool:
-    """Remove what an earlier start left under this name, of which DVC records one only. False: it runs at this moment."""
+    """Remove tasks and experiments of this name from an earlier start: DVC records only one of a name. False: it is running now."""
     tasks, workers = status()
     for task in [task for task in tasks if task.experiment == experiment]:
         if task.state == "Running" and workers:
@@ -102,20 +103,20 @@ def _make_way(experiment: str) -> bool:
         if task.state == "Running":
             _bury(task)
         dvc("queue", "remove", task.id)
-    if experiment in recorded(head()):  # else dvc would remove that of another commit
+    if experiment in recorded(head()):  # otherwise dvc would remove the experiment of another commit
         dvc("exp", "remove", experiment)
     return True
 
 
 def _wait(waiting: dict[str, str], commits: list[str]) -> dict[str, str]:
-    """What became of each run of `waiting` (by experiment), said as soon as it is known."""
+    """The final state of each run in `waiting` (experiment -> run), printed as soon as it is known."""
     ended: dict[str, str] = {}
     looks = 0
     while len(ended) < len(waiting):
         time.sleep(SECONDS)
         tasks, workers = status()
         looks = 0 if workers else looks + 1
-        left = looks >= LOOKS  # the queue is left alone
+        left = looks >= LOOKS  # no worker serves the queue any more
         for experiment, run in waiting.items():
             own = [task for task in tasks if task.experiment == experiment]
             if run not in ended and (left or not any(task.state in GOING for task in own)):
@@ -126,7 +127,7 @@ def _wait(waiting: dict[str, str], commits: list[str]) -> dict[str, str]:
 
 
 def _end(experiment: str, tasks: list[Task], commits: list[str]) -> str:
-    """What became of an experiment whose tasks have ended, or have no worker any more."""
+    """Final state of an experiment whose tasks have ended or have no worker any more."""
     states = {task.state for task in tasks}
     for task in tasks:
         if task.state == "Running":
@@ -140,20 +141,20 @@ def _end(experiment: str, tasks: list[Task], commits: list[str]) -> str:
 
 
 def _bury(task: Task) -> None:
-    """Have DVC know that the worker of a running task is dead: its process is stopped, if it lives on, and whatever
-    comes of it is recorded nowhere. Until then the task counts as running, and can make `dvc exp show` fail."""
+    """Tell DVC that the worker of a running task is dead. If its process still lives, it is stopped and its result is not
+    recorded. Until then the task counts as running, which can make `dvc exp show` fail."""
     for _ in range(10):
         if Task(*task) not in status()[0]:
             return
         try:
             dvc("queue", "kill", task.id)
-        except InputError:  # it has ended meanwhile
+        except InputError:  # the task has ended in the meantime
             return
         time.sleep(SECONDS / 10)
 
 
 def status() -> tuple[list[Task], bool]:
-    """Tasks of the queue, and whether a worker lives."""
+    """The tasks of the queue, and whether any worker lives."""
     said = dvc("queue", "status")
     rows = [line.split() for line in said.splitlines()]
     tasks = [Task(row[0], row[1], row[-1]) for row in rows if len(row) > 2 and re.fullmatch("[0-9a-f]{7}", row[0])]
@@ -162,7 +163,7 @@ def status() -> tuple[list[Task], bool]:
 
 
 def _workers() -> Iterator[int]:
-    """Processes of workers that were not seen to end; a busy one may not answer in the second that DVC gives it."""
+    """Process ids of workers that have not recorded an exit. A busy worker may not answer within DVC's timeout of one second."""
     for path in WORKERS.glob("dvc-exp-worker-*.json"):
         process = json.loads(path.read_text())
         if process["returncode"] is None:
@@ -177,15 +178,15 @@ def _lives(process: int) -> bool:
 
 
 def recorded(commit: str) -> list[str]:
-    """Names of the experiments of a commit that DVC has recorded, and no others (queued, failed)."""
+    """Names of the experiments that DVC has recorded for a commit; queued and failed ones are not among them."""
     return dvc("exp", "list", "--name-only", "--rev", commit).split()
 
 
 def experiments(commits: Iterable[str] = ("HEAD",)) -> Iterator[dict[str, Any]]:
-    """Of these commits: name, revision, state (success, failed, queued, running), metrics by file, params.yaml.
+    """The experiments of these commits: name, revision, state (success, failed, queued, running), metrics by file, params.yaml.
 
     Raises:
-        InputError: dvc failed, as it does while a task counts as running whose worker died early.
+        InputError: DVC failed. It does so while a task whose worker died early counts as running.
     """
     revisions = [part for commit in commits for part in ("--rev", commit)]
     try:
@@ -196,7 +197,7 @@ def experiments(commits: Iterable[str] = ("HEAD",)) -> Iterator[dict[str, Any]]:
     for commit in shown:
         for entry in commit["experiments"] or ():
             newest = entry["revs"][0]
-            executor = entry["executor"] or {"state": "success"}  # made in the workspace
+            executor = entry["executor"] or {"state": "success"}  # None: it was run in the workspace
             data = newest["data"] or {}
             metrics = {file: found.get("data") for file, found in (data.get("metrics") or {}).items()}
             params = (data.get("params") or {}).get("params.yaml", {}).get("data") or {}
@@ -205,12 +206,12 @@ def experiments(commits: Iterable[str] = ("HEAD",)) -> Iterator[dict[str, Any]]:
 
 
 def read(revision: str, path: str) -> str | None:
-    """A file that git holds at a revision; None where it does not."""
+    """The content of a file at a git revision; None if git does not have it."""
     done = subprocess.run(["git", "show", f"{revision}:{path}"], capture_output=True, text=True, check=False)
     return done.stdout if done.returncode == 0 else None
 
 
-# before anything is queued
+# checks before anything is queued
 
 
 def require_history() -> None:
@@ -226,13 +227,13 @@ def require_history() -> None:
 
 
 def require_tracked(params: dict[str, dict[str, Any]]) -> None:
-    """A queued run works in a folder of its own, which has what git or DVC knows, and nothing else.
+    """Check the paths in params.yaml. A queued run works in a folder of its own, which holds only files that git or DVC tracks.
 
     Args:
-        params: by run.
+        params: params.yaml of each run.
 
     Raises:
-        InputError: a path of params.yaml that is not there, or would not be there: all at once.
+        InputError: paths do not exist, or would not exist in that folder. The message lists all.
     """
     found = []
     for name, path in dict.fromkeys(place for raw in params.values() for place in plan.paths(raw).items()):
@@ -247,14 +248,14 @@ def require_tracked(params: dict[str, dict[str, Any]]) -> None:
 
 
 def _untracked(path: str) -> str:
-    """What is wrong with a path for a queued run; nothing: an empty text."""
+    """Why a queued run would not find a path; an empty text if it would."""
     where = Path(path)
     if not where.exists():
         return f"there is no {path}"
     if where.is_absolute():
         return ""
     if not Path(os.path.abspath(path)).is_relative_to(Path.cwd()):
-        return f"{path} lies outside the repository, where a queued run would look in vain; give its absolute path"
+        return f"{path} lies outside the repository, where a queued run does not find it; give its absolute path"
     added = [f"{place}.dvc" for place in (where, *where.parents) if place != Path()]
     if _output("git", "ls-files", "--", *added):
         return ""

@@ -1,7 +1,7 @@
-"""What came of each run: its state, its metrics, its curves. Kept as CSV in docs/studies/, from which pages are made.
+"""Results of the runs: state, metrics, curves. They are kept as CSV in docs/studies/, from which the pages are made.
 
-A result belongs to the values that it was made with: a digest of them stands in its row, the values themselves in
-docs/studies/NAME-values.json. Where the run has other values now, the result is none of this run's, and it is said why.
+A result belongs to the values that it was made with: its row holds a digest of them, and docs/studies/NAME-values.json the
+values themselves. If the run has other values now, the result does not count, and the page says why.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from tessera.runtime.validation import metric_today
 from tessera.studies import direct, plan, queue, sweep
 from tessera.studies.sweep import PAGES
 
-CURVES = ("tokenizer", "prior")  # of plots/<name>.csv
+CURVES = ("tokenizer", "prior")  # names of plots/<name>.csv
 OWN = ("run", "state", "values")  # columns beside the metrics
-NOT_YET = {"missing": "not run yet"}  # a state in words
-SAID = 5  # differences of a result that is of other values
+NOT_YET = {"missing": "not run yet"}  # state -> words for it
+SAID = 5  # differences shown for a result with other values
 Values = dict[str, Any]
 
 
 class Result(NamedTuple):
-    """`metrics` by `file:name`; `curves` by file of plots/, one row an evaluation. `state`: done, failed, missing, and others
-    of `queue.ENDS`. `digest` of the values that it was made with, `values` themselves where they are known, `why` it is missing.
+    """The result of one run. `metrics` by `file:name`; `curves` by file of plots/, one row per evaluation. `state`: done, failed,
+    missing, or another key of `queue.ENDS`. `digest` is of the values that it was made with, `values` are these values if they
+    are known. `why` says why it is missing.
     """
 
     run: str
@@ -51,9 +52,9 @@ def digest(values: Values) -> str:
 def collect(
     name: str, study: sweep.Study, commits: Iterable[str] | None = ("HEAD",), ended: Mapping[str, str] | None = None
 ) -> list[Result]:
-    """Of each run the first of these that is of its present values: its experiment of these commits (None: of no commit), its
-    folder of a run without DVC, what an earlier collection kept. Where none is, what is kept of other values, which
-    `fitting` tells from a result. `ended`: what became of a run, where that is known."""
+    """For each run, the first result that has its present values: from its experiment at these commits (None: no commit), from its
+    folder of a run without DVC, or kept by an earlier collection. If none has, the last of these with other values, which
+    `fitting` rejects. `ended`: final states of runs, as far as they are known."""
     found = {entry["name"]: entry for entry in queue.experiments(commits)} if commits is not None else {}
     before = {result.run: result for result in load(name)}
     results = []
@@ -68,7 +69,7 @@ def collect(
 
 
 def fitting(result: Result, values: Values) -> Result:
-    """The result, if it is of these values; else one that is missing, and why."""
+    """The result if it has these values; otherwise a missing result that says why."""
     if result.digest == digest(values) or not (result.digest or result.state == "done"):
         return result
     differ = plan.differences(result.values, values) if result.values else ["nothing is known of its values"]
@@ -118,7 +119,7 @@ def _numbers(tree: dict[str, Any], file: str) -> dict[str, float]:
 
 
 def metric(result: Result, pattern: str) -> float:
-    """The mean of the metrics that match, such as `diagnostics/usage:grid_*.usage`; NaN where none does."""
+    """The mean of the metrics that match a pattern such as `diagnostics/usage:grid_*.usage`; NaN if none does."""
     values = [value for name, value in result.metrics.items() if fnmatchcase(name, metric_today(pattern))]
     return float(np.mean(values)) if values else float("nan")
 
@@ -143,7 +144,7 @@ def _values_file(study: str) -> Path:
 
 
 def _shared(values: dict[str, Values]) -> dict[str, Any]:
-    """What all runs have in common once, and of each run the rest."""
+    """Values common to all runs once, and for each run the others."""
     first, *others = list(values.values()) or [{}]
     common = {n: v for n, v in first.items() if all(n in other and other[n] == v for other in others)}
     runs = {run: {n: v for n, v in own.items() if n not in common} for run, own in values.items()}
@@ -151,7 +152,7 @@ def _shared(values: dict[str, Values]) -> dict[str, Any]:
 
 
 def load(study: str) -> list[Result]:
-    """What docs/studies/ has of a study's runs, of whatever values."""
+    """The results that docs/studies/ holds for a study, with any values."""
     path = PAGES / f"{study}.csv"
     if not path.exists():
         return []
@@ -183,16 +184,16 @@ def _curves(study: str, name: str) -> dict[str, pd.DataFrame]:
 
 
 def missing(results: Iterable[Result], values: dict[str, Values]) -> Iterator[Result]:
-    """Those that have not ended well, or are of other values."""
+    """Results that are not `done`, or have other values than their run."""
     yield from (result for result in (fitting(r, values[r.run]) for r in results) if result.state != "done")
 
 
 def declare(study: str, values: dict[str, Values]) -> Iterator[str]:
-    """Take what is kept for results of the present values: of those that no value has changed for, but whose values are not
-    known, or to which params.yaml has got or lost names since. What is declared, run by run.
+    """Accept kept results for the present values if no known value has changed: if their values are not known, or if params.yaml
+    only got or lost names since. Yields one line for each run that this applies to.
 
     Raises:
-        InputError: there is nothing to declare.
+        InputError: it applies to no run.
     """
     kept, declared = [], []
     for result in load(study):

@@ -1,4 +1,4 @@
-"""`studies/NAME.yaml`: which runs, how they differ from params.yaml, and what of them is shown."""
+"""`studies/NAME.yaml`: the runs, how they differ from params.yaml, and what the page shows."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from tessera.core.params import Strict, read
 from tessera.studies import plan
 
 FOLDER = Path("studies")
-PAGES = Path("docs/studies")  # what came of them
-Changes = dict[str, Any]  # dotted name of params.yaml -> value; `preset` names one whose values come first
+PAGES = Path("docs/studies")  # folder of the results
+Changes = dict[str, Any]  # dotted name of params.yaml -> value; `preset` names a preset, whose values come first
 
 
 class Figure(Strict):
-    """`lines`: one point a run, x against y. `curves`: a column of plots/<file>.csv over epochs, one line a run."""
+    """`lines`: one point per run, x against y. `curves`: a column of plots/<file>.csv over epochs, one line per run."""
 
     kind: Literal["lines", "curves"]
     x: str = Field(description="a name of params.yaml, or a metric as file:name")
     y: str = Field(description="a metric as file:name, or a column of the curves")
     title: str
-    file: str = Field(default="tokenizer", description="of plots/, whose curves these are")
-    log: bool = Field(default=False, description="x is drawn on a logarithmic scale")
+    file: str = Field(default="tokenizer", description="file of plots/ with the curves")
+    log: bool = Field(default=False, description="x has a logarithmic scale")
 
 
 class Published(Strict):
-    """Figures of another system, and where they stand."""
+    """Published numbers of another system, and their source."""
 
     source: str
     columns: list[str]
@@ -39,22 +39,22 @@ class Published(Strict):
 
 
 class Study(Strict):
-    """One file. It has runs of its own, or shows some of another study's (`pool`)."""
+    """One file. A study has runs of its own, or shows runs of another study (`pool`)."""
 
     title: str
-    text: str = Field(description="what is asked, and what the runs have in common")
-    budget: str = Field(default="", description="of each run, and where it was made")
-    pool: str = Field(default="", description="the study whose runs these are; empty: its own")
+    text: str = Field(description="the question, and what the runs have in common")
+    budget: str = Field(default="", description="time per run, and the machine")
+    pool: str = Field(default="", description="the study whose runs are shown; empty: its own")
     targets: list[str] = Field(default_factory=lambda: ["criteria"], description="stages of dvc.yaml that are run")
-    base: Changes = Field(default_factory=dict, description="what all runs change")
+    base: Changes = Field(default_factory=dict, description="changes common to all runs")
     runs: dict[str, Changes] = Field(default_factory=dict)
-    shown: list[str] = Field(default_factory=list, description="names of the pool's runs, in this order")
-    groups: dict[str, list[str]] = Field(default_factory=dict, description="series of the figures: names of runs")
+    shown: list[str] = Field(default_factory=list, description="names of runs of the pool, in the order of the page")
+    groups: dict[str, list[str]] = Field(default_factory=dict, description="series of the figures -> names of runs")
     columns: dict[str, str] = Field(default_factory=dict, description="column of the table -> params name or metric")
     figures: list[Figure] = Field(default_factory=list)
     published: list[Published] = Field(default_factory=list)
-    correlations: bool = Field(default=False, description="which diagnostic predicts the prior, over the pool")
-    findings: str = Field(default="", description="what the runs say, written after looking at them")
+    correlations: bool = Field(default=False, description="show which diagnostic predicts the prior, over the pool")
+    findings: str = Field(default="", description="the conclusions, written after the runs")
 
 
 def names() -> list[str]:
@@ -64,7 +64,7 @@ def names() -> list[str]:
 def load(name: str) -> Study:
     """
     Raises:
-        InputError: there is no such study, or its file breaks a rule; all problems at once.
+        InputError: there is no such study, or its file breaks rules. The message lists all problems.
     """
     if name not in names():
         raise InputError(f"studies/{name}.yaml: there is no such study; there are {', '.join(names())}")
@@ -86,7 +86,7 @@ def load(name: str) -> Study:
 def _require_pool(name: str, study: Study) -> None:
     if study.pool and study.runs:
         raise InputError(f"studies/{name}.yaml: has runs of its own and those of the pool {study.pool}; leave one out")
-    # by its text: to load it would never end where two pools name each other
+    # read as text: two pools that name each other would load each other without end
     if study.pool in names() and (beyond := read(FOLDER / f"{study.pool}.yaml").get("pool")):
         raise InputError(
             f"studies/{name}.yaml: the pool {study.pool} has no runs of its own; it names the pool {beyond}"
@@ -94,7 +94,7 @@ def _require_pool(name: str, study: Study) -> None:
 
 
 def _require_values(name: str, study: Study) -> None:
-    """Before any run: what runs change and what the page shows stands in params.yaml."""
+    """Check before any run that params.yaml has every value that the runs change or the page shows."""
     raw = read()
     used = {f"runs.{run}": list(changes(study, run)) for run in study.runs}
     used["columns"] = [source for source in study.columns.values() if ":" not in source]
@@ -131,28 +131,28 @@ def _require_runs(name: str, study: Study) -> None:
 
 
 def pool_of(name: str, study: Study) -> tuple[str, Study]:
-    """The study that has the runs: this one, or its pool."""
+    """The study that has the runs: this study, or its pool."""
     return (study.pool, load(study.pool)) if study.pool else (name, study)
 
 
 def shown(name: str, study: Study) -> list[str]:
-    """Names of the runs of a study, those of its pool that it shows."""
+    """Names of the runs that a study shows."""
     return study.shown or list(pool_of(name, study)[1].runs)
 
 
 def changes(study: Study, run: str) -> Changes:
-    """All that a run changes in params.yaml: its preset, then the study's base, then its own values."""
+    """All values that a run changes in params.yaml: those of its preset, then the study's base, then its own."""
     own = {**study.base, **study.runs[run]}
     preset = own.pop("preset", None)
     return {**(presets.overrides(preset) if preset else {}), **own}
 
 
 def params(study: Study, run: str) -> dict[str, Any]:
-    """params.yaml as this run has it, validated."""
+    """params.yaml of this run, validated."""
     return presets.applied(read(), changes(study, run))
 
 
 def counted(study: Study) -> dict[str, dict[str, Any]]:
-    """Of each run, the values that its result depends on; see `plan.counted`."""
+    """For each run, the values that its result depends on; see `plan.counted`."""
     raw = read()
     return {run: plan.counted(study.targets, presets.changed(raw, changes(study, run))) for run in study.runs}

@@ -1,11 +1,11 @@
-"""fit(): the one training loop. It knows no model; it returns its history, and the stage writes it.
+"""fit(): the one training loop. It knows no particular model. It returns its history, and the stage writes it.
 
-Exact resume: the order of examples, augmentation and dropout of a step depend on (seed, stage, epoch or step) alone, so a
-checkpoint holds weights, optimizer, averages and counters, and nothing of any generator's state. A killed run that is
-given the same command again ends with the same bits as an uninterrupted one (on CPU).
+Exact resume: the order of examples, the augmentation and the dropout of a step depend only on (seed, stage, epoch or step). So
+a checkpoint holds weights, optimizer, averages and counters, but no generator's state. A killed run that is started again with
+the same command ends with the same bits as an uninterrupted one (on CPU).
 
-Several ranks share each batch, and go through the same steps: whatever decides how a training goes on (a value that is not
-finite, the best epoch, the end) is decided for all of them at once, since a rank that stops alone leaves the others waiting.
+Several ranks divide each batch and take the same steps. Every decision about the training (a value that is not finite, the best
+epoch, the end) is made for all ranks together, because a rank that stops alone leaves the others waiting.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from tessera.core.errors import InputError, NonFiniteError
 from tessera.core.seeding import generator, numpy_generator, seed_globally
 from tessera.training.settings import Training
 
-STEPS = 8  # of an epoch, at least: a larger batch is made smaller
-SMALL = 4  # examples of a batch that is not made smaller for their sake
-WARM_UP = 0.1  # of all steps, at most
-FEW = 100  # steps below which the log says so
-LOOKED_AT = 1000  # images of a split behind one point of a curve, at most; measures of results read whole splits
+STEPS = 8  # per epoch, at least; a larger batch is made smaller
+SMALL = 4  # examples per batch; a batch is not made smaller than this to reach STEPS
+WARM_UP = 0.1  # largest fraction of all steps
+FEW = 100  # steps; the log warns of a training with fewer
+LOOKED_AT = 1000  # images of a split behind one point of a curve, at most; results are measured on whole splits
 
 Row = dict[str, float]
 Batch = Callable[
     [np.ndarray, Generator, float], tuple[Any, ...]
-]  # indices [B], generator of this step, share of training done -> objective's arguments
+]  # indices [B], generator of this step, fraction of training completed -> arguments of the objective
 
 
 class Task(NamedTuple):
-    """What is trained. The stage says what, `Training` says how.
+    """One training. The stage defines the task, `Training` the hyperparameters.
 
     Attributes:
-        name: names the random streams, the progress bar and the checkpoint; it begins with the section of params.yaml
-            that `Training` comes from (`tokenizer`, and `extractor/scorer` where a stage trains several).
-        objective: `forward(*batch)` returns named, weighted terms (mean over the batch); their sum is minimised.
+        name: names the random streams, the progress bar and the checkpoint. It begins with the section of params.yaml
+            that holds `training` (`tokenizer`; `extractor/scorer` in a stage with several trainings).
+        objective: `forward(*batch)` returns named, weighted terms (means over the batch); their sum is minimised.
         examples: number of training examples.
-        batch: gathers the examples at given indices, and augments them with the given generator; what changes along
-            the training follows its share done, from 0 to below 1.
-        evaluate: validation row of the objective in eval mode.
-        score: of a row; the epoch where it is highest is kept. Early stopping watches it too.
-        snapshot: (objective, epoch) -> what to keep of an epoch in `snapshot_epochs` (0: before training), or None.
+        batch: gathers the examples at the given indices, and augments them with the given generator. Schedules receive
+            the fraction of training completed, from 0 to below 1.
+        evaluate: computes the validation row of the objective in eval mode.
+        score: score of a row. The weights of the epoch with the highest score are kept; early stopping uses it too.
+        snapshot: (objective, epoch) -> tensors to keep of an epoch in `snapshot_epochs` (0: before training), or None.
     """
 
     name: str
@@ -67,8 +67,8 @@ class Task(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """`history` has one row per evaluation; `epoch` is the one whose weights the objective now holds; `notes` say which values
-    of params.yaml the set was too small for, and what they were instead."""
+    """`history` has one row per evaluation. `epoch` is the epoch whose weights the objective now holds. `notes` name the values
+    of params.yaml for which the data set was too small, and the values used instead."""
 
     history: list[Row]
     epoch: int
@@ -77,8 +77,8 @@ class Fitted(NamedTuple):
 
 
 def learning_rate(step: int, training: Training, steps_per_epoch: int) -> float:
-    """Rate of update `step` (from 0): linear warm-up, then constant, cosine to zero (Loshchilov & Hutter 2017, eq. 5,
-    with eta_min = 0), or the same restarting every `restart_epochs`, or once where there are fewer epochs."""
+    """Learning rate of step `step` (from 0): linear warm-up, then constant, cosine to zero (Loshchilov & Hutter 2017, eq. 5,
+    with eta_min = 0), or cosine with restarts every `restart_epochs` epochs (one cycle if there are fewer epochs)."""
     if step < training.warmup_steps:
         return training.lr * (step + 1) / training.warmup_steps
     done, total = step - training.warmup_steps, training.epochs * steps_per_epoch - training.warmup_steps
@@ -91,18 +91,18 @@ def learning_rate(step: int, training: Training, steps_per_epoch: int) -> float:
 
 
 def averaging_decay(step: int, decay: float) -> float:
-    """Decay of the averaged weights after update `step` (from 1): `decay`, or less while there is little to average, or the
-    untrained weights would stand for most of a short training. As TensorFlow's `ExponentialMovingAverage` has it with
-    `num_updates`: min(decay, (1 + step) / (10 + step))."""
+    """Decay of the averaged weights after step `step` (from 1): min(decay, (1 + step) / (10 + step)), as in TensorFlow's
+    `ExponentialMovingAverage` with `num_updates`. With the full decay, the untrained weights would dominate the average of a
+    short training."""
     return min(decay, (1 + step) / (10 + step))
 
 
 def largest_batch(task: Task, training: Training, ranks: int) -> int:
-    """Examples of a batch, at most: an epoch has `STEPS` of them, where the examples suffice for batches of `SMALL`. A power of
-    two, which two or eight processes share alike: who computes must not change what is computed.
+    """Largest number of examples per batch: an epoch has at least `STEPS` batches, if that leaves batches of `SMALL`. It is a
+    power of two, so that two or eight processes divide it evenly: the number of processes must not change the result.
 
     Raises:
-        InputError: the processes cannot share a batch.
+        InputError: the processes cannot divide a batch.
     """
     processes = f"the {ranks} training processes (runtime.devices times runtime.nodes)"
     if training.batch_size % ranks:
@@ -115,13 +115,13 @@ def largest_batch(task: Task, training: Training, ranks: int) -> int:
             "source with more images"
         )
     few = min(task.examples, 1 << (max(SMALL, task.examples // STEPS).bit_length() - 1))
-    least = min(2, task.examples // ranks)  # of each process: what batch normalisation of a 1x1 grid needs
+    least = min(2, task.examples // ranks)  # per process: batch normalisation of a 1x1 grid needs two
     return max(least, few // ranks) * ranks
 
 
 def suited(task: Task, training: Training, ranks: int) -> tuple[Training, tuple[str, ...]]:
-    """`training` as it suits so many examples, and what was changed, for the log: a batch of at most `largest_batch`, and a
-    warm-up of at most the share `WARM_UP` of all steps."""
+    """`training` adapted to the number of examples, and a note for the log on each change: the batch is at most
+    `largest_batch`, and the warm-up at most the fraction `WARM_UP` of all steps."""
     own = f"{task.section}.training"
     batch_size = min(training.batch_size, largest_batch(task, training, ranks))
     steps = training.epochs * (task.examples // batch_size)
@@ -140,19 +140,19 @@ def suited(task: Task, training: Training, ranks: int) -> tuple[Training, tuple[
 
 
 def fit(task: Task, training: Training, seed: int, runtime: Runtime) -> Fitted:
-    """Train `task.objective` in place; on return it holds the kept weights, on the CPU, in eval mode.
+    """Train `task.objective` in place. On return it holds the best weights, on the CPU, in eval mode.
 
     Raises:
-        InputError: the ranks cannot share a batch, or the device does not compute in `training.precision`.
-        NonFiniteError: a term, a latent or the gradient is not finite, and nothing was updated with it; or no
-            evaluation was finite.
+        InputError: the ranks cannot divide a batch, or the device cannot compute in `training.precision`.
+        NonFiniteError: a term, a latent or the gradient is not finite (nothing was updated with it), or no evaluation
+            gave a finite score.
     """
     if reason := runtime.unsupported(training.precision):
         raise InputError(f"{task.section}.training.precision: {reason}")
     training, notes = suited(task, training, runtime.ranks)
     if runtime.main:
         print(*notes, sep="\n", end="\n" if notes else "", flush=True)
-    # the rest of an epoch is dropped; another rest in each epoch
+    # an epoch drops the examples that do not fill a batch, other ones in each epoch
     steps_per_epoch = task.examples // training.batch_size
     state = _State(task, training, runtime)
     steps = training.epochs * steps_per_epoch
@@ -180,14 +180,14 @@ def fit(task: Task, training: Training, seed: int, runtime: Runtime) -> Fitted:
 
 
 def _part(indices: np.ndarray, rank: int, ranks: int) -> np.ndarray:
-    """A rank's part of a batch. Readers of memory maps sort the indices: rank after rank, sorted parts are the sorted
-    batch, row by row as one process has it."""
+    """The part of a batch that a rank computes. Readers of memory maps sort the indices, so they are sorted before they are
+    divided: the parts, rank after rank, are then the rows of the batch as one process has it."""
     return np.split(np.sort(indices), ranks)[rank] if ranks > 1 else indices
 
 
 def _row_of_rank_0(row: Row, device: torch.device) -> Row:
-    """Every rank has evaluated the same weights on all of the split; on GPUs not to the same bits, and ranks would keep, and
-    stop at, different epochs."""
+    """The evaluation of rank 0, on every rank. All ranks evaluate the same weights on the whole split, but on GPUs not to the
+    same bits: ranks would keep, and stop at, different epochs."""
     if collectives.ranks() == 1:
         return row
     values = torch.tensor(list(row.values()), dtype=torch.float64, device=device)
@@ -196,14 +196,14 @@ def _row_of_rank_0(row: Row, device: torch.device) -> Row:
 
 
 class _State:
-    """All that a training run carries from step to step, which is what a checkpoint holds."""
+    """The state of a training between steps, which a checkpoint holds."""
 
     def __init__(self, task: Task, training: Training, runtime: Runtime) -> None:
         self.task, self.training, self.runtime = task, training, runtime
         self.objective = task.objective
         optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
         parameters = [p for p in self.objective.parameters() if p.requires_grad]
-        # fused: one kernel instead of eight for each parameter, a tenth of a step of a small model
+        # fused: one kernel instead of eight per parameter, which saves a tenth of a step of a small model
         self.optimizer = optimizer(parameters, lr=training.lr, weight_decay=training.weight_decay, fused=True)
         self.step, self.waited, self.stopped = 0, 0, False
         self.best_epoch, self.best_score = 0, -math.inf
@@ -226,7 +226,7 @@ class _State:
     def _require_same_step(self) -> None:
         """
         Raises:
-            InputError: rank 0 has a checkpoint that another rank does not find; on every rank alike.
+            InputError: the ranks resume at different steps, since some do not find the checkpoint. All ranks raise it.
         """
         if collectives.ranks() == 1:
             return
@@ -240,7 +240,7 @@ class _State:
             )
 
     def update(self, batch: tuple[Any, ...], rate: float) -> float:
-        """One optimizer step; returns the loss, that of the batch of all ranks."""
+        """Take one gradient step, and return the loss, the mean over the batch of all ranks."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.wrapped.train()
@@ -252,14 +252,14 @@ class _State:
                                  f"Lower {self.task.section}.training.lr") from None  # fmt: skip
         total = sum(terms.values())
         means = torch.stack([*terms.values(), total]).detach()
-        collectives.average(means)  # ranks hold equal parts of the batch; one value that is not finite makes all so
+        collectives.average(means)  # ranks hold equal parts of the batch; a non-finite value of one reaches all
         values = dict(zip([*terms, "total"], means.tolist(), strict=True))
         self._require_finite(values)
         self.optimizer.zero_grad(set_to_none=True)
         self.runtime.backward(total)
         clip = self.training.clip_norm or math.inf
         norm = float(self.runtime.clip_gradients(self.wrapped.parameters(), clip))
-        if self.training.precision != "fp16":  # under fp16 the gradient scaler skips such a step by itself
+        if self.training.precision != "fp16":  # under fp16 the gradient scaler itself skips such a step
             self._require_finite({"gradient_norm": norm})
         self.optimizer.step()
         self.step += 1
@@ -284,7 +284,7 @@ class _State:
         self.take_snapshot(epoch)
 
     def _evaluate(self, epoch: int) -> None:
-        # batch statistics are each rank's own until the next forward pass
+        # each rank has its own batch statistics until the next forward pass
         collectives.take_from_rank_0(*self.evaluated.buffers())
         self.evaluated.eval()
         with torch.no_grad():
@@ -320,7 +320,7 @@ class _State:
     COUNTERS = ("step", "waited", "stopped", "best_epoch", "best_score", "history", "sums")
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and plain values of a checkpoint."""
+        """Tensors and plain values for a checkpoint."""
         tensors = {f"objective/{name}": tensor for name, tensor in self.objective.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{slot}": torch.as_tensor(value) for slot, value in slots.items()}
@@ -351,7 +351,7 @@ class _State:
             setattr(self, name, values[name])
 
     def _laid_out(self, index: int, slot: Tensor) -> Tensor:
-        """In the memory layout of its parameter (channels-last): files are contiguous, and the fused optimizer walks
-        through both as they lie."""
+        """`slot` in the memory layout of its parameter (channels-last). Files hold contiguous tensors, but the fused optimizer
+        walks through parameter and slot in memory order."""
         parameter = [p for group in self.optimizer.param_groups for p in group["params"]][index]
         return torch.empty_like(parameter).copy_(slot) if slot.shape == parameter.shape and slot.dim() else slot

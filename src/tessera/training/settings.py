@@ -1,4 +1,4 @@
-"""How networks are trained: the same words under every section of params.yaml that trains one."""
+"""Hyperparameters of training: the same names in every section of params.yaml that trains a network."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tessera.core.params import Strict
 
 
 class Training(Strict):
-    """How `training.loop.fit` trains; the same words under extractor, tokenizer, probe and prior."""
+    """Hyperparameters of `training.loop.fit`, the same under extractor, tokenizer, probe and prior."""
 
     epochs: int = Field(ge=1, description="passes over the train split", examples=[2])
-    batch_size: int = Field(ge=1, description="examples per step, over all devices together; of a small train split fewer, "
-                            "see `training.loop.suited`", examples=[4])  # fmt: skip
+    batch_size: int = Field(ge=1, description="examples per step, over all devices together; fewer if the train split is "
+                            "small, see `training.loop.suited`", examples=[4])  # fmt: skip
     optimizer: Literal["adam", "adamw"] = Field(description="Adam, or AdamW (decoupled decay)", examples=["adam"])
     lr: float = Field(gt=0, description="peak learning rate", examples=[1e-3])
     weight_decay: float = Field(ge=0, description="weight decay", examples=[0.0])
@@ -23,12 +23,12 @@ class Training(Strict):
         description="after warm-up: constant, cosine to zero, or cosine with warm restarts", examples=["cosine"]
     )
     restart_epochs: int = Field(ge=1, description="length of each cosine cycle under `restarts`", examples=[1])
-    clip_norm: float = Field(ge=0, description="largest gradient norm; 0: not clipped", examples=[1.0])
-    weight_ema: float = Field(ge=0, lt=1, description="decay per step of the averaged weights that are kept, lower at the "
-                              "start; 0: none", examples=[0.0])  # fmt: skip
+    clip_norm: float = Field(ge=0, description="largest gradient norm; 0: no clipping", examples=[1.0])
+    weight_ema: float = Field(ge=0, lt=1, description="decay per step of the averaged weights, which are kept; lower at the "
+                              "start; 0: no averaging", examples=[0.0])  # fmt: skip
     evaluate_every: int = Field(ge=1, description="epochs between evaluations on the validation split", examples=[1])
-    patience: int = Field(ge=0, description="evaluations without improvement before stopping; 0: never", examples=[0])
+    patience: int = Field(ge=0, description="evaluations without improvement before it stops; 0: never", examples=[0])
     precision: Literal["float32", "bf16", "fp16"] = Field(
-        description="of the network's passes: float32, or mixed with bf16 or fp16. fp16 is not for CPUs",
+        description="precision of the forward and backward passes: float32, or mixed with bf16 or fp16. fp16 is not for CPUs",
         examples=["float32"],
     )

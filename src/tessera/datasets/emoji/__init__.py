@@ -1,9 +1,9 @@
-"""Emoji of several vendors in one folder, the same emoji of all of them in one split and one class. Nothing is moved.
+"""Emoji of several vendors in one folder. The same emoji of all vendors is in one split and one class. No file is moved.
 
     source/noto-emoji.parquet     any number of parquet files with the columns of `decoding.emoji.COLUMNS`
     source/twemoji/1f44b.png      any number of folders of images named by code points, at any depth
 
-The parquet files say what an emoji is called and which class it has, so at least one must be there.
+The parquet files give the name and the class of each emoji, so at least one is required.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-# 1f468-200d-1f4bb, u1f600, U+1F600, and as Noto's own repository has it: emoji_u1f468_200d_1f4bb
+# 1f468-200d-1f4bb, u1f600, U+1F600; and as in Noto's repository: emoji_u1f468_200d_1f4bb
 FILE_NAME = re.compile(r"(?:emoji_)?(?:u\+?)?([0-9a-f]{1,6}(?:[-_][0-9a-f]{1,6})*)", re.IGNORECASE)
-SHOWN = 500  # files that an error names: all that a vendor's set has too many
+SHOWN = 500  # files named in an error: enough for all surplus files of one vendor's set
 
 
 class Config(Strict):
     label: Literal["group", "subgroup"] = Field(
-        description="Unicode's division that gives the classes: 10 groups or 101 subgroups", examples=["group"]
+        description="Unicode's classification to use for classes: 10 groups or 101 subgroups", examples=["group"]
     )
-    extensions: list[str] = Field(min_length=1, description="file names of images end in one of these, in either case",
+    extensions: list[str] = Field(min_length=1, description="endings of image files, in upper or lower case",
                                   examples=[["png", "webp"]])  # fmt: skip
 
 
 class Drawing(NamedTuple):
-    """One vendor's image of one emoji; `title` is what an error calls it."""
+    """One vendor's image of one emoji. `title` names it in errors."""
 
     title: str
     vendor: str
-    codepoints: str  # spelt alike for all, see `spelling`
+    codepoints: str  # in the common spelling of all vendors, see `spelling`
     read: Callable[[], bytes]
 
 
 class Meaning(NamedTuple):
-    """What the parquet files say of an emoji."""
+    """Name, family and class of an emoji in the parquet files."""
 
     name: str
     family: str
@@ -58,16 +58,16 @@ class Meaning(NamedTuple):
 
 
 def load(config: Config, source: Path, generator: np.random.Generator) -> Source:
-    """All rows of the parquet files of `source`, then all images of its folders, both sorted; nothing is random.
+    """All rows of the parquet files in `source`, then all images of its folders, both sorted; nothing is random.
 
-    A name is `<vendor>/<emoji>`, the vendor being the name of the parquet file or of the folder. Emoji, family and class
-    are those of the first row with the same code points (but for variation selectors, fe0f), or else of the same family;
-    the name is then made of the code points themselves. Files of other kinds are named in the notes.
+    The name of an image is `<vendor>/<emoji>`; the vendor is the name of the parquet file or of the folder. Emoji, family and
+    class come from the first row with the same code points (variation selectors, fe0f, are ignored), or else from the first
+    row of the same family; in that case the code points serve as name. `notes` list files of other kinds.
 
     Raises:
-        InputError: there is no such folder, or no parquet in it; a folder in it is a link, or holds no image, or a link
-            leads nowhere; files are not named by code points, are of an emoji that no parquet has, or stand in no folder;
-            images of one vendor are of the same emoji. All such files are named at once.
+        InputError: the folder is missing or has no parquet file; a folder in it is a link or holds no image, or a link is
+            broken; files are not named by code points, show an emoji that no parquet file has, or lie in no folder; several
+            images of one vendor show the same emoji. The message names all such files.
     """
     shown, others = files.pictures(source, config.extensions)
     files.require_filled(source, config.extensions, shown)
@@ -86,7 +86,7 @@ def load(config: Config, source: Path, generator: np.random.Generator) -> Source
     found, problems = _drawings(source, shown)
     meant, classless = _meant([*drawings, *found], known)
     named, doubled = _named(meant)
-    if problems := [*problems, *classless, *doubled]:  # in one go: each run of DVC would tell of one only
+    if problems := [*problems, *classless, *doubled]:  # reported together, not one kind per run
         raise InputError("\n  ".join(problems))
     label_names = list(dict.fromkeys(meaning.label for meaning in known.values()))  # in the order of the rows
     index = {name: i for i, name in enumerate(label_names)}
@@ -108,7 +108,7 @@ def _row(table: pa.Table, i: int) -> bytes:
 
 
 def _drawings(source: Path, paths: list[Path]) -> tuple[list[Drawing], list[str]]:
-    """The images of the folders, and what is wrong with others."""
+    """The images in the folders, and the problems of other files."""
     drawings, homeless, nameless = [], [], []
     for path in paths:
         file, match = source / path, FILE_NAME.fullmatch(path.stem)
@@ -130,7 +130,7 @@ def _drawings(source: Path, paths: list[Path]) -> tuple[list[Drawing], list[str]
 
 
 def _meant(drawings: list[Drawing], known: dict[str, Meaning]) -> tuple[list[tuple[Drawing, Meaning]], list[str]]:
-    relatives = {meaning.family: meaning for meaning in reversed(known.values())}  # of a family the first row
+    relatives = {meaning.family: meaning for meaning in reversed(known.values())}  # family -> its first row
     found, unknown = [], []
     for drawing in drawings:
         if drawing.codepoints in known:
@@ -146,7 +146,7 @@ def _meant(drawings: list[Drawing], known: dict[str, Meaning]) -> tuple[list[tup
 
 
 def _named(meant: list[tuple[Drawing, Meaning]]) -> tuple[dict[str, list[str]], list[str]]:
-    """Titles by name, in the order of the images, and what is wrong where several have one name."""
+    """Titles by name, in the order of the images, and one problem for each name that several images have."""
     titles: dict[str, list[str]] = {}
     for drawing, meaning in meant:
         titles.setdefault(f"{drawing.vendor}/{meaning.name}", []).append(drawing.title)

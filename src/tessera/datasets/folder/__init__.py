@@ -1,6 +1,6 @@
 """A folder of image files, with or without classes as sub-folders. Files are never moved or changed.
 
-For a folder that is already divided into train/ and test/, take `dataset.name: huggingface`, which keeps such splits.
+If the folder is divided into train/ and test/, use `dataset.name: huggingface`, which keeps such splits.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 class Config(Strict):
-    labels: bool = Field(description="sub-folders are classes", examples=[True])
-    extensions: list[str] = Field(min_length=1, description="file names end in one of these, in either case",
+    labels: bool = Field(description="whether sub-folders are classes", examples=[True])
+    extensions: list[str] = Field(min_length=1, description="endings of image files, in upper or lower case",
                                   examples=[["png", "jpg"]])  # fmt: skip
 
     def rule(self, params: Params) -> Iterator[str]:
@@ -35,14 +35,14 @@ class Config(Strict):
 
 
 def load(config: Config, source: Path, generator: np.random.Generator) -> Source:
-    """All image files under `source`, sorted by path; nothing is random. What is hidden or ends otherwise is left out, and
-    named in the notes.
+    """All image files under `source`, sorted by path; nothing is random. Hidden files and files with other endings are left out,
+    and `notes` name them.
 
-    A file's name is its path below `source`, its family that path without the extension, its class the first folder.
+    The name of an image is its path below `source`, its family is that path without extension, its class is the first folder.
 
     Raises:
-        InputError: the folder is missing or holds no such file; files stand in no class, or a class has no file; a
-            folder is a link, or a link leads nowhere; a name is not UTF-8.
+        InputError: the folder is missing or holds no image file; images lie in no class folder, or a class folder holds none;
+            a folder is a link, or a link is broken; a name is not UTF-8.
     """
     paths, others = files.pictures(source, config.extensions)
     wanted = ", ".join(files.endings(config.extensions))

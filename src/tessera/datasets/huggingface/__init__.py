@@ -1,9 +1,9 @@
-"""Any set of images as the Hugging Face hub has them: of the hub at a fixed commit, or a local file or folder (parquet and
-other tables of `datasets`, or image files, in class folders, zip archives or with metadata.csv).
+"""Any image data set in a format of the Hugging Face hub: from the hub at a fixed commit, or a local file or folder. Local data
+are parquet or other tables that `datasets` reads, or image files in class folders, in zip archives or with metadata.csv.
 https://huggingface.co/docs/datasets
 
-Splits called test and val (validation, valid, dev, eval), in either case, keep their rows; all others are train, from which
-what the set lacks is taken. No code of a set is ever run.
+Splits named test and val (or validation, valid, dev, eval), in upper or lower case, keep their rows. All others are train; the
+splits that the set lacks are taken from it. No code of a data set is ever run.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 OWN_SPLITS = {"train": "train", "validation": "val", "test": "test"}
-ARROW_ENDS = (b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0")  # of a file, of a stream
-BATCH = 256  # rows that are held in memory at once
+ARROW_ENDS = (b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0")  # last bytes of a file and of a stream
+BATCH = 256  # rows in memory at once
 
 
 class Config(Strict):
     hub: str = Field(description="name on the hub, owner/name; empty: the local dataset.source", examples=[""])
-    revision: str = Field(description="commit of the hub set, 40 hex digits; empty: local", examples=[""])
+    revision: str = Field(description="commit of the data set on the hub, 40 hex digits; empty: local", examples=[""])
     configuration: str = Field(description="configuration (subset) of the set; empty: its default", examples=[""])
     image_column: str = Field(min_length=1, description="column of the images", examples=["image"])
     label_column: str = Field(description="column of the classes; empty: no labels", examples=[""])
     name_column: str = Field(description="column of the names; empty: split and row", examples=[""])
-    family_column: str = Field(description="rows of one value stay in one split; empty, or no value: each by itself",
-                               examples=[""])  # fmt: skip
+    family_column: str = Field(description="column whose equal values keep rows in one split; without it, or without a value, "
+                               "a row is a family of its own", examples=[""])  # fmt: skip
 
     @model_validator(mode="after")
     def _pinned(self) -> Config:
@@ -69,20 +69,20 @@ class Config(Strict):
 
 
 class Rows(NamedTuple):
-    """What is read: rows by split, remarks for the log, and the files of images that rows name by path."""
+    """Rows by split, notes for the log, and the image files that rows name by path."""
 
     parts: dict[str, Dataset]
     notes: list[str]
-    files: dict[str, File] = {}  # noqa: RUF012  nobody changes it
+    files: dict[str, File] = {}  # noqa: RUF012  it is never changed
 
 
 def load(config: Config, source: Path, generator: np.random.Generator) -> Source:
-    """The set that `config` names, or the local `source`; nothing is random. The notes tell which split is of what, and which
-    files are not read.
+    """The data set that `config` names, or the local `source`; nothing is random. `notes` say which files each split comes from,
+    and which files are not read.
 
     Raises:
-        InputError: there is no such set, it lacks a column, or a label is missing; of a local one, something that holds
-            images or rows would not be read, or is broken.
+        InputError: the set does not exist, it lacks a column, or a label is missing; in a local set, a file that holds images
+            or rows would not be read, or is damaged.
     """
     title = config.hub or str(source)
     rows = _hub(config) if config.hub else _local(config, source)
@@ -121,23 +121,23 @@ def load(config: Config, source: Path, generator: np.random.Generator) -> Source
 def _loading(title: str) -> Iterator[None]:
     """
     Raises:
-        InputError: `datasets` cannot load what is called `title`.
+        InputError: `datasets` cannot load the data. The message names it by `title`.
     """
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # its readers raise whatever malformed bytes lead them to
+    except Exception as error:  # on malformed bytes its readers raise errors of any type
         texts = [str(told).strip() for told in (error.__cause__, error) if told is not None]
         reason = next((text.splitlines()[0] for text in texts if text), "no more is said")
         raise InputError(f"cannot load {title}: {type(error).__name__}: {reason}") from error
 
 
-# of the hub
+# from the hub
 
 
 def _hub(config: Config) -> Rows:
-    """Cached, since a commit never changes."""
+    """The data set at a commit of the hub. It is cached, because a commit never changes."""
     import datasets
 
     cache = Path(os.environ.get("DVC_ROOT") or ".").resolve() / ".scratch" / "huggingface"
@@ -147,15 +147,15 @@ def _hub(config: Config) -> Rows:
     return Rows(parts, [f"{config.hub}: {len(data)} rows of split {part}" for part, data in parts.items()])
 
 
-# of this machine
+# from this machine
 
 
 def _local(config: Config, source: Path) -> Rows:
-    """Each file has its split, and what holds images or rows is read or an error. Nothing is cached, since neither name nor
-    time of a file says what is in it."""
+    """A local data set. Each file has a split, and every file with images or rows is read, or is an error. Nothing is cached,
+    because neither name nor time of a file identifies its content."""
     if not source.exists():
         raise InputError(f"dataset.source {str(source)!r}: there is no such file or folder; or set huggingface.hub")
-    os.environ["HF_HUB_OFFLINE"] = "1"  # read when `datasets` is imported; a stage is a process of its own
+    os.environ["HF_HUB_OFFLINE"] = "1"  # `datasets` reads it when it is imported; a stage is a process of its own
     there, hidden = imagefolder.found(source)
     base, stated = _stated(config, source)
     chosen = [file for file in there if file.stands.is_relative_to(base)]
@@ -164,7 +164,7 @@ def _local(config: Config, source: Path) -> Rows:
     kinds, metadata = _kinds(chosen)
     others = kinds.pop(OTHER, [])
     kind = _only_kind(kinds, source, [*hidden, *(str(file.path) for file in others)])
-    if source.is_dir():  # a shard alone is meant
+    if source.is_dir():  # a single file may be one shard on purpose
         imagefolder.require_shards(chosen)
     if kind == "parquet":
         kinds[kind] = _whole(kinds[kind])
@@ -184,11 +184,11 @@ def _local(config: Config, source: Path) -> Rows:
 
 
 def _stated(config: Config, source: Path) -> tuple[Path, dict[str, set[Path]] | None]:
-    """By the card of a set (README.md): the folder of the configuration, and the files of its splits; None where names say
-    them.
+    """The folder of the configuration and the files of its splits, as the card of the set (README.md) states them. The files are
+    None if the names of files and folders determine the splits.
 
     Raises:
-        InputError: the card is broken, has no such configuration, or states files that are not there.
+        InputError: the card is malformed, has no such configuration, or states files that do not exist.
     """
     from datasets.data_files import sanitize_patterns
     from huggingface_hub import DatasetCard
@@ -219,13 +219,13 @@ def _stated(config: Config, source: Path) -> tuple[Path, dict[str, set[Path]] | 
 
 
 def _has_card(source: Path) -> bool:
-    """Whether its README.md is more than text."""
+    """Whether README.md is a card: text with a YAML header."""
     card = source / "README.md"
     return card.is_file() and card.read_text(encoding="utf-8", errors="replace").lstrip().startswith("---")
 
 
 def _matches(base: Path, patterns: Iterable[str]) -> set[Path]:
-    """Files below `base`; that it has brackets in its own name does not make it a pattern."""
+    """Files below `base` that match the patterns. Brackets in the path of `base` itself are not patterns."""
     found = set()
     for pattern in patterns:
         names = [pattern] if (base / pattern).is_file() else glob.glob(pattern, root_dir=base, recursive=True)
@@ -237,7 +237,7 @@ def _matches(base: Path, patterns: Iterable[str]) -> set[Path]:
 
 
 def _kinds(files: Iterable[File]) -> tuple[dict[str, list[File]], list[File]]:
-    """Files by kind, and those that describe images beside them."""
+    """Files by kind, and the metadata files that describe images."""
     kinds: dict[str, list[File]] = {}
     metadata: list[File] = []
     for file in files:
@@ -251,9 +251,10 @@ def _kinds(files: Iterable[File]) -> tuple[dict[str, list[File]], list[File]]:
 
 
 def _only_kind(kinds: dict[str, list[File]], source: Path, others: list[str]) -> str:
-    """
+    """The one kind of files that is read.
+
     Raises:
-        InputError: files of several kinds would be read, or of none; or some hold rows or images that nothing reads.
+        InputError: there are files of several kinds, or of none; or files that may hold rows or images and cannot be read.
     """
     if unread := kinds.get(UNREAD):
         names = listed(file.path for file in unread)
@@ -277,27 +278,27 @@ def _by_split(
     if stated is not None:
         splits = {split: [file for file in files if file.stands in own] for split, own in stated.items()}
         return {split: own for split, own in splits.items() if own}
-    # what a file is called that is the whole set says nothing
+    # if one file is the whole set, its name does not determine a split
     told = imagefolder.splits([PurePosixPath(*file.path.parts[single:]) for file in files], images)
     splits = {split: [file for file, at in zip(files, told, strict=True) if at == split] for split in OWN_SPLITS}
     return {split: own for split, own in splits.items() if own}
 
 
 def _places(files: list[File]) -> str:
-    """The folders of many files, or their names."""
+    """The names of the files, or their folders if there are more than five."""
     names = [str(file.path) for file in files] if len(files) <= 5 else [f"{file.path.parent}/" for file in files]
     return listed(dict.fromkeys(names), 10)
 
 
 def _images(by_split: dict[str, list[File]], metadata: list[File], column: str) -> dict[str, Dataset]:
-    """Rows with the path of each image, its class folder as `label`, or what metadata says of it instead. Of several
-    images in a row, that of `column` says the split."""
+    """Rows with the path of each image and its class folder as `label`, or with the columns of the metadata instead. If a row has
+    several images, that of `column` determines the split."""
     import datasets
     import pyarrow as pa
 
     found = [(split, file.path) for split, own in by_split.items() for file in own]
     if metadata:
-        labels = None  # or as metadata says
+        labels = None  # labels are a column of the metadata, if there are any
         table, images = imagefolder.described(metadata, [file for own in by_split.values() for file in own])
         at = {str(path): split for split, path in found}
         first = sorted(images, key=lambda name: name != column)
@@ -326,7 +327,7 @@ def _images(by_split: dict[str, list[File]], metadata: list[File], column: str) 
 
 
 def _features(config: Config, source: Path) -> Any:
-    """What the card of a set says of its columns, or None."""
+    """The types of columns that the card of a set states, or None."""
     from datasets.info import DatasetInfosDict
 
     if not _has_card(source):
@@ -345,17 +346,17 @@ def _tables(kind: str, by_split: dict[str, list[File]], features: Any) -> dict[s
     where = {split: [str(file.stands.resolve()) for file in own] for split, own in by_split.items()}
     files = DataFilesDict({split: DataFilesList(own, [()] * len(own)) for split, own in where.items()})  # no patterns
     with _loading(listed(str(file.stands) for own in by_split.values() for file in own)):
-        # read as a stream, and told to cache in a place that is none of this machine's: nothing is written, nothing old read
+        # as a stream with an in-memory cache: nothing is written to this machine, and no old cache is read
         streams = datasets.load_dataset(module, data_files=files, features=features, streaming=True, cache_dir="memory://",
                                         **options)  # fmt: skip
         return {split: _on_disk(stream) for split, stream in streams.items()}
 
 
 def _whole(files: list[File]) -> list[File]:
-    """The parquet files that hold rows: `datasets` stumbles over others.
+    """The parquet files that hold rows. Empty ones are left out, because `datasets` fails on them.
 
     Raises:
-        InputError: files are broken (all are named), none holds rows, or they have not all the same columns.
+        InputError: files are damaged (the message names all), none holds rows, or their columns differ.
     """
     from pyarrow import ArrowException, parquet
 
@@ -385,7 +386,7 @@ def _whole(files: list[File]) -> list[File]:
 def _require_whole(kind: str, files: list[File]) -> None:
     """
     Raises:
-        InputError: files that are not parquet are something else than their names say, or tars are damaged (all are named).
+        InputError: files are not of the kind that their names say, or tars are damaged. The message names all.
     """
     damage = _damage_of_tar if kind == "webdataset" else partial(_damage, kind)
     damages = {file.title: damage(file.stands) for file in files}
@@ -394,8 +395,8 @@ def _require_whole(kind: str, files: list[File]) -> None:
 
 
 def _damage(kind: str, path: Path) -> str:
-    """What is wrong with a table, as far as its first and last bytes tell; empty: nothing. A stream of Arrow that is cut
-    between two batches can be read, without the rest."""
+    """The damage of a table file, as far as its first and last bytes show it; '' if they show none. A stream of Arrow that is cut
+    between two batches would be read without the rest."""
     with path.open("rb") as stream:
         if other := taken_for(stream.read(1024)):
             return f"it is {other[0]}. {other[1]}"
@@ -406,15 +407,16 @@ def _damage(kind: str, path: Path) -> str:
 
 
 def _damage_of_tar(path: Path) -> str:
-    """What is wrong with a tar, packed or not; empty: nothing. `tarfile` takes a broken header, and a cut between two
-    files, for the end: so there must be the block of zeros that ends a tar, and then at most what fills its last record."""
+    """The damage of a tar, compressed or not; '' if there is none. `tarfile` takes a broken header, or a cut between two files,
+    for the end of the archive. So after the last file there must be the block of zeros that ends a tar, and then at most the
+    padding of the last record."""
     most = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
     try:
         with tarfile.open(path) as archive:
             filled = False
             while member := archive.next():
                 filled |= member.isfile()
-                archive.members.clear()  # type: ignore[attr-defined]  # tarfile's own stubs lack it; there may be millions
+                archive.members.clear()  # type: ignore[attr-defined]  # missing in tarfile's stubs; saves memory
             if not filled:
                 return "there is no file in it"
             assert archive.fileobj is not None
@@ -430,7 +432,7 @@ def _damage_of_tar(path: Path) -> str:
 
 
 def _on_disk(stream: IterableDataset) -> Dataset:
-    """The rows in a file without a name: it is gone when the process ends, however it ends, and takes no memory."""
+    """The rows in an unnamed file: it needs no memory, and is deleted when the process ends, even if it is killed."""
     import datasets
     import pyarrow as pa
 
@@ -463,11 +465,11 @@ def _require_columns(config: Config, data: Dataset, title: str) -> None:
 
 
 def _encoded(data: Dataset, column: str, title: str) -> Dataset:
-    """The column as encoded bytes: decoded here, a corrupt image can be named."""
+    """The image column as encoded bytes, undecoded: if it is decoded here, errors can name the corrupt image."""
     from datasets import Image
 
     try:
-        if "string" in str(getattr(data.features[column], "dtype", "")):  # would be taken for the paths of images
+        if "string" in str(getattr(data.features[column], "dtype", "")):  # `datasets` would take it for paths of images
             raise TypeError("text")
         return data.select_columns([column]).cast_column(column, Image(decode=False))
     except (TypeError, ValueError) as error:
@@ -478,8 +480,8 @@ def _encoded(data: Dataset, column: str, title: str) -> Dataset:
 def _require_inside(data: Dataset, column: str, source: Path, title: str) -> None:
     """
     Raises:
-        InputError: rows name images by path that do not lie in the folder `source`: they could change unseen, since DVC
-            watches the source alone.
+        InputError: rows name images by paths outside the folder `source`. DVC watches only the source, so a change of these
+            images would go unnoticed.
     """
     import pyarrow.compute as pc
 
@@ -507,7 +509,7 @@ def _bytes(value: dict[str, Any], files: dict[str, File], source: Path) -> bytes
 
 
 def _families(values: list[Any], ids: list[str]) -> list[str]:
-    """A row without a value is a family of its own, by a name that no value has."""
+    """The family of each row: its value, or if it has none, a unique name that is not among the values."""
     taken = {str(value) for value in values if value is not None}
     found = []
     for value, own in zip(values, ids, strict=True):
@@ -522,7 +524,7 @@ def _column(parts: dict[str, Dataset], column: str) -> list[Any]:
 
 
 def _labels(parts: dict[str, Dataset], column: str, title: str) -> tuple[Sequence[int], list[str]]:
-    """Class indices and names: of a ClassLabel as it says, otherwise the values there are, sorted."""
+    """Class indices and names: those of a ClassLabel, otherwise the sorted values of the column."""
     values = _column(parts, column)
     names = [getattr(data.features[column], "names", None) for data in parts.values()]
     known: dict[Any, str]
@@ -541,4 +543,4 @@ def _labels(parts: dict[str, Dataset], column: str, title: str) -> tuple[Sequenc
 
 
 def _natural(value: str | int) -> tuple[bool, Any]:
-    return isinstance(value, str), value  # numbers by size, before words
+    return isinstance(value, str), value  # numbers by size, then words

@@ -1,8 +1,8 @@
-"""Folders of images and tables as the Hugging Face hub has them: which split a name says, class folders, zip archives,
-`metadata.csv`. https://huggingface.co/docs/datasets/image_dataset
+"""Folders of images and tables as on the Hugging Face hub: splits from names, class folders, zip archives, `metadata.csv`.
+https://huggingface.co/docs/datasets/image_dataset
 
-`datasets` itself loads the files whose names fit the first of several patterns, and leaves all others out without a word;
-here every file has its place. No torch.
+`datasets` itself loads only files whose names match the first of several patterns, and ignores all others without a message.
+Here every file is either read or reported. No torch.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from tessera.decoding.compressed import reason
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SPLIT_WORDS = {  # those of `datasets`
+SPLIT_WORDS = {  # the words that `datasets` knows
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 BETWEEN_WORDS = re.compile(r"[-._ \d]+")
-ADDED = re.compile(r"(?i:set)$|(?<=[a-z])[A-Z]$")  # testset, trainA
-SHARD = re.compile(r"(.+)-(\d{3,6})-of-(\d{3,6})(-\w+)?\.\w+")  # -hash: as older sets of the hub have it
-NO_WORDS = ("", "of", "zip")  # train-00000-of-00002, train.zip
+ADDED = re.compile(r"(?i:set)$|(?<=[a-z])[A-Z]$")  # suffixes that are ignored: testset, trainA
+SHARD = re.compile(r"(.+)-(\d{3,6})-of-(\d{3,6})(-\w+)?\.\w+")  # -hash: in older sets of the hub
+NO_WORDS = ("", "of", "zip")  # in train-00000-of-00002 and train.zip
 
 IMAGE, UNREAD, OTHER = "image", "unread", "other"
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".csv": "csv", ".tsv": "tsv", ".json": "json",
           ".jsonl": "json", ".ndjson": "json"}  # fmt: skip
-DESCRIBE = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # the set
+DESCRIBE = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # no rows
 NEVER_READ = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".npy", ".npz", ".mat", ".pkl", ".tfrecord",
               ".h5", ".hdf5", ".lmdb", ".mdb")  # fmt: skip
-NEVER_DECODED = (".svg", ".heic", ".heif", ".jxl")  # images to a reader: the error says what helps
-KNOWN_BY_CONTENT = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")  # whatever their names end in
+NEVER_DECODED = (".svg", ".heic", ".heif", ".jxl")  # they count as images: the error on decoding gives the remedy
+KNOWN_BY_CONTENT = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")  # recognised with any ending
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 class File(NamedTuple):
-    """A file below the source, or in an archive below it, which counts as a folder. `stands` is the file that is on
-    disk, `title` what an error calls it."""
+    """A file below the source, or in an archive below it; an archive counts as a folder. `stands` is the file on disk, `title`
+    its name in errors."""
 
     path: PurePosixPath
     stands: Path
@@ -58,20 +58,20 @@ class File(NamedTuple):
     def read(self) -> bytes:
         """
         Raises:
-            OSError: whatever is wrong with the file or the archive.
+            OSError: the file or its archive cannot be read, for any reason.
         """
         try:
             with self.open() as stream:
                 return stream.read()
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: it has a password
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: needs a password
             raise OSError(str(error)) from error
 
 
 def found(source: Path) -> tuple[list[File], list[str]]:
-    """All files of a folder, or of the single file `source`, sorted; and the names of what is hidden, which is left out.
+    """All files of the folder `source`, or that single file, sorted; and the names of hidden files, which are left out.
 
     Raises:
-        InputError: as `files.visible`; a name is not UTF-8; an archive is broken (all are named).
+        InputError: as in `files.visible`; a name is not UTF-8; archives are damaged (the message names all).
     """
     paths, left_out = files.visible(source) if source.is_dir() else ([Path(source.name)], [])
     folder = source if source.is_dir() else source.parent
@@ -99,7 +99,7 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def _members(path: Path, where: Path) -> list[File]:
-    archive = zipfile.ZipFile(where)  # open as long as the images are: a big one's table of contents is read once
+    archive = zipfile.ZipFile(where)  # kept open while images are read, so that its directory is read only once
     inside = {member.filename: member for member in archive.infolist() if not member.is_dir()}
     return [
         File(PurePosixPath(path.as_posix(), name), where, f"{where}/{name}", partial(archive.open, inside[name]))
@@ -112,13 +112,13 @@ def _is_hidden(path: PurePosixPath) -> bool:
 
 
 def kind(file: File) -> str:
-    """`IMAGE`, the name of the module of `datasets` that reads it, `UNREAD` (images or rows in a form that nothing here
-    reads), or `OTHER`: LICENSE, notes.txt."""
+    """`IMAGE`, the module of `datasets` that reads the file, `UNREAD` (images or rows in a format that is not supported), or
+    `OTHER`: LICENSE, notes.txt."""
     ending = file.path.suffix.lower()
     if file.path.name in DESCRIBE:
         return OTHER
     if ending in TABLES:
-        return TABLES[ending] if file.path.name == file.stands.name else UNREAD  # no table in an archive is read
+        return TABLES[ending] if file.path.name == file.stands.name else UNREAD  # tables in archives are not supported
     if ending in NEVER_READ:
         return UNREAD
     if ending in NEVER_DECODED or Image.registered_extensions().get(ending) in Image.OPEN:
@@ -126,13 +126,13 @@ def kind(file: File) -> str:
     try:
         with file.open() as stream, Image.open(io.BytesIO(stream.read(4096)), formats=KNOWN_BY_CONTENT):
             return IMAGE
-    except Exception:  # Pillow's readers of headers raise whatever malformed bytes lead them to
+    except Exception:  # on malformed bytes Pillow's readers raise errors of any type
         return OTHER
 
 
 def said(names: Iterable[str]) -> str | None:
-    """The split that names say, outermost first: `train`, `validation`, `test`, or None. A name that says nothing else
-    (Test, val2017, testset, trainA) counts before one that has such a word in it (test_tube)."""
+    """The split that names state, outermost first: `train`, `validation`, `test`, or None. A name made only of such words (Test,
+    val2017, testset, trainA) takes precedence over a name that contains one (test_tube)."""
     within = None
     for name in names:
         words = [ADDED.sub("", word).lower() for word in BETWEEN_WORDS.split(name)]
@@ -145,10 +145,10 @@ def said(names: Iterable[str]) -> str | None:
 
 
 def splits(paths: Sequence[PurePosixPath], images: bool) -> list[str]:
-    """Of each path below the source; `train` where nothing is said.
+    """The split of each path below the source; `train` if its names state none.
 
-    Folders say it, and tables by their own names. Of single images a word in the file's name is as a rule what it shows
-    (train.png, test_tube.png), so it counts only where every image says a split.
+    Folders state a split, and so do the names of tables. In the name of a single image such a word usually says what the image
+    shows (train.png, test_tube.png). So it counts only if the name of every image states a split.
     """
     whole = [said([*path.parts[:-1], path.stem]) for path in paths]
     if images and not all(whole):
@@ -159,7 +159,7 @@ def splits(paths: Sequence[PurePosixPath], images: bool) -> list[str]:
 def require_shards(there: Iterable[File]) -> None:
     """
     Raises:
-        InputError: of the files called `train-00000-of-00003.parquet` and so on, one is not there (all are named).
+        InputError: shards are missing from a series `train-00000-of-00003.parquet` and so on. The message names all.
     """
     sets: dict[tuple[Path, str, str], set[int]] = {}
     for stands in dict.fromkeys(file.stands for file in there):
@@ -169,7 +169,7 @@ def require_shards(there: Iterable[File]) -> None:
             sets.setdefault((stands.parent / start, count, stands.suffix), set()).add(int(number))
     missing = []
     for (start, count, ending), numbers in sets.items():
-        first = int(int(count) in numbers)  # some count from 1
+        first = int(int(count) in numbers)  # some series count from 1
         absent = [i for i in range(first, first + int(count)) if i not in numbers]
         missing += [f"{start}-{i:0{len(count)}}-of-{count}{ending}" for i in absent]
     if missing:
@@ -180,19 +180,19 @@ def require_shards(there: Iterable[File]) -> None:
 
 
 def classes(paths: Sequence[PurePosixPath]) -> list[str] | None:
-    """The innermost folder of each image, where all stand equally deep and in several; else None, as `datasets` has it."""
+    """The innermost folder of each image if all images are equally deep and in several folders; else None, as in `datasets`."""
     if len({len(path.parts) for path in paths}) != 1 or len({path.parent.name for path in paths}) < 2:
         return None
     return [path.parent.name.removesuffix(".zip") for path in paths]
 
 
 def described(tables: Sequence[File], images: Sequence[File]) -> tuple[pa.Table, list[str]]:
-    """Rows of the metadata files, and which of their columns are images: `file_name` becomes `image`, `x_file_name` becomes
-    `x`, their values the paths of the images below the source.
+    """The rows of the metadata files, and which of their columns are images. The column `file_name` becomes `image`, and
+    `x_file_name` becomes `x`; their values become paths below the source.
 
     Raises:
-        InputError: a file is broken or has no such column; it names an image that is not there, or an image is named in
-            none (all are named).
+        InputError: a file is damaged or has no such column; it names images that do not exist, or no file names some images.
+            The message names all.
     """
     import pyarrow as pa
 
@@ -223,10 +223,10 @@ def described(tables: Sequence[File], images: Sequence[File]) -> tuple[pa.Table,
 
 
 def _one_table(files: Sequence[File], rows: Sequence[pa.Table], columns: dict[str, str]) -> pa.Table:
-    """The rows of all metadata, with their columns of images renamed as `columns` says.
+    """The rows of all metadata files, with the image columns renamed by `columns`.
 
     Raises:
-        InputError: columns would have the same name, or hold values of several types.
+        InputError: two columns would have the same name, or a column holds values of several types.
     """
     import pyarrow as pa
 
@@ -268,10 +268,10 @@ def _metadata(file: File) -> pa.Table:
 
 
 def _below(metadata: File, name: Any) -> str | None:
-    """The path below the source of the image that `metadata` calls `name`; `./a.png` is `a.png`.
+    """The path below the source of the image that `metadata` names; `./a.png` becomes `a.png`.
 
     Raises:
-        InputError: it is no text.
+        InputError: the name is not text.
     """
     if not isinstance(name, str | None):
         raise InputError(f"{metadata.path} calls an image {name!r}, which is no text. Write the whole name of its file")

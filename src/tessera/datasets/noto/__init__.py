@@ -1,7 +1,7 @@
-"""The emoji that come with the project: data/noto-emoji.parquet, 128x128, drawn by Google's font Noto Color Emoji.
+"""The emoji included in the project: data/noto-emoji.parquet, 128x128 pixels, from Google's font Noto Color Emoji.
 
-Half of the rows are skin-tone or gender variants of another. The family of an emoji is what remains of its code points
-without them: variants stay in one split, or test images would be near copies of training images.
+Half of the rows are skin-tone or gender variants of another emoji. The family of an emoji is its code points without tone and
+gender. All variants of a family stay in one split; otherwise test images would be near copies of training images.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 class Config(Strict):
     label: Literal["group", "subgroup"] = Field(
-        description="Unicode's division that gives the classes: 10 groups or 101 subgroups", examples=["group"]
+        description="Unicode's classification to use for classes: 10 groups or 101 subgroups", examples=["group"]
     )
 
 
 def load(config: Config, source: Path, generator: np.random.Generator) -> Source:
-    """The parquet at `source`, with the columns of `decoding.emoji.COLUMNS`; nothing is random.
+    """The parquet file at `source`, with the columns of `decoding.emoji.COLUMNS`; nothing is random.
 
     Raises:
-        InputError: it is missing, no parquet, or lacks a column.
+        InputError: the file is missing, is not parquet, or lacks a column.
     """
     table = read(source)
     names, codepoints, labels = (table[column].to_pylist() for column in ("name", "codepoints", config.label))
