@@ -1,4 +1,4 @@
-"""Transformer blocks (Vaswani et al. 2017, arXiv 1706.03762; pre-norm as in GPT-2): causal or in both directions."""
+"""Transformer blocks (Vaswani et al. 2017, arXiv 1706.03762; pre-norm as in GPT-2): causal or bidirectional."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
 
 
 class _Rotation(torch.autograd.Function):
-    SMALL = 1e-6  # norms, and 1 + cosine, under which no rotation is defined
+    SMALL = 1e-6  # norms and 1 + cosine below this leave the rotation undefined
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, z: Tensor, z_q: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ Estimator = Literal["straight_through", "rotation"]
 ESTIMATORS = {"straight_through": straight_through, "rotation": rotation}
 
 
-# where code vectors come from
+# initialisation and statistics of code vectors
 
 
 def random_codes(k: int, dim: int, how: str) -> Float[Tensor, "k d"]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Config(Strict):
     weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
     diversity: float = Field(ge=0, description="weight of H(mean p(c|z)) in the term", examples=[1.0])
-    temperature: float = Field(gt=0, description="of the soft assignment, in squared units of the latents",
+    temperature: float = Field(gt=0, description="temperature of p(c|z), in squared units of the latents",
                                examples=[1.0])  # fmt: skip
 
     def rule(self, params: Params) -> Iterator[str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Config(conv.Autoencoder):
     """`downsampling` is for the bottom level; every encoder and decoder has `blocks` residual blocks."""
 
-    top_downsampling: Literal[2, 4] = Field(description="bottom codes per top code, each way", examples=[2])
+    top_downsampling: Literal[2, 4] = Field(description="bottom codes per top code along each side", examples=[2])
 
     def smallest_grid(self, image_size: int) -> int:
         return super().smallest_grid(image_size) // self.top_downsampling

@@ -47,7 +47,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z_]*$")]
 
 EXACT = ("raster", "gibbs")  # methods that need a likelihood
 HEADLINE = ("psnr_db", "psnr_db_of_mean", "ssim")
-GREY = 128  # of masked pixels in the picture
+GREY = 128  # masked pixels in the picture
 
 
 class Config(Strict):

@@ -1,4 +1,4 @@
-"""The figure of all masks: a sheet per image, with the names of rows and columns."""
+"""The figure of all masks: one sheet per mask, with the names of masks and columns."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Config(Strict):
         examples=[0.5],
     )
     points: int = Field(ge=2, description="of learned: most training images on the graph", examples=[12])
-    neighbours: int = Field(ge=1, description="of learned: k of the graph", examples=[3])
+    neighbours: int = Field(ge=1, description="of learned: k of the nearest-neighbour graph", examples=[3])
 
 
 @torch.no_grad()
