@@ -119,7 +119,7 @@ def test_a_mask_that_leaves_nothing_is_named(config):
     ("values", "message"),
     [
         ({"structured": {"eyes": [0.5, 0.1, 0.4, 0.9]}}, "structured.eyes must have top < bottom"),
-        ({"centre": [0.2, 0.201]}, "centre must have shares that differ in whole percent"),
+        ({"centre": [0.2, 0.201]}, "centre must have fractions that differ in whole percent"),
         ({kind: [] for kind in masks.KINDS} | {"structured": {}}, "at least one mask"),
         ({"exploration": 0.0}, "greater than 0"),
     ],

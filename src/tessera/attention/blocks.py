@@ -1,4 +1,4 @@
-"""Transformer blocks (Vaswani et al. 2017, arXiv 1706.03762; pre-norm as in GPT-2): causal or in both directions."""
+"""Transformer blocks (Vaswani et al. 2017, arXiv 1706.03762; pre-norm as in GPT-2): causal or bidirectional."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tessera.core.contracts import Grids
 from tessera.networks.dropout import dropped
 
 RATIO = 4  # width of the MLP, in channels
-ROOM = 32  # positions by which a cache grows
+ROOM = 32  # positions by which the cache of keys and values grows
 
 
 class Places(nn.Module):
-    """A vector [T,C] for each position of all grids: one of its row, one of its column, one of its grid, summed.
+    """Position embeddings [T,C] of all grids: the sum of one vector per row, one per column and one per grid.
 
-    All start as standard normal numbers, as embeddings in torch do. At 0.02, as in GPT-2, what blocks add drowns them: a
-    rule about neighbours is then learnt several times later.
+    They are initialised as N(0, 1), as embeddings in torch are. With GPT-2's standard deviation of 0.02 they drown in the
+    output of the blocks, and rules about neighbours are learned several times later.
     """
 
     def __init__(self, grids: Grids, channels: int) -> None:
@@ -37,17 +37,17 @@ class Places(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x)), on [B,T,C].
 
-    `kv_heads`, which divides `heads`, is how many heads keys and values have; each is shared by a group of heads of
-    queries (grouped-query attention, Ainslie et al. 2023, arXiv 2305.13245; 1: multi-query, Shazeer 2019, arXiv 1911.02150).
-    None: as many as `heads`. `dropout` is a probability, 0 outside training: of what each of the two adds (Vaswani et al.
-    2017, sec. 5.4).
+    `kv_heads` is the number of heads of keys and values; it divides `heads`, and a group of query heads shares each
+    (grouped-query attention, Ainslie et al. 2023, arXiv 2305.13245; 1: multi-query, Shazeer 2019, arXiv 1911.02150). None:
+    as many as `heads`. `dropout` is a probability, 0 outside training; it acts on the output of attention and of the MLP
+    (Vaswani et al. 2017, sec. 5.4).
     """
 
     def __init__(self, channels: int, heads: int, kv_heads: int | None = None) -> None:
         super().__init__()
         self.heads, self.kv_heads = heads, kv_heads or heads
         self.norm_attention, self.norm_mlp = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.parts = (channels, *2 * (channels // heads * self.kv_heads,))  # of query, key, value
+        self.parts = (channels, *2 * (channels // heads * self.kv_heads,))  # channels of query, key, value
         self.qkv, self.out = nn.Linear(channels, sum(self.parts)), nn.Linear(channels, channels)
         self.mlp = nn.Sequential(
             nn.Linear(channels, RATIO * channels), nn.GELU(), nn.Linear(RATIO * channels, channels)
@@ -63,13 +63,13 @@ class Block(nn.Module):
 
 
 class Walk:
-    """A causal block, one position of `n` sequences at a time. Keys and values of the positions so far live in this object
-    alone, so that walks do not disturb each other.
+    """A causal block, one position of `n` sequences at a time. Each walk holds its own cache of keys and values, so walks do
+    not affect each other.
 
-    On CPU a step takes about as long as it takes to read what is kept and the weights. Fewer `kv_heads` are less to read.
-    Keys are kept transposed, [n*kv_heads,d,t]: scores are then sums of whole rows, as attended values are, and both
-    products read in the order of memory. So do those with weights, transposed once. Room grows by `ROOM` positions at a
-    time, though the length is known: memory is read faster without gaps for positions to come.
+    On CPU the time of a position is about the time to read the cache and the weights. Fewer `kv_heads` mean less to read.
+    Keys are cached transposed, [n*kv_heads,d,t], so that scores, like attended values, are sums of whole rows and both
+    products read memory in order. Weights are transposed once for the same reason. The cache grows by `ROOM` positions at a
+    time although the length is known: memory without gaps for later positions is read faster.
     """
 
     def __init__(self, block: Block, n: int) -> None:
@@ -78,8 +78,8 @@ class Walk:
         self.batch, self.filled = n * groups, 0
 
         def grouped(whole: Tensor) -> Tensor:
-            """The queries of a group, its key and its value side by side: of all groups of all sequences they are then
-            views, not copies. Scores are scaled here, once."""
+            """Places the queries of a group, its key and its value side by side, so that all groups of all sequences are
+            views, not copies. Queries include the scale of the scores."""
             query, key, value = (part.unflatten(0, (groups, -1)) for part in whole.split(block.parts))
             return torch.cat([query * dim**-0.5, key, value], dim=1).flatten(0, 1)
 
@@ -89,7 +89,7 @@ class Walk:
         self.keys, self.values = (block.out.weight.new_empty(self.batch, *room) for room in ((dim, 0), (0, dim)))
 
     def advance(self, x: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        """The next position of a causal `forward`. `x` is overwritten."""
+        """`Block.forward` at the next position. `x` is overwritten."""
         (qkv, b_qkv), (out, b_out), (up, b_up), (down, b_down) = self.qkv, self.out, self.up, self.down
         projected = torch.addmm(b_qkv, self.norm_attention(x), qkv).view(self.batch, self.queries + 2, -1)
         attended = self._attend(projected[:, :-2], projected[:, -2], projected[:, -1])
@@ -99,13 +99,13 @@ class Walk:
     def _attend(
         self, q: Float[Tensor, "b q d"], k: Float[Tensor, "b d"], v: Float[Tensor, "b d"]
     ) -> Float[Tensor, "b q d"]:
-        """Keeps the next key and value, and attends to all so far, these included (Vaswani et al. 2017, eq. 1, whose
-        scale the queries have already); b is n * kv_heads, each with q queries."""
-        if self.filled == self.values.shape[1]:  # padding would fill the whole with zeros first
+        """Caches the next key and value, then attends to all cached ones (Vaswani et al. 2017, eq. 1; the queries already
+        include its scale). b is n * kv_heads, each with q queries."""
+        if self.filled == self.values.shape[1]:  # not by padding, which would first fill the whole with zeros
             self.keys = torch.cat([self.keys, self.keys.new_empty(*self.keys.shape[:2], ROOM)], dim=2)
             self.values = torch.cat([self.values, self.values.new_empty(self.batch, ROOM, v.shape[1])], dim=1)
         self.keys[:, :, self.filled], self.values[:, self.filled] = k, v
         self.filled += 1
-        # by matrix products: for so few queries, `scaled_dot_product_attention` on CPU takes up to 1.8 times as long
+        # matrix products: `scaled_dot_product_attention` on CPU takes up to 1.8 times as long for so few queries
         scores = torch.bmm(q, self.keys[:, :, : self.filled])
         return torch.bmm(scores.softmax(2), self.values[:, : self.filled])

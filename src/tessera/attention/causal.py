@@ -12,11 +12,11 @@ from tessera.core.params import Strict
 
 
 class Size(Strict):
-    """Of the network: the params of whatever trains one."""
+    """Size of a transformer, for the `Config` of a plug-in that trains one."""
 
     channels: int = Field(ge=1, le=4096, description="width of the network", examples=[8])
     layers: int = Field(ge=1, le=64, description="transformer blocks", examples=[1])
-    heads: int = Field(ge=1, le=256, description="of attention; divides channels", examples=[2])
+    heads: int = Field(ge=1, le=256, description="attention heads; divides channels", examples=[2])
 
     @model_validator(mode="after")
     def _whole(self) -> Size:
@@ -26,16 +26,16 @@ class Size(Strict):
 
 
 def raster(z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b h*w d"]:
-    """A grid of vectors as a sequence, row by row: the order of codes."""
+    """A grid of vectors as a sequence, row by row, which is the order of codes."""
     return z.flatten(2).transpose(1, 2)
 
 
 class CausalTransformer(nn.Module):
-    """[B,T,D] to [B,T,out_dim]; output t depends on inputs < t only, the first one on a learned start vector.
+    """[B,T,D] to [B,T,out_dim]; output t depends on inputs < t only, the first output on a learned start vector.
 
     Args:
-        dim: D, of the inputs.
-        length: T, at most; each position has a learned vector.
+        dim: D, dimension of the inputs.
+        length: largest T; each position has a learned vector.
     """
 
     def __init__(self, dim: int, out_dim: int, length: int, size: Size) -> None:
@@ -49,6 +49,6 @@ class CausalTransformer(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t out"]:
         b, t, _ = x.shape
-        before = self.embedding(x[:, :-1])  # moved right by one: causality within the blocks is then <=
+        before = self.embedding(x[:, :-1])  # shifted right by one, so that the blocks may attend to <=
         hidden = torch.cat([self.start.to(before.dtype).expand(b, 1, -1), before], dim=1) + self.positions[:t]
         return self.head(self.norm(self.blocks(hidden)))

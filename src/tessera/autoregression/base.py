@@ -1,4 +1,4 @@
-"""What every prior that multiplies conditionals says alike: likelihood, loss and sampling, from two methods of its own."""
+"""Base class of autoregressive priors: loss, likelihood and sampling, from the two methods a prior defines."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tessera.core.space import CodeSpace
 class Autoregressive(nn.Module):
     """See `core.contracts.Prior`. p(codes | label) = product over positions of p(code | codes before, label).
 
-    A prior says `predict`, one pass over finished codes, and `walk`, the loop over positions that remembers what it
-    computed. `order` is the sequence of positions in which codes are drawn, and in which "before" is meant.
+    A prior defines `predict`, one pass over finished codes, and `walk`, the loop over positions with a cache. `order` is the
+    sequence of positions in which codes are sampled; "before" means before in this order.
     """
 
     exact = True
@@ -35,11 +35,11 @@ class Autoregressive(nn.Module):
     def predict(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
-        """Logits grid by grid, of each code given those before it; `dropout` is a probability, 0 outside training."""
+        """Logits per grid of each code given the codes before it; `dropout` is a probability, 0 outside training."""
         raise NotImplementedError
 
     def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> walks.CodeWalk:
-        """Yields logits [n,K] of the positions of `order` in turn, is sent the codes [n] drawn there."""
+        """Yields logits [n,K] of each position in `order`, and receives the codes [n] sampled there."""
         raise NotImplementedError
 
     def losses(
@@ -50,7 +50,7 @@ class Autoregressive(nn.Module):
         return {"nll": sequences.nll(logits, codes)}
 
     def logits(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> tuple[Float[Tensor, "b n k"], ...]:
-        """Grid by grid: in row t stands p(code t | codes before t), whatever the codes from t on."""
+        """Logits per grid: row t is p(code t | codes before t), and does not depend on the codes from t on."""
         self.require(codes, labels)
         return self.predict(codes, labels, 0.0)
 
@@ -77,7 +77,7 @@ class Autoregressive(nn.Module):
         """
         Raises:
             InputError: labels are missing, superfluous or out of range.
-            ValueError: the codes are too many or too few for the grids.
+            ValueError: the number of codes does not fit the grids.
         """
         sequences.require_labels(labels, self.classes, len(codes))
         self.space.split(codes)

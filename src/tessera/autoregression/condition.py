@@ -1,4 +1,4 @@
-"""What a grid of codes is given before its first code: its positions, the label, and all earlier grids."""
+"""The condition of a grid of codes, known before its first code: positions, the label, and all earlier grids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tessera.networks.dropout import dropped
 
 
 def resized(codes: Int[Tensor, "b y x"], height: int, width: int) -> Int[Tensor, "b h w"]:
-    """Nearest neighbour, before embedding: a code is no number to interpolate, and the smaller grid is the cheaper."""
+    """Nearest neighbour, before embedding: codes cannot be interpolated, and integers are cheaper to resize than vectors."""
     rows = torch.arange(height, device=codes.device) * codes.shape[1] // height
     columns = torch.arange(width, device=codes.device) * codes.shape[2] // width
     return codes[:, rows[:, None], columns]
@@ -22,12 +22,12 @@ class Condition(nn.Module):
     """A map [1 or B,C,h,w], known before any code of the grid: learned positions, an embedded label, and embedded earlier
     grids through a small residual network (Razavi et al. 2019, sec. 3.2).
 
-    Emoji are centred, so the absolute position says much, and convolutions alone do not know it.
+    Emoji are centred, so the absolute position is informative, and convolutions alone do not know it.
 
     Args:
-        earlier_sizes: codebook sizes of the grids that come before.
-        classes: labels; one row more stands for no label. 0: not conditional.
-        blocks: residual blocks, where there are earlier grids.
+        earlier_sizes: codebook sizes of the earlier grids.
+        classes: number of labels, 0 if not conditional; a further row means no label.
+        blocks: residual blocks, if there are earlier grids.
     """
 
     def __init__(self, channels: int, grid: Grid, earlier_sizes: tuple[int, ...], classes: int, blocks: int) -> None:

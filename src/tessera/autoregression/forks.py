@@ -1,4 +1,4 @@
-"""A batch in parts, side by side on the cores of a CPU: for long walks of small operations."""
+"""Divides a batch among the cores of a CPU, for long walks of small operations."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Work = Callable[[slice], tuple[Tensor, ...]]  # of these rows
+Work = Callable[[slice], tuple[Tensor, ...]]  # results of these rows
 
 
 def spread(work: Work, n: int, least: int) -> list[tuple[Tensor, ...]]:
-    """What `work` makes of rows 0 to n, in parts of `least` rows or more, in order; each core takes one part through.
+    """Results of `work` on rows 0 to n, in order, in parts of at least `least` rows. Each core computes one part.
 
-    If instead all threads share each operation, as is torch's way, they meet some hundred times a position, and what they
-    share is too small: a second thread then gains next to nothing.
+    Torch's default is that all threads share each operation. They would then synchronise some hundred times per position,
+    and the operations are too small: a second thread would gain almost nothing.
 
     Raises:
-        RuntimeError: a process that worked on a part was killed; by the system, say, for want of memory.
-        Exception: whatever `work` raised.
+        RuntimeError: a process that worked on a part was killed, for example by the system for lack of memory.
+        Exception: any exception that `work` raised.
     """
     threads = torch.get_num_threads()
     count = max(1, min(threads, n // least))
@@ -32,7 +32,7 @@ def spread(work: Work, n: int, least: int) -> list[tuple[Tensor, ...]]:
     parts = list(map(slice, bounds, bounds[1:]))
     if count == 1:
         return [work(*parts)]
-    # a fork has no threads but one: see `_in_processes`
+    # a fork has only one thread: see `_in_processes`
     spreading = _in_processes if threads // count == 1 and _may_fork() else partial(_in_threads, each=threads // count)
     try:
         return spreading(work, parts)
@@ -41,7 +41,7 @@ def spread(work: Work, n: int, least: int) -> list[tuple[Tensor, ...]]:
 
 
 def _may_fork() -> bool:
-    """Elsewhere system libraries may not survive it; and a daemon, such as the worker of a pool, may have no children."""
+    """Only on Linux: elsewhere system libraries may not survive a fork. A daemon, such as a pool's worker, may have no children."""
     return sys.platform == "linux" and not multiprocessing.current_process().daemon
 
 
@@ -51,11 +51,11 @@ def _in_threads(work: Work, parts: list[slice], each: int) -> list[tuple[Tensor,
 
 
 def _in_processes(work: Work, parts: list[slice]) -> list[tuple[Tensor, ...]]:
-    """The first part here, the others in forks of this process, as torch's DataLoader has its workers.
+    """Computes the first part here and the others in forks of this process, like the workers of torch's DataLoader.
 
-    Threads would take turns at Python's lock, which each operation gives away and takes back: with operations of some
-    microseconds they wait for each other a third of the time. Forks see what is in memory without a copy, and send back
-    nothing but results. OpenMP's threads do not survive a fork, so that each process has one.
+    Threads would take turns at Python's lock, which each operation releases and takes again: with operations of some
+    microseconds they wait for each other a third of the time. Forks read the memory without a copy and send back only
+    results. OpenMP's threads do not survive a fork, so each process has one thread.
     """
     context = multiprocessing.get_context("fork")
     forks: list[tuple[Any, Connection]] = []
@@ -66,7 +66,7 @@ def _in_processes(work: Work, parts: list[slice]) -> list[tuple[Tensor, ...]]:
             fork = context.Process(target=_report, args=(work, rows, theirs), daemon=True)
             fork.start()
             forks.append((fork, ours))
-            theirs.close()  # the fork has its own; when that one ends, so does the pipe
+            theirs.close()  # the fork holds its own end: if the fork dies, the pipe closes
         return [work(parts[0]), *(_received(ours) for _, ours in forks)]
     finally:
         for fork, ours in forks:
@@ -77,8 +77,8 @@ def _in_processes(work: Work, parts: list[slice]) -> list[tuple[Tensor, ...]]:
 
 def _report(work: Work, rows: slice, pipe: Connection) -> None:
     try:
-        pipe.send(tuple(found.numpy() for found in work(rows)))  # tensors would be shared as files
-    except Exception as error:  # it is raised where the work was asked for
+        pipe.send(tuple(found.numpy() for found in work(rows)))  # torch would send tensors as shared files
+    except Exception as error:  # raised again in the parent process
         pipe.send(error)
 
 

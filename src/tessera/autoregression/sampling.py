@@ -1,8 +1,8 @@
-"""Drawing codes one after another: truncation of logits, the draw itself, and the loop that every prior shares.
+"""Autoregressive sampling: truncation of logits, sampling of a code, and the loop over positions, the same for all priors.
 
-A prior is walked as a coroutine: it yields the logits [n,K] of the next position and is sent its codes [n].
-Cached and naive sampling differ in their walks alone, so that both consume the same randomness, and so that a test can
-send codes of its own and compare the logits seen on the way with one full forward pass.
+A prior is walked as a coroutine: it yields the logits [n,K] of the next position and receives its codes [n]. Cached and
+naive sampling differ only in their walks, so both use the same random numbers. A test can send its own codes and compare
+the yielded logits with one full forward pass.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from tessera.core.contracts import ExactPrior, Prior, Sampling
 from tessera.core.errors import InputError
 from tessera.images.arrays import batches
 
-PART = 16  # images, at least, for which a walk takes another core
+PART = 16  # fewest images per core
 
-CodeWalk = Coroutine[Tensor, Tensor, Any]  # yields logits [n,K] of a position, is sent its codes [n]
-StartWalk = Callable[[int, Tensor | None], CodeWalk]  # of n images with these labels
+CodeWalk = Coroutine[Tensor, Tensor, Any]  # yields logits [n,K] of a position, receives its codes [n]
+StartWalk = Callable[[int, Tensor | None], CodeWalk]  # starts a walk of n images with these labels
 
 
 def truncate(logits: Float[Tensor, "n k"], sampling: Sampling) -> Float[Tensor, "n k"]:
-    """Logits / temperature; then minus infinity outside the `top_k` likeliest codes; then, among what is left and
-    renormalised, outside the smallest set of likeliest codes with probability `top_p` or more (the nucleus: Holtzman et
-    al. 2020, eq. 2-3). Of equally likely codes the lower index is kept first. At least one code always stays.
+    """Logits / temperature, with minus infinity for codes that are cut off. First all but the `top_k` likeliest codes are cut
+    off. Then, after renormalising, all outside the nucleus: the smallest set of likeliest codes with a probability of at
+    least `top_p` (Holtzman et al. 2020, eq. 2-3). On a tie the lower index is kept first. At least one code always stays.
 
     Raises:
         InputError: a value of `sampling` is out of range.
@@ -44,7 +44,7 @@ def truncate(logits: Float[Tensor, "n k"], sampling: Sampling) -> Float[Tensor, 
         return logits
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     ordered = ordered[:, : sampling.top_k or None]
-    if sampling.top_p < 1:  # at 1 rounding alone would decide about the unlikeliest codes
+    if sampling.top_p < 1:  # at 1, rounding would decide about the unlikeliest codes
         cumulative = ordered.softmax(-1).cumsum(-1)
         ordered[:, 1:].masked_fill_(cumulative[:, :-1] >= sampling.top_p, -math.inf)
     return torch.full_like(logits, -math.inf).scatter_(1, order[:, : ordered.shape[1]], ordered)
@@ -56,13 +56,13 @@ def require_range(sampling: Sampling) -> None:
 
 
 def sample_codes(logits: Float[Tensor, "n k"], uniforms: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """One code per row, by the inverse of the cumulative distribution: the first k with P(code <= k) > u.
+    """Samples one code per row by the inverse of the cumulative distribution: the first k with P(code <= k) > u.
 
-    `uniforms` are in [0, 1). Everything is float64. A code of probability 0 (minus infinity) is never drawn, and the
+    `uniforms` are in [0, 1). All computation is in float64. A code of probability 0 (minus infinity) is never sampled. The
     last cumulative value need not be 1: u is scaled by it, and u * x < x also after rounding for u <= 1 - 2**-53.
 
     Raises:
-        ValueError: a row holds NaN, or nothing but minus infinity.
+        ValueError: a row holds NaN, or only minus infinity.
     """
     codes, sound = sample_unchecked(logits, uniforms)
     require_sound(sound)
@@ -72,13 +72,13 @@ def sample_codes(logits: Float[Tensor, "n k"], uniforms: Float[Tensor, " n"]) ->
 def sample_unchecked(
     logits: Float[Tensor, "n k"], uniforms: Float[Tensor, " n"]
 ) -> tuple[Int[Tensor, " n"], Bool[Tensor, ""]]:
-    """`sample_codes`, and whether all rows were distributions (if not, code 0 is drawn there). A GPU works ahead of the program,
-    which waits for it wherever it asks for a value: a walk asks once, at its end."""
+    """`sample_codes`, and whether all rows were distributions; code 0 is returned for a row that was not. A GPU works ahead of
+    the program, which waits whenever it reads a value, so a walk reads this value only once, at its end."""
     probabilities = logits.double().softmax(-1)
-    # 0 instead of the running sum where the probability is 0: no u lies below it, in whatever order a device adds
+    # 0 instead of the running sum where the probability is 0: no u is below it, in any order of summation
     cumulative = probabilities.cumsum(-1).mul_(probabilities > 0)
     total = cumulative.amax(-1, keepdim=True)
-    return (cumulative > uniforms[:, None] * total).byte().argmax(-1), (total > 0).all()  # argmax: the first of equals
+    return (cumulative > uniforms[:, None] * total).byte().argmax(-1), (total > 0).all()  # argmax takes the first True
 
 
 def require_sound(sound: Bool[Tensor, ""]) -> None:
@@ -96,13 +96,14 @@ def sample(
     known: Int[Tensor, "n t"] | None = None,
     known_mask: Bool[Tensor, "n t"] | None = None,
 ) -> Int[Tensor, "n t"]:
-    """Codes of `prior`, drawn position by position; `known` codes stand where `known_mask` is True, and later positions see them.
+    """Samples codes of `prior` position by position. Where `known_mask` is True, `known` codes are kept, and later positions
+    see them.
 
-    All uniforms are drawn first, one per image and position, known or not: the randomness of a position depends neither
-    on which others are known, nor on how the logits are computed, nor on the device that computes them.
+    All uniform numbers are sampled first, one per image and position, known or not. So the random numbers of a position do
+    not depend on known codes, on how logits are computed, or on the device.
 
     Raises:
-        InputError: labels, known codes or `sampling` are out of range, or of the wrong shape.
+        InputError: labels, known codes or `sampling` are out of range or have a wrong shape.
     """
     require_labels(labels, prior.classes, n)
     require_range(sampling)
@@ -124,8 +125,8 @@ def sample_batches(
     known: Int[Tensor, "n t"] | None = None,
     known_mask: Bool[Tensor, "n t"] | None = None,
 ) -> Int[Tensor, "n t"]:
-    """`prior.sample` of `batch_size` images at a time, whichever prior it is. `draws` makes the generator of each batch from
-    its index, so that the random numbers of a batch depend on nothing that was drawn before."""
+    """`prior.sample` of `batch_size` images at a time, for any prior. `rng` makes the generator of each batch from its index,
+    so that the random numbers of a batch do not depend on earlier batches."""
     given = {"labels": labels, "known": known, "known_mask": known_mask}
     parts = []
     for index, where in enumerate(batches(n, batch_size)):
@@ -141,16 +142,16 @@ def shared(
     sampling: Sampling,
     *given: Tensor | None,  # labels [n], known [n,t], known_mask [n,t]
 ) -> tuple[Int[Tensor, "n t"], Bool[Tensor, ""]]:
-    """`walked`; on a CPU each core takes its part of the images through the whole walk (`autoregression/forks.py`)."""
+    """`walked`; on a CPU each core walks a part of the images (`autoregression/forks.py`)."""
     if next(chain(prior.parameters(), prior.buffers())).device.type != "cpu":
         return walked(prior, start, uniforms, sampling, *given)
 
-    @torch.inference_mode()  # each thread has to be told; small operations cost up to a tenth less than without gradients
+    @torch.inference_mode()  # set per thread; small operations cost up to a tenth less than under no_grad
     def walk(rows: slice) -> tuple[Tensor, Tensor]:
         return walked(prior, start, uniforms[rows], sampling, *(None if one is None else one[rows] for one in given))
 
     codes, sounds = zip(*spread(walk, len(uniforms), PART), strict=True)
-    return torch.cat(codes), torch.stack(sounds).all()  # new tensors: those made in that mode could not be written to
+    return torch.cat(codes), torch.stack(sounds).all()  # new tensors: inference tensors cannot be written to
 
 
 def walked(
@@ -162,8 +163,8 @@ def walked(
     known: Int[Tensor, "n t"] | None,
     known_mask: Bool[Tensor, "n t"] | None,
 ) -> tuple[Int[Tensor, "n t"], Bool[Tensor, ""]]:
-    """The codes of these `uniforms`, and whether all logits on the way were sound. It asks the device for no value, so
-    that a GPU need not wait between positions, and so that the whole can be captured (`cuda_graphs.py`)."""
+    """The codes of these `uniforms`, and whether all logits were sound. It reads no value from the device, so that a GPU need
+    not wait between positions and the whole walk can be captured (`cuda_graphs.py`)."""
     walk = guided(start, len(uniforms), labels, prior.classes, sampling.guidance)
     order, sounds = list(prior.order), []
     logits = next(walk)
@@ -184,8 +185,8 @@ def walked(
 
 
 def guided(start: StartWalk, n: int, labels: Int[Tensor, " n"] | None, classes: int, guidance: float) -> CodeWalk:
-    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) on logits: those without a label, plus `guidance`
-    times what the label adds. 1 and 0 are plain walks with and without the label; else both are walked side by side."""
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) on logits: logits without a label + `guidance` * (logits
+    with the label - logits without). 1 is a plain walk with the label, 0 one without; otherwise both walk side by side."""
     if labels is None or guidance == 1:
         return start(n, labels)
     none = torch.full_like(labels, classes)
@@ -196,7 +197,7 @@ def _blended(walk: CodeWalk, guidance: float) -> CodeWalk:
     logits = next(walk)
     while True:
         given, none = logits.double().chunk(2)
-        possible = given.isfinite() & none.isfinite()  # minus infinity times a fraction is no number
+        possible = given.isfinite() & none.isfinite()  # infinity - infinity is NaN
         codes = yield torch.where(possible, none + guidance * (given - none), -math.inf)
         try:
             logits = walk.send(codes.repeat(2))
@@ -207,7 +208,7 @@ def _blended(walk: CodeWalk, guidance: float) -> CodeWalk:
 def require_known(
     prior: Prior, n: int, known: Int[Tensor, "n t"] | None, known_mask: Bool[Tensor, "n t"] | None
 ) -> None:
-    """Only codes under the mask count: elsewhere they may be anything, -1 say."""
+    """Checks shapes, types and known codes. Codes outside the mask may have any value, such as -1."""
     if known is None and known_mask is None:
         return
     if known is None or known_mask is None:
@@ -223,7 +224,7 @@ def require_known(
 
 
 def naive_walk(prior: ExactPrior, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
-    """One full forward pass per position: T times the work, and nothing to get wrong. A cached walk must equal this one."""
+    """One full forward pass per position: T times the work, but simple. A cached walk must give the same logits."""
     device = next(chain(prior.parameters(), prior.buffers())).device
     codes = torch.zeros(n, prior.space.length, dtype=torch.int64, device=device)
     for t in prior.order:
@@ -239,5 +240,5 @@ def naive_sample(
     sampling: Sampling = Sampling(),  # noqa: B008  a NamedTuple does not change
     **given: Any,
 ) -> Tensor:
-    """What `prior.sample` must return, from `prior.logits` alone: for tests and benchmarks."""
+    """The codes that `prior.sample` must return, from `prior.logits` alone; for tests and benchmarks."""
     return sample(prior, partial(naive_walk, prior), n, generator, sampling, **given)

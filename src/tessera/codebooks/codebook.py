@@ -1,8 +1,8 @@
-"""What quantizers with a codebook share: nearest code, gradient estimators, initialisation, EMA step, restarts.
+"""Codebooks of quantizers: nearest code, gradient estimators, initialisation, EMA step, restarts.
 
-Functions on z [N,D] and codebook [K,D], and two modules that hold a codebook, without host synchronisation from the second
-training step on; with several ranks, statistics are summed over them, so that every rank ends with the codebook that one
-process with the whole batch would have.
+Functions take z [N,D] and a codebook [K,D]; two modules hold a codebook. Nothing waits for the device from the second
+training step on. With several ranks, statistics are summed over ranks, so every rank gets the codebook that one process
+would get from the whole batch.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from tessera.core.params import Strict
 if TYPE_CHECKING:
     from tessera.core.params import Params
 
-CHUNK = 1 << 22  # entries of the [N,K] score matrix held at once: bounds the memory, not the result
-CACHED = 1 << 19  # of them on a CPU: what its cores' caches hold
-DOUBLINGS = 60  # of the noise that parts equal codes: from a rounding error of any latents to more than all of them
-SAMPLE = 16  # latents that `centre` looks at
-KNOWN = 1e-3  # distance to its code, as a share of the draws' root mean square, under which a latent has one of its own
-ROUNDING = 1e-5  # of a mean of many equal latents, as a share of their length
-HASH = 6364136223846793005  # multiplier of Knuth's MMIX generator: odd, with bits all over
-LEAST = 1e-30  # EMA count, below which the last code vector stands
-RANDOM = ("normal", "uniform")  # initialisations that see no latent
+CHUNK = 1 << 22  # most entries of the [N,K] score matrix in memory at once; does not change results
+CACHED = 1 << 19  # the same on a CPU: as many as fit the caches of its cores
+DOUBLINGS = 60  # of the noise that separates equal codes: from a rounding error to beyond the size of any latents
+SAMPLE = 16  # latents that `centre` reads
+KNOWN = 1e-3  # a latent nearer to its code vector than this, relative to the RMS over sampled latents, has its own code
+ROUNDING = 1e-5  # rounding error of a mean of many equal latents, relative to their length
+HASH = 6364136223846793005  # multiplier of Knuth's MMIX generator: odd, with bits set throughout
+LEAST = 1e-30  # EMA count below which a code vector stays as it is
+RANDOM = ("normal", "uniform")  # initialisations without latents
 
 
 # latents
 
 
 def to_rows(z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b*h*w d"]:
-    """In float32 at least: half precision would choose other codes."""
+    """Latents as rows, at least in float32: half precision would give other codes."""
     return z.to(torch.promote_types(z.dtype, torch.float32)).permute(0, 2, 3, 1).reshape(-1, z.shape[1])
 
 
@@ -50,12 +50,12 @@ def to_map(rows: Float[Tensor, "b*h*w d"], like: Float[Tensor, "b d h w"]) -> Fl
 
 
 def nearest(z: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> Int[Tensor, " n"]:
-    """Index of the nearest code vector in Euclidean distance (van den Oord et al. 2017, eq. 1); of equally near ones, where
-    their scores are exact, the lowest.
+    """Index of the nearest code vector in Euclidean distance (van den Oord et al. 2017, eq. 1). On a tie with exact scores,
+    the lowest index.
 
-    argmin |z - e|^2 = argmin |e|^2 - 2 z.e: |z|^2 and the root change no order. Latents far from the origin, compared with
-    how far apart they lie, are counted from their `centre`, and the code vectors with them: their squares would be so large
-    that float32 has no digits left for the differences.
+    argmin |z - e|^2 = argmin |e|^2 - 2 z.e, since |z|^2 and the root do not change the order. If latents are farther from
+    the origin than from each other, latents and code vectors are centred at `centre(z)`. Otherwise their squares would be
+    so large that float32 had no digits left for the differences.
     """
     middle = centre(z)
     far = not readable(z) or bool(middle.square().sum() > (_some(z) - middle).square().sum(1).nanmedian())
@@ -67,12 +67,11 @@ def nearest(z: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> Int[Tens
 
 
 def centre(z: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
-    """A point amid the latents: of each channel the (lower) median of a few of them, evenly spaced.
+    """A point amid the latents: the (lower) median of each channel over a few evenly spaced latents.
 
-    Of latents and not of the code vectors, of which most may be dead, and far from where the others are. A median and not a
-    mean: a number that is there, to which differences are exact where the numbers lie on a lattice, so that equal distances
-    stay equal; and it leaves out the latents of an image that are not finite. It serves one cloud of latents: where a few lie
-    in another, far from it, those are compared with as few digits as without.
+    It uses latents, not code vectors: most code vectors can be dead and far away. It is a median, not a mean. A median is one
+    of the values, so differences from it are exact if values lie on a lattice, and equal distances stay equal. Latents that
+    are not finite are left out. Centring helps one cloud of latents; a few latents in another cloud far away gain no digits.
     """
     some = _some(z)
     return torch.where(some.isfinite(), some, torch.nan).nanmedian(0).values.nan_to_num(0.0)
@@ -83,15 +82,15 @@ def _some(z: Float[Tensor, "n d"]) -> Float[Tensor, "s d"]:
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether Python may look at a value at no cost: on a GPU it would wait for all work that goes before."""
+    """Whether Python can read a value at no cost. On a GPU it would wait for all earlier work."""
     return tensor.is_cpu
 
 
 def _first_maximum(scores: Float[Tensor, "k n"]) -> Int[Tensor, " n"]:
-    """Where each column is largest; the lowest index of equal ones.
+    """Index of the largest value of each column; on a tie the lowest.
 
-    On a CPU `argmax` compares one score after the other, and max pooling of a channels-last image many channels at once, in
-    a seventh of the time. So the columns are the channels of an image k high; its width is there for the threads to share.
+    On a CPU `argmax` compares one score at a time. Max pooling of a channels-last image compares many channels at once, in a
+    seventh of the time. So the columns become the channels of an image of height k, with a width that threads can divide.
     """
     if not scores.is_cpu:
         return scores.argmax(0)
@@ -99,21 +98,21 @@ def _first_maximum(scores: Float[Tensor, "k n"]) -> Int[Tensor, " n"]:
     width = math.gcd(n, 8)
     image = scores.view(1, k, width, n // width).permute(0, 3, 1, 2)
     _, places = F.max_pool2d(image, (k, 1), return_indices=True)
-    return places.permute(0, 2, 3, 1).flatten() >> (width.bit_length() - 1)  # by a power of two: a division is slow
+    return places.permute(0, 2, 3, 1).flatten() >> (width.bit_length() - 1)  # / width: `//` is slow
 
 
 def blind_to_length(loss: str, params: Params) -> Iterator[str]:
-    """Rule of a loss term in units of the latents, which would be met by their length where the codes do not depend on it."""
+    """Rule of a loss term in units of the latents: if codes ignore the length of latents, scaling them would satisfy it."""
     quantizer = params.config("quantizer")
     if getattr(quantizer, "distance", "euclidean") == "cosine":
         yield (
-            f"losses.{loss}.weight: must be 0 with quantizer.distance cosine, to which the length of a latent is nothing: "
-            f"the term would be met by shrinking or stretching latents, got {params.raw['losses'][loss]['weight']}; set "
+            f"losses.{loss}.weight: must be 0 with quantizer.distance cosine, which ignores the length of latents: "
+            f"shrinking or stretching them would satisfy the term, got {params.raw['losses'][loss]['weight']}; set "
             "quantizer.distance to euclidean"
         )
 
 
-# the gradient of z_q, handed to z
+# estimators of the gradient of z from that of z_q
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -127,15 +126,16 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
-    """z_q forward, the gradient of z_q handed to z unchanged (van den Oord et al. 2017, sec. 3.2).
+    """z_q in the forward pass; backward, the gradient of z_q is passed to z unchanged (van den Oord et al. 2017, sec. 3.2).
 
-    It is z_q to the last bit, as `decode` gives it, and copies nothing; the usual z + sg(z_q - z) is neither.
+    The output equals z_q to the last bit, as `decode` gives it, without a copy. The usual z + sg(z_q - z) has neither
+    property.
     """
     return _StraightThrough.apply(z, z_q.detach())
 
 
 class _Rotation(torch.autograd.Function):
-    SMALL = 1e-6  # norms, and 1 + cosine, under which no rotation is defined
+    SMALL = 1e-6  # norms and 1 + cosine below this leave the rotation undefined
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, z: Tensor, z_q: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         """lambda R^T g, with R^T g = g - r (r.g) 2 + 2 u (v.g) for the unit vectors u of z, v of z_q, r of u + v."""
-        z, z_q = ctx.saved_tensors  # type: ignore[attr-defined]  # torch's stubs have it on no context
+        z, z_q = ctx.saved_tensors  # type: ignore[attr-defined]  # missing in torch's stubs
         u_norm, v_norm = (torch.linalg.vector_norm(x, dim=1) for x in (z, z_q))
         inverse_u, inverse_v = (1 / norm.clamp(min=_Rotation.SMALL) for norm in (u_norm, v_norm))
         ug, vg = _dots(z, gradient) * inverse_u, _dots(z_q, gradient) * inverse_v
@@ -160,16 +160,16 @@ class _Rotation(torch.autograd.Function):
 
 
 def _dots(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    return torch.einsum("nd,nd->n", a, b)  # as a product of matrices: no [N,D] array in between, as vecdot makes
+    return torch.einsum("nd,nd->n", a, b)  # a matrix product: without the [N,D] intermediate of vecdot
 
 
 def rotation(z: Float[Tensor, "n d"], z_q: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """z_q forward; backward the gradient turned and rescaled as z is onto z_q (Fifty et al. 2024, arXiv 2410.06424,
-    section 4).
+    """z_q in the forward pass; backward, the rotation trick (Fifty et al. 2024, arXiv 2410.06424, section 4): the gradient is
+    transformed by the rotation and scaling that take z to z_q.
 
-    Forward is lambda R z with lambda = |z_q| / |z| and the rotation R from z to z_q, by two Householder reflections, all
-    taken as constants; that product is z_q, so only the backward pass computes. Where z or z_q nearly vanishes, or they are
-    opposite, R is not defined, and the gradient is handed on unchanged.
+    The forward pass is lambda R z with lambda = |z_q| / |z| and the rotation R from z to z_q (two Householder reflections),
+    both taken as constants. The product equals z_q, so only the backward pass computes. R is undefined where z or z_q nearly
+    vanishes or where they are opposite; there the gradient passes unchanged.
     """
     return _Rotation.apply(z, z_q.detach())
 
@@ -178,29 +178,29 @@ Estimator = Literal["straight_through", "rotation"]
 ESTIMATORS = {"straight_through": straight_through, "rotation": rotation}
 
 
-# where code vectors come from
+# initialisation and statistics of code vectors
 
 
 def random_codes(k: int, dim: int, how: str) -> Float[Tensor, "k d"]:
-    """Code vectors before any latent is seen, drawn from torch's global generator: each number from U(-1/K, 1/K) for
-    `uniform`, else from N(0, 1)."""
+    """Code vectors sampled from torch's global generator before any latent is seen: U(-1/K, 1/K) for `uniform`, else
+    N(0, 1)."""
     return torch.empty(k, dim).uniform_(-1 / k, 1 / k) if how == "uniform" else torch.randn(k, dim)
 
 
 def initial_codes(z: Float[Tensor, "n d"], k: int, how: str) -> Float[Tensor, "k d"]:
-    """K distinct code vectors to start from, drawn by torch's global generator: `latents` distinct rows of z, or `kmeans` on
-    z started from those. Where fewer than K rows of z differ, each is taken equally often, and all copies but one are
-    `parted` from it by noise. z is the joined batch of all ranks, and rank 0 draws."""
+    """K distinct initial code vectors, sampled by torch's global generator on rank 0. `latents`: distinct rows of z, the joined
+    batch of all ranks; `kmeans`: k-means on z, started from such rows. If fewer than K rows of z differ, each is taken
+    equally often, and noise separates the copies (`parted`)."""
     found = _distinct_rows(z, k)
     codes = _from_rank_0(parted(found.repeat(-(-k // len(found)), 1)[:k]))
     return _from_rank_0(parted(kmeans(z, codes))) if how == "kmeans" else codes
 
 
 def parted(codes: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
-    """The codes, of which those that equal an earlier one are moved, since copies would never part again: by normal noise of
-    a hundredth of the standard deviation of each channel, doubled until all differ."""
+    """The code vectors, with noise added to those that equal an earlier one: copies would stay equal in training. The noise
+    is normal, with a hundredth of the standard deviation of each channel, doubled until all code vectors differ."""
     scale = 1e-2 * codes.std(0, correction=0)
-    scale = torch.where(scale > 0, scale, 1e-2 * codes.abs().mean().clamp(min=1e-3))  # of equal codes, or one number
+    scale = torch.where(scale > 0, scale, 1e-2 * codes.abs().mean().clamp(min=1e-3))  # if all are equal
     for doublings in range(DOUBLINGS):
         repeated = repeats(codes)
         if not repeated.any():
@@ -211,7 +211,7 @@ def parted(codes: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
 
 
 def kmeans(z: Float[Tensor, "n d"], codes: Float[Tensor, "k d"], iterations: int = 10) -> Float[Tensor, "k d"]:
-    """Lloyd's iterations from `codes`, on the z of all ranks; a cluster that empties keeps its centre."""
+    """Lloyd's iterations from `codes` on the z of all ranks; an empty cluster keeps its centre."""
     for _ in range(iterations):
         counts, sums = statistics(z, nearest(z, codes), len(codes))
         collectives.add_up(counts, sums)
@@ -222,7 +222,7 @@ def kmeans(z: Float[Tensor, "n d"], codes: Float[Tensor, "k d"], iterations: int
 def statistics(
     z: Float[Tensor, "n d"], codes: Int[Tensor, " n"], k: int
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "k d"]]:
-    """How many latents chose each code, and their sum. No one-hot matrix: index_add costs N*D, not N*K*D."""
+    """Number of latents that chose each code, and their sum. index_add costs N*D; a one-hot matrix would cost N*K*D."""
     counts = z.new_zeros(k).index_add_(0, codes, torch.ones_like(codes, dtype=z.dtype))
     return counts, z.new_zeros(k, z.shape[1]).index_add_(0, codes, z)
 
@@ -236,7 +236,7 @@ def _from_rank_0(tensor: Tensor) -> Tensor:
 
 def _joined_rows(z: Float[Tensor, "n d"], where: Int[Tensor, " k"]) -> Float[Tensor, "k d"]:
     """Rows of the joined batch, rank after rank, at indices that are the same on every rank. Each rank fills in its own
-    rows: K*D numbers travel, however large the batch."""
+    rows, so only K*D numbers are sent, for any batch size."""
     if collectives.ranks() == 1:
         return z[where]
     own = where - collectives.rank() * len(z)
@@ -247,23 +247,23 @@ def _joined_rows(z: Float[Tensor, "n d"], where: Int[Tensor, " k"]) -> Float[Ten
 
 
 def _distinct_rows(z: Float[Tensor, "n d"], k: int) -> Float[Tensor, "u d"]:
-    """The first K distinct rows of the joined batch in a random order, or all that differ: the same on every rank."""
+    """The first K distinct rows of the joined batch in a random order, or all distinct rows if fewer. Same on every rank."""
     order = _from_rank_0(torch.randperm(len(z) * collectives.ranks(), device="cpu").to(z.device))
     hashes = z.new_zeros(collectives.ranks(), len(z), dtype=torch.int64)
     hashes[collectives.rank()] = row_hashes(z)
-    collectives.add_up(hashes)  # of zeros and each rank's own
+    collectives.add_up(hashes)  # each rank adds its own row; the others are zero
     return _joined_rows(z, order[~_repeated(hashes.flatten()[order])][:k])
 
 
 def row_hashes(rows: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
-    """A number for each row, the same for equal rows; rows that differ have the same only by a rare chance. Their bits as
-    digits of a number in base `HASH`, modulo 2^64."""
+    """A hash of each row: equal rows have equal hashes, different rows rarely do. The bits of each value are a digit of a
+    number in base `HASH`, modulo 2^64."""
     digits = (rows + 0.0).contiguous().view(torch.int32)  # + 0: -0 equals 0
     return (digits * torch.full_like(digits[0], HASH, dtype=torch.int64).cumprod(0)).sum(1)
 
 
 def repeats(rows: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
-    """Which rows equal an earlier one."""
+    """True for each row that equals an earlier one."""
     return _repeated(row_hashes(rows))
 
 
@@ -274,9 +274,9 @@ def _repeated(numbers: Shaped[Tensor, " n"]) -> Bool[Tensor, " n"]:
 
 
 def ema_codes(counts: Float[Tensor, " k"], sums: Float[Tensor, "k d"], epsilon: float) -> Float[Tensor, "k d"]:
-    """Code vectors m_i / N_i from their running statistics (van den Oord et al. 2017, eq. 8), with Laplace smoothing of
-    the counts by `epsilon`. Without, a code that nobody chooses stays: m_i and N_i shrink alike. With it, such a code slides
-    to the origin once N_i is below epsilon, after log(epsilon) / log(decay) steps."""
+    """Code vectors m_i / N_i from running statistics (van den Oord et al. 2017, eq. 8), with Laplace smoothing of the counts
+    by `epsilon`. Without smoothing, the code vector of an unused code stays, since m_i and N_i shrink at the same rate. With
+    it, the code vector moves to the origin once N_i is below epsilon, after log(epsilon) / log(decay) steps."""
     total = counts.sum()
     smoothed = (counts + epsilon) / (total + len(counts) * epsilon) * total
     return sums / smoothed[:, None]
@@ -291,35 +291,35 @@ def dead(counts: Float[Tensor, " k"], below: float) -> Bool[Tensor, " k"]:
 
 
 class Settings(Strict):
-    """What codebooks that are trained with the autoencoder share."""
+    """Settings of codebooks that are trained with the autoencoder."""
 
     codebook_size: int = Field(ge=2, le=1 << 20, description="K, number of code vectors", examples=[8])
     code_dim: int = Field(ge=1, description="D, dimension of a code vector", examples=[4])
-    decay: float = Field(ge=0, lt=1, description="EMA rate per step (gamma of eq. 6); under `gradient` of the counts "
-                         "that tell which codes are dead", examples=[0.9])  # fmt: skip
+    decay: float = Field(ge=0, lt=1, description="EMA decay per step (gamma of eq. 6); under `gradient` only of the "
+                         "counts that decide which codes are dead", examples=[0.9])  # fmt: skip
     initialisation: Literal["normal", "uniform", "latents", "kmeans"] = Field(
-        description="first code vectors: N(0, 1), or U(-1/K, 1/K), or latents of the first batch, or k-means on them",
+        description="first code vectors: N(0, 1), U(-1/K, 1/K), latents of the first batch, or k-means on them",
         examples=["latents"],
     )
     restart: Literal["none", "dead"] = Field(
-        description="dead: a code hardly used is put on a latent of the batch, with its EMA statistics",
+        description="dead: the code vector of a rarely used code moves to a latent of the batch, with its EMA statistics",
         examples=["dead"],
     )
-    restart_below: float = Field(ge=0, lt=1, description="share of the mean use under which a code is dead",
+    restart_below: float = Field(ge=0, lt=1, description="fraction of the mean use below which a code is dead",
                                  examples=[0.1])  # fmt: skip
 
 
 class EMASettings(Settings):
     smoothing: float = Field(
-        ge=0, le=1, description="epsilon added to the EMA counts; 0: a code that no latent chooses stays where it is, else "
-        "it slides to the origin once its count is below, where latents may choose it again", examples=[1e-5])  # fmt: skip
+        ge=0, le=1, description="epsilon added to the EMA counts; 0: the code vector of an unused code stays; above 0: it moves "
+        "to the origin once its count is below epsilon, where latents can choose it again", examples=[1e-5])  # fmt: skip
 
 
 class Codebook(nn.Module):
     """K code vectors, and the running `counts` N_i [K] of how often each is chosen.
 
-    `codes` [K,D] is a buffer or a parameter, as the subclass moves it. `prepare` before a training batch is quantized,
-    `update` after, with the codebook as it stood.
+    `codes` [K,D] is a buffer or a parameter, depending on how the subclass moves it. Call `prepare` before a training batch
+    is quantized, and `update` after it, with the choices.
     """
 
     codes: Tensor
@@ -331,18 +331,18 @@ class Codebook(nn.Module):
         self.settings = settings
         self.register_buffer("counts", torch.ones(settings.codebook_size))
         self.register_buffer("initialised", torch.tensor(settings.initialisation in RANDOM))
-        self._ready = False  # the buffer's value, once it is True: reading it again would wait for the device
+        self._ready = False  # caches the buffer once it is True: reading it again would wait for the device
 
     @property
     def codebooks(self) -> tuple[Float[Tensor, "k d"], ...]:
-        """The code vectors as latents are compared with them."""
+        """The code vectors in the form in which latents are compared with them."""
         return (self.codes,)
 
     def prepare(self, rows: Float[Tensor, "n d"]) -> None:
-        """Take the first code vectors from the first training batch.
+        """Initialises the code vectors from the first training batch.
 
         Raises:
-            NonFiniteError: that batch is not finite, on whichever rank: all of them stop, and none waits for another.
+            NonFiniteError: the batch is not finite on some rank. It is raised on every rank, so that none waits for another.
         """
         if self._ready or self.initialised:
             self._ready = True
@@ -359,7 +359,8 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update(self, rows: Float[Tensor, "n d"], chosen: Int[Tensor, " n"]) -> None:
-        """Count the choices, move, then restart dead codes. A batch that is not finite changes nothing; the loss tells."""
+        """Counts choices, moves code vectors, then restarts dead codes. A batch that is not finite changes nothing; the loss
+        reports it."""
         counts, sums = statistics(rows, chosen, len(self.counts))
         collectives.add_up(counts, sums)
         finite = torch.isfinite(sums).all()
@@ -369,10 +370,10 @@ class Codebook(nn.Module):
             self.restart(dead(self.counts, self.settings.restart_below) & finite, rows, chosen)
 
     def restart(self, is_dead: Bool[Tensor, " k"], rows: Float[Tensor, "n d"], chosen: Int[Tensor, " n"]) -> None:
-        """Each dead code draws a latent of the joined batch, and is put on it, with the count of a code of mean use.
+        """Each dead code samples a latent of the joined batch and takes its place, with the mean count.
 
-        But where two draws are equal, one of the codes stays, and draws again after the next batch; and so does one whose
-        latent has a code of its own already: else two codes would share what one is enough for.
+        If two codes sample equal latents, only one of them moves. A code does not move either if the sampled latent already
+        has its own code vector: one code is enough for it. Codes that did not move sample again after the next batch.
         """
         rng = _from_rank_0(
             torch.randint(len(rows) * collectives.ranks(), (len(is_dead),), device="cpu").to(rows.device)
@@ -387,19 +388,19 @@ class Codebook(nn.Module):
         self.place(is_dead & ~own & ~twice, found, self.counts.mean())
 
     def move(self, sums: Float[Tensor, "k d"], finite: Bool[Tensor, ""]) -> None:
-        """A step of the code vectors towards the batch's sums, if it is `finite`; none where a gradient moves them."""
+        """Moves the code vectors towards the means of a `finite` batch; does nothing if a gradient moves them."""
 
     @torch.no_grad()
     def place(self, where: Bool[Tensor, " k"], codes: Float[Tensor, "k d"], count: Tensor | float) -> None:
-        """Put the code vectors at `where` on `codes`, as if each had been chosen `count` times."""
+        """Sets the code vectors at `where` to `codes`, and their counts to `count`."""
         self.codes.copy_(torch.where(where[:, None], codes, self.codes))
         self.counts.copy_(torch.where(where, torch.as_tensor(count, dtype=self.counts.dtype), self.counts))
 
 
 class EMACodebook(Codebook):
-    """Code vectors that are running means of the latents that chose them (van den Oord et al. 2017, eq. 6-8).
+    """Code vectors as running means of the latents that chose them (van den Oord et al. 2017, eq. 6-8).
 
-    Buffers: `codes` [K,D], `counts` N_i [K], `sums` m_i [K,D]. `unit`: kept on the unit sphere.
+    Buffers: `codes` [K,D], `counts` N_i [K], `sums` m_i [K,D]. `unit`: code vectors stay on the unit sphere.
     """
 
     settings: EMASettings
@@ -415,19 +416,19 @@ class EMACodebook(Codebook):
     def move(self, sums: Float[Tensor, "k d"], finite: Bool[Tensor, ""]) -> None:
         self.sums.lerp_(torch.where(finite, sums, self.sums), 1 - self.settings.decay)
         codes = ema_codes(self.counts, self.sums, self.settings.smoothing)
-        # not by a count that has all but underflowed
+        # leave out counts that have nearly underflowed
         moved = finite & (self.counts > LEAST)[:, None]
         self.codes.copy_(torch.where(moved, F.normalize(codes) if self.unit else codes, self.codes))
 
     @torch.no_grad()
     def place(self, where: Bool[Tensor, " k"], codes: Float[Tensor, "k d"], count: Tensor | float) -> None:
-        """With its old sums a code would be back at its old place, and dead again, one step later."""
+        """Also sets the sums: with the old sums a code vector would return to its old place in one step, and die again."""
         super().place(where, F.normalize(codes) if self.unit else codes, count)
         self.sums.copy_(torch.where(where[:, None], self.codes * self.counts[:, None], self.sums))
 
 
 class GradientCodebook(Codebook):
-    """Code vectors that are parameters, moved by the optimizer; only their use is counted, for the restarts."""
+    """Code vectors as parameters that the optimizer moves. `counts` only decide restarts."""
 
     def __init__(self, settings: Settings, dim: int) -> None:
         super().__init__(settings)

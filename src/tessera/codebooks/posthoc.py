@@ -1,6 +1,6 @@
-"""What quantizers fitted to finished latents share: the rows that they are fitted to, and what must hold of these.
+"""Preparation and checks of the latents that post-hoc quantizers are fitted to.
 
-Always on the CPU: sums of a GPU depend on the order in which its threads come, and a fit must give the same codebook twice.
+Always on the CPU: sums on a GPU depend on the order of its threads, and a fit must be reproducible.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tessera.core.errors import InputError
 
 
 def rule(name: str, latents: int, codebook_size: int) -> Iterator[str]:
-    """What must hold between params, before any work: there are no more codes than latents to fit them to."""
+    """Rule on params, checked before any work: at least as many latents as codes."""
     if latents < codebook_size:
         yield (
             f"quantizer.{name}.latents: must be at least quantizer.codebook_size {codebook_size}, got {latents}; "
@@ -43,10 +43,10 @@ def checked(name: str, latents: Float[Tensor, "n d"], k: int) -> Float[Tensor, "
 
 
 def distinct(name: str, rows: Float[Tensor, "n d"], k: int) -> Int[Tensor, " u"]:
-    """`firsts`.
+    """`firsts`, with a check.
 
     Raises:
-        InputError: fewer than `k` rows differ: some codes would be copies of others.
+        InputError: fewer than `k` rows differ, so some code vectors would be copies of others.
     """
     first = firsts(rows)
     if len(first) < k:
@@ -55,7 +55,7 @@ def distinct(name: str, rows: Float[Tensor, "n d"], k: int) -> Int[Tensor, " u"]
 
 
 def firsts(rows: Float[Tensor, "n d"]) -> Int[Tensor, " u"]:
-    """Indices, in ascending order, of the first of each set of equal rows."""
+    """Indices of the first of each set of equal rows, in ascending order."""
     values = rows.numpy()
     order = np.lexsort(values.T)  # stable: the first of equal rows stays first
     differs = (values[order[1:]] != values[order[:-1]]).any(1)

@@ -1,4 +1,4 @@
-"""How often neighbouring codes are equal: 1/K says that the grid is noise to a prior. Imports no torch."""
+"""How often neighbouring codes are equal. At 1/K the grid looks like noise to a prior. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ DIRECTIONS = {"horizontal": (0, 1), "vertical": (1, 0), "diagonal": (1, 1)}
 
 
 class Config(Strict):
-    distance: int = Field(ge=1, description="farthest neighbour in the table and picture, in codes", examples=[2])
+    distance: int = Field(ge=1, description="largest distance in the table and picture, in codes", examples=[2])
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Probability that the right, lower and diagonal neighbour has the same code, of `val`; beside the probability for two
-    codes drawn independently, sum p_k^2. The table goes on to `distance`, for every split."""
+    """Probability that the right, lower and diagonal neighbour has the same code, on `val`. `chance` is this probability for
+    two independent codes, sum p_k^2. The table has every split and distances up to `distance`."""
     rows, metrics = [], {}
     for split in SPLITS:
         for grid, (codes, k) in enumerate(zip(run.space.split(run.codes(split)), run.space.sizes, strict=True)):

@@ -1,8 +1,8 @@
-"""Whether codes move with the image: the code of a thing should not depend on where it stands.
+"""Whether codes move with the image: the code of a detail should not depend on its position.
 
-A prior has to learn every thing once for each way in which its codes may look, so codes that follow shifts and flips are
-easier to learn. EQ-VAE (Kouzelis et al. 2025, arXiv 2502.09509) trains latents to follow scaling and turning, and the loss
-`equivariance` does so here; this one asks of finished tokenizers how far they follow changes that are exact on pixels.
+A prior must learn a detail once for each of its encodings, so codes that follow shifts and flips are easier to learn.
+EQ-VAE (Kouzelis et al. 2025, arXiv 2502.09509), here the loss `equivariance`, trains latents to follow scaling and rotation.
+This diagnostic measures how well a finished tokenizer follows changes that are exact on pixels.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Config(Strict):
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Of each level and change: `equal`, the share of codes that are what the change makes of the old ones (`chance`: of two
-    codes drawn by their frequency), and `distance`, that of z_q to what it should be, over the mean distance of two z_q
-    drawn at random; 0 is exact, 1 unrelated.
+    """Encodes changed images and compares with the changed codes, per level and change. `equal`: fraction of codes that are
+    equal (`chance`: for two codes sampled by frequency). `distance`: distance of z_q, divided by the mean distance of two
+    random z_q; 0 is exact, 1 unrelated.
 
-    `cell`: shifted by one code's pixels to the right and down, codes should be shifted by one. `pixel`: shifted by one
-    pixel, most should stay as they are. `flip`: mirrored, codes should be too. After shifts the outermost codes do not
-    count, which see what comes in (white) and the border; a grid of less than 4 codes a side has no others.
+    `cell`: images shifted right and down by the pixels of one code; codes should shift by one. `pixel`: images shifted by one
+    pixel; most codes should stay. `flip`: mirrored images; codes should be mirrored. After shifts the outermost codes are
+    left out, since they see the border and the white that comes in; a grid with a side below 4 codes keeps them.
     """
     tokenizer, pixels = run.tokenizer(), run.images("val")
     device = run.device
@@ -64,7 +64,7 @@ def measure(config: Config, run: Run) -> Report:
         rows += [
             {"level": index, "change": change, **compared(found, wanted, apart), "chance": chance}
             for change, (found, wanted) in pairs.items()
-            if found[0].numel()  # a level of one code has nowhere to move
+            if found[0].numel()  # a level of one code has none left after a shift
         ]
     table = pd.DataFrame(rows)
     metrics: dict[str, Any] = {
@@ -77,7 +77,7 @@ def measure(config: Config, run: Run) -> Report:
 
 
 def shifted(x: Float[Tensor, "b c h w"], dy: int, dx: int) -> Float[Tensor, "b c h w"]:
-    """Down by `dy` and to the right by `dx` pixels; white (1) comes in."""
+    """Shifts down by `dy` and right by `dx` pixels; white (1) comes in."""
     return torch.nn.functional.pad(x, (dx, 0, dy, 0), value=1.0)[:, :, : x.shape[2], : x.shape[3]]
 
 
@@ -92,7 +92,7 @@ def _levels(tokenizer: Tokenizer, x: Float[Tensor, "n c h w"], batch_size: int, 
 
 
 def _inner(level: Level, after: int, before: int) -> tuple[Tensor, Tensor]:
-    """Codes and z_q without the border, without the first `after` rows and columns inside it, and the last `before`."""
+    """Codes and z_q without the border, the first `after` rows and columns inside it, and the last `before` ones."""
 
     def cut(part: Shaped[Tensor, "n a h w"]) -> Shaped[Tensor, "n a i j"]:
         h, w = part.shape[2:]
@@ -109,14 +109,14 @@ def compared(found: Level, wanted: Level, apart: float) -> dict[str, float]:
 
 
 def _apart(z_q: Float[Tensor, "n d h w"], rng: torch.Generator) -> float:
-    """Mean distance of z_q at two random places of all images."""
+    """Mean distance between z_q at random places of random images."""
     rows = z_q.movedim(1, 3).flatten(0, 2)
     return torch.linalg.vector_norm(rows - rows[torch.randperm(len(rows), generator=rng)], dim=1).mean().item()
 
 
 @torch.no_grad()
 def _flips(tokenizer: Tokenizer, x: Float[Tensor, "n c h w"], device: Device) -> np.ndarray:
-    """Row by row: mirrored images, decoded from their own codes, and from the mirrored codes of the images as they were."""
+    """Rows: mirrored images; decoded from their own codes; decoded from the mirrored codes of the original images."""
     x = x[arrays.evenly(len(x), SHOWN)].to(device)
     own = tokenizer.decode(tokenizer.encode(x.flip(3)))
     mirrored = tokenizer.decode_vectors(tuple(q.z_q.flip(3) for q in tokenizer.quantize(tokenizer.latents(x))))
@@ -128,7 +128,7 @@ def _picture(table: pd.DataFrame) -> Figure:
 
     levels = list(table.groupby("level"))
     figure = Figure(figsize=(7.6, 2.6 * len(levels)), layout="constrained")
-    labels = {"equal": "share of equal codes", "distance": "distance of z_q (random: 1)"}
+    labels = {"equal": "fraction of equal codes", "distance": "distance of z_q (random: 1)"}
     for row, (level, part) in zip(figure.subplots(len(levels), 2, squeeze=False), levels, strict=True):
         for axis, (column, label) in zip(row, labels.items(), strict=True):
             axis.bar(part["change"], part[column], width=0.6)

@@ -1,4 +1,4 @@
-"""The shape of the codebook: clusters, crowding, dimension, and how it came to be."""
+"""The geometry of the codebook: clusters, spacing, dimension, and its evolution in training."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ Plane = Float[np.ndarray, "n 2"]
 
 class Config(Strict):
     batch_size: int = Field(ge=1, description="images per forward pass", examples=[4])
-    codes: int = Field(ge=8, description="code vectors looked at; of a larger codebook those most used", examples=[64])
-    clusters: int = Field(ge=2, le=10, description="of k-means, which are the colours", examples=[2])
-    perplexity: float = Field(gt=0, description="of t-SNE: about how many neighbours a point has", examples=[3.0])
-    iterations: int = Field(ge=250, description="of t-SNE, at most", examples=[250])
+    codes: int = Field(ge=8, description="most code vectors, the most used of a larger codebook", examples=[64])
+    clusters: int = Field(ge=2, le=10, description="clusters of k-means, shown as colours", examples=[2])
+    perplexity: float = Field(gt=0, description="of t-SNE: effective number of neighbours of a point", examples=[3.0])
+    iterations: int = Field(ge=250, description="most iterations of t-SNE", examples=[250])
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Of each grid's codebook; how often a code is used, validation images say.
+    """Measures each grid's codebook; the frequency of codes is that in the validation images.
 
-    `silhouette` (Rousseeuw 1987) of k-means: near 1 for clusters far apart, but never 0 for none, since k-means finds its
-    own; beside it stands that of Gaussian points of the same covariance. `neighbour_distance`: mean distance to the nearest
-    other code vector, over the mean distance of two; near 0, neighbours can stand for each other, and to name the right one
-    costs a prior bits that no picture needs. `effective_dimension`: see `participation_ratio`."""
+    `silhouette` (Rousseeuw 1987) of k-means is near 1 for clusters far apart. It is not 0 without clusters, since k-means
+    always finds some, so compare it with `silhouette_gaussian`, that of Gaussian points with the same covariance.
+    `neighbour_distance`: mean distance to the nearest other code vector, divided by the mean distance of two. Near 0,
+    neighbours are interchangeable, and a prior spends bits on choices that do not affect the image. `effective_dimension`:
+    see `participation_ratio`."""
     tokenizer = run.tokenizer()
     codes = tokenizer.space.split(arrays.mapped(tokenizer.encode, run.images("val"), config.batch_size, run.device))
     metrics, tables, histories, planes = {}, [], [], []
@@ -57,15 +58,15 @@ def measure(config: Config, run: Run) -> Report:
 
 
 def _snapshots(run: Run, grid: int) -> dict[int, Points]:
-    """Its codebook by epoch, as the stage `tokenizer` keeps it; none of a quantizer that was fitted afterwards."""
+    """The grid's codebook by epoch, as saved by the stage `tokenizer`; empty for a post-hoc quantizer."""
     path = run.folder("tokenizer") / "snapshots.safetensors"
-    stored = models.load_weights(path) if path.exists() else {}  # a tokenizer trained elsewhere comes without
+    stored = models.load_weights(path) if path.exists() else {}  # a tokenizer trained elsewhere has none
     own = [name for name in stored if name.endswith(f"/codebook_{grid}")]
     return {int(name.partition("/")[0]): stored[name].float().numpy() for name in own}
 
 
 def described(book: Points, config: Config, seed: int) -> tuple[pd.DataFrame, dict[str, float]]:
-    """A row for each code vector, and the codebook's own numbers."""
+    """A row for each code vector, and the metrics of the codebook."""
     cluster, silhouette = clusters(book, config.clusters, seed)
     covariance, rng = np.atleast_2d(np.cov(book, rowvar=False)), numpy_generator(seed, "gaussian")
     gaussian = rng.multivariate_normal(book.mean(0), covariance, len(book), method="svd")
@@ -82,7 +83,7 @@ def spread(book: Points) -> dict[str, float]:
 
 
 def spacing(points: Points) -> tuple[float, Float[np.ndarray, " n"]]:
-    """Mean distance of two of the points, and of each the distance to the nearest other one."""
+    """Mean distance of two points, and each point's distance to its nearest other point."""
     from scipy.spatial.distance import pdist, squareform
 
     pairs = pdist(points.astype(np.float64))
@@ -90,14 +91,14 @@ def spacing(points: Points) -> tuple[float, Float[np.ndarray, " n"]]:
 
 
 def participation_ratio(points: Points) -> float:
-    """(sum v)^2 / sum v^2 of the variances v along principal axes: D where all are equal, 1 on a line, 0 of one point."""
+    """(sum v)^2 / sum v^2 of the variances v along principal axes: D if all are equal, 1 on a line, 0 for equal points."""
     covariance = np.atleast_2d(np.cov(points.astype(np.float64), rowvar=False))
     squares = float(np.square(covariance).sum())  # tr(C^2)
     return float(np.trace(covariance)) ** 2 / squares if squares else 0.0
 
 
 def clusters(points: Points, k: int, seed: int) -> tuple[Int[np.ndarray, " n"], float]:
-    """The best k-means of ten starts, and its silhouette; 0 where there are too few distinct points for one."""
+    """Clusters of the best k-means of ten starts, and its silhouette; 0 if there are too few distinct points."""
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
 
@@ -109,8 +110,8 @@ def clusters(points: Points, k: int, seed: int) -> tuple[Int[np.ndarray, " n"], 
 
 
 def embedded(points: Points, perplexity: float, iterations: int, seed: int) -> Plane:
-    """t-SNE (van der Maaten & Hinton 2008), started from the two principal directions: neighbours stay near, but distances
-    between groups, and their sizes, mean nothing."""
+    """t-SNE (van der Maaten & Hinton 2008), initialised with the two principal directions. Neighbours stay near, but distances
+    between groups and sizes of groups have no meaning."""
     from sklearn.manifold import TSNE
 
     start = (points - points.mean(0)) @ axes(points)
@@ -120,15 +121,15 @@ def embedded(points: Points, perplexity: float, iterations: int, seed: int) -> P
 
 
 def axes(points: Points) -> Float[np.ndarray, "d 2"]:
-    """The two principal directions; the second is zero where D = 1."""
+    """The two principal directions; the second is zero if D = 1."""
     directions = np.linalg.svd(points - points.mean(0), full_matrices=False)[2][:2]
     return np.pad(directions, [(0, 2 - len(directions)), (0, 0)]).T
 
 
 def evolution(kept: Points, taken: dict[int, Points]) -> tuple[pd.DataFrame, dict[str, Plane]]:
-    """The numbers of each snapshot, and all snapshots on one plane: the two principal directions of the kept codebook. That
-    is linear: a length means the same in every panel, and a code that rests stays in its place; t-SNE would keep neither.
-    `moved`: mean distance to the kept places, over the mean distance of two of these."""
+    """Metrics of each snapshot, and all snapshots projected on the two principal directions of the kept codebook. The
+    projection is linear, unlike t-SNE: lengths are comparable between panels, and a code vector that does not move keeps its
+    place. `moved`: mean distance to the kept code vectors, divided by the mean distance of two of these."""
     (apart, _), plane, rows, points = spacing(kept), axes(kept), [], {}
     for title, book in [*((f"epoch {epoch}", book) for epoch, book in sorted(taken.items())), ("kept", kept)]:
         moved = np.linalg.norm(book - kept, axis=1).mean() / apart if apart else 0.0
@@ -138,13 +139,13 @@ def evolution(kept: Points, taken: dict[int, Points]) -> tuple[pd.DataFrame, dic
 
 
 def _picture(rows: list[dict[str, Plane]], tables: list[pd.DataFrame], side: float) -> Figure:
-    """A row of panels for each grid. Colours are the clusters of the kept codebook, areas the use of a code."""
+    """A row of panels for each grid. Colours are the clusters of the kept codebook, areas the frequencies of codes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(side * len(rows[0]), (side + 0.2) * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharex="row", sharey="row")
     for grid, (row, points, codes) in enumerate(zip(panels, rows, tables, strict=True)):
-        size = 8 + 20 * codes["fraction"] * len(codes)  # a code of mean use adds 20
+        size = 8 + 20 * codes["fraction"] * len(codes)  # 20 for a code of mean frequency
         for axis, (title, places) in zip(row, points.items(), strict=True):
             axis.scatter(*places.T, s=size, c=codes["cluster"], cmap="tab10", vmin=0, vmax=9, alpha=0.65, linewidths=0)
             axis.set(xticks=[], yticks=[], aspect="equal")

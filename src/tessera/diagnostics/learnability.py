@@ -1,15 +1,15 @@
-"""One number for a grid of codes: can a prior learn it? Before the prior is trained. Imports no torch.
+"""A score of how well a prior can learn a grid of codes, before a prior is trained. Imports no torch.
 
     S = 100 (0.5 rho + 0.3 oracle + 0.2 predictability)
 
-rho: mean of the shares of right and of lower neighbours that are equal (diagnostic `autocorrelation`), of `val`;
-oracle: accuracy of the better of copying left and copying above (diagnostic `oracle`), of `val`;
-predictability: 1 - H(neighbour | code) / log2 K, each code weighing as it occurs (diagnostic `transitions`), of `train`.
+rho: mean of the fractions of right and of lower neighbours that are equal (diagnostic `autocorrelation`), on `val`;
+oracle: accuracy of the better of copying left and copying above (diagnostic `oracle`), on `val`;
+predictability: 1 - H(neighbour | code) / log2 K, codes weighted by frequency (diagnostic `transitions`), on `train`.
 
 The published score of an emoji tokenizer (16x16 codes, K = 256) is 28.9, critical: rho = (.34 + .32) / 2, oracle = .34,
-predictability = .11. That 11 % is 1 - 4.9 / 5.5; with log2 256 = 8 it is 39 %, and the score 34.5, poor. Compare with
-34.5. `independent` is the score of codes with the same histogram and nothing else in common, 100 (0.8 sum p_k^2 +
-0.2 (1 - H(p) / log2 K)): a collapsed codebook scores 100 by being constant, and is then no better than that.
+predictability = .11. The published predictability is 1 - 4.9 / 5.5; with log2 256 = 8 it is .39, and the score 34.5, poor.
+Compare with 34.5. `independent` is the score of independent codes with the same histogram, 100 (0.8 sum p_k^2 + 0.2 (1 -
+H(p) / log2 K)). A collapsed codebook scores 100 because its codes are constant; then `independent` is 100 too.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WEIGHTS = {"rho": 0.5, "oracle": 0.3, "predictability": 0.2}
-BANDS = {"critical": 0, "poor": 30, "fair": 50, "good": 70}  # from this score on
+BANDS = {"critical": 0, "poor": 30, "fair": 50, "good": 70}  # band: lowest score
 
 
 class Config(Strict):
-    """Nothing to set: a score with other weights would be no comparison."""
+    """No settings: scores with other weights would not be comparable."""
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Score, band (0 critical, 1 poor, 2 fair, 3 good) and parts of each grid. A grid of one code has no neighbours, and
-    reports that it does not apply."""
+    """Score, band (0 critical, 1 poor, 2 fair, 3 good) and parts of each grid. A grid of one code has no neighbours: the
+    diagnostic does not apply to it."""
     train, val = (run.space.split(run.codes(split)) for split in ("train", "val"))
     rows: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {}
@@ -72,7 +72,7 @@ def measure(config: Config, run: Run) -> Report:
 
 
 def parts(train: Int[np.ndarray, "n h w"], val: Int[np.ndarray, "m h w"], k: int) -> dict[str, float]:
-    """rho, oracle and predictability, 0 to 1 each; empty for 1x1."""
+    """rho, oracle and predictability, each from 0 to 1; empty for a 1x1 grid."""
     pairs = statistics.neighbour_pairs(train)
     if not pairs:
         return {}
@@ -96,7 +96,7 @@ def band(score: float) -> int:
 
 
 def _picture(table: pd.DataFrame) -> Figure:
-    """Points of each part, on the bands; the mark is what the histogram alone would give."""
+    """Points of each part, over the bands; the mark is the score of independent codes."""
     from matplotlib.figure import Figure
 
     grids = table["grid"].unique()

@@ -1,8 +1,8 @@
-"""How far copying a neighbour gets: what a prior must beat to have learned anything but smoothness. Imports no torch.
+"""Accuracy of copying a neighbour: a prior must beat it to have learned more than smoothness. Imports no torch.
 
-A published report has a copy-left oracle of 34 % at K = 256, 87 times chance, against 42 % of the prior it trained.
-`either` is no predictor: it knows which neighbour to copy. The table has a second floor too, `constant`: always the
-code most frequent in the train split, which is what a prior reaches that knows the histogram alone.
+A published report has a copy-left oracle of 34 % at K = 256, 87 times chance; its trained prior has 42 %. `either` is not a
+predictor, since it knows which neighbour to copy. The table has a second baseline, `constant`: always the most frequent code
+of the train split, the accuracy of a prior that knows only the histogram.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ BARS = ("left", "above", "better", "either", "constant", "random")
 
 
 class Config(Strict):
-    """Nothing to set."""
+    """No settings."""
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Accuracies of `statistics.copying` on `val` beside `random`, 1 / K, and the better's in multiples of it; every split in
-    the table. A grid of one code has no neighbours, and reports that it does not apply."""
+    """Accuracies of `statistics.copying` on `val`, `random` = 1 / K, and `times_random` = better / random. The table has every
+    split. A grid of one code has no neighbours: the diagnostic does not apply to it."""
     constants = [
         int(statistics.frequencies(codes, k).argmax())
         for codes, k in zip(run.space.split(run.codes("train")), run.space.sizes, strict=True)
@@ -64,6 +64,6 @@ def _picture(val: pd.DataFrame) -> Figure:
         labels = [f"{row.accuracy:.1%}, {row.times_random:.1f} x random" for row in part.itertuples()]
         axis.bar_label(bars, labels, padding=3, fontsize=8)
         axis.invert_yaxis()
-        axis.set(title=f"grid {grid}: a code guessed by copying, val", xlabel="share of codes that are right")
+        axis.set(title=f"grid {grid}: a code guessed by copying, val", xlabel="fraction of codes that are right")
         axis.set_xlim(0, max(1.5 * part["accuracy"].max(), 0.01))
     return figure

@@ -1,16 +1,16 @@
-"""Where in the sequence there is something to learn, and where only an image to be recognised. Imports no torch.
+"""At which positions a prior can learn structure, and at which it can only recognise the image. Imports no torch.
 
-Three entropies of each position, in bits. `entropy_bits`: of its code, over the training images. `given_prefix_bits`:
-H(c_t | c_<t) over the training images, the exact prefix known, so that all of them add up to log2 N at most: it falls to
-0 where the prefix names the image, however hard the codes are. That is the floor of memorising, which a prior of enough
-capacity reaches on its training images; it says nothing of unseen ones. The fall is the entropy cliff of Zheng et al.
-2026 (arXiv 2605.06207), at t* = ceil(log2 N / log2 K) codes: `cliff`, and with the perplexity of the codes for K,
-`cliff_effective`. Measured is `named_after`: the codes after which a `fraction` of the training images are the only ones
-with their prefix; later than the cliff where first codes are background in most images.
+Three entropies of each position, in bits. `entropy_bits`: entropy of the code over the training images.
+`given_prefix_bits`: H(c_t | c_<t) over the training images, given the exact prefix. Its sum over positions is at most
+log2 N. It falls to 0 where the prefix identifies the image, even if the codes are hard to predict. It is the floor that a
+prior of sufficient capacity reaches on its training images by memorising, and says nothing about unseen images. The fall is
+the entropy cliff of Zheng et al. 2026 (arXiv 2605.06207), at t* = ceil(log2 N / log2 K) codes: `cliff`; with the perplexity
+of the codes in place of K: `cliff_effective`. `named_after` is measured: the number of leading codes that identify a
+`fraction` of the training images. It is later than the cliff if most images begin with background.
 
-`given_neighbours_bits` cannot be memorised: the cross-entropy, on the validation split, of counts over the training split
-given left and upper code, in expectation never less than the entropy of the codes given these two. Unseen contexts back
-off (Witten & Bell 1991, method C), with d the number of different codes seen in a context:
+`given_neighbours_bits` cannot be memorised: it is the cross-entropy, on the validation split, of counts over the training
+split, given the left and the upper code. In expectation it is at least the entropy of a code given these two. Unseen contexts
+back off (Witten & Bell 1991, method C), with d the number of different codes seen in a context:
 
     p(c | l, u) = (n(l,u,c) + d(l,u) p(c | l)) / (n(l,u) + d(l,u)),  p(c | l) and p(c) likewise, from 1 / K
 """
@@ -41,13 +41,14 @@ MAPS = {
 
 
 class Config(Strict):
-    fraction: float = Field(gt=0, le=1, description="of the training images that a prefix is to tell from all others",
+    fraction: float = Field(gt=0, le=1, description="fraction of the training images that a prefix must identify",
                          examples=[0.5])  # fmt: skip
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Means of the three entropies over the positions of each grid; of the whole sequence, grid after grid, where it
-    names an image. `named_after` and the cliffs are missing where no number of its codes does."""
+    """Means of the three entropies over the positions of each grid. For the whole sequence, grid after grid:
+    `identity_bits` = log2 N; `named`, the fraction of images that it identifies; `named_after` and the cliffs, which are
+    missing if the whole sequence is too short."""
     train, val = (run.space.split(run.codes(split)) for split in ("train", "val"))
     grids = zip(range(len(run.space.grids)), train, val, run.space.sizes, strict=True)
     table = pd.concat([_places(*of_grid) for of_grid in grids], ignore_index=True)
@@ -78,8 +79,8 @@ def _places(grid: int, train: Int[np.ndarray, "n h w"], val: Int[np.ndarray, "m 
 
 
 def prefixes(codes: Int[np.ndarray, "n t"]) -> tuple[Float[np.ndarray, " t"], ...]:
-    """Of the prefix up to and with each position: H(c_t | c_<t) in bits, the number of distinct ones over N, and the fraction
-    of the images that have theirs alone."""
+    """For the prefix up to and including each position: H(c_t | c_<t) in bits, the number of distinct prefixes divided by N,
+    and the fraction of images with a prefix of their own."""
     n, ids, before, found = len(codes), np.zeros(len(codes), np.int64), 0.0, []
     for column in codes.astype(np.int64).T:
         keys = ids * (column.max() + 1) + column
@@ -91,40 +92,38 @@ def prefixes(codes: Int[np.ndarray, "n t"]) -> tuple[Float[np.ndarray, " t"], ..
 
 
 def enough(bits: Float[np.ndarray, " t"], wanted: float) -> int | None:
-    """The least number of codes with so many bits together, ceil(log2 N / log2 K) for codebooks of one size; None where all
-    of them have less."""
+    """The smallest number of leading codes with `wanted` bits in total, ceil(log2 N / log2 K) for codebooks of one size; None
+    if all codes have fewer."""
     reached = np.cumsum(bits) >= wanted - 1e-9  # log2 27 and 3 log2 3 differ in the last bit
     return int(reached.argmax()) + 1 if reached.any() else None
 
 
 def backed_off(train: Int[np.ndarray, "n h w"], val: Int[np.ndarray, "m h w"], k: int) -> Float[np.ndarray, "m h w"]:
-    """p(c | left, upper) of each code of `val`, by counts in `train`."""
+    """p(c | left, upper) of each code of `val`, from counts in `train`."""
     p = np.full(val.shape, 1 / k)
     for seen, here in zip(_contexts(train, k), _contexts(val, k), strict=True):
         pairs = seen * k + train
-        kinds = np.maximum(
-            _count(np.unique(pairs) // k, here), 1
-        )  # 1: an unseen context says what the shorter one says
+        kinds = np.maximum(_count(np.unique(pairs) // k, here), 1)  # 1: an unseen context gets the shorter one's p
         p = (_count(pairs, here * k + val) + kinds * p) / (_count(seen, here) + kinds)
     return p
 
 
 def _contexts(codes: Int[np.ndarray, "n h w"], k: int) -> tuple[Int[np.ndarray, "n h w"], ...]:
-    """A number for what is known: nothing, the left code, left and upper; beyond the border stands the symbol K."""
+    """A number for each context: empty, left code, left and upper code. Beyond the border the code is K."""
     framed = np.pad(codes.astype(np.int64), ((0, 0), (1, 0), (1, 0)), constant_values=k)
     left, upper = framed[:, 1:, :-1], framed[:, :-1, 1:]
     return np.zeros_like(left), left, left * (k + 1) + upper
 
 
 def _count(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """How often each of `wanted` is among `keys`."""
+    """How often each of `wanted` occurs in `keys`."""
     found, counts = np.unique(keys, return_counts=True)
     place = np.searchsorted(found, wanted).clip(max=len(found) - 1)
     return np.where(found[place] == wanted, counts[place], 0)
 
 
 def _maps(table: pd.DataFrame) -> Figure:
-    """The grid from above, one scale for all three."""
+    """The three entropies as maps of the grid, with one scale."""
     from matplotlib.figure import Figure
 
     grids = sorted(table["grid"].unique())
@@ -140,7 +139,7 @@ def _maps(table: pd.DataFrame) -> Figure:
 
 
 def _curves(table: pd.DataFrame, found: dict[str, int], fraction: float) -> Figure:
-    """How many training images each prefix tells from the others."""
+    """Fraction of training images that each prefix identifies, and fraction of distinct prefixes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")

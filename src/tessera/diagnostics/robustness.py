@@ -1,8 +1,8 @@
-"""What a wrong code costs: codes are replaced by near neighbours in the codebook, as a prior would confuse them.
+"""The cost of wrong codes: codes are replaced by near neighbours in the codebook, as a prior would confuse them.
 
-The perturbed FID of Qiu et al. 2025 (arXiv 2509.12474), by which tokenizers of one K order as by their samples, and not
-by the distance of clean reconstructions: a share of an image's codes ("rate") each become one of the nearest ("strength")
-others, drawn uniformly. Here on the features of our scorer, so that values compare within one data set and scorer only.
+The perturbed FID of Qiu et al. 2025 (arXiv 2509.12474): a fraction of an image's codes ("rate") is replaced, each by one of
+its nearest others ("strength"), sampled uniformly. In the paper it orders tokenizers of one K as their samples do; the FID of
+clean reconstructions does not. Features are those of our scorer, so values compare only within one data set and scorer.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 12
-BLOCK = 256  # rows of the [K,K] distances held at once
+BLOCK = 256  # rows of the [K,K] distances in memory at once
 
 
 class Config(Strict):
     batch_size: int = Field(ge=1, description="images per forward pass", examples=[4])
     count: int = Field(ge=4, description="validation images, at most", examples=[6])
     rates: list[Annotated[float, Field(gt=0, le=1)]] = Field(
-        min_length=1, description="shares of an image's codes that are replaced", examples=[[0.5, 1.0]]
+        min_length=1, description="fractions of an image's codes that are replaced", examples=[[0.5, 1.0]]
     )
-    neighbours: int = Field(ge=1, description="a code becomes one of so many nearest others", examples=[2])
+    neighbours: int = Field(ge=1, description="number of nearest codes that can replace a code", examples=[2])
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Against the images themselves; `clean`, rate 0, are the plain reconstructions, `perturbed` those at the middle rate,
-    `rise` and `drop` their difference."""
+    """Fréchet distance and PSNR to the original images. `clean`: plain reconstructions (rate 0); `perturbed`: at the middle
+    rate; `rise` and `drop`: their difference."""
     tokenizer, extractor = run.tokenizer(), run.extractor()
     device = run.device
     pixels = run.images("val")
@@ -55,7 +55,7 @@ def measure(config: Config, run: Run) -> Report:
     chances, choices = rng.random(codes.shape), rng.random(codes.shape)
     rows, shown = [], [pixels[arrays.evenly(len(pixels), SHOWN)]]
     for rate in (0.0, *sorted(config.rates)):
-        # of the same numbers: what is replaced at one rate is replaced by the same at all higher ones
+        # same random numbers: a code replaced at one rate is replaced by the same code at all higher rates
         changed = replaced(codes, tokenizer.space, tables, chances < rate, choices)
         decoded = arrays.decoded(tokenizer, changed, config.batch_size, device)
         shown.append(decoded[arrays.evenly(len(pixels), SHOWN)])
@@ -72,8 +72,8 @@ def measure(config: Config, run: Run) -> Report:
 
 
 def neighbours(book: Float[np.ndarray, "k d"], count: int) -> Int[np.ndarray, "k c"]:
-    """Indices of the nearest other code vectors, nearest first; all others where there are fewer than `count`. A copy of a
-    code vector is another code."""
+    """Indices of the `count` nearest other code vectors, or of all others if fewer, nearest first. A copy of a code vector
+    counts as another code."""
     from scipy.spatial.distance import cdist
 
     found = []
@@ -92,7 +92,7 @@ def replaced(
     where: np.ndarray,
     choices: Float[np.ndarray, "n t"],
 ) -> Int[np.ndarray, "n t"]:
-    """The codes, those at `where` [N,T] each by one of its neighbours; `choices`, uniform on [0, 1), say which."""
+    """The codes, with those at `where` [N,T] replaced by a neighbour, selected by `choices`, uniform on [0, 1)."""
     folded = zip(space.split(codes), space.split(choices), tables, strict=True)
     others = [table[own, (choice * table.shape[1]).astype(int)] for own, choice, table in folded]
     return np.where(where, space.join(others), codes)
@@ -122,7 +122,7 @@ def _picture(table: pd.DataFrame, distance: str) -> Figure:
     labels = {distance: "Fréchet distance to the images", "psnr_db": "PSNR, dB"}
     for axis, (column, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
         axis.plot(table["rate"], table[column], marker="o")
-        axis.set(xlabel="share of codes replaced by a neighbour", ylabel=label, xlim=(-0.02, 1.02))
+        axis.set(xlabel="fraction of codes replaced by a neighbour", ylabel=label, xlim=(-0.02, 1.02))
         axis.set_ylim(bottom=0 if column == distance else None)
         axis.grid(alpha=0.3)
     return figure

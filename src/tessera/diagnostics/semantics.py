@@ -1,14 +1,14 @@
-"""Do images of one class share codes? Whether code means something, or only looks like something. Imports no torch.
+"""Whether codes carry the label: mutual information, and labels of nearest neighbours by codes. Imports no torch.
 
-I(label; code) = H(code) - H(code | label) in bits, of one code drawn from one image of `train`: 0 where all classes use
-the codebook alike. Counted, it is biased upwards, so beside it stands the mean after `permutations` of the labels. They are
-permuted among families, for variants of one image are no independent witnesses of their class.
+`label_bits`: I(label; code) = H(code) - H(code | label) in bits, for a random code of a random image of `train`; 0 if all
+classes use the codebook alike. An estimate from counts is biased upwards, so `label_bits_shuffled` is its mean after
+`permutations` of the labels. Labels are permuted among families, since variants of one image are not independent.
 
-Nearest neighbours by code overlap: of each image of `val` the images of `train` that share most codes with it, at the
-same place (`same_place`) or anywhere (`anywhere`: the intersection of their histograms, Swain & Ballard 1991), and the
-share of those with the same label. Of several that are equally near each counts as much. `chance` is a training image
-drawn at random. Codes of a plain background count as any others: silhouettes agree first. Of large data sets `COMPARED` images
-are compared, evenly spread over each split: every pair costs as many steps as an image has codes.
+Nearest neighbours of each image of `val` are the images of `train` that have most codes in common with it, at the same place
+(`same_place`) or anywhere (`anywhere`: histogram intersection, Swain & Ballard 1991). The metric is the fraction of
+neighbours with the same label; tied neighbours have equal weight. `chance` is the value for a random training image. Codes of
+a plain background count as any others, so images with similar silhouettes are near. Of a large data set at most `COMPARED`
+images are compared, evenly spread over each split, since a pair costs time in proportion to the codes of an image.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from tessera.core.seeding import numpy_generator
 from tessera.images import pictures
 from tessera.images.arrays import batches, evenly
 
-COMPARED = {"val": 1_000, "train": 10_000}  # images of a split that neighbours are sought of and among, at most
+COMPARED = {"val": 1_000, "train": 10_000}  # most images of each split in the search for neighbours
 BLOCK = 1024  # images compared at once
 
 
 class Config(Strict):
-    permutations: int = Field(ge=1, le=1000, description="of the labels, whose mean is the baseline", examples=[2])
-    shown: int = Field(ge=1, le=64, description="validation images of the picture", examples=[2])
-    nearest: int = Field(ge=1, le=16, description="training images beside each of them", examples=[2])
+    permutations: int = Field(ge=1, le=1000, description="permutations of the labels behind the baseline", examples=[2])
+    shown: int = Field(ge=1, le=64, description="validation images in the picture", examples=[2])
+    nearest: int = Field(ge=1, le=16, description="nearest training images shown per validation image", examples=[2])
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Of each grid; the table has the nearest neighbours of each class. Picture: validation images, evenly from the split,
-    each left of its nearest training images by codes at the same place, over all grids. Without labels: does not apply."""
+    """Metrics of each grid; the table has them by class. The picture shows validation images, evenly spread over the split, each
+    left of its nearest training images by codes at the same place, over all grids. Does not apply without labels."""
     if not run.label_names:
         return Report({"applies": 0})
     labels = {split: run.required_labels(split) for split in ("train", "val")}
@@ -85,26 +85,28 @@ def label_bits(codes: Int[np.ndarray, "n t"], labels: Int[np.ndarray, " n"], k: 
 def _shuffles(
     labels: Int[np.ndarray, " n"], families: np.ndarray, count: int, seed: int
 ) -> Iterator[Int[np.ndarray, " n"]]:
-    """Labels permuted among families: each takes over the label of another's first image."""
+    """Labels permuted among families: each family gets the label of the first image of a random family."""
     _, first, family = np.unique(families, return_index=True, return_inverse=True)
     for index in range(count):
         yield labels[numpy_generator(seed, "semantics", index).permutation(first)][family]
 
 
 def at_places(codes: Int[np.ndarray, "n t"], k: int) -> Int[np.ndarray, "n t"]:
-    """Each code with its place as one number: images share one where they have the same code at the same place."""
+    """Code and place as one number: two images have a number in common if they have the same code at the same place."""
     return np.arange(codes.shape[1]) * k + codes
 
 
 def occurrences(codes: Int[np.ndarray, "n t"]) -> Int[np.ndarray, "n t"]:
-    """Each code with how often it came before in its image: images share sum_k min(n_k, m_k) of these numbers."""
+    """Code and its number of earlier occurrences in the image as one number: two images have sum_k min(n_k, m_k) of these
+    numbers in common."""
     ordered, place = np.sort(codes, axis=1).astype(np.int64), np.arange(codes.shape[1])
     begins = np.diff(ordered, axis=1, prepend=-1) != 0
     return ordered * codes.shape[1] + place - np.maximum.accumulate(np.where(begins, place, 0), axis=1)
 
 
 def shared(a: Int[np.ndarray, "n t"], b: Int[np.ndarray, "m t"]) -> Int[np.ndarray, "n m"]:
-    """How many numbers each row of `a` has in common with each of `b`; no row has one twice. A product of sparse matrices."""
+    """Number of values that each row of `a` has in common with each row of `b`, by a product of sparse matrices. The values of
+    a row must be distinct."""
     from scipy.sparse import csr_array
 
     names, column = np.unique(np.concatenate([a, b]), return_inverse=True)
@@ -119,7 +121,7 @@ def same_label(
     own_labels: Int[np.ndarray, " n"],
     other_labels: Int[np.ndarray, " m"],
 ) -> Float[np.ndarray, " n"]:
-    """For each of `own` the share of its label among those of `others` that share most with it."""
+    """For each image of `own`, the fraction of its nearest `others` (most values in common) that have its label."""
     found = np.zeros(len(own))
     for where in batches(len(own), BLOCK):
         common = shared(own[where], others)

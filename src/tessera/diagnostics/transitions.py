@@ -1,16 +1,16 @@
-"""What a code says about its right and lower neighbour, as matrices and in bits. Imports no torch.
+"""How well a code predicts its right and lower neighbour, as transition matrices and in bits. Imports no torch.
 
-T[a,b] = P(neighbour = b | code = a), counted on the train split: the language model of pairs that a prior starts from.
-Its entropy H(a) = -sum_b T[a,b] log2 T[a,b] is averaged over codes, each weighing as it occurs (`entropy_bits`: H(b | a))
-or each the same (`entropy_bits_by_code`), and predictability is 1 - H / log2 K. A published report has H = 4.9 bits and
-11 %, having divided by 5.5 bits; log2 256 is 8, and by the formula it is 1 - 4.9 / 8 = 39 %.
+T[a,b] = P(neighbour = b | code = a), counted on the train split: a bigram model of codes. Its row entropies H(a) = -sum_b
+T[a,b] log2 T[a,b] are averaged over codes, weighted by frequency (`entropy_bits`: H(b | a)) or equally
+(`entropy_bits_by_code`). Predictability is 1 - H / log2 K. A published report has H = 4.9 bits and predictability 11 %,
+because it divides by 5.5 bits; log2 256 is 8, and the formula gives 1 - 4.9 / 8 = 39 %.
 
-These entropies are biased low, for most of a row's K cells are never seen; and a histogram far from flat is "predictable"
-without any neighbour. `shuffled` is the judge of both: the same statistic after the neighbours have been permuted among
-all pairs. Rows keep their number of examples and codes their frequency, so its bias is about the same, and only the
-dependence is gone; what is left above it, `gain_bits` = H(shuffled) - H, is what the neighbour itself tells. (Not
-Miller and Madow's correction: it adds (cells seen - 1) / 2n nats, at most 0.72 bits, where log2 K - log2 n may be
-missing; and it knows nothing of the histogram.)
+These entropies are biased low, since most of a row's K cells are never seen. A histogram far from flat is also "predictable"
+without any neighbour. `shuffled` corrects for both: it is the same statistic after a permutation of the neighbours among all
+pairs. Rows keep their number of examples and codes their frequency, so the bias is about the same and only the dependence is
+gone. `gain_bits` = H(shuffled) - H is the information from the neighbour itself. (The correction of Miller and Madow would
+not do: it adds (cells seen - 1) / 2n nats, at most 0.72 bits, where log2 K - log2 n bits can be missing, and it ignores the
+histogram.)
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 
 class Config(Strict):
-    shown: int = Field(ge=2, le=1024, description="codes of the picture, the most frequent ones", examples=[4])
+    shown: int = Field(ge=2, le=1024, description="most frequent codes, shown in the picture", examples=[4])
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Of `train`. Metrics: means over the two directions, of each grid; tables: each direction, and each code with its
-    likeliest neighbour. A grid of one code has no neighbours, and reports that it does not apply."""
+    """Statistics of `train`. Metrics are means over the two directions, per grid. The tables have each direction, and each code
+    with its likeliest neighbour. A grid of one code has no neighbours: the diagnostic does not apply to it."""
     metrics: dict[str, Any] = {}
     means, codes, matrices = [], [], {}
     folded = run.space.split(run.codes("train"))
@@ -74,19 +74,19 @@ def _entropies(
 
 
 def _by_code(a: Int[np.ndarray, " p"], b: Int[np.ndarray, " p"], k: int) -> pd.DataFrame:
-    """One row for each code that occurs, the most frequent first."""
+    """One row per code that occurs, most frequent first."""
     n, bits = statistics.entropies_given(a, b, k)
     found, joint = np.unique(np.asarray(a, np.int64) * k + b, return_counts=True)
     found, joint = found[order := np.argsort(joint, kind="stable")], joint[order]
     likeliest, most = np.zeros((2, k), np.int64)
-    likeliest[found // k], most[found // k] = found % k, joint  # of several the last is kept: the largest
+    likeliest[found // k], most[found // k] = found % k, joint  # the last assignment wins: the largest count
     rows = pd.DataFrame({"code": range(k), "count": n, "entropy_bits": bits, "likeliest": likeliest})
     rows["p"] = most / np.maximum(n, 1)
     return rows[n > 0].sort_values("count", ascending=False, kind="stable")
 
 
 def matrix(a: Int[np.ndarray, " p"], b: Int[np.ndarray, " p"], k: int, shown: int) -> Float[np.ndarray, "s s"]:
-    """T over the `shown` most frequent codes, most frequent first; rows of codes that never occur are 0."""
+    """T of the `shown` most frequent codes, most frequent first; rows of codes that never occur are 0."""
     n = np.bincount(a, minlength=k)
     order = np.argsort(-n, kind="stable")[:shown]
     place = np.full(k, -1)
@@ -97,7 +97,7 @@ def matrix(a: Int[np.ndarray, " p"], b: Int[np.ndarray, " p"], k: int, shown: in
 
 
 def _picture(matrices: dict[tuple[int, str], Float[np.ndarray, "s s"]]) -> Figure:
-    """A logarithmic scale, white where a pair never occurs; the diagonal is a code beside itself."""
+    """The matrices on a logarithmic scale, white where a pair never occurs; the diagonal has pairs of equal codes."""
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 

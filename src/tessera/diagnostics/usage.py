@@ -1,4 +1,4 @@
-"""How much of the codebook is used: over the whole split, never over a batch. Imports no torch."""
+"""Usage of the codebook over the whole split, never over a batch. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Config(Strict):
-    """Nothing to set."""
+    """No settings."""
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Share of the codebook used, number of active codes, and perplexity, of `val`; every split and grid in the table."""
+    """Fraction of the codebook used, number of active codes, and perplexity, on `val`; the table has every split and grid."""
     rows, histogram = [], []
     for split in SPLITS:
         for grid, (codes, k) in enumerate(zip(run.space.split(run.codes(split)), run.space.sizes, strict=True)):
@@ -49,7 +49,7 @@ def measure(config: Config, run: Run) -> Report:
 
 
 def _picture(histogram: pd.DataFrame) -> Figure:
-    """Frequency against rank; the dashed line is a codebook of which every code is as likely."""
+    """Frequency of codes, most frequent first; the dashed line is that of equally likely codes."""
     import seaborn as sns
     from matplotlib.figure import Figure
 
@@ -59,5 +59,5 @@ def _picture(histogram: pd.DataFrame) -> Figure:
         part = histogram[histogram["grid"] == grid]
         sns.lineplot(part, x="rank", y="p", hue="split", ax=axis)
         axis.axhline(1 / (part["rank"].max() + 1), color="grey", linestyle="--", linewidth=1)
-        axis.set(title=f"grid {grid}", xlabel="rank of the code", ylabel="share of all codes", ylim=(0, None))
+        axis.set(title=f"grid {grid}", xlabel="rank of the code", ylabel="fraction of all codes", ylim=(0, None))
     return figure

@@ -1,8 +1,8 @@
 """Binary cross entropy of intensities: the Bernoulli reconstruction term (Kingma & Welling 2014, arXiv 1312.6114,
 appendix C.1).
 
-An intensity between 0 and 1 is read as a probability. Least, but not zero, for a perfect reconstruction: the entropy of
-the intensities themselves is left.
+Intensities between 0 and 1 are taken as probabilities. A perfect reconstruction has the smallest loss, which is not zero
+but the entropy of the intensities.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Config(Strict):
 
 
 class BCE(nn.Module):
-    """Nats, mean over the values of images. The target is (x + 1) / 2, the probability (r + 1) / 2."""
+    """Nats, mean over all image values. The target is (x + 1) / 2, the probability (reconstruction + 1) / 2."""
 
     def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
         with torch.autocast(
             x.device.type, enabled=False
-        ):  # half precision has no room near 0 and 1; nor does `conv.Tanh` use it
+        ):  # half precision is too coarse near 0 and 1; `conv.Tanh` avoids it too
             probability = (output.reconstruction.float() + 1) / 2
-            # a tokenizer that was given to this class past the rule must not end in an assertion on the device
+            # clamp: without the rule, a linear output outside [-1, 1] would fail an assertion on the device
             return F.binary_cross_entropy(probability.clamp(0, 1), (x.float() + 1) / 2)
 
 

@@ -1,5 +1,5 @@
-"""Each latent near one code, and all codes used: the entropy term of LFQ (Yu et al. 2023, arXiv 2310.05737, sec. 3.1;
-Jansen et al. 2020, arXiv 1911.05894), for any tokenizer with a codebook.
+"""The entropy term of LFQ (Yu et al. 2023, arXiv 2310.05737, sec. 3.1; Jansen et al. 2020, arXiv 1911.05894) for any
+tokenizer with a codebook. It rewards latents near a single code vector, and even use of all codes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 class Config(Strict):
     weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
-    diversity: float = Field(ge=0, description="weight of the entropy of the mean, within the term", examples=[1.0])
-    temperature: float = Field(gt=0, description="of the soft assignment, in squared units of the latents",
+    diversity: float = Field(ge=0, description="weight of H(mean p(c|z)) in the term", examples=[1.0])
+    temperature: float = Field(gt=0, description="temperature of p(c|z), in squared units of the latents",
                                examples=[1.0])  # fmt: skip
 
     def rule(self, params: Params) -> Iterator[str]:
@@ -46,14 +46,14 @@ class Config(Strict):
 
 
 class CodeEntropy(nn.Module):
-    """mean H(p(c|z)) - diversity * H(mean p(c|z)), nats, mean over the levels; p(c|z) = softmax(-|z - e_c|^2 / T).
+    """mean H(p(c|z)) - diversity * H(mean p(c|z)), nats, mean over the levels; p(c|z) = softmax(-|z - e_c|^2 / temperature).
 
-    Means are over the latents of the batch, one process's share of it. The gradient reaches z; code vectors are
-    constants. Of a residual quantizer only the first depth counts: deeper ones quantize what is left of z.
+    Means are over the latents in this process's part of the batch. The gradient reaches z; code vectors are constants. For
+    a residual quantizer only the first depth counts, since deeper ones quantize residuals.
 
     Args:
-        tokenizer: trained by the objective already, hence no sub-module; a deep copy of both still is one of both.
-        starts: of each level, the index of its first codebook.
+        tokenizer: not a sub-module, since the objective trains it already; a deep copy copies both together.
+        starts: index of the first codebook of each level.
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, starts: tuple[int, ...]) -> None:
@@ -64,7 +64,7 @@ class CodeEntropy(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
         codebooks = self._others[0].codebooks
         terms = []
-        with torch.autocast(x.device.type, enabled=False):  # nearly equal distances are told apart
+        with torch.autocast(x.device.type, enabled=False):  # half precision would confuse nearly equal distances
             for z, start in zip(output.latents, self.starts, strict=True):
                 rows, codes = raster(z.float()).flatten(0, 1), codebooks[start].detach().float()
                 sure, even = entropies(rows, codes, self.temperature)
@@ -77,8 +77,8 @@ def entropies(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean entropy of the assignments, and entropy of the mean assignment, nats.
 
-    In logarithms throughout: the gradient of p log p is not finite where p underflows. |z|^2 changes no softmax; see
-    `codebook.nearest` for why both are centred.
+    Computed in logarithms: the gradient of p log p is not finite where p underflows. |z|^2 is left out, since it does not
+    change the softmax. `codebook.nearest` explains why both are centred.
     """
     middle = codebook.centre(z.detach())
     z, codes = z - middle, codes - middle

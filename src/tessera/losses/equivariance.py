@@ -1,5 +1,5 @@
-"""EQ-VAE, in its implicit form (Kouzelis et al. 2025, arXiv 2502.09509, eq. 5): a turned or scaled latent must decode to
-the image turned or scaled likewise.
+"""EQ-VAE in its implicit form (Kouzelis et al. 2025, arXiv 2502.09509, eq. 5): a rotated or scaled latent must decode to
+the image rotated or scaled in the same way.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 class Config(Strict):
     weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
-    smallest: float = Field(gt=0, lt=1, description="smallest scale of a latent; scales are those from here to 1 at "
-                            "which every grid has whole sides", examples=[0.25])  # fmt: skip
+    smallest: float = Field(gt=0, lt=1, description="smallest scale of a latent; scales are those from here to 1 that "
+                            "keep the sides of every grid whole", examples=[0.25])  # fmt: skip
 
 
 class Turn(NamedTuple):
@@ -36,7 +36,7 @@ class Turn(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """By numerator / denominator, which makes whole sides of those it is used on."""
+    """Scales by numerator / denominator, which must give whole sides."""
 
     numerator: int
     denominator: int
@@ -49,15 +49,15 @@ class Scale(NamedTuple):
 class Equivariance(nn.Module):
     """Mean squared error on [-1, 1] between tau(x) and the decoded tau(z), z before quantization.
 
-    In training tau is drawn for each batch from torch's global generator: a turn or a scaling with equal probability,
-    then any of them. In evaluation: the mean over a quarter turn and the scale nearest to one half.
+    In training, tau is sampled per batch from torch's global generator: rotation or scaling with equal probability, then
+    any member of that family. In evaluation, the loss is the mean over a quarter turn and the scale nearest to one half.
 
-    The tokenizer runs in evaluation mode here: its codebook's and batch normalisation's statistics are to follow images
-    as they are, once a step, and tau's own commitment terms are left out.
+    The tokenizer runs in evaluation mode here. Statistics of its codebook and batch normalisation must follow only the
+    original images, once per step. The commitment terms of tau(z) are left out.
 
     Args:
-        tokenizer: trained by the objective already, hence no sub-module; a deep copy of both still is one of both.
-        families: the turns and the scales that its grids allow; an empty one is left out.
+        tokenizer: not a sub-module, since the objective trains it already; a deep copy copies both together.
+        families: rotations and scales that the tokenizer's grids allow; empty families are left out.
     """
 
     def __init__(self, tokenizer: Tokenizer, *families: tuple[Turn | Scale, ...]) -> None:
@@ -70,7 +70,7 @@ class Equivariance(nn.Module):
         return torch.stack([self.error(tau, x, output.latents) for tau in chosen]).mean()
 
     def sampled(self) -> Turn | Scale:
-        """On the CPU: the same on every device."""
+        """A random tau, sampled on the CPU, so that it is the same on every device."""
         family = self.families[int(torch.randint(len(self.families), ()))]
         return family[int(torch.randint(len(family), ()))]
 
@@ -92,12 +92,12 @@ def typical(family: tuple[Turn | Scale, ...]) -> Turn | Scale:
 
 
 def turns(sides: list[tuple[int, int]]) -> tuple[Turn, ...]:
-    """90, 180 and 270 degrees, for squares only: no image of other sides than the tokenizer's is decoded."""
+    """90, 180 and 270 degrees, for squares only: the tokenizer decodes only images of its own shape."""
     return tuple(Turn(quarters) for quarters in (1, 2, 3)) if all(h == w for h, w in sides) else ()
 
 
 def scales(sides: list[tuple[int, int]], smallest: float) -> tuple[Scale, ...]:
-    """The fractions in [smallest, 1) that leave all sides whole: those with their common divisor below."""
+    """The scales in [smallest, 1) that keep all sides whole: fractions whose denominator is the sides' common divisor."""
     common = gcd(*(side for pair in sides for side in pair))
     return tuple(Scale(i, common) for i in range(1, common) if i / common >= smallest)
 

@@ -1,5 +1,5 @@
-"""A small prior trained with the tokenizer: codes shall be cheap to tell from those before them. LARP (Wang et al.
-2024, arXiv 2410.21264) trains a tokenizer of videos with such a prior; here it is smaller, and reads z_q of a grid.
+"""A small prior trained together with the tokenizer: codes should be easy to predict from the codes before them. LARP (Wang
+et al. 2024, arXiv 2410.21264) trains a tokenizer of videos with such a prior; here it is smaller and reads z_q of a grid.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Config(Size):
 
 
 class JointPrior(nn.Module):
-    """A small causal network a level reads z_q of the positions before, in raster order, and gives logits over the codes
-    of the next. Cross entropy in nats per code, over all levels and depths.
+    """One small causal network per level predicts each code from the z_q before it in raster order. Cross entropy in nats
+    per code, over all levels and depths.
 
-    Which code is chosen has no gradient: it reaches the encoder through z_q, by the quantizer's estimator. The depths of
-    a position do not see each other, and levels do not.
+    The choice of codes has no gradient. The encoder gets its gradient through z_q, by the quantizer's estimator. The depths
+    of a position do not see each other, nor do levels.
     """
 
     def __init__(self, config: Config, levels: tuple[Level, ...], codebook_sizes: tuple[int, ...]) -> None:

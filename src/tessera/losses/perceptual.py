@@ -1,6 +1,6 @@
 """Distance of features: LPIPS without learned weights (Zhang et al. 2018, arXiv 1801.03924, eq. 1 with w = 1).
 
-The features are those of the extractor's second network, which does not score the result, or of an ImageNet VGG16.
+Features come from the extractor's second network, which never scores results, or from an ImageNet VGG16.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
 URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 TAPS = (3, 8, 15, 22)  # relu1_2, relu2_2, relu3_3, relu4_3 within torchvision's `features`
-SMALLEST = 8  # pixels a side: three halvings come before the last tap
-EPSILON = 1e-8  # under the root of the norm: where nothing is active the gradient stays finite
+SMALLEST = 8  # pixels per side: there are three halvings before the last tap
+EPSILON = 1e-8  # under the root of the norm: keeps the gradient finite where no feature is active
 
 
 class Config(Strict):
     weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
     weights: str = Field(description="local file of torchvision's VGG16, .pth or .safetensors; empty: the extractor's "
                          "second network", examples=[""])  # fmt: skip
-    weights_sha256: str = Field(pattern="^[0-9a-f]{8,64}$", description="first digits of the SHA-256 of that file, whose "
-                                "content is no dependency of the stage; 397923af is torchvision's",
+    weights_sha256: str = Field(pattern="^[0-9a-f]{8,64}$", description="first digits of the SHA-256 of that file, which is "
+                                "not a dependency of the stage; 397923af is torchvision's",
                                 examples=["397923af"])  # fmt: skip
 
 
 class VGG16(nn.Module):
-    """torchvision's VGG16 up to relu4_3, with weights from a file; images in [-1, 1], grey ones three times.
+    """torchvision's VGG16 up to relu4_3, with weights from a file. Images are in [-1, 1]; a grey channel is repeated.
 
     Raises:
-        InputError: the file is missing, is not what `sha256` pins, cannot be read, or holds something else.
+        InputError: the file is missing, does not match `sha256`, cannot be read, or does not hold VGG16.
     """
 
     mean: Tensor
@@ -51,7 +51,7 @@ class VGG16(nn.Module):
         from torchvision.models import vgg16
 
         state = read(file, sha256)
-        with torch.device("meta"):  # without memory: the classifier, which is not used, has half a gigabyte
+        with torch.device("meta"):  # allocates no memory: the unused classifier has half a gigabyte
             self.features = vgg16(weights=None, init_weights=False).features[: TAPS[-1] + 1]
         expected = self.features.state_dict()
         for name, tensor in expected.items():
@@ -87,7 +87,7 @@ def read(file: str, sha256: str) -> dict[str, Any]:
 
             return load_file(file)
         return dict(torch.load(file, map_location="cpu", weights_only=True))
-    except Exception as error:  # bytes that are no weights fail in many ways, and torch advises to unpickle them
+    except Exception as error:  # other bytes fail in many ways, and torch's message advises unpickling
         raise InputError(
             _remedy(f"must be a state dict in .pth or .safetensors, got {file!r}, which is none")
         ) from error
@@ -105,9 +105,9 @@ class Network(Model, Protocol):
 
 
 class Perceptual(nn.Module):
-    """Squared distance of the activations' unit vectors, mean over the places of a layer, then over the layers; 0 to 4.
+    """Squared distance between unit vectors of activations, mean over the places of a layer, then over layers; 0 to 4.
 
-    The network is frozen, in evaluation mode, and no sub-module: neither saved, nor trained, nor switched to training.
+    The network is frozen and in evaluation mode. It is not a sub-module: it is never saved, trained or set to training mode.
     """
 
     def __init__(self, network: Network) -> None:
@@ -125,7 +125,7 @@ class Perceptual(nn.Module):
 
 
 def unit(activations: Float[Tensor, "b d i j"]) -> Float[Tensor, "b d i j"]:
-    """Each place's vector of channels at length 1."""
+    """The vector of channels at each place, scaled to length 1."""
     activations = activations.float()
     return activations * (activations.square().sum(1, keepdim=True) + EPSILON).rsqrt()
 

@@ -1,5 +1,5 @@
-"""Causally regularised tokenization (Ramanujan et al. 2024, arXiv 2412.16326): latents shall be easy to predict in the
-order in which the prior will meet them.
+"""Causally regularised tokenization (Ramanujan et al. 2024, arXiv 2412.16326): latents should be easy to predict in the
+order of the prior.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ class Config(Size):
 
 
 class Predictability(nn.Module):
-    """A small causal network a level, trained along, predicts each latent (before quantization) from those before it in
-    raster order; the first from nothing. Squared error, mean over positions and dimensions, then over the levels.
+    """One small causal network per level, trained with the tokenizer, predicts each latent (before quantization) from the
+    latents before it in raster order; the first has no input. Squared error, mean over positions and dimensions, then over
+    levels.
 
-    The gradient goes into what is predicted as well as into what it is predicted from. Smaller latents lower it too:
-    without a reconstruction or commitment term they shrink.
+    The gradient reaches both the predicted latents and the latents they are predicted from. Smaller latents lower the loss
+    too: without a reconstruction or commitment term they shrink.
     """
 
     def __init__(self, config: Config, levels: tuple[Level, ...]) -> None:

@@ -1,7 +1,7 @@
-"""Total variation of the latents: neighbours on the grid shall be near each other.
+"""Total variation of the latents: neighbours on the grid should be near each other.
 
-As in total variation of images (Rudin et al. 1992) the norms are not squared: one edge costs as much as a gradual change
-of the same height, so that edges are not blurred away.
+As in total variation of images (Rudin et al. 1992) the norms are not squared. An edge costs as much as a gradual change of
+the same height, so the term does not blur edges.
 """
 
 from __future__ import annotations

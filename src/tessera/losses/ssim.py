@@ -24,9 +24,9 @@ class Config(Strict):
 
 
 class SSIM(nn.Module):
-    """With Gaussian windows of 11x11 pixels, sigma 1.5 (paper, section III.C): 1 - `scores.ssim_gaussian`, but not
-    rounded to 8 bits. The metric `ssim` has other windows. On intensities between 0 and 1, colour channels apart, mean over
-    all windows that lie within the image; from 0 (equal) to 2. A smaller image has the largest odd window that fits."""
+    """1 - `scores.ssim_gaussian` without rounding to 8 bits: Gaussian windows of 11x11 pixels, sigma 1.5 (paper, section
+    III.C). The metric `ssim` has other windows. Intensities are between 0 and 1, colour channels are separate, and the mean
+    is over all windows within the image. From 0 (equal) to 2. A smaller image gets the largest odd window that fits."""
 
     def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
         window = scores.odd_window(scores.GAUSSIAN, *x.shape[2:])

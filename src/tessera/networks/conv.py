@@ -1,4 +1,4 @@
-"""Convolutional encoder and decoder with residual blocks: the parts of VQ-VAE and its kin, and the params they share."""
+"""Convolutional encoder and decoder with residual blocks, for VQ-VAE and similar tokenizers, and their common params."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU}
 class Autoencoder(Strict):
     """Base of the `Config` of tokenizers with an `encoder` and a `decoder`."""
 
-    downsampling: Literal[2, 4, 8, 16, 32] = Field(description="image pixels per code, each way", examples=[4])
+    downsampling: Literal[2, 4, 8, 16, 32] = Field(description="image pixels per code along each side", examples=[4])
     channels: int = Field(ge=1, description="channels at the grid of codes", examples=[8])
     outer_channels: int = Field(ge=1, description="channels at finer resolutions", examples=[4])
     convolutions: int = Field(
-        ge=0, description="further 3x3 convolutions at the grid of codes, before the encoder's blocks", examples=[0]
+        ge=0, description="extra 3x3 convolutions at the grid of codes, before the encoder's blocks", examples=[0]
     )
-    blocks: int = Field(ge=0, description="residual blocks, in encoder and decoder each", examples=[1])
+    blocks: int = Field(ge=0, description="residual blocks in the encoder, and in the decoder", examples=[1])
     block_channels: int = Field(ge=1, description="channels inside a residual block", examples=[4])
-    normalisation: Literal["batch", "group", "none"] = Field(description="of activations", examples=["batch"])
-    activation: Literal["silu", "relu"] = Field(description="between convolutions", examples=["silu"])
-    dropout: float = Field(ge=0, lt=1, description="probability, inside residual blocks", examples=[0.1])
-    output: Literal["linear", "tanh"] = Field(description="of the decoder", examples=["linear"])
+    normalisation: Literal["batch", "group", "none"] = Field(description="kind of normalisation", examples=["batch"])
+    activation: Literal["silu", "relu"] = Field(description="activation between convolutions", examples=["silu"])
+    dropout: float = Field(ge=0, lt=1, description="dropout probability in residual blocks", examples=[0.1])
+    output: Literal["linear", "tanh"] = Field(description="last activation of the decoder", examples=["linear"])
 
     def smallest_grid(self, image_size: int) -> int:
-        """Places a side of the smallest grid of activations."""
+        """Side of the smallest grid of activations, in places."""
         return image_size // self.downsampling
 
     def rule(self, params: Params) -> Iterator[str]:
@@ -62,9 +62,9 @@ class Autoencoder(Strict):
 
 
 def on_one_place(kind: str, channels: int, batch_size: int, trained_by: str, own: str, params: Params) -> Iterator[str]:
-    """Rule of whatever trains a network that normalises a 1x1 grid, at the narrowest of so many channels: batch normalisation
-    needs two values of a channel on each training process, and group normalisation two channels. `batch_size` and the network's
-    own values stand in the sections `trained_by` and `own`."""
+    """Rule for training a network that normalises a 1x1 grid with `channels` at its narrowest. Batch normalisation needs two
+    values per channel on each training process, group normalisation two channels. `trained_by` and `own` are the sections of
+    `batch_size` and of the network's own values."""
     processes = params.value("runtime.devices") * params.value("runtime.nodes")
     if kind == "batch" and batch_size < 2 * processes:
         each = f", two for each of the {processes} training processes," if processes > 1 else ""
@@ -80,12 +80,12 @@ def on_one_place(kind: str, channels: int, batch_size: int, trained_by: str, own
 
 
 def plug_in(config: Strict) -> str:
-    """The plug-in whose `Config` it is: the name of its file."""
+    """Name of the plug-in that `config` belongs to, which is the name of its file."""
     return type(config).__module__.rpartition(".")[2]
 
 
 def trained_along(config: Strict, params: Params) -> Iterator[str]:
-    """Rule of a tokenizer that is trained through its quantizer."""
+    """Rule of a tokenizer that is trained together with its quantizer."""
     if params.post_hoc:
         yield (
             f"quantizer.name: must be one that is trained with the tokenizer under tokenizer.name {plug_in(config)}, "
@@ -94,8 +94,8 @@ def trained_along(config: Strict, params: Params) -> Iterator[str]:
 
 
 def normalisation(kind: str, channels: int) -> nn.Module:
-    """`batch` (see `BatchNorm`), `group` (in as many groups as divide the channels, at most 8, of two channels at least: one
-    channel of a 1x1 grid has no variance) or `none`."""
+    """`batch` (see `BatchNorm`), `group` or `none`. `group` has the largest number of groups, at most 8, that divides the
+    channels and leaves at least two per group: one channel of a 1x1 grid has no variance."""
     if kind == "batch":
         return BatchNorm(channels)
     if kind == "group":
@@ -106,8 +106,8 @@ def normalisation(kind: str, channels: int) -> nn.Module:
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation that takes its initial values out of the running statistics: after n batches these still make up
-    (1 - momentum)^n of them, 59 % after five. As Adam corrects its moments (Kingma & Ba 2015, arXiv 1412.6980, sec. 3).
+    """Batch normalisation with bias-corrected running statistics, as Adam corrects its moments (Kingma & Ba 2015, arXiv
+    1412.6980, sec. 3). Without it the initial values have weight (1 - momentum)^n after n batches, 59 % after five.
 
     Raises:
         InputError: in training, a batch of one image on a 1x1 grid: one value has no variance.
@@ -125,21 +125,21 @@ class BatchNorm(nn.BatchNorm2d):
         assert momentum is not None
         assert self.running_mean is not None
         assert self.running_var is not None
-        initial = torch.where(seen > 0, (1 - momentum) ** seen, 0)  # untrained, there is nothing else
+        initial = torch.where(seen > 0, (1 - momentum) ** seen, 0)  # 0 if untrained: there are only initial values
         mean, variance = self.running_mean / (1 - initial), (self.running_var - initial) / (1 - initial)
         return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
 
 
 class Tanh(nn.Module):
-    """In float32 under autocast too: in bfloat16 tanh is exactly 1 from 3.5 on, and has no gradient there."""
+    """Tanh in float32, also under autocast: in bfloat16 tanh is exactly 1 from 3.5 on and has no gradient there."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return x.to(torch.promote_types(x.dtype, torch.float32)).tanh()
 
 
 class ResidualBlock(nn.Module):
-    """x + conv1x1(act(norm(conv3x3(act(norm(x)))))): pre-activation (He et al. 2016), `inner` channels between, so that
-    a block adds nothing to the scale of its input at the start."""
+    """x + conv1x1(act(norm(conv3x3(act(norm(x)))))): pre-activation (He et al. 2016), with `inner` channels between the
+    convolutions, so that at initialisation a block does not enlarge the scale of its input."""
 
     def __init__(self, channels: int, inner: int, norm: str, dropout: float, activation: str = "silu") -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class ResidualBlock(nn.Module):
 
 
 def widths(downsampling: int, channels: int, outer_channels: int) -> list[int]:
-    """Channels after each halving, from the image inwards: `outer_channels`, and `channels` at the coarsest."""
+    """Channels after each halving, from the image inwards: `outer_channels`, but `channels` after the last."""
     return [outer_channels] * (halvings(downsampling) - 1) + [channels]
 
 
@@ -168,7 +168,7 @@ def halvings(factor: int) -> int:
 
 
 def activated(config: Autoencoder, channels: int) -> list[nn.Module]:
-    """What stands before a convolution."""
+    """Normalisation and activation before a convolution."""
     return [normalisation(config.normalisation, channels), ACTIVATIONS[config.activation]()]
 
 

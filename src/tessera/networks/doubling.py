@@ -1,4 +1,4 @@
-"""The transposed 4x4 convolution that doubles height and width, with a faster way back on a CPU."""
+"""The transposed 4x4 convolution that doubles height and width, with a faster backward pass on a CPU."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 KERNEL, STRIDE, PADDING = 4, 2, 1
-NARROW = 4  # output channels up to which four plain convolutions in one are faster: images, not features
+NARROW = 4  # most output channels for which `_interleaved` is faster: those of images, not of features
 
 
 class Doubling(nn.ConvTranspose2d):
-    """`nn.ConvTranspose2d` of kernel 4, stride 2, padding 1: [B,C,H,W] to [B,C',2H,2W]; the same output and gradients.
+    """`nn.ConvTranspose2d` with kernel 4, stride 2, padding 1: [B,C,H,W] to [B,C',2H,2W], with the same output and gradients.
 
-    It is the gradient of a plain convolution, so its own gradient is that convolution. In training on a CPU that one is
-    taken, since the library runs plain convolutions at up to four times the rate of transposed ones. Of few output
-    channels, such as those of an image, the output itself is put together from a plain one: `_interleaved`.
+    A transposed convolution is the gradient of a plain convolution, so its own gradient is that plain convolution. Training
+    on a CPU uses the plain one, which runs at up to four times the rate. For few output channels, such as those of an image,
+    the forward pass uses plain convolutions too (`_interleaved`).
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -31,7 +31,7 @@ class Doubling(nn.ConvTranspose2d):
             return super().forward(x)
         assert self.bias is not None
         inputs = [x, self.weight, self.bias]
-        if torch.is_autocast_enabled("cpu"):  # which has no effect on the way back
+        if torch.is_autocast_enabled("cpu"):  # autocast has no effect on the backward pass of a Function
             inputs = [value.to(torch.get_autocast_dtype("cpu")) for value in inputs]
         return _Doubled.apply(*inputs) if torch.is_grad_enabled() else _doubled(*inputs)
 
@@ -44,7 +44,7 @@ def _doubled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _interleaved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Even and odd rows and columns of the output are each a 2x2 convolution of the input with some of the taps (Shi et al.
-    2016, arXiv 1609.07009): output row 2i sees rows i-1 and i by taps 3 and 1, row 2i+1 rows i and i+1 by taps 2 and 0."""
+    2016, arXiv 1609.07009). Output row 2i reads rows i-1 and i with taps 3 and 1, row 2i+1 rows i and i+1 with taps 2 and 0."""
     height, width, channels = *x.shape[2:], weight.shape[1]
     taps = torch.tensor([[3, 1], [2, 0]])
     # [parity of row, parity of column, output, input, 2, 2]
@@ -67,7 +67,7 @@ class _Doubled(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
-        # as the convolution that takes the output's gradient to the input's: the input is what that one puts out
+        # the plain convolution takes `gradient` as input; for its weights, x is the gradient of its output
         sides = [STRIDE] * 2, [PADDING] * 2, [1] * 2
         of_x = F.conv2d(gradient, weight, stride=STRIDE, padding=PADDING) if for_x else None
         _, of_weight, _ = (

@@ -2,15 +2,16 @@
 p(codes | label) = product over grids of p(grid | earlier grids, label), each its own network, as in VQ-VAE-2 (Razavi et al.
 2019, sec. 3.2).
 
-Two stacks see all that comes before a code in raster order, without a blind spot: the *vertical* stack all rows above,
-the *horizontal* stack the codes to the left and, through a 1x1 link in each layer, the vertical stack (paper, fig. 2).
+Two stacks see all codes before the current one in raster order, without a blind spot (paper, fig. 2). The *vertical*
+stack sees all rows above. The *horizontal* stack sees the codes to the left and, through a 1x1 link in each layer, the
+vertical stack.
 
-Where causality comes from: the two inputs are moved, down by one row and right by one column; from there on kernels
-reach only up and left, since they are half kernels, padded and cropped. The paper masks whole kernels instead. A mask
-costs products with zero, nearly half of them, and a write to the weights after each step of the optimizer, behind the
-back of whoever averages, shares or saves them (or a masked copy in each forward pass).
+Causality comes from shifted inputs and half kernels. The input of the vertical stack is shifted down by one row, that of
+the horizontal stack right by one column. Kernels are padded and cropped so that they reach only up and left. The paper
+masks whole kernels instead. With a mask nearly half of the products are with zero. A mask must also be written into the
+weights after each optimizer step, unseen by code that averages, shares or saves them, or copied in each forward pass.
 
-Sampling remembers activations: one code costs one position per layer.
+Sampling caches activations: one code costs one position per layer.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Config(Strict):
     channels: int = Field(ge=1, description="channels of each stack, and of embedded codes", examples=[6])
     layers: int = Field(ge=1, description="gated layers of each grid's network", examples=[3])
     kernel_size: int = Field(ge=3, le=15, description="side of the whole kernel in codes, odd", examples=[3])
-    dropout: float = Field(ge=0, lt=1, description="probability, of activations in both stacks", examples=[0.1])
-    condition_blocks: int = Field(ge=0, description="residual blocks on embedded earlier grids, where there are any",
+    dropout: float = Field(ge=0, lt=1, description="dropout probability of activations in both stacks", examples=[0.1])
+    condition_blocks: int = Field(ge=0, description="residual blocks on embedded earlier grids, if there are any",
                                   examples=[1])  # fmt: skip
 
     @field_validator("kernel_size")
@@ -50,7 +51,7 @@ class Config(Strict):
 
 
 class GatedPixelCNN(Autoregressive):
-    """See `core.contracts.Prior`. Dropout acts in `losses` of a module in training mode, nowhere else."""
+    """See `core.contracts.Prior`. Dropout acts only in `losses`, and only in training mode."""
 
     def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
         super().__init__(space, classes, config.dropout)
@@ -80,15 +81,15 @@ def gate(x: Float[Tensor, "b 2*c ..."]) -> Float[Tensor, "b c ..."]:
     """tanh(first half of the channels) * sigmoid(second half) (paper, eq. 2)."""
     filtered, opening = x.chunk(2, dim=1)
     opening = torch.sigmoid(opening)
-    # tanh(a) = 2 sigmoid(2a) - 1, so that tanh(a) b lies at sigmoid(2a) between -b and b. On CPU tanh costs 7 sigmoids
+    # tanh(a) = 2 sigmoid(2a) - 1, so tanh(a) b interpolates from -b to b at sigmoid(2a). On CPU a tanh costs 7 sigmoids
     return torch.lerp(-opening, opening, torch.sigmoid(2 * filtered))
 
 
 class GatedLayer(nn.Module):
-    """One layer of both stacks (fig. 2 right): gates on both, a residual on the horizontal stack only.
+    """One layer of both stacks (fig. 2 right): both are gated, only the horizontal stack is residual.
 
-    The condition is a map, the same for both stacks and known before any code of the grid: it enters the vertical stack
-    (V * s of eq. 4), and the horizontal one through the link.
+    The condition is a map that both stacks use. It is known before any code of the grid. It enters the vertical stack
+    directly (V * s of eq. 4) and the horizontal stack through the link.
     """
 
     def __init__(self, channels: int, kernel_size: int) -> None:
@@ -108,7 +109,7 @@ class GatedLayer(nn.Module):
         dropout: float,
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
         height, width = vertical.shape[2:]
-        # padded on both sides, then cropped of what looks ahead: cheaper than a copy padded on one side
+        # pad both sides, then crop the outputs that look ahead: cheaper than a copy padded on one side
         above = self.vertical(vertical)[:, :, :height] + self.condition(condition)
         left = self.horizontal(horizontal)[:, :, :, :width] + self.link(above)
         horizontal = horizontal + self.out(dropped(gate(left), dropout))
@@ -116,11 +117,11 @@ class GatedLayer(nn.Module):
 
 
 class GatedNetwork(nn.Module):
-    """p(codes of one grid | condition): the product over positions in raster order, categorical over `codebook_size`.
+    """p(codes of one grid | condition): a product over positions in raster order, categorical over `codebook_size`.
 
     Args:
-        channels: of both stacks, of the embedded codes, and of the condition map [1 or B,C,h,w].
-        kernel_size: odd; a layer reaches kernel_size // 2 rows up, and as many columns left (and right, in rows above).
+        channels: C, of both stacks, of the embedded codes, and of the condition map [1 or B,C,h,w].
+        kernel_size: odd. A layer reaches kernel_size // 2 rows up and as many columns left, in rows above also right.
     """
 
     def __init__(self, codebook_size: int, channels: int, layers: int, kernel_size: int) -> None:
@@ -135,13 +136,13 @@ class GatedNetwork(nn.Module):
     def forward(
         self, codes: Int[Tensor, "b h w"], condition: Float[Tensor, "#b c h w"], dropout: float = 0.0
     ) -> Float[Tensor, "b h*w k"]:
-        """Logits of each code given those before it; `dropout` is a probability, 0 outside training."""
+        """Logits of each code given the codes before it; `dropout` is a probability, 0 outside training."""
         return self.from_embedded(self.embedding(codes).permute(0, 3, 1, 2), condition, dropout)
 
     def from_embedded(
         self, embedded: Float[Tensor, "b c h w"], condition: Float[Tensor, "#b c h w"], dropout: float = 0.0
     ) -> Float[Tensor, "b h*w k"]:
-        """From embedded codes, in which gradients exist."""
+        """Logits from embedded codes, through which gradients can flow."""
         vertical = F.pad(embedded[:, :, :-1], (0, 0, 1, 0))
         horizontal = F.pad(embedded[:, :, :, :-1], (1, 0))
         for layer in self.layers:
@@ -150,16 +151,16 @@ class GatedNetwork(nn.Module):
 
     @torch.no_grad()
     def walk(self, n: int, condition: Float[Tensor, "#n c h w"]) -> CodeWalk:
-        """Walk `n` grids position by position: yields logits [n,K], is sent the codes drawn there; returns them all.
+        """Walk `n` grids position by position: yields logits [n,K], receives the codes sampled there, returns all codes.
 
         One code costs one position per layer, as in one forward pass over the finished grids: the vertical stack is
-        computed once per row, the horizontal one once per position. What is remembered lives in this call alone.
+        computed once per row, the horizontal one once per position. The cache lives only in this call.
         """
         height, width = condition.shape[2:]
         rows = [_Rows(layer, n, width) for layer in self.layers]
         columns = _Columns(self.layers, n, width)
         sampled: list[Tensor] = []
-        embedded = condition.new_zeros(n, width, self.embedding.embedding_dim)  # of the row above
+        embedded = condition.new_zeros(n, width, self.embedding.embedding_dim)  # embedded codes of the row above
         for y in range(height):
             vertical, links = embedded.transpose(1, 2)[:, :, None], []
             for row in rows:
@@ -175,7 +176,7 @@ class GatedNetwork(nn.Module):
 
 
 class _Rows:
-    """The vertical side of one layer, a row of all grids at a time; it remembers as many rows as the kernel reaches."""
+    """The vertical stack of one layer, one row of all grids at a time. It caches the rows that the kernel reaches."""
 
     def __init__(self, layer: GatedLayer, n: int, width: int) -> None:
         self.layer = layer
@@ -185,9 +186,9 @@ class _Rows:
     def advance(
         self, row: Float[Tensor, "n c 1 w"], condition: Float[Tensor, "#n c 1 w"]
     ) -> tuple[Float[Tensor, "n c 1 w"], Float[Tensor, "n 2*c 1 w"]]:
-        """From the layer's next input row: that of the next layer, and what the link adds to the horizontal stack.
+        """From the next input row of this layer: the input row of the next layer, and the link's term of the horizontal stack.
 
-        By convolutions, on purpose: on CPU they are twice as fast here as matrix products of the same size.
+        Convolutions are used on purpose: on CPU they are twice as fast here as matrix products of the same size.
         """
         layer, vertical = self.layer, self.layer.vertical
         self.rows = torch.cat([self.rows[:, :, 1:], row], dim=2)
@@ -197,15 +198,15 @@ class _Rows:
 
 
 class _Columns:
-    """The horizontal side of all layers, a position of all grids at a time.
+    """The horizontal stack of all layers, one position of all grids at a time.
 
-    Each layer's input is kept as [n, reach + width, C]: what a kernel sees at a position is then a slice, not a copy.
-    A new row writes over the last one; what lies left of the grid stays zero.
+    Each layer's input is cached as [n, reach + width, C], so the kernel's window at a position is a slice, not a copy.
+    A new row overwrites the last one; the columns left of the grid stay zero.
     """
 
     def __init__(self, layers: Sequence[GatedLayer], n: int, width: int) -> None:
         channels, reach = layers[0].out.in_channels, layers[0].reach
-        # [2C,C,1,columns] -> [columns * C, 2C], the order of a window
+        # [2C,C,1,columns] -> [columns * C, 2C], in the order of a window
         self.kernels = [layer.horizontal.weight.permute(3, 1, 0, 2).flatten(0, 1).flatten(1) for layer in layers]
         self.out = [layer.out.weight.flatten(1).t().contiguous() for layer in layers]
         inputs = [self.out[0].new_zeros(n, (reach + width) * channels) for _ in range(len(layers) + 1)]

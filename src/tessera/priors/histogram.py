@@ -1,4 +1,4 @@
-"""Independent codes with the frequencies of the training split: the order-0 baseline that any prior must beat."""
+"""Independent codes with their frequencies in the training split: the order-0 baseline that any prior must beat."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CLOSED_FORM = True  # fitted in one pass, by `fit`
 
 
 class Config(Strict):
-    per_position: bool = Field(description="a histogram for each position of a grid; false: one for the whole grid",
+    per_position: bool = Field(description="true: one histogram per position of a grid; false: one per grid",
                                examples=[False])  # fmt: skip
     smoothing: float = Field(ge=0, description="pseudo-count added to each code; at 0 a code unseen in training has "
-                             "probability 0, and held-out codes may cost infinite nats", examples=[0.5])  # fmt: skip
+                             "probability 0, and held-out codes can cost infinite nats", examples=[0.5])  # fmt: skip
 
 
 class Frequencies(nn.Module):
@@ -40,9 +40,9 @@ class Frequencies(nn.Module):
 
     def fit(self, codes: Int[Tensor, "b n"], labels: Int[Tensor, " b"], smoothing: float) -> None:
         """Maximum likelihood at smoothing 0, else the mean under a symmetric Dirichlet prior: (count + s) / (N + s K).
-        A label that no image has stays uniform."""
+        The row of a label without images stays uniform."""
         rows, positions, size = self.log_probabilities.shape
-        place = torch.arange(codes.shape[1], device=codes.device) % positions  # all 0 where positions share a histogram
+        place = torch.arange(codes.shape[1], device=codes.device) % positions  # all 0 if positions share a histogram
         cells = (labels[:, None] * positions + place) * size + codes
         counts = torch.bincount(cells.flatten(), minlength=rows * positions * size).view(rows, positions, size)
         weights = counts.double() + smoothing
@@ -54,7 +54,7 @@ class Frequencies(nn.Module):
 
 
 class Histogram(Autoregressive):
-    """See `core.contracts.Prior`. Its fit is in closed form; there is nothing to train."""
+    """See `core.contracts.Prior`. `fit` is in closed form; there is nothing to train."""
 
     def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
         super().__init__(space, classes)
@@ -68,14 +68,14 @@ class Histogram(Autoregressive):
     def fit(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
         sequences.require_labels(labels, self.classes, len(codes))
         rows = self._rows(labels, len(codes))
-        everyone = torch.full_like(rows, self.classes)  # the row of no label counts all images
+        everyone = torch.full_like(rows, self.classes)  # the row for no label counts all images
         for part, table in zip(self.space.split(codes), self.frequencies, strict=True):
             own = part.flatten(1).to(rows.device)
             given = (own, rows) if labels is None else (torch.cat([own, own]), torch.cat([rows, everyone]))
             table.fit(*given, self.smoothing)
 
     def _rows(self, labels: Int[Tensor, " b"] | None, count: int) -> Int[Tensor, " b"]:
-        """Which row of the tables is an image's: its label, or the last one."""
+        """Row of the tables for each image: its label, or the last row without labels."""
         device = self.frequencies[0].log_probabilities.device
         none = torch.full((count,), self.classes, dtype=torch.int64, device=device)
         return none if labels is None else labels.to(device)
@@ -83,19 +83,19 @@ class Histogram(Autoregressive):
     def predict(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
-        """log p of every code, whatever the codes before."""
+        """log p of every code; earlier codes do not matter."""
         rows = self._rows(labels, len(codes))
         return tuple(table(rows, length) for table, length in zip(self.frequencies, self.space.lengths, strict=True))
 
     def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
-        """What is drawn at a position changes nothing later."""
+        """The codes sampled at a position do not affect later ones."""
         rows = self._rows(labels, n)
         for table, length in zip(self.frequencies, self.space.lengths, strict=True):
-            for logits in table(rows, length).unbind(1):  # noqa: UP028  a tuple cannot be sent codes
+            for logits in table(rows, length).unbind(1):  # noqa: UP028  `yield from` a tuple cannot receive codes
                 yield logits
 
 
-fit = Histogram.fit  # a name of the file too: that a prior is fitted, not trained, is then seen without building it
+fit = Histogram.fit  # also a name of the module, so callers see without building it that this prior is fitted
 
 
 def build(config: Config, space: CodeSpace, classes: int) -> ClosedFormPrior:

@@ -1,12 +1,13 @@
-"""Masked (absorbing) discrete diffusion: codes are revealed in any order, many at a time, each given all that are known.
+"""Masked (absorbing) discrete diffusion: codes are revealed in any order, many at a time, each given all known codes.
 
-Training and bound are those of D3PM's absorbing diffusion (Austin et al. 2021, arXiv 2107.03006) in the simple form of
-ARDM (Hoogeboom et al. 2021, arXiv 2110.02037) and MDLM (Sahoo et al. 2024, arXiv 2406.07524): of T codes k are masked,
+The training loss and the bound are those of D3PM's absorbing diffusion (Austin et al. 2021, arXiv 2107.03006) in the simple
+form of ARDM (Hoogeboom et al. 2021, arXiv 2110.02037) and MDLM (Sahoo et al. 2024, arXiv 2406.07524). With k of T codes masked,
 
-    log p(x) >= T * E over k uniform on 1..T and masks of k codes of (1/k * sum over masked codes of log p(code | the others))
+    log p(x) >= T * E[1/k * sum over masked codes of log p(code | codes that are not masked)]
 
-and the network needs no time, since it can count the masks. Decoding is that diffusion's reverse process in equal steps, or
-MaskGIT's (Chang et al. 2022, arXiv 2202.04200). All grids are one sequence; known codes (inpainting) are never hidden.
+where the expectation is over k, uniform on 1..T, and over masks of k codes. There is no time embedding: the number of
+masked codes already gives the time. Decoding is the reverse process of this diffusion in equal steps, or MaskGIT's decoding
+(Chang et al. 2022, arXiv 2202.04200). All grids form one sequence. Known codes (inpainting) are never masked.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ from tessera.codes import sequences
 from tessera.core.contracts import Likelihood, Prior, Sampling
 from tessera.core.space import CodeSpace
 
-PATTERNS = 2107_03006  # seed of the masks of the bound: the same ones in every run
+PATTERNS = 2107_03006  # seed of the masks of the bound, which are the same in every run
 
 
 class Config(Size):
-    dropout: float = Field(ge=0, lt=1, description="probability, of embedded codes and of what each block adds",
+    dropout: float = Field(ge=0, lt=1, description="dropout probability of embedded codes and of each block's output",
                            examples=[0.1])  # fmt: skip
-    bound_draws: int = Field(ge=1, description="masks behind the estimated bound on the likelihood; each costs a forward "
+    bound_draws: int = Field(ge=1, description="masks per image in the estimate of the likelihood bound; each costs a forward "
                              "pass", examples=[5])  # fmt: skip
-    decoding: masking.Decoding = Field(description="random: codes are revealed in random order; confidence: the most "
-                                       "probable first, as MaskGIT does", examples=["random"])  # fmt: skip
-    steps: int = Field(ge=1, description="forward passes behind a sample, at most; codes revealed in one pass do not see "
-                       "each other. With as many as there are codes, one is revealed at a time", examples=[4])  # fmt: skip
-    choice_temperature: float = Field(ge=0, description="of confidence: scale of the Gumbel noise on log-probabilities that "
-                                      "are compared, falling to 0; 0: always the most probable", examples=[1.0])  # fmt: skip
+    decoding: masking.Decoding = Field(description="order of revealing codes; random: any order; confidence: the most "
+                                       "probable codes first, as in MaskGIT", examples=["random"])  # fmt: skip
+    steps: int = Field(ge=1, description="most forward passes per sample; codes revealed in one pass do not see each "
+                       "other. With as many passes as codes, each pass reveals one code", examples=[4])  # fmt: skip
+    choice_temperature: float = Field(ge=0, description="with confidence: scale of the Gumbel noise on the compared "
+                                      "log-probabilities; falls to 0 over the passes; 0: no noise", examples=[1.0])  # fmt: skip
 
 
 class Masked(nn.Module):
-    """See `core.contracts.Prior`. Dropout acts in `losses` of a module in training mode, nowhere else."""
+    """See `core.contracts.Prior`. Dropout acts only in `losses`, and only in training mode."""
 
     exact, capturable = False, False
 
@@ -54,14 +55,14 @@ class Masked(nn.Module):
     def logits(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, masked: Bool[Tensor, "b t"]
     ) -> tuple[Float[Tensor, "b n k"], ...]:
-        """Grid by grid: p(code | label, all codes that are not masked), whatever stands under the mask."""
+        """Logits per grid of p(code | label, all codes that are not masked). The values of masked codes do not matter."""
         self._require(codes, labels)
         return self.network(codes, labels, masked, 0.0)
 
     def losses(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, done: float = 1.0
     ) -> dict[str, Tensor]:
-        """The bound in nats per code: in training mode an unbiased estimate of it, from one random mask an image."""
+        """The bound in nats per code. In training mode: an unbiased estimate of it from one random mask per image."""
         if not self.training:
             return {"nll": -self.log_prob(codes, labels).mean() / codes.shape[1]}
         self._require(codes, labels)
@@ -71,11 +72,12 @@ class Masked(nn.Module):
         return {"nll": -masking.mean(sequences.code_log_prob(logits, codes), masked).mean()}
 
     def likelihood(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> Likelihood:
-        """An estimate of the bound from `bound_draws` masks that an image's codes alone decide: of one image it may be off
-        to either side, but over many images that evens out. Accuracy is of the masked codes, each mask counting alike."""
+        """An estimate of the bound from `bound_draws` masks per image, seeded by the image's codes alone. The estimate is
+        unbiased: it can be too high or too low for one image, but is accurate in the mean over many images. Accuracy is
+        over the masked codes; every mask has the same weight."""
         self._require(codes, labels)
         masks, length, terms = self._masks(codes).to(codes.device), codes.shape[1], []
-        for masked in masks.unbind(1):  # one at a time, for the sake of memory
+        for masked in masks.unbind(1):  # one at a time, to save memory
             logits = self.network(codes, labels, masked, 0.0)
             right = torch.cat([grid.argmax(2) for grid in logits], dim=1) == codes
             log_prob = length * masking.mean(sequences.code_log_prob(logits, codes), masked)
@@ -106,7 +108,7 @@ class Masked(nn.Module):
         unknown = masked.sum(1)
         passes = min(self.config.steps, max(unknown.tolist(), default=0))
         for index in range(1, passes + 1):
-            # two numbers a position and step, whatever is known; drawn before the first step they would be 2 n T^2
+            # two numbers per position and pass, known or not. Sampled before the first pass, they would be 2 n T^2 numbers
             numbers = torch.rand(2, *codes.shape, generator=generator, dtype=torch.float64, device=generator.device)
             logits = self._guided(codes, labels, masked, sampling.guidance)
             remaining = masking.left(unknown, index, passes, self.config.decoding)
@@ -120,7 +122,7 @@ class Masked(nn.Module):
     def _guided(
         self, codes: Int[Tensor, "n t"], labels: Int[Tensor, " n"] | None, masked: Bool[Tensor, "n t"], guidance: float
     ) -> tuple[Float[Tensor, "n _ k"], ...]:
-        """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) on logits, as `nn.sampling.guided` has it."""
+        """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) on logits, as in `autoregression.sampling`."""
         if labels is None or guidance == 1:
             return self.network(codes, labels, masked, 0.0)
         none = torch.full_like(labels, self.classes)
@@ -131,8 +133,8 @@ class Masked(nn.Module):
         return tuple(torch.lerp(without, given, guidance) for given, without in halves)
 
     def _masks(self, codes: Int[Tensor, "b t"]) -> Bool[Tensor, "b m t"]:
-        """Seeded by a checksum of each image's codes: an image does not see its batch, is judged alike in every epoch, and
-        does not share its luck with others, as it would with the same masks for all."""
+        """Masks seeded by a checksum of each image's codes. The masks of an image do not depend on its batch and are the
+        same in every epoch. Images have different masks, so that their errors are independent."""
         found, count = [], self.config.bound_draws
         for row in codes.cpu().numpy():
             generator = torch.Generator().manual_seed(PATTERNS + crc32(row.tobytes()))

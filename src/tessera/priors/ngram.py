@@ -1,11 +1,11 @@
-"""Counts of each code after its neighbours, smoothed by fewer neighbours: the baseline of local structure.
+"""Counts of each code given its neighbours, smoothed by counts given fewer neighbours: the baseline of local structure.
 
-Hierarchical Dirichlet back-off (MacKay & Peto 1995, "A hierarchical Dirichlet language model"), with one strength:
+Hierarchical Dirichlet back-off (MacKay & Peto 1995, "A hierarchical Dirichlet language model") with a single strength:
 
     p_m(c | s_1 ... s_m) = (count(s_1 ... s_m, c) + strength p_{m-1}(c | s_1 ... s_{m-1})) / (N(s_1 ... s_m) + strength)
 
-s_1 is the code of the grid before at the same place, if there is one; then come neighbours from near to far, last the label.
-p_0 knows none, and is smoothed by the uniform distribution. An unseen context says what the shorter one says.
+s_1 is the code at the same place of the grid before, if there is one. Then follow the neighbours, from near to far, and last
+the label. p_0 has no context and is smoothed by the uniform distribution. An unseen context backs off to the shorter one.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from tessera.core.params import Strict
 from tessera.core.space import CodeSpace
 
 Neighbour = Literal["left", "above", "above_left", "above_right"]
-PLACES = {"left": (1, 0), "above": (0, 1), "above_left": (0, 0), "above_right": (0, 2)}  # with a margin of one
+PLACES = {"left": (1, 0), "above": (0, 1), "above_left": (0, 0), "above_right": (0, 2)}  # (y, x), padded by one
 
 CLOSED_FORM = True  # fitted in one pass, by `fit`
 
 
 class Config(Strict):
-    context: list[Neighbour] = Field(min_length=1, description="nearest first, each once", examples=[["left", "above"]])
-    strength: float = Field(gt=0, description="pseudo-count of what one neighbour less says", examples=[2.0])
-    smoothing: float = Field(gt=0, description="pseudo-count of each code, given no neighbour", examples=[0.5])
+    context: list[Neighbour] = Field(min_length=1, description="nearest neighbour first", examples=[["left", "above"]])
+    strength: float = Field(gt=0, description="pseudo-count of the shorter context's distribution", examples=[2.0])
+    smoothing: float = Field(gt=0, description="pseudo-count of each code without context", examples=[0.5])
 
     @field_validator("context")
     @classmethod
@@ -46,19 +46,20 @@ class Config(Strict):
 
 
 class Counts(nn.Module):
-    """How often each code followed each context of one length, of those that were seen. A context has a number: its rank,
-    by the number of the shorter context, then the last symbol. So a key has two digits however long the context is."""
+    """How often each code followed each seen context of one length. Contexts are numbered in the order of (number of the
+    shorter context, last symbol), so a key has two digits for any context length."""
 
-    sized_by_data = ("contexts", "entries", "counts")  # buffers whose length the data decide
+    sized_by_data = ("contexts", "entries", "counts")  # buffers whose length depends on the data
 
     def __init__(self, symbols: int, codebook_size: int) -> None:
         super().__init__()
         self.symbols, self.codebook_size = symbols, codebook_size
-        for name in self.sized_by_data:  # sorted: shorter * symbols + symbol; context * K + code; how often it followed
+        # sorted shorter * symbols + symbol; sorted context * K + code; how often this code followed this context
+        for name in self.sized_by_data:
             self.register_buffer(name, torch.zeros(0, dtype=torch.int64))
 
     def _keys(self, shorter: Int[Tensor, " n"], symbols: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """Negative where the shorter context was never seen, or the symbol is none (the label that stands for none)."""
+        """Negative if the shorter context was never seen, or if the symbol is the label that means no label."""
         return torch.where(symbols < self.symbols, shorter * self.symbols + symbols, -1)
 
     def fit(self, shorter: Int[Tensor, " n"], symbols: Int[Tensor, " n"], codes: Int[Tensor, " n"]) -> None:
@@ -67,21 +68,21 @@ class Counts(nn.Module):
         self.entries, self.counts = torch.unique(contexts * self.codebook_size + codes[keys >= 0], return_counts=True)
 
     def find(self, shorter: Int[Tensor, " n"], symbols: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """The number of each context, -1 of one never seen."""
+        """The number of each context; -1 for an unseen one."""
         keys = self._keys(shorter, symbols)
         first, after = (torch.searchsorted(self.contexts, keys, right=right) for right in (False, True))
         return torch.where(after > first, first, -1)
 
     def forward(self, contexts: Int[Tensor, " n"], p: Float[Tensor, "n k"], strength: float) -> Float[Tensor, "n k"]:
-        """p_m from p_{m-1}, which is overwritten. Only codes that were seen are visited, those of all contexts at once."""
+        """p_m from p_{m-1}, which is overwritten. Visits only the seen codes, those of all contexts at once."""
         first = torch.searchsorted(self.entries, contexts * self.codebook_size)
         many = torch.searchsorted(self.entries, (contexts + 1) * self.codebook_size) - first
         rows = torch.arange(len(p), device=p.device).repeat_interleave(many)
-        # where an entry stands: at the first of its context, plus how many of the same row came before
+        # index of an entry: the first of its context, plus the number of earlier entries of the same row
         places = torch.arange(len(rows), device=p.device) + (first + many - many.cumsum(0))[rows]
         counts = self.counts[places].to(p.dtype)
         totals = p.new_zeros(len(p)).index_add_(0, rows, counts)
-        p.mul_(strength)[rows, self.entries[places] % self.codebook_size] += counts  # no code twice in a row
+        p.mul_(strength)[rows, self.entries[places] % self.codebook_size] += counts  # a row has each code once
         return p.div_((totals + strength)[:, None])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -92,7 +93,7 @@ class Counts(nn.Module):
 
 
 class NGram(Autoregressive):
-    """See `core.contracts.Prior`. Its fit is in closed form; there is nothing to train. Logits are log p in float64."""
+    """See `core.contracts.Prior`. `fit` is in closed form; there is nothing to train. Logits are log p in float64."""
 
     capturable = False  # contexts are looked up
 
@@ -103,14 +104,14 @@ class NGram(Autoregressive):
         for index, size in enumerate(space.sizes):
             symbols = [1, *space.sizes[:index][-1:], *[size + 1] * len(config.context), *[classes] * bool(classes)]
             tables.append(nn.ModuleList(Counts(count, size) for count in symbols))
-        # of each grid, from no context to the longest
+        # per grid, from the empty context to the longest
         self.tables = cast("Sequence[Sequence[Counts]]", tables)
 
     def _symbols(self, codes: Int[Tensor, "b t"], index: int, labels: Int[Tensor, " b"] | None) -> list[Tensor]:
-        """Of one grid's contexts [b,h,w], table by table. The first knows none: it is the same everywhere."""
+        """Symbols [b,h,w] of one grid's contexts, one tensor per table. The first table has no context: its symbol is 0."""
         *earlier, grid = self.space.split(codes)[: index + 1]
         height, width = self.space.grids[index]
-        padded = F.pad(grid, (1, 1, 1, 0), value=self.space.sizes[index])  # outside stands a symbol of its own
+        padded = F.pad(grid, (1, 1, 1, 0), value=self.space.sizes[index])  # K is the symbol outside the grid
         symbols = [torch.zeros_like(grid), *(resized(part, height, width) for part in earlier[-1:])]
         symbols += [padded[:, y : y + height, x : x + width] for y, x in (PLACES[name] for name in self.config.context)]
         return symbols if labels is None else [*symbols, labels.to(grid.device)[:, None, None].expand_as(grid)]
@@ -125,13 +126,13 @@ class NGram(Autoregressive):
                 contexts = table.find(contexts, symbols.flatten())
 
     def _logits(self, index: int, symbols: list[Int[Tensor, " n"]]) -> Float[Tensor, "n k"]:
-        """Of each distinct context once, table by table: a row of p; `rows` says which one a position has."""
+        """Computes one row of p per distinct context, table by table; `rows` maps positions to rows."""
         size, strength = self.space.sizes[index], self.config.smoothing * self.space.sizes[index]
         contexts = rows = torch.zeros_like(symbols[0])
         p = torch.full((1, size), 1 / size, dtype=torch.float64, device=rows.device)
         for table, symbol in zip(self.tables[index], symbols, strict=True):
             contexts, base = table.find(contexts, symbol), len(table.contexts) + 1
-            pairs, rows = torch.unique(rows * base + contexts + 1, return_inverse=True)  # an unseen one shares p_{m-1}
+            pairs, rows = torch.unique(rows * base + contexts + 1, return_inverse=True)  # unseen contexts keep p_{m-1}
             p, strength = table(pairs % base - 1, p.index_select(0, pairs // base), strength), self.config.strength
         return p.log_().index_select(0, rows)
 
@@ -144,7 +145,7 @@ class NGram(Autoregressive):
         return tuple(self._logits(i, given).unflatten(0, (len(codes), -1)) for i, given in enumerate(symbols))
 
     def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
-        """A position costs one look into each table."""
+        """A position costs one look-up in each table."""
         codes = self.tables[0][0].counts.new_zeros(n, self.space.length)
         for t in self.order:
             index, place = self.space.locate(t)
@@ -152,7 +153,7 @@ class NGram(Autoregressive):
             codes[:, t] = yield self._logits(index, [symbol[:, y, x] for symbol in self._symbols(codes, index, labels)])
 
 
-fit = NGram.fit  # a name of the file too: that a prior is fitted, not trained, is then seen without building it
+fit = NGram.fit  # also a name of the module, so callers see without building it that this prior is fitted
 
 
 def build(config: Config, space: CodeSpace, classes: int) -> ClosedFormPrior:

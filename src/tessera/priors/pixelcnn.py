@@ -1,16 +1,15 @@
 """PixelCNN with masked convolutions (van den Oord, Kalchbrenner & Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", arXiv
-1601.06759, sec. 3.4-3.5 and table 1): the original one, with its blind spot.
+1601.06759, sec. 3.4-3.5 and table 1): the original model, with its blind spot.
 
-Consecutive grids of one shape share a network: they are the *channels* of a place, such as red, green and blue of a pixel.
-Their codes are ordered place by place in raster order, channel after channel at a place. Features are split into as many
-groups as there are channels; group g sees all groups of earlier places, and of its own place groups < g (mask A, in the
-first layer alone) or <= g (mask B).
+Consecutive grids of one shape share a network: they are the *channels* of a place, as red, green and blue are of a pixel.
+Codes are ordered place by place in raster order, and channel by channel at each place. Features are split into one group
+per channel. Group g sees all groups of earlier places. At its own place it sees groups < g (mask A, first layer only) or
+<= g (mask B).
 
-A kernel sees the rows above only as far as its sides: through layers the field widens by kernel_size // 2 columns per
-row, so that codes above and far to the right are never seen, however many layers there are. This is the *blind spot*, for
-which `gated_pixelcnn` has two stacks.
+The receptive field widens by only kernel_size // 2 columns per row upwards. Codes above and far to the right are
+therefore never seen, for any number of layers. This is the *blind spot*, which the two stacks of `gated_pixelcnn` avoid.
 
-Sampling remembers activations: one code costs one group of one place per layer.
+Sampling caches activations: one code costs one group of one place per layer.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ from tessera.core.space import CodeSpace
 from tessera.networks.dropout import dropped
 
 Widths = tuple[int, ...]  # features of each group, one group per grid
-Convolve = Callable[["MaskedConv2d", Tensor], Tensor]  # on whole maps, or at one place
+Convolve = Callable[["MaskedConv2d", Tensor], Tensor]  # applies a layer to whole maps, or at one place
 
 
 class Config(Strict):
-    channels: int = Field(ge=1, description="h of the 2h features of a layer; channels of embedded codes", examples=[6])
+    channels: int = Field(ge=1, description="h; a layer has 2h features, embedded codes have h channels", examples=[6])
     layers: int = Field(ge=1, description="masked residual blocks of each network", examples=[3])
     kernel_size: int = Field(ge=3, le=15, description="side of the whole kernel in codes, odd", examples=[3])
-    first_kernel_size: int = Field(ge=3, le=15, description="the same of the first layer", examples=[5])
-    dropout: float = Field(ge=0, lt=1, description="probability, of what a masked block adds", examples=[0.1])
-    condition_blocks: int = Field(ge=0, description="residual blocks on embedded earlier grids, where there are any",
+    first_kernel_size: int = Field(ge=3, le=15, description="side of the first layer's kernel, odd", examples=[5])
+    dropout: float = Field(ge=0, lt=1, description="dropout probability of each masked block's output", examples=[0.1])
+    condition_blocks: int = Field(ge=0, description="residual blocks on embedded earlier grids, if there are any",
                                   examples=[1])  # fmt: skip
 
     @field_validator("kernel_size", "first_kernel_size")
@@ -56,9 +55,9 @@ class Config(Strict):
 
 
 class PixelCNN(Autoregressive):
-    """See `core.contracts.Prior`. Dropout acts in `losses` of a module in training mode, nowhere else.
+    """See `core.contracts.Prior`. Dropout acts only in `losses`, and only in training mode.
 
-    A *stack* is consecutive grids of one shape, which share a network.
+    A *stack* is a run of consecutive grids of one shape, which share a network.
     """
 
     def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
@@ -75,7 +74,7 @@ class PixelCNN(Autoregressive):
 
     @property
     def order(self) -> list[int]:
-        """Stack by stack; in each place by place, and grid by grid at a place."""
+        """Stack by stack, then place by place, then grid by grid at each place."""
         order: list[int] = []
         for stack in self.stacks:
             count = sum(self.space.lengths[stack])
@@ -105,9 +104,8 @@ def stacks(grids: Grids) -> list[slice]:
 
 
 def readable(kernel_size: int, inputs: Widths, outputs: Widths, itself: bool) -> Bool[Tensor, "o i rows columns"]:
-    """True where a kernel may look (sec. 3.4, fig. 2 right). Its rows are those above and, last, that of its centre; what
-    lies below is no part of it. `itself`: whether a group sees itself at its own place (mask B) or only those before it
-    (mask A)."""
+    """True where a kernel may look (sec. 3.4, fig. 2 right). It has the rows above and, last, the row of its centre, but no
+    rows below. `itself`: whether a group sees itself at its own place (mask B) or only earlier groups (mask A)."""
     reach = kernel_size // 2
     before = torch.arange(len(inputs)).repeat_interleave(torch.tensor(inputs))
     after = torch.arange(len(outputs)).repeat_interleave(torch.tensor(outputs))[:, None]
@@ -118,10 +116,10 @@ def readable(kernel_size: int, inputs: Widths, outputs: Widths, itself: bool) ->
 
 
 class MaskedConv2d(nn.Conv2d):
-    """A convolution of size preserved, under mask A (`itself` False) or B.
+    """A convolution under mask A (`itself` False) or mask B. It preserves height and width.
 
-    The mask acts in each forward pass and is a buffer outside the state dict: weights are never written to, neither
-    behind the optimizer's back nor behind that of who averages or saves them.
+    The mask is applied in each forward pass and is a buffer outside the state dict. Weights are never overwritten, so
+    the optimizer, averaging and saving see them unchanged.
     """
 
     mask: Tensor
@@ -134,14 +132,14 @@ class MaskedConv2d(nn.Conv2d):
         self.register_buffer("mask", readable(kernel_size, inputs, outputs, itself), persistent=False)
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
-        # padded below too, then cropped of what looks ahead: cheaper than a copy padded on one side
+        # pad below too, then crop the outputs that look ahead: cheaper than a copy padded on one side
         return F.conv2d(x, self.weight * self.mask, self.bias, padding=self.padding)[:, :, : x.shape[2]]
 
 
 class MaskedBlock(nn.Module):
     """x + branch(x) on 2h features: ReLU and 1x1 to h, ReLU and k x k, ReLU and 1x1 to 2h, all under mask B (fig. 5 left).
 
-    The condition is known before any code of these grids, so every group may see it; it enters as a bias per place.
+    The condition is known before any code of these grids, so every group may see it. It enters as a bias per place.
     """
 
     def __init__(self, widths: Widths, kernel_size: int) -> None:
@@ -152,20 +150,20 @@ class MaskedBlock(nn.Module):
         self.condition = nn.Conv2d(sum(widths), sum(widths), 1, bias=False)
 
     def forward(self, x: Tensor, context: Tensor, convolve: Convolve, dropout: float = 0.0) -> Tensor:
-        """`context`: what `condition` makes of the condition, where x is."""
+        """`context`: output of `self.condition` at the places of x."""
         inner = convolve(self.middle, F.relu(convolve(self.reduce, F.relu(x)))) + context
         return x + dropped(convolve(self.expand, F.relu(inner)), dropout)
 
 
 class MaskedNetwork(nn.Module):
-    """p(codes of grids of one shape | condition): the product over places in raster order and, at each, over the grids.
+    """p(codes of grids of one shape | condition): a product over places in raster order and, at each, over the grids.
 
     Args:
-        codebook_sizes: of each grid.
-        channels: h; features are 2h between blocks. Of the condition map [1 or B,h,height,width] and of all grids'
-            embedded codes together.
-        first_kernel_size: odd; of the one layer under mask A.
-        kernel_size: odd; of the `layers` residual blocks.
+        codebook_sizes: one per grid.
+        channels: h, the channels of the condition map [1 or B,h,height,width] and of the embedded codes of all grids
+            together; between blocks there are 2h features.
+        first_kernel_size: odd; kernel of the only layer under mask A.
+        kernel_size: odd; kernel of the `layers` residual blocks.
 
     Raises:
         InputError: there are fewer channels than grids.
@@ -187,28 +185,28 @@ class MaskedNetwork(nn.Module):
     def forward(
         self, parts: Sequence[Int[Tensor, "b h w"]], condition: Float[Tensor, "#b c h w"], dropout: float = 0.0
     ) -> tuple[Float[Tensor, "b h*w k"], ...]:
-        """Logits grid by grid, of each code given those before it; `dropout` is a probability, 0 outside training."""
+        """Logits per grid of each code given the codes before it; `dropout` is a probability, 0 outside training."""
         embedded = [embedding(part) for embedding, part in zip(self.embeddings, parts, strict=True)]
         return self.from_embedded(torch.cat(embedded, dim=3).permute(0, 3, 1, 2), condition, dropout)
 
     def from_embedded(
         self, embedded: Float[Tensor, "b c h w"], condition: Float[Tensor, "#b c h w"], dropout: float = 0.0
     ) -> tuple[Float[Tensor, "b h*w k"], ...]:
-        """From embedded codes, in which gradients exist: the features of group g are of grid g alone."""
+        """Logits from embedded codes, through which gradients can flow. Group g has the features of grid g alone."""
         contexts = [block.condition(condition) for block in self.blocks]
         logits = self.body(self.first(embedded), contexts, MaskedConv2d.__call__, dropout)
         return logits.flatten(2).transpose(1, 2).split(self.codebook_sizes, dim=2)
 
     def body(self, x: Tensor, contexts: Sequence[Tensor], convolve: Convolve, dropout: float = 0.0) -> Tensor:
-        """From the first layer's output to logits: said once, for whole maps and for one group at one place."""
+        """From the output of the first layer to logits, for whole maps or for one group at one place."""
         for block, context in zip(self.blocks, contexts, strict=True):
             x = block(x, context, convolve, dropout)
         return convolve(self.head, F.relu(convolve(self.hidden, F.relu(x))))
 
     @torch.no_grad()
     def walk(self, n: int, condition: Float[Tensor, "#n c h w"]) -> CodeWalk:
-        """Walk `n` images place by place, channel by channel: yields logits [n,K], is sent the codes drawn there; returns
-        the grids. One code costs one group of one place per layer. What is remembered lives in this call alone."""
+        """Walk `n` images place by place, channel by channel: yields logits [n,K], receives the codes sampled there,
+        returns the grids. One code costs one group of one place per layer. The cache lives only in this call."""
         height, width = condition.shape[2:]
         rows = {layer: _Rows(layer, n, width) for layer in self.modules() if isinstance(layer, MaskedConv2d)}
         sampled: list[list[Tensor]] = [[] for _ in self.embeddings]
@@ -227,33 +225,33 @@ class MaskedNetwork(nn.Module):
 
 
 class _Rows:
-    """Input of one layer, as many rows as its kernel reaches: [n, reach + 1, reach + width + reach, C], zero beside the
-    grid and where nothing is known yet, which the mask hides anyway."""
+    """Cached input of one layer, as many rows as its kernel reaches: [n, reach + 1, reach + width + reach, C]. It is zero
+    beside the grid, and at unknown codes, which the mask hides anyway."""
 
     def __init__(self, layer: MaskedConv2d, n: int, width: int) -> None:
         self.side = 2 * layer.reach + 1
         self.reach, self.inputs = layer.reach, layer.inputs
         kernel = (layer.weight * layer.mask).permute(2, 3, 1, 0).flatten(0, 2)  # [rows * columns * C, outputs]
-        self.seen = len(kernel) - layer.reach * layer.in_channels  # in reading order, up to the centre
+        self.seen = len(kernel) - layer.reach * layer.in_channels  # weights in raster order, up to the centre
         self.kernels = [part.contiguous() for part in kernel[: self.seen].split(layer.outputs, dim=1)]
         self.biases = layer.bias.split(layer.outputs)
         self.rows = kernel.new_zeros(n, layer.reach + 1, width + 2 * layer.reach, layer.in_channels)
 
     def advance(self) -> None:
-        """To the next row, of which nothing is known."""
+        """Moves to the next row, whose codes are all unknown."""
         self.rows = torch.cat([self.rows[:, 1:], torch.zeros_like(self.rows[:, :1])], dim=1)
 
     def put(self, x: int, group: int, features: Float[Tensor, "n i"]) -> None:
         self.rows[:, -1, self.reach + x].split(self.inputs, dim=1)[group].copy_(features)
 
     def look(self, x: int, group: int) -> Float[Tensor, "n o"]:
-        """The layer's output there, of one group."""
+        """The layer's output at column x, for one group."""
         window = self.rows[:, :, x : x + self.side].flatten(1)[:, : self.seen]
         return torch.addmm(self.biases[group], window, self.kernels[group])
 
 
 class _Place:
-    """A layer on the features of one group at one place, those of groups before it being there already."""
+    """Applies a layer to the features of one group at one place; earlier groups must be cached already."""
 
     def __init__(self, rows: dict[MaskedConv2d, _Rows], x: int, group: int) -> None:
         self.rows, self.x, self.group = rows, x, group
@@ -264,7 +262,7 @@ class _Place:
 
 
 def split_widths(channels: int, groups: int) -> Widths:
-    """`channels` in as equal shares as there are; the first ones are larger by one where it does not divide."""
+    """`channels` split as evenly as possible; the first groups get one more if `groups` does not divide `channels`."""
     if channels < groups:
         raise InputError(f"channels must be at least {groups}, one for each of the grids of one shape, got {channels}")
     return tuple(len(part) for part in torch.arange(channels).tensor_split(groups))

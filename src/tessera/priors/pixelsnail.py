@@ -1,16 +1,16 @@
-"""PixelSNAIL (Chen et al. 2018, arXiv 1712.09763): causal convolutions and causal attention in turn, as the prior of
-VQ-VAE-2 (Razavi et al. 2019, sec. 3.2) has on its top grid.
+"""PixelSNAIL (Chen et al. 2018, arXiv 1712.09763): alternating causal convolutions and causal attention, as in the prior
+of the top grid of VQ-VAE-2 (Razavi et al. 2019, sec. 3.2).
 
-p(codes | label) = product over grids of p(grid | earlier grids, label), each its own network. Sampling remembers
+p(codes | label) = product over grids of p(grid | earlier grids, label), each its own network. Sampling caches
 activations, keys and values: one code costs one position per layer and one query per block.
 
-Convolutions reach what is near with few layers, attention any earlier position in one step. Where causality comes from:
-the first convolution excludes the code itself, so that features at a position know earlier codes only; from there on
-kernels may include the position. They are half kernels in one stack: a row above is seen to both sides, yet what lies
-far to the right there is seen by attention alone, which is why no second stack is needed. Activations are SiLU instead
-of the paper's ELU: much the same curve, and on CPU 14 times as fast.
+Convolutions see near codes with few layers; attention sees any earlier position in one layer. The first convolution
+excludes the code itself, so features at a position depend on earlier codes only. Later kernels may include the position.
+All are half kernels in one stack. They see both sides of the rows above, but only attention sees codes far to the right
+there, so no second stack is needed. Activations are SiLU instead of the paper's ELU: the curve is similar, and on CPU it
+is 14 times as fast.
 
-Inside, channels are the last axis, for features of whole grids [B,h,w,C] and of one position [n,C] alike.
+Inside, channels are the last axis, both for features of whole grids [B,h,w,C] and of one position [n,C].
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from tessera.networks.dropout import dropped
 
 
 class Config(Strict):
-    channels: int = Field(ge=2, le=4096, description="of features, and of embedded codes", examples=[8])
-    blocks: int = Field(ge=1, le=64, description="of gated layers and one attention each, in each grid's network",
+    channels: int = Field(ge=2, le=4096, description="channels of features and of embedded codes", examples=[8])
+    blocks: int = Field(ge=1, le=64, description="blocks of gated layers and one attention, per grid's network",
                         examples=[2])  # fmt: skip
-    layers: int = Field(ge=1, le=64, description="gated layers of a block", examples=[1])
+    layers: int = Field(ge=1, le=64, description="gated layers per block", examples=[1])
     kernel_size: int = Field(ge=3, le=15, description="side of the whole kernel in codes, odd", examples=[3])
-    heads: int = Field(ge=1, le=256, description="of attention, whose keys and values take half the channels",
+    heads: int = Field(ge=1, le=256, description="attention heads; keys and values have half the channels",
                        examples=[2])  # fmt: skip
-    dropout: float = Field(ge=0, lt=1, description="probability, of activations before each gate", examples=[0.1])
-    condition_blocks: int = Field(ge=0, description="residual blocks on embedded earlier grids, where there are any",
+    dropout: float = Field(ge=0, lt=1, description="dropout probability before each gate", examples=[0.1])
+    condition_blocks: int = Field(ge=0, description="residual blocks on embedded earlier grids, if there are any",
                                   examples=[1])  # fmt: skip
 
     @field_validator("kernel_size")
@@ -61,7 +61,7 @@ class Config(Strict):
 
 
 class PixelSNAIL(Autoregressive):
-    """See `core.contracts.Prior`. Dropout acts in `losses` of a module in training mode, nowhere else."""
+    """See `core.contracts.Prior`. Dropout acts only in `losses`, and only in training mode."""
 
     def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
         super().__init__(space, classes, config.dropout)
@@ -83,7 +83,7 @@ class PixelSNAIL(Autoregressive):
         )
 
     def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
-        """The cached walk, grid by grid (`nn.snail`)."""
+        """The cached walk, grid by grid."""
         earlier: list[Tensor] = []
         for network, condition in zip(self.networks, self.conditions, strict=True):
             earlier.append((yield from network.walk(n, condition(earlier, labels))))
@@ -95,7 +95,7 @@ def build(config: Config, space: CodeSpace, classes: int) -> Prior:
 
 class Linear(nn.Module):
     """x W^T + b on the last axis, with weight normalisation: each row of W is g v / |v| (Salimans & Kingma 2016, arXiv
-    1602.07868, eq. 2). At the start g = 1: an output then varies like one input."""
+    1602.07868, eq. 2). Initially g = 1, so an output has the variance of one input."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -110,13 +110,13 @@ class Linear(nn.Module):
         return F.linear(x, self.weight(), self.bias)
 
     def fixed(self) -> Callable[[Tensor], Tensor]:
-        """`forward` with the weights of now, computed once."""
+        """`forward` with the current weights, computed once."""
         return partial(F.linear, weight=self.weight(), bias=self.bias)
 
 
 class CausalConv(Linear):
-    """The first half of a k x k kernel in raster order: k // 2 rows above, as many columns to the left and, where `own`,
-    the position itself. A row of W holds these places one after another, so that weight norm counts no other."""
+    """The first half of a k x k kernel in raster order: k // 2 rows above, k // 2 columns to the left and, if `own`, the
+    position itself. A row of W holds only these places, one after another, so weight normalisation counts no others."""
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int, own: bool) -> None:
         self.reach = reach = kernel_size // 2
@@ -124,20 +124,20 @@ class CausalConv(Linear):
         super().__init__((self.above + self.left) * inputs, outputs)
 
     def kernel(self) -> Float[Tensor, "o i rows k"]:
-        """reach + 1 rows; zero to the right of the last place."""
+        """The kernel as reach + 1 rows, zero to the right of the last place."""
         kernel_size = 2 * self.reach + 1
         weight = F.pad(self.weight(), (0, (kernel_size - self.left) * self.channels))
         return weight.unflatten(1, (-1, kernel_size, self.channels)).permute(0, 3, 1, 2)
 
     def forward(self, x: Float[Tensor, "b h w i"]) -> Float[Tensor, "b h w o"]:
-        # padded below too, then cropped: cheaper than a copy padded above only
+        # pad below too, then crop: cheaper than a copy padded above only
         full = F.conv2d(x.permute(0, 3, 1, 2), self.kernel(), self.bias, padding=self.reach)
         return full[:, :, : x.shape[1]].permute(0, 2, 3, 1)
 
 
 class GatedLayer(nn.Module):
-    """x + a * sigmoid(b), both halves from one causal convolution and the condition (paper, fig. 3a, with the dropout and
-    the place of the condition of PixelCNN++, Salimans et al. 2017)."""
+    """x + a * sigmoid(b), where a and b come from one causal convolution and the condition (paper, fig. 3a). Dropout and
+    condition enter where they do in PixelCNN++ (Salimans et al. 2017)."""
 
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__()
@@ -151,12 +151,12 @@ class GatedLayer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Each position looks at all strictly before it (paper, sec. 2.2 and fig. 3b): queries come from features, which know
-    earlier codes only, keys and values also from the codes themselves.
+    """Each position attends to all positions strictly before it (paper, sec. 2.2 and fig. 3b). Queries come from features,
+    which depend on earlier codes only. Keys and values also come from the codes themselves.
 
-    Keys and values take half the channels, over all heads (paper: 128 of 256). They are moved by one place, and what is
-    <= in places is < in positions. That leaves place 0, of no position, zero: what the first code attends to, and any
-    other that finds nothing.
+    Keys and values have half the channels, over all heads (paper: 128 of 256). They are shifted by one place, so a causal
+    mask over places (<=) is strict over positions (<). Place 0 belongs to no position and is zero: the first code
+    attends to it alone, and any code can attend to it.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -174,7 +174,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Gated layers, attention on what they found, and a gated 1x1 layer that merges both (paper, fig. 2 and 3)."""
+    """Gated layers, attention on their output, and a gated 1x1 layer that merges both (paper, fig. 2 and 3)."""
 
     def __init__(self, channels: int, layers: int, kernel_size: int, heads: int) -> None:
         super().__init__()
@@ -197,12 +197,12 @@ class Block(nn.Module):
 
 
 class Snail(nn.Module):
-    """p(codes of one grid | condition): the product over positions in raster order, categorical over `codebook_size`.
+    """p(codes of one grid | condition): a product over positions in raster order, categorical over `codebook_size`.
 
     Args:
-        channels: of features, of the embedded codes, and of the condition map [1 or B,C,h,w]; 2 * heads divides them.
-        layers: gated ones in each block.
-        kernel_size: odd; a convolution reaches kernel_size // 2 rows up, and as many columns to each side or left.
+        channels: C, of features, of the embedded codes, and of the condition map [1 or B,C,h,w]; divisible by 2 * heads.
+        layers: gated layers per block.
+        kernel_size: odd. A convolution reaches kernel_size // 2 rows up and as many columns left, in rows above also right.
     """
 
     def __init__(
@@ -218,13 +218,13 @@ class Snail(nn.Module):
     def forward(
         self, codes: Int[Tensor, "b h w"], condition: Float[Tensor, "#b c h w"], dropout: float = 0.0
     ) -> Float[Tensor, "b h*w k"]:
-        """Logits of each code given those before it; `dropout` is a probability, 0 outside training."""
+        """Logits of each code given the codes before it; `dropout` is a probability, 0 outside training."""
         return self.from_embedded(self.embedding(codes), condition, dropout)
 
     def from_embedded(
         self, embedded: Float[Tensor, "b h w c"], condition: Float[Tensor, "#b c h w"], dropout: float = 0.0
     ) -> Float[Tensor, "b h*w k"]:
-        """From embedded codes, in which gradients exist."""
+        """Logits from embedded codes, through which gradients can flow."""
         condition = condition.permute(0, 2, 3, 1)
         x = self.entry(embedded) + condition
         for block in self.blocks:
@@ -233,9 +233,9 @@ class Snail(nn.Module):
 
     @torch.no_grad()
     def walk(self, n: int, condition: Float[Tensor, "#n c h w"]) -> CodeWalk:
-        """Walk `n` grids position by position: yields logits [n,K], is sent the codes drawn there; returns them all.
+        """Walk `n` grids position by position: yields logits [n,K], receives the codes sampled there, returns all codes.
 
-        One code costs one position per layer, and one query per block. What is remembered lives in this call alone.
+        One code costs one position per layer and one query per block. The cache lives only in this call.
         """
         condition = condition.permute(2, 0, 3, 1)
         height, _, width, _ = condition.shape
@@ -259,10 +259,10 @@ class Snail(nn.Module):
 
 
 class _Row:
-    """A causal convolution along one row of all grids; it remembers as many rows above as the kernel reaches.
+    """A causal convolution along one row of all grids. It caches the rows above that the kernel reaches.
 
-    Inputs of the row are kept as [n, reach + width, C]: what a kernel sees at a position is then a slice, not a copy. A
-    new row writes over the last one; what lies left of the grid stays zero.
+    Inputs of the row are cached as [n, reach + width, C], so the kernel's window at a position is a slice, not a copy. A
+    new row overwrites the last one; the columns left of the grid stay zero.
     """
 
     def __init__(self, conv: CausalConv, n: int, width: int) -> None:
@@ -274,7 +274,7 @@ class _Row:
         self.windows = [self.row[:, x : x + conv.left].view(n, -1) for x in range(width)]
 
     def advance(self, added: Float[Tensor, "#n w o"]) -> None:
-        """To the next row: what the finished ones add there, to all positions at once, and what else is `added`."""
+        """Moves to the next row and sums the contribution of the rows above and `added`, for all positions at once."""
         self.rows = torch.cat([self.rows[:, 1:], self.row[:, None, self.reach :]], dim=1)
         above = F.conv2d(self.rows.permute(0, 3, 1, 2), self.above, self.bias, padding=(0, self.reach))
         self.sums = (above[:, :, 0].permute(2, 0, 1) + added.transpose(0, 1)).unbind(0)
@@ -283,12 +283,12 @@ class _Row:
         self.row[:, self.reach + x] = inputs
 
     def at(self, x: int) -> Float[Tensor, "n o"]:
-        """Output at column x, of inputs put there and before."""
+        """Output at column x, from the inputs put up to there."""
         return torch.addmm(self.sums[x], self.windows[x], self.left)
 
 
 class _Walk:
-    """A block, one position of all grids at a time; it remembers keys and values of all positions, in places as above."""
+    """A block, one position of all grids at a time. It caches keys and values of all positions, shifted by one place."""
 
     def __init__(self, block: Block, n: int, height: int, width: int) -> None:
         heads, channels = block.attention.heads, block.attention.query.bias.numel()
@@ -314,7 +314,7 @@ class _Walk:
         return hidden + F.glu(self.merge(F.silu(torch.cat([hidden, attended], dim=-1))), dim=-1)
 
     def remember(self, embedded: Float[Tensor, "n c"]) -> None:
-        """Key and value of the position of the last `at`, whose code is now known."""
+        """Caches key and value of the last position given to `at`, whose code is now known."""
         made = self.project(torch.cat([self.hidden, embedded], dim=-1))
         self.memory[:, :, :, self.filled] = made.unflatten(1, (2, self.memory.shape[2], -1)).transpose(0, 1)
         self.filled += 1

@@ -1,8 +1,9 @@
-"""A recurrent network over the sequence of codes: each code given all before it, of all grids, and the label.
+"""A recurrent network over the sequence of codes: each code given the label and all codes before it, of all grids.
 
-The form of language models (Graves 2013, arXiv 1308.0850, sec. 2; dropout as in Zaremba et al. 2014, arXiv 1409.2329):
-embedded code t - 1 in, distribution of code t out. The state is of one size however long the sequence, and sampling a
-code costs one cell per layer. Unlike a convolution it must carry the row above through the state.
+It has the form of a language model (Graves 2013, arXiv 1308.0850, sec. 2; dropout as in Zaremba et al. 2014, arXiv
+1409.2329): the input is the embedded code t - 1, the output the distribution of code t. The size of the state does not
+depend on the length of the sequence, and sampling a code costs one cell per layer. Unlike a convolution, the network must
+carry the row above through its state.
 
 GRU: Cho et al. 2014, arXiv 1406.1078. LSTM: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000.
 """
@@ -26,25 +27,25 @@ from tessera.networks.dropout import dropped
 
 
 class Config(Strict):
-    cell: Cell = Field(description="of each layer", examples=["gru"])
+    cell: Cell = Field(description="recurrent cell of each layer", examples=["gru"])
     embedding: int = Field(ge=1, le=4096, description="channels of embedded codes, positions and labels", examples=[6])
     hidden: int = Field(ge=1, le=4096, description="channels of the state of each layer", examples=[8])
-    layers: int = Field(ge=1, le=64, description="recurrent layers, one upon another", examples=[2])
-    context: int = Field(ge=0, description="codes that gradients go back through (truncated back-propagation through "
-                         "time); 0: all of them", examples=[3])  # fmt: skip
-    dropout: float = Field(ge=0, lt=1, description="probability, of what enters a layer and of what leaves the last",
+    layers: int = Field(ge=1, le=64, description="stacked recurrent layers", examples=[2])
+    context: int = Field(ge=0, description="length in codes of truncated back-propagation through time; "
+                         "0: the whole sequence", examples=[3])  # fmt: skip
+    dropout: float = Field(ge=0, lt=1, description="dropout probability of each layer's input and of the last output",
                            examples=[0.1])  # fmt: skip
 
 
 class RNN(Autoregressive):
-    """See `core.contracts.Prior`. Grids follow one another in one sequence; each has its own embedding and head."""
+    """See `core.contracts.Prior`. The grids form one sequence; each has its own embedding and head."""
 
     def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
         super().__init__(space, classes, config.dropout)
         self.context = config.context
         channels = config.embedding
         self.embeddings = nn.ModuleList(nn.Embedding(size, channels) for size in space.sizes)
-        self.start = nn.Parameter(torch.randn(channels))  # stands for the code before the first
+        self.start = nn.Parameter(torch.randn(channels))  # input at the first position
         self.positions = nn.Parameter(torch.randn(space.length, channels) / 8)
         self.labels = nn.Embedding(classes + 1, channels) if classes else None
         self.network = Recurrent(config.cell, channels, config.hidden, config.layers)
@@ -60,18 +61,18 @@ class RNN(Autoregressive):
     def from_embedded(
         self, embedded: Float[Tensor, "b t c"], labels: Int[Tensor, " b"] | None, dropout: float = 0.0
     ) -> tuple[Float[Tensor, "b n k"], ...]:
-        """From embedded codes, in which gradients exist. The last one is not looked at."""
+        """Logits from embedded codes, through which gradients can flow. The last code is not used."""
         before = torch.cat([self.start.expand(len(embedded), 1, -1), embedded[:, :-1]], dim=1)
         hidden = self.network(before + self._given(labels), self.context, dropout).split(self.space.lengths, dim=1)
         return tuple(head(part) for head, part in zip(self.heads, hidden, strict=True))
 
     def _given(self, labels: Int[Tensor, " b"] | None) -> Float[Tensor, "#b t c"]:
-        """What is added to the input of each position, whatever the codes: where it is, and the label."""
+        """Embeddings of position and label, which are added to the input of each position."""
         return self.positions[None] if self.labels is None else self.positions + self.labels(labels)[:, None]
 
     @torch.no_grad()
     def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
-        """The state is carried along: a code costs one cell per layer."""
+        """The walk keeps the state: a code costs one cell per layer."""
         walk, given, before = self.network.walk(n), iter(self._given(labels).unbind(1)), self.start.expand(n, -1)
         for embedding, head, length in zip(self.embeddings, self.heads, self.space.lengths, strict=True):
             for _ in range(length):
@@ -88,32 +89,32 @@ WHOLE: dict[Cell, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LST
 
 
 class Recurrent(nn.Module):
-    """[B,T,dim] to [B,T,hidden]; output t depends on inputs <= t. The state before the first input is zero."""
+    """[B,T,dim] to [B,T,hidden]; output t depends on inputs <= t. The initial state is zero."""
 
     def __init__(self, cell: Cell, dim: int, hidden: int, layers: int) -> None:
         super().__init__()
         self.hidden = hidden
-        # one module a layer: dropout is an argument of `forward` then, and no matter of training mode
+        # one module per layer, so that dropout can be an argument of `forward` and not depend on training mode
         whole = [WHOLE[cell](hidden if index else dim, hidden, batch_first=True) for index in range(layers)]
         self.layers = cast("Sequence[nn.GRU | nn.LSTM]", nn.ModuleList(whole))
 
     def forward(
         self, x: Float[Tensor, "b t dim"], context: int = 0, dropout: float = 0.0
     ) -> Float[Tensor, "b t hidden"]:
-        """`dropout` is a probability, 0 outside training: of what enters a layer and of what leaves the last, never of
-        what goes from one position to the next (Zaremba et al. 2014, arXiv 1409.2329, eq. 4)."""
+        """`dropout` is a probability, 0 outside training. It acts on the input of each layer and on the last output, never
+        on the state between positions (Zaremba et al. 2014, arXiv 1409.2329, eq. 4)."""
         for layer in self.layers:
             x = _truncated(layer, dropped(x, dropout), context)
         return dropped(x, dropout)
 
     def walk(self, n: int) -> Walk:
-        """The same network on `n` sequences, a position at a time, without dropout."""
+        """The same network on `n` sequences, one position at a time, without dropout."""
         return Walk(self, n)
 
 
 def _truncated(layer: nn.RNNBase, x: Float[Tensor, "b t c"], context: int) -> Float[Tensor, "b t hidden"]:
-    """One layer over the whole sequence. Back-propagation through time is truncated (Williams & Peng 1990): the state is
-    handed on every `context` positions (0: never) without its gradient. Outputs are the same for every context."""
+    """One layer over the whole sequence. Back-propagation through time is truncated (Williams & Peng 1990): every `context`
+    positions (0: never) the state is detached. Outputs do not depend on `context`."""
     state, outputs = None, []
     for chunk in x.split(context or x.shape[1], dim=1):
         output, state = layer(chunk, state)
@@ -123,16 +124,16 @@ def _truncated(layer: nn.RNNBase, x: Float[Tensor, "b t c"], context: int) -> Fl
 
 
 class Walk:
-    """The state of all layers between two positions. It lives in this object alone, so that walks do not disturb each
-    other. Cells are called one by one: on CPU a whole layer over one position costs up to twice as much."""
+    """The state of all layers between two positions. Each walk holds its own state, so walks do not affect each other.
+    Cells are called one by one: on CPU a whole layer over one position costs up to twice as much."""
 
     def __init__(self, network: Recurrent, n: int) -> None:
-        self.weights = [layer.all_weights[0] for layer in network.layers]  # of input and state, then their biases
+        self.weights = [layer.all_weights[0] for layer in network.layers]  # two weights, then their biases
         zero = self.weights[0][0].new_zeros(n, network.hidden)
         self.states: list[State] = [(zero, zero) if isinstance(layer, nn.LSTM) else zero for layer in network.layers]
 
     def advance(self, x: Float[Tensor, "n dim"]) -> Float[Tensor, "n hidden"]:
-        """From the input of the next position: the output of the last layer there."""
+        """Output of the last layer at the next position, from its input."""
         for index, (state, weights) in enumerate(zip(self.states, self.weights, strict=True)):
             if isinstance(state, tuple):
                 self.states[index] = x, _ = torch.lstm_cell(x, state, *weights)

@@ -1,8 +1,8 @@
-"""Decoder-only transformer over codes (Vaswani et al. 2017, arXiv 1706.03762), grid after grid in one sequence.
+"""Decoder-only transformer over codes (Vaswani et al. 2017, arXiv 1706.03762). The grids form one sequence, one by one.
 
-It may be trained in random orders that give way to raster order: RAR (Yu et al. 2024, "Randomized Autoregressive Visual
-Generation", arXiv 2411.00776). Likelihood and samples are always in raster order. Sampling remembers keys and values:
-one code costs one position per layer.
+Training can begin with random orders and anneal to raster order: RAR (Yu et al. 2024, "Randomized Autoregressive Visual
+Generation", arXiv 2411.00776). Likelihood and samples are always in raster order. Sampling caches keys and values: one
+code costs one position per layer.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tessera.networks.dropout import dropped
 
 
 class Config(Size):
-    kv_heads: int = Field(ge=1, description="heads of keys and values, each for heads / kv_heads of queries; divides heads. "
-                          "1: multi-query attention, of which sampling has least to read", examples=[1])  # fmt: skip
-    dropout: float = Field(ge=0, lt=1, description="probability, of embedded inputs and of what each block adds",
+    kv_heads: int = Field(ge=1, description="heads of keys and values, each shared by heads / kv_heads query heads; divides "
+                          "heads. 1: multi-query attention, for which sampling reads least", examples=[1])  # fmt: skip
+    dropout: float = Field(ge=0, lt=1, description="dropout probability of embedded inputs and of each block's output",
                            examples=[0.1])  # fmt: skip
-    random_order: float = Field(ge=0, le=1, description="share of training, at its start, over which the probability of a "
-                                "random order falls from 1 to 0; 0: always raster order", examples=[0.5])  # fmt: skip
+    random_order: float = Field(ge=0, le=1, description="initial fraction of training in which the probability of a random "
+                                "order falls from 1 to 0; 0: always raster order", examples=[0.5])  # fmt: skip
 
     @model_validator(mode="after")
     def _shared(self) -> Config:
@@ -42,8 +42,9 @@ class Config(Size):
 
 
 class Transformer(Autoregressive):
-    """See `core.contracts.Prior`. The input of a step is the code drawn before it, where that lies, and where the next one
-    will lie (RAR, sec. 3.2: without its target, a step of a random order cannot know what it predicts), and the label."""
+    """See `core.contracts.Prior`. The input at a position sums the embeddings of the code before it, of that code's place,
+    of the place to predict, and of the label. Without the place to predict, the network could not know in a random order
+    which code comes next (RAR, sec. 3.2)."""
 
     def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
         super().__init__(space, classes, config.dropout)
@@ -61,8 +62,8 @@ class Transformer(Autoregressive):
     def losses(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, done: float = 1.0
     ) -> dict[str, Tensor]:
-        """In training a share r of the images are predicted in random orders; r falls linearly, from 1 at the start to 0 at
-        `random_order` of the training (RAR, sec. 3.2, with its start at 0)."""
+        """In training, a fraction r of the images is predicted in random orders. r falls linearly from 1 at the start to 0
+        when the fraction `random_order` of training is done (RAR, sec. 3.2, with annealing from the start)."""
         if not (self.training and done < self.random_order):
             return super().losses(codes, labels, done)
         self.require(codes, labels)
@@ -71,8 +72,8 @@ class Transformer(Autoregressive):
         return {"nll": sequences.nll(self.ordered(codes, labels, order, self.dropout), codes)}
 
     def random_orders(self, count: int, fraction: float, device: torch.device) -> Int[Tensor, "b t"]:
-        """Positions in the order of their prediction, for each image: with probability `share` a random one, else raster.
-        Random is the order within a grid; grid comes after grid in any case, since a coarse one is there to guide."""
+        """Positions in the order of their prediction, for each image: random with probability `fraction`, else raster.
+        Only the order within a grid is random. Grids keep their order, since coarse grids guide finer ones."""
         lengths = torch.tensor(self.space.lengths, device=device)
         grids = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
         shuffled = torch.rand(count, 1, device=device) < fraction
@@ -86,11 +87,11 @@ class Transformer(Autoregressive):
     def ordered(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, order: Int[Tensor, "#b t"], dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
-        """Logits of codes that stand in `order`, in the same order, each given the codes before it; grid by grid."""
+        """Logits per grid of each code given the codes before it. `codes` and logits are both in `order`."""
         lengths = self.space.lengths
         parts = zip(self.embeddings, codes.split(lengths, dim=1), strict=True)
         embedded = torch.cat([embedding(part) for embedding, part in parts], dim=1) + F.embedding(order, self.places())
-        before = torch.cat([self.start.expand(len(codes), 1, -1), embedded[:, :-1]], dim=1)  # causality is then <=
+        before = torch.cat([self.start.expand(len(codes), 1, -1), embedded[:, :-1]], dim=1)  # shifted: causal is <=
         x = before + F.embedding(order, self.targets())
         if self.labels is not None:
             x = x + self.labels(labels)[:, None]
@@ -101,7 +102,7 @@ class Transformer(Autoregressive):
 
     @torch.no_grad()
     def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
-        """The cached walk: one position of all images at a time. What is remembered lives in this call alone."""
+        """The cached walk: one position of all images at a time. The cache lives only in this call."""
         places, targets = self.places(), self.targets()
         if self.labels is not None:
             targets = targets + self.labels(labels)[:, None]

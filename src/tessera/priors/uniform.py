@@ -1,5 +1,5 @@
-"""Every code equally likely: the "wrong" prior that a VQ-VAE is trained under, where KL(q | p) is the constant log K
-(van den Oord et al. 2017, arXiv 1711.00937, sec. 3.2). What codes drawn from it decode to shows what a prior is for.
+"""All codes are equally likely: the prior under which a VQ-VAE is trained, where KL(q | p) is the constant log K (van den
+Oord et al. 2017, arXiv 1711.00937, sec. 3.2). Its decoded samples show what a learned prior adds.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ CLOSED_FORM = True  # fitted in one pass, by `fit`
 
 
 class Config(Strict):
-    """Nothing to choose."""
+    """No settings."""
 
 
 class Uniform(Autoregressive):
-    """See `core.contracts.Prior`. -log p of an image is the sum of log K over its codes; labels change nothing."""
+    """See `core.contracts.Prior`. -log p of an image is the sum of log K over its codes; labels have no effect."""
 
     logit: Tensor
 
     def __init__(self, space: CodeSpace, classes: int) -> None:
         super().__init__(space, classes)
-        self.register_buffer("logit", torch.zeros(()))  # of every code; it says on which device the prior lives
+        self.register_buffer("logit", torch.zeros(()))  # of every code; its device is the prior's device
 
     def fit(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
-        """Codes change nothing."""
+        """Does nothing: the distribution does not depend on codes."""
 
     def predict(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
@@ -47,7 +47,7 @@ class Uniform(Autoregressive):
                 yield self.logit.expand(n, size)
 
 
-fit = Uniform.fit  # a name of the file too: that a prior is fitted, not trained, is then seen without building it
+fit = Uniform.fit  # also a name of the module, so callers see without building it that this prior is fitted
 
 
 def build(config: Config, space: CodeSpace, classes: int) -> ClosedFormPrior:

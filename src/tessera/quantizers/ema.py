@@ -16,15 +16,15 @@ from tessera.core.contracts import Quantized, Quantizer
 
 class Config(codebook.EMASettings):
     beta: float = Field(ge=0, description="weight of the commitment term |z - sg(e)|^2 (eq. 3)", examples=[0.25])
-    estimator: codebook.Estimator = Field(description="of the gradient through the choice", examples=["rotation"])
+    estimator: codebook.Estimator = Field(description="gradient estimator", examples=["rotation"])
     distance: Literal["euclidean", "cosine"] = Field(
-        description="cosine: latents and code vectors lie on the unit sphere (Yu et al. 2021, arXiv 2110.04627)",
+        description="cosine: latents and code vectors are projected to the unit sphere (Yu et al. 2021, arXiv 2110.04627)",
         examples=["euclidean"],
     )
 
 
 class EMA(codebook.EMACodebook):
-    """The nearest code vector; the codebook follows the latents instead of a gradient. Parameters: none."""
+    """The nearest code vector. Running means of the latents move the codebook, not a gradient: there are no parameters."""
 
     def __init__(self, config: Config, dim: int) -> None:
         super().__init__(config, dim, unit=config.distance == "cosine")
@@ -52,5 +52,5 @@ class EMA(codebook.EMACodebook):
 
 
 def build(config: Config, dim: int | None) -> Quantizer:
-    """`dim`: channels of the latents where the tokenizer fixes them; None: `code_dim`."""
+    """`dim`: channels of the latents if the tokenizer fixes them; None: `code_dim`."""
     return EMA(config, config.code_dim if dim is None else dim)

@@ -1,7 +1,6 @@
 """Finite scalar quantization: every channel is bounded and rounded to a few levels (Mentzer et al. 2023, arXiv 2309.15505).
 
-No code vector is learned, and none can die: the codebook is the grid of all combinations of levels, and no loss keeps
-latents near it.
+The codebook is fixed: all combinations of levels. No code vector is learned, so none can die, and no loss term is needed.
 """
 
 from __future__ import annotations
@@ -28,18 +27,19 @@ LEVELS = {
     1 << 12: (7, 5, 5, 5, 5),
     1 << 14: (8, 8, 8, 6, 5),
     1 << 16: (8, 8, 8, 5, 5, 5),
-}  # table 1: the levels for a codebook of about that size
-EPSILON = 1e-3  # tanh reaches no limit: a range wider by this much holds the outermost levels themselves
-LARGEST = 1000  # levels a channel: with more than 1 / EPSILON, the wider range would round to a level too many
-MOST = 1 << 20  # codes
+}  # table 1: levels for a codebook of about that size
+EPSILON = 1e-3  # tanh never reaches its limits: a range wider by this fraction includes the outermost levels
+LARGEST = 1000  # most levels per channel: with more than 1 / EPSILON, the wider range would round to one level too many
+MOST = 1 << 20  # most codes
 
 
 class Config(Strict):
     codebook_size: int = Field(
-        ge=2, le=MOST, description="where `levels` is empty: about K, a size of the paper's table", examples=[8]
+        ge=2, le=MOST, description="if `levels` is empty: about K, a size of the paper's table 1", examples=[8]
     )
     levels: list[Annotated[int, Field(ge=2, le=LARGEST)]] = Field(
-        description="values of each channel, D of them, whose product is K; empty: by codebook_size", examples=[[4, 3]]
+        description="number of values of each of D channels; their product is K; empty: set by codebook_size",
+        examples=[[4, 3]],
     )
 
     @model_validator(mode="after")
@@ -49,7 +49,7 @@ class Config(Strict):
         return self
 
     def rule(self, params: Params | None = None) -> Iterator[str]:
-        """Of the chosen quantizer only: other quantizers share codebook_size, and may have any."""
+        """Holds only if FSQ is chosen: other quantizers also read codebook_size, and allow other values."""
         if not self.levels and self.codebook_size not in LEVELS:
             yield (
                 f"quantizer.codebook_size: must be one of {', '.join(map(str, LEVELS))} while quantizer.fsq.levels is "
@@ -58,11 +58,12 @@ class Config(Strict):
 
 
 class FSQ(nn.Module):
-    """Channel d takes the `levels[d]` whole numbers around 0, divided by the largest: -1, ..., 1, or without the 1 where
-    their number is even. Channel 0 is the lowest digit of a code, in base `levels[0]`, as in the paper's appendix.
+    """Channel d has `levels[d]` values: the whole numbers around 0, divided by the largest magnitude. They go from -1 to 1,
+    or for an even number of levels from -1 to less than 1. Channel 0 is the lowest digit of a code, in base `levels[0]`, as
+    in the paper's appendix.
 
-    The bound is the paper's (sec. 3.1, appendix A.1), with arctanh where its listing has tan, so that z = 0 is level 0
-    exactly, and with a range wider by epsilon, not narrower. Everything follows from `levels`: the state is empty.
+    The bound is the paper's (sec. 3.1, appendix A.1) with two changes. It has arctanh where the paper's listing has tan, so
+    that z = 0 is exactly level 0. Its range is wider by epsilon, not narrower. The state dict is empty.
     """
 
     reach: Tensor
@@ -76,7 +77,7 @@ class FSQ(nn.Module):
         self.dim, self.codebook_sizes = len(levels), (math.prod(levels),)
         reach = [(n - 1) * (1 + EPSILON) / 2 for n in levels]
         offset = [0.0 if n % 2 else 0.5 for n in levels]
-        # z = 0 becomes level 0; of two levels that is an outermost one, where the tanh is flat: they part at z = 0 instead
+        # z = 0 becomes level 0. Of two levels that is an outermost one, where tanh is flat: they are split at z = 0 instead
         shift = [math.atanh(o / r) if n > 2 else 0.0 for n, o, r in zip(levels, offset, reach, strict=True)]
         basis = [math.prod(levels[:d]) for d in range(len(levels))]
         constants = {"reach": reach, "offset": offset, "shift": shift, "levels": list(levels), "basis": basis}
@@ -92,16 +93,16 @@ class FSQ(nn.Module):
         return self._values(codes // self.basis % self.levels)
 
     def _values(self, digits: Int[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
-        """The one way from digits to values, so that `decode` gives those of `forward` to the last bit."""
+        """Values of the digits. `decode` and `forward` both use it, so that their values are equal to the bit."""
         centre = self.levels // 2
         return (digits - centre).float() / centre
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
-        with torch.autocast(z.device.type, enabled=False):  # half precision would choose other codes
+        with torch.autocast(z.device.type, enabled=False):  # half precision would give other codes
             bounded = torch.tanh(z.float() + self.shift) * self.reach - self.offset
             centre = self.levels // 2
-            digits = (bounded.detach().round().long() + centre).clamp(min=0)  # of NaN too, which is no number
-            # not nn.codebook's: with no loss of z, it is z_q that has to tell of a NaN; else x - x is 0, and z_q exact
+            digits = (bounded.detach().round().long() + centre).clamp(min=0)  # also for NaN
+            # not `codebook.straight_through`: without a loss on z, only z_q can show a NaN; else x - x is 0 and z_q exact
             z_q = self._values(digits) + (bounded - bounded.detach()) / centre
         return Quantized(z_q, (digits * self.basis).sum(1, keepdim=True), {})
 
@@ -109,7 +110,7 @@ class FSQ(nn.Module):
 def build(config: Config, dim: int | None) -> Quantizer:
     """
     Raises:
-        InputError: there are no levels for `codebook_size`, or not as many as the `dim` that the tokenizer fixes.
+        InputError: there are no levels for `codebook_size`, or their number is not the `dim` that the tokenizer fixes.
     """
     for problem in config.rule():
         raise InputError(problem)

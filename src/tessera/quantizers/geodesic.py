@@ -1,8 +1,8 @@
-"""Codes by distance along the latents' manifold: medoids by shortest paths on their k-nearest-neighbour graph.
+"""Geodesic quantization: k-medoids of latents by shortest paths on their k-nearest-neighbour graph.
 
-Latents of an autoencoder lie on a curved set, where two that are near in space may be far apart along it. Distances by the
-graph: Isomap (Tenenbaum, de Silva & Langford 2000). Clusters of latents by geodesic distance: Yang et al. 2018, arXiv
-1809.04747; they take it from the decoder's metric, here it is that of the latents as they lie. Post-hoc, as `kmeans` is.
+Latents of an autoencoder lie on a curved manifold: two latents that are near in space can be far apart along it. Graph
+distances approximate geodesics as in Isomap (Tenenbaum, de Silva & Langford 2000). Yang et al. 2018 (arXiv 1809.04747)
+cluster latents by geodesics of the decoder's metric; here the metric is Euclidean between latents. Post-hoc, like `kmeans`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tessera.core.params import Params
 
-SPARE = 8  # candidates more than neighbours: those that rounding puts behind others are among them
+SPARE = 8  # extra candidates, so that no true neighbour is lost to rounding
 
 POST_HOC = True  # fitted to the latents of a finished autoencoder, by `fit`
 
@@ -35,26 +35,28 @@ POST_HOC = True  # fitted to the latents of a finished autoencoder, by `fit`
 class Config(Strict):
     codebook_size: int = Field(ge=2, le=1 << 20, description="K, number of code vectors", examples=[8])
     code_dim: int = Field(ge=1, description="D, dimension of a code vector", examples=[4])
-    latents: int = Field(ge=2, description="most nodes of the graph: distinct latents, drawn at random", examples=[64])
-    neighbours: int = Field(ge=1, description="k nearest that a node, or a latent to quantize, is joined to",
+    latents: int = Field(
+        ge=2, description="most nodes of the graph: distinct latents, sampled at random", examples=[64]
+    )
+    neighbours: int = Field(ge=1, description="k, the nearest nodes that a node or a new latent is joined to",
                             examples=[5])  # fmt: skip
-    iterations: int = Field(ge=1, description="most moves of the medoids", examples=[10])
+    iterations: int = Field(ge=1, description="most iterations of k-medoids", examples=[10])
 
     def rule(self, params: Params) -> Iterator[str]:
         yield from posthoc.rule("geodesic", self.latents, self.codebook_size)
 
 
 class Geodesic(nn.Module):
-    """The code vectors are medoids, nodes themselves, of a graph of latents; a node has the code of the medoid that is
-    nearest along the graph.
+    """The nodes of the graph are latents, and the code vectors are medoids among them. A node has the code of the medoid
+    that is nearest along the graph. It is joined to its `neighbours` nearest nodes, and to the nodes that have it as a
+    neighbour.
 
-    Any other latent z is joined to its `neighbours` nearest nodes x_j by edges |z - x_j|, and gets the code of the x_j that
-    minimises |z - x_j| + (graph distance of x_j to its medoid). A node may have
-    further edges, from those whose neighbour it is.
+    Any other latent z is joined to its `neighbours` nearest nodes x_j by edges of length |z - x_j|. It gets the code of the
+    x_j with the smallest |z - x_j| + (graph distance of x_j to its medoid).
 
-    Buffers, zeros until `fit`: `codes` [K,D]; `nodes` [latents,D], their `node_codes` and `node_distances` along the graph
-    to their medoids [latents]; whether it was `fitted`. With fewer latents than nodes the last rows stay unused, at
-    infinite distance.
+    Buffers, zeros until `fit`: `codes` [K,D]; `nodes` [latents,D]; `node_codes` [latents]; `node_distances` [latents], along
+    the graph to the medoids; `fitted`. If there are fewer latents than nodes, the last rows are unused and have infinite
+    distance.
     """
 
     codes: Tensor
@@ -75,15 +77,15 @@ class Geodesic(nn.Module):
 
     @torch.no_grad()
     def fit(self, latents: Float[Tensor, "n d"], generator: Generator) -> None:
-        """On the CPU. Prints a line where the graph is not connected.
+        """Runs on the CPU. Prints a line if the graph is not connected.
 
         Raises:
-            InputError: fewer distinct latents than codes, or some that are not finite; nothing is changed then.
+            InputError: there are fewer distinct latents than codes, or some are not finite. Nothing is changed then.
         """
         k = self.config.codebook_size
         rows = posthoc.checked("geodesic", latents, k)
         rows = rows[torch.randperm(len(rows), generator=generator)]
-        # distinct, before the draw: an edge of length 0 is no edge of a sparse graph
+        # distinct latents, before the cut: a sparse graph cannot hold an edge of length 0
         rows = rows[posthoc.distinct("geodesic", rows, k)[: self.config.latents]]
         rng = np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=generator)))
         whole = self._graph(rows.numpy())
@@ -110,7 +112,7 @@ class Geodesic(nn.Module):
         return whole
 
     def assign(self, z: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
-        """The code of each latent by the rule above; a latent equal to a node has that node's code."""
+        """The code of each latent by the rule of the class. A latent that equals a node has that node's code."""
         centre = codebook.centre(self.codes)
         nodes = self.nodes - centre
         half = torch.where(self.node_distances.isinf(), torch.inf, 0.5 * nodes.square().sum(1))
@@ -127,7 +129,7 @@ class Geodesic(nn.Module):
         lengths = torch.where(self.node_distances[candidates].isinf(), torch.inf, lengths)
         lengths, order = lengths.topk(min(self.config.neighbours, lengths.shape[1]), largest=False)
         near = candidates.gather(1, order)
-        # a way of length 0 goes first: at equal distance to two medoids rounding must not choose for a node
+        # a node keeps its own code: if two medoids are equally far, rounding must not decide
         paths = torch.where(lengths == 0, -1, lengths + self.node_distances[near])
         return self.node_codes[near.gather(1, paths.argmin(1, keepdim=True))[:, 0]]
 
@@ -140,7 +142,7 @@ class Geodesic(nn.Module):
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
         assert self.training or self.fitted, "geodesic quantizes nothing before `fit`"
-        with torch.autocast(z.device.type, enabled=False):  # half precision would choose other codes
+        with torch.autocast(z.device.type, enabled=False):  # half precision would give other codes
             b, d, h, w = z.shape
             rows = z.float().permute(0, 2, 3, 1).reshape(-1, d)
             chosen = self.assign(rows.detach())
@@ -152,7 +154,7 @@ class Geodesic(nn.Module):
 
 
 class Cells(NamedTuple):
-    """The code of each point (which medoid is nearest along the graph) and its graph distance to that medoid."""
+    """The code of each point (its nearest medoid along the graph) and its graph distance to that medoid."""
 
     codes: Int[np.ndarray, " n"]
     distances: Float[np.ndarray, " n"]
@@ -161,11 +163,11 @@ class Cells(NamedTuple):
 class Clustering(NamedTuple):
     medoids: Int[np.ndarray, " k"]
     cells: Cells
-    costs: list[float]  # sum of squared distances to the medoids, at the start and after each iteration; never rises
+    costs: list[float]  # sum of squared distances to the medoids, initially and after each iteration; never rises
 
 
 def cells(graph: csr_array, medoids: Int[np.ndarray, " k"]) -> Cells:
-    """The Voronoi cells of the medoids along a connected graph; each medoid lies in its own."""
+    """The Voronoi cells of the medoids along a connected graph; each medoid lies in its own cell."""
     from scipy.sparse.csgraph import dijkstra
 
     distances, _, sources = dijkstra(graph, indices=medoids, min_only=True, return_predecessors=True)
@@ -183,18 +185,19 @@ def seeds(graph: csr_array, k: int, rng: np.random.Generator) -> Int[np.ndarray,
     for _ in range(k - 1):
         squares = distances**2
         chosen.append(int(rng.choice(len(squares), p=squares / squares.sum())))
-        reach = distances.max()  # farther points are nearer to another seed: the search stops there
+        reach = distances.max()  # points farther than this are nearer to another seed, so the search can stop
         distances = np.minimum(distances, dijkstra(graph, indices=chosen[-1], limit=reach))
     return np.array(chosen)
 
 
 def k_medoids(graph: csr_array, medoids: Int[np.ndarray, " k"], iterations: int) -> Clustering:
-    """From `medoids`: points to cells, then to each cell its best medoid, until no medoid moves, or `iterations` times.
+    """Starts from `medoids` and alternates: assign points to cells, then find the best medoid of each cell. Stops when no
+    medoid moves, or after `iterations`.
 
-    The cost cannot rise. The points on the shortest path from x to its medoid m have the same nearest medoid, so the path
-    lies in the cell, and within the cell m has the very distances it has on the whole graph. A member m' with a lesser sum
-    of squares within the cell has no greater one on the whole graph, where there are only more paths; and assigning each
-    point anew to its nearest medoid lowers the cost further, if it changes it.
+    The cost cannot rise. All points on the shortest path from x to its medoid m have the same nearest medoid, so the path
+    lies in the cell: distances to m within the cell equal those on the whole graph. A member m' with a smaller sum of
+    squares within the cell has no larger sum on the whole graph, which only adds paths. Assigning each point anew to its
+    nearest medoid cannot raise the cost either.
     """
     found = cells(graph, medoids)
     costs, touched = [float(np.square(found.distances).sum())], np.arange(len(medoids))
@@ -206,15 +209,15 @@ def k_medoids(graph: csr_array, medoids: Int[np.ndarray, " k"], iterations: int)
         found = cells(graph, medoids)
         costs.append(float(np.square(found.distances).sum()))
         moved = before != found.codes
-        touched = np.union1d(before[moved], found.codes[moved])  # a cell of the same members has the same best medoid
+        touched = np.union1d(before[moved], found.codes[moved])  # a cell with unchanged members keeps its best medoid
     return Clustering(medoids, found, costs)
 
 
 def _best_medoids(
     graph: csr_array, medoids: Int[np.ndarray, " k"], codes: Int[np.ndarray, " n"], touched: Int[np.ndarray, " c"]
 ) -> Int[np.ndarray, " k"]:
-    """The member of each touched cell with the least sum of squared shortest paths within the cell, exactly; where another
-    is only as good, the medoid stays, or equals would take turns for ever."""
+    """For each touched cell, the member with the smallest sum of squared shortest paths within the cell, computed exactly.
+    On a tie the present medoid stays: otherwise tied members could alternate for ever."""
     from scipy.sparse.csgraph import dijkstra
 
     better = medoids.copy()
@@ -228,5 +231,5 @@ def _best_medoids(
 
 
 def build(config: Config, dim: int | None) -> PostHocQuantizer:
-    """`dim`: channels of the latents where the tokenizer fixes them; None: `code_dim`."""
+    """`dim`: channels of the latents if the tokenizer fixes them; None: `code_dim`."""
     return Geodesic(config, config.code_dim if dim is None else dim)

@@ -1,4 +1,4 @@
-"""Vector quantization whose codebook is trained by its own gradient (van den Oord et al. 2017, eq. 3)."""
+"""Vector quantization with a codebook trained by gradient (van den Oord et al. 2017, eq. 3)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tessera.core.contracts import Quantized, Quantizer
 
 class Config(codebook.Settings):
     beta: float = Field(ge=0, description="weight of the commitment term |z - sg(e)|^2 (eq. 3)", examples=[0.25])
-    estimator: codebook.Estimator = Field(description="of the gradient through the choice", examples=["rotation"])
+    estimator: codebook.Estimator = Field(description="gradient estimator", examples=["rotation"])
     distance: Literal["euclidean", "cosine"] = Field(
-        description="cosine: latents and code vectors are projected on the unit sphere", examples=["euclidean"]
+        description="cosine: latents and code vectors are projected to the unit sphere", examples=["euclidean"]
     )
     codebook_weight: float = Field(
         ge=0,
-        description="weight of the codebook term |sg(z) - e|^2; 0: commitment only, and codes move by restarts alone",
+        description="weight of the codebook term |sg(z) - e|^2; 0: no term, so only restarts move code vectors",
         examples=[1.0],
     )
 
@@ -40,7 +40,7 @@ class Gradient(codebook.GradientCodebook):
     def codebooks(self) -> tuple[Float[Tensor, "k d"], ...]:
         if self.config.distance == "euclidean":
             return (self.codes,)
-        return (F.normalize(self.codes.clone()),)  # a copy is what backward keeps: restarts write to the parameter
+        return (F.normalize(self.codes.clone()),)  # backward needs a copy: restarts write to the parameter
 
     def decode(self, codes: Int[Tensor, "b 1 h w"]) -> Float[Tensor, "b d h w"]:
         return F.embedding(codes[:, 0], self.codebooks[0]).permute(0, 3, 1, 2)
@@ -57,7 +57,7 @@ class Gradient(codebook.GradientCodebook):
             z_q = F.embedding(chosen, book)
             losses, reported = self._terms(rows, z_q)
             out = codebook.to_map(codebook.ESTIMATORS[self.config.estimator](rows, z_q), z)
-            if self.training:  # a restart writes to the codebook: after everything that reads it
+            if self.training:  # last, since a restart overwrites code vectors
                 self.update(rows.detach(), chosen)
         return Quantized(out, chosen.view(len(z), 1, *z.shape[2:]), losses, reported)
 
@@ -69,5 +69,5 @@ class Gradient(codebook.GradientCodebook):
 
 
 def build(config: Config, dim: int | None) -> Quantizer:
-    """`dim`: channels of the latents where the tokenizer fixes them; None: `code_dim`."""
+    """`dim`: channels of the latents if the tokenizer fixes them; None: `code_dim`."""
     return Gradient(config, config.code_dim if dim is None else dim)

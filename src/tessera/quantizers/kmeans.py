@@ -1,6 +1,6 @@
 """k-means on the latents of a finished autoencoder: post-hoc quantization of a continuous model.
 
-Start: k-means++ (Arthur & Vassilvitskii 2007). Then Lloyd's iterations (Lloyd 1982).
+Initialised by k-means++ (Arthur & Vassilvitskii 2007), then Lloyd's iterations (Lloyd 1982).
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ POST_HOC = True  # fitted to the latents of a finished autoencoder, by `fit`
 class Config(Strict):
     codebook_size: int = Field(ge=2, le=1 << 20, description="K, number of code vectors", examples=[8])
     code_dim: int = Field(ge=1, description="D, dimension of a code vector", examples=[4])
-    latents: int = Field(ge=2, description="most latents fitted to, drawn at random", examples=[64])
-    iterations: int = Field(ge=1, description="most of Lloyd's iterations", examples=[20])
+    latents: int = Field(ge=2, description="most latents in the fit, sampled at random", examples=[64])
+    iterations: int = Field(ge=1, description="most iterations of Lloyd's algorithm", examples=[20])
 
     def rule(self, params: Params) -> Iterator[str]:
         yield from posthoc.rule("kmeans", self.latents, self.codebook_size)
 
 
 class KMeans(nn.Module):
-    """Nearest code by Euclidean distance; the codes are means of latents. Nothing is trained.
+    """Nearest code vector by Euclidean distance; code vectors are means of latents. Nothing is trained.
 
-    Buffers: `codes` [K,D], zeros until `fit`, and whether it was `fitted`.
+    Buffers: `codes` [K,D], zeros until `fit`; `fitted`.
     """
 
     codes: Tensor
@@ -55,13 +55,13 @@ class KMeans(nn.Module):
     def fit(self, latents: Float[Tensor, "n d"], generator: Generator) -> None:
         """
         Raises:
-            InputError: fewer distinct latents than codes, or some that are not finite; nothing is changed then.
+            InputError: there are fewer distinct latents than codes, or some are not finite. Nothing is changed then.
         """
         k = self.config.codebook_size
         rows = posthoc.checked("kmeans", latents, k)
         rows = rows[torch.randperm(len(rows), generator=generator)]
         sampled = rows[: self.config.latents]
-        if len(posthoc.firsts(sampled)) < k:  # nearly all are equal: then each of them once
+        if len(posthoc.firsts(sampled)) < k:  # most are equal: use each distinct latent once
             sampled = rows[posthoc.distinct("kmeans", rows, k)[: self.config.latents]]
         self.codes.copy_(lloyd(sampled, first_codes(sampled, k, generator), self.config.iterations))
         self.fitted.fill_(True)
@@ -75,7 +75,7 @@ class KMeans(nn.Module):
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
         assert self.training or self.fitted, "kmeans quantizes nothing before `fit`"
-        with torch.autocast(z.device.type, enabled=False):  # half precision would choose other codes
+        with torch.autocast(z.device.type, enabled=False):  # half precision would give other codes
             b, d, h, w = z.shape
             rows = z.float().permute(0, 2, 3, 1).reshape(-1, d)
             chosen = codebook.nearest(rows.detach(), self.codes)
@@ -84,9 +84,9 @@ class KMeans(nn.Module):
 
 
 def first_codes(z: Float[Tensor, "n d"], k: int, generator: Generator) -> Float[Tensor, "k d"]:
-    """K distinct rows of z by k-means++ (Arthur & Vassilvitskii 2007): each next one is drawn with probability
-    proportional to the squared distance D(x)^2 to the nearest one so far. As in their section 5, several are drawn and
-    the one that lowers the sum of D(x)^2 most is kept, 2 + ln K of them, as scikit-learn does."""
+    """K distinct rows of z by k-means++ (Arthur & Vassilvitskii 2007): the next row is sampled with probability
+    proportional to D(x)^2, its squared distance to the nearest row so far. As in their section 5, several candidates are
+    sampled (2 + ln K, as in scikit-learn), and the one that lowers the sum of D(x)^2 most is kept."""
     chosen = [int(torch.randint(len(z), (1,), generator=generator))]
     squares = _squares(z, z[chosen])[:, 0]
     for _ in range(k - 1):
@@ -102,9 +102,9 @@ def first_codes(z: Float[Tensor, "n d"], k: int, generator: Generator) -> Float[
 
 
 def lloyd(z: Float[Tensor, "n d"], codes: Float[Tensor, "k d"], iterations: int) -> Float[Tensor, "k d"]:
-    """Lloyd's iterations from `codes` until no row changes its cluster, or `iterations` of them. A cluster that empties is
-    moved to the row that is farthest from its code (as scikit-learn does), so that every code stays in use; z must have
-    at least K distinct rows."""
+    """Lloyd's iterations from `codes`, until no row changes its cluster or `iterations` are done. The centre of an empty
+    cluster moves to the row that is farthest from its code vector (as in scikit-learn), so that every code stays in use.
+    z must have at least K distinct rows."""
     before = None
     for _ in range(iterations):
         chosen = codebook.nearest(z, codes)
@@ -117,16 +117,16 @@ def lloyd(z: Float[Tensor, "n d"], codes: Float[Tensor, "k d"], iterations: int)
             errors = (z - codes[chosen]).square().sum(1)
         for k in empty:
             codes[k] = z[errors.argmax()]
-            errors = torch.minimum(errors, (z - codes[k]).square().sum(1))  # the next one goes elsewhere
+            errors = torch.minimum(errors, (z - codes[k]).square().sum(1))  # so the next one moves elsewhere
         before = chosen
     return codes
 
 
 def _squares(z: Float[Tensor, "n d"], points: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    """From the differences themselves: exactly 0 between equal rows. float64, for sums over many of them."""
+    """Squared distances by differences, exactly 0 between equal rows; float64, since many are summed."""
     return torch.cdist(z, points, compute_mode="donot_use_mm_for_euclid_dist").double().square()
 
 
 def build(config: Config, dim: int | None) -> PostHocQuantizer:
-    """`dim`: channels of the latents where the tokenizer fixes them; None: `code_dim`."""
+    """`dim`: channels of the latents if the tokenizer fixes them; None: `code_dim`."""
     return KMeans(config, config.code_dim if dim is None else dim)

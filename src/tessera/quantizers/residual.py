@@ -1,4 +1,4 @@
-"""Residual quantization: each depth quantizes what the depths before it left (Lee et al. 2022, arXiv 2203.01941)."""
+"""Residual quantization: each depth quantizes the residual of the depths before it (Lee et al. 2022, arXiv 2203.01941)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tessera.core.contracts import Quantized, Quantizer
 
 class Config(codebook.EMASettings):
     beta: float = Field(ge=0, description="weight of the commitment terms, summed over depths", examples=[0.25])
-    estimator: codebook.Estimator = Field(description="of the gradient through the choices", examples=["rotation"])
+    estimator: codebook.Estimator = Field(description="gradient estimator", examples=["rotation"])
     depth: int = Field(ge=1, le=32, description="codes per latent, one grid each", examples=[2])
 
 
 class Residual(nn.Module):
-    """z ~ e_1 + ... + e_R, each the nearest code vector to the residual so far, from an EMA codebook of its own:
-    residuals shrink with depth, and a shared codebook would have to serve all scales."""
+    """z ~ e_1 + ... + e_R, each the nearest code vector to the residual so far. Each depth has its own EMA codebook:
+    residuals shrink with depth, and a shared codebook would have to cover all scales."""
 
     def __init__(self, config: Config, dim: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Residual(nn.Module):
         return tuple(depth.codes for depth in self.depths)
 
     def decode(self, codes: Int[Tensor, "b r h w"]) -> Float[Tensor, "b d h w"]:
-        """The sum over depths, first depth first, as `forward` adds them."""
+        """The sum over depths, in the order in which `forward` adds them."""
         z_q = torch.zeros((), device=codes.device)
         for depth, chosen in zip(self.depths, codes.unbind(1), strict=True):
             z_q = z_q + F.embedding(chosen, depth.codes)
@@ -63,5 +63,5 @@ class Residual(nn.Module):
 
 
 def build(config: Config, dim: int | None) -> Quantizer:
-    """`dim`: channels of the latents where the tokenizer fixes them; None: `code_dim`."""
+    """`dim`: channels of the latents if the tokenizer fixes them; None: `code_dim`."""
     return Residual(config, config.code_dim if dim is None else dim)

@@ -1,7 +1,7 @@
-"""SimVQ: the codebook is a fixed random one seen through a learned linear map (Zhu et al. 2024, arXiv 2411.02038).
+"""SimVQ: the codebook is a learned linear map of fixed random vectors (Zhu et al. 2024, arXiv 2411.02038).
 
-Every step moves the map, and with it all code vectors, those that nobody chose too: the codebook does not collapse, and
-needs no restarts.
+Every step changes the map and so moves all code vectors, also those that no latent chose. The codebook does not collapse
+and needs no restarts.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from tessera.core.params import Strict
 
 
 class Config(Strict):
-    beta: float = Field(ge=0, description="weight of the commitment term |z - sg(e)|^2; that of the codebook term is 1",
+    beta: float = Field(ge=0, description="weight of the commitment term |z - sg(e)|^2; the codebook term has weight 1",
                         examples=[0.25])  # fmt: skip
     codebook_size: int = Field(ge=2, le=1 << 20, description="K, number of code vectors", examples=[8])
     code_dim: int = Field(ge=1, description="D, dimension of a code vector", examples=[4])
-    estimator: codebook.Estimator = Field(description="of the gradient through the choice", examples=["rotation"])
+    estimator: codebook.Estimator = Field(description="gradient estimator", examples=["rotation"])
 
 
 class SimVQ(nn.Module):
-    """Code vectors C W: the coefficients C [K,D] ~ N(0, 1/D) stay, the map W [D,D] learns."""
+    """Code vectors C W: the coefficients C [K,D] ~ N(0, 1/D) are fixed, the map W [D,D] is learned."""
 
     def __init__(self, config: Config, dim: int) -> None:
         super().__init__()
@@ -58,5 +58,5 @@ class SimVQ(nn.Module):
 
 
 def build(config: Config, dim: int | None) -> Quantizer:
-    """`dim`: channels of the latents where the tokenizer fixes them; None: `code_dim`."""
+    """`dim`: channels of the latents if the tokenizer fixes them; None: `code_dim`."""
     return SimVQ(config, config.code_dim if dim is None else dim)

@@ -1,4 +1,4 @@
-"""No tokenizer: the intensities themselves are the codes, as in PixelCNN (van den Oord et al. 2016, arXiv 1601.06759)."""
+"""The identity tokenizer: intensities are the codes, as in PixelCNN (van den Oord et al. 2016, arXiv 1601.06759)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tessera.core.space import CodeSpace
 
 class Config(Strict):
     levels: int = Field(
-        ge=2, le=256, description="L, intensities; 2: black and white, 256: all of 8 bits", examples=[8]
+        ge=2, le=256, description="L, number of intensities; 2: black and white, 256: 8 bits", examples=[8]
     )
 
 
 class Pixels(nn.Module):
-    """See `core.contracts.Tokenizer`. Code i is the value -1 + 2 i / (L - 1); one grid per colour channel, red first, as
-    the C depths of one level: 32x32 RGB images have T = 3072 codes. Nothing is trained, so no file holds a weight."""
+    """See `core.contracts.Tokenizer`. Code i is the value -1 + 2 i / (L - 1). There is one grid per colour channel, red
+    first, as the C depths of one level: 32x32 RGB images have T = 3072 codes. Nothing is trained or saved."""
 
     values: Tensor
 
@@ -30,7 +30,7 @@ class Pixels(nn.Module):
         channels, height, width = image_shape
         self.image_shape = image_shape
         self.space = CodeSpace(((height, width),) * channels, (config.levels,) * channels)
-        # float64 first: -1 and 1 are exact, and 256 levels are what 8-bit images hold
+        # float64 first: -1 and 1 are exact, and 256 levels equal the values of 8-bit images
         values = torch.arange(config.levels, dtype=torch.float64).mul(2 / (config.levels - 1)).sub(1)
         self.register_buffer("values", values.float()[:, None], persistent=False)  # [L,1]
 
@@ -42,10 +42,10 @@ class Pixels(nn.Module):
         return (x,)
 
     def quantize(self, latents: tuple[Tensor, ...]) -> tuple[Quantized, ...]:
-        """Nearest intensities; outside [-1, 1] the outermost. The gradient of z_q is handed to x unchanged."""
+        """Nearest intensities; values outside [-1, 1] get the outermost. The gradient of z_q is passed to x unchanged."""
         (x,) = latents
         codes = x.detach().clamp(-1, 1).add(1).mul((len(self.values) - 1) / 2).round().long()
-        # z - sg(z) is exactly 0, so this is the intensity to the last bit, as `vectors` gives it
+        # x - sg(x) is exactly 0, so this equals the intensity that `vectors` gives, to the last bit
         return (Quantized(self._intensities(codes) + (x - x.detach()), codes, {}),)
 
     def vectors(self, codes: Int[Tensor, "b t"]) -> tuple[Float[Tensor, "b c h w"], ...]:
@@ -70,4 +70,4 @@ class Pixels(nn.Module):
 
 
 def build(config: Config, image_shape: ImageShape, make_quantizer: MakeQuantizer | None = None) -> Tokenizer:
-    return Pixels(config, image_shape)  # `make_quantizer` is not asked
+    return Pixels(config, image_shape)  # `make_quantizer` is not used

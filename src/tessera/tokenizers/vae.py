@@ -1,4 +1,4 @@
-"""Continuous VAE (Kingma & Welling 2013, arXiv 1312.6114). It has codes once a post-hoc quantizer is fitted to its means."""
+"""Continuous VAE (Kingma & Welling 2013, arXiv 1312.6114). It has codes after a post-hoc quantizer is fitted to its means."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tessera.networks import conv
 if TYPE_CHECKING:
     from tessera.core.params import Params
 
-LOG_VARIANCE = (-30.0, 20.0)  # beyond these, exp() says nothing in float32, or overflows
+LOG_VARIANCE = (-30.0, 20.0)  # beyond these, exp() is negligible in float32 or overflows
 
 
 class Config(conv.Autoencoder):
     latent: Literal["spatial", "vector"] = Field(
-        description="a grid of latents, or one latent (and one code) an image", examples=["spatial"]
+        description="spatial: a grid of latents; vector: one latent, and one code, per image", examples=["spatial"]
     )
     latent_dim: int = Field(ge=1, description="D, dimension of a latent", examples=[4])
     kl_weight: float = Field(
@@ -46,8 +46,8 @@ class Config(conv.Autoencoder):
 class VAE(nn.Module):
     """See `core.contracts.Tokenizer`. 32x32 images downsampled by 4 become 8x8 latents of dimension D, or one [B,D,1,1].
 
-    Without a quantizer, it is trained: it decodes draws of q(z|x) = N(mean, variance) in training mode, the mean in eval
-    mode. With one, it decodes quantized means. Weights have the same names in both.
+    It is trained without a quantizer: in training mode it decodes samples of q(z|x) = N(mean, variance), in evaluation
+    mode the mean. With a quantizer it decodes quantized means. Weights have the same names in both cases.
     """
 
     def __init__(self, config: Config, image_shape: ImageShape, make_quantizer: MakeQuantizer | None = None) -> None:
@@ -62,7 +62,7 @@ class VAE(nn.Module):
             self.encoder = conv.encoder(config, channels, 2 * config.latent_dim)
             self.decoder = conv.decoder(config, channels, config.latent_dim)
         self.latent_shape = (config.latent_dim, *grid)
-        # last, so that the draws of the weights do not depend on it
+        # last, so that the random initial weights do not depend on it
         self.quantizer = None if make_quantizer is None else make_quantizer(config.latent_dim)
         sizes = () if self.quantizer is None else self.quantizer.codebook_sizes
         self.space = CodeSpace((grid,) * len(sizes), sizes)
@@ -88,7 +88,7 @@ class VAE(nn.Module):
     def vectors(self, codes: Int[Tensor, "b t"]) -> tuple[Float[Tensor, "b d h w"], ...]:
         """
         Raises:
-            ValueError: it has no codes.
+            ValueError: there is no quantizer, hence no codes.
         """
         if self.quantizer is None:
             raise ValueError("this vae has no codes: it was built without a quantizer")
@@ -115,7 +115,7 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, generator: Generator) -> Float[Tensor, "n c h w"]:
-        """Images of latents drawn from N(0, I), which needs no codes. `generator` alone decides the outcome."""
+        """Decoded latents from N(0, I), without codes. The result depends on `generator` alone."""
         z = torch.randn(n, *self.latent_shape, generator=generator, device=generator.device)
         return self.decode_vectors((z.to(next(self.parameters()).device),))
 
@@ -126,7 +126,7 @@ def divergence(mean: Float[Tensor, "b d h w"], log_variance: Float[Tensor, "b d 
 
 
 def _vector_coders(config: Config, image_channels: int, grid: tuple[int, int]) -> tuple[nn.Sequential, nn.Sequential]:
-    """Encoder to [B,2D,1,1], decoder from [B,D,1,1]: all of the feature map in one linear map each."""
+    """Encoder to [B,2D,1,1] and decoder from [B,D,1,1], each with one linear map from or to the whole feature map."""
     shape = (config.channels, *grid)
     size, moments = config.channels * grid[0] * grid[1], 2 * config.latent_dim
     encoder = nn.Sequential(

@@ -1,5 +1,4 @@
-"""VQ-VAE-2 (Razavi et al. 2019, arXiv 1906.00446): two levels of codes, a coarse top and a bottom that is encoded given
-it."""
+"""VQ-VAE-2 (Razavi et al. 2019, arXiv 1906.00446): two levels of codes, a coarse top and a bottom encoded given the top."""
 
 from __future__ import annotations
 
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class Config(conv.Autoencoder):
-    """`downsampling` is that of the bottom; every encoder and decoder has `blocks` residual blocks."""
+    """`downsampling` is for the bottom level; every encoder and decoder has `blocks` residual blocks."""
 
-    top_downsampling: Literal[2, 4] = Field(description="bottom codes per top code, each way", examples=[2])
+    top_downsampling: Literal[2, 4] = Field(description="bottom codes per top code along each side", examples=[2])
 
     def smallest_grid(self, image_size: int) -> int:
         return super().smallest_grid(image_size) // self.top_downsampling
@@ -41,7 +40,7 @@ class Config(conv.Autoencoder):
 
 class VQVAE2(nn.Module):
     """See `core.contracts.Tokenizer`. 32x32 images downsampled by 4, then by 2, become 4x4 top codes and 8x8 bottom codes,
-    T = 80; with R depths per level, T = R * 80. Both levels have a quantizer, with a codebook, of their own."""
+    T = 80; with R depths per level, T = R * 80. Each level has its own quantizer and codebook."""
 
     def __init__(self, config: Config, image_shape: ImageShape, make_quantizer: MakeQuantizer) -> None:
         super().__init__()
@@ -67,14 +66,14 @@ class VQVAE2(nn.Module):
         return (*self.quantizers[0].codebooks, *self.quantizers[1].codebooks)
 
     def latents(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor]:
-        """(z_top [B,D,h,w], z_bottom [B,D,m*h,m*w]), m = `top_downsampling`. z_bottom has seen the *quantized* top, so the
-        top is quantized here once, and once more by `quantize`. In training use `forward`, which quantizes each level
-        once: statistics of an EMA codebook would move twice."""
+        """(z_top [B,D,h,w], z_bottom [B,D,m*h,m*w]), m = `top_downsampling`. z_bottom depends on the *quantized* top, so the
+        top is quantized here, and again by `quantize`. In training use `forward`, which quantizes each level once:
+        otherwise the statistics of an EMA codebook would be updated twice."""
         z_top, _, z_bottom = self._up_to_bottom(x)
         return z_top, z_bottom
 
     def _up_to_bottom(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, Quantized, Tensor]:
-        """z_top, what became of it, z_bottom: lines 1-4 of algorithm 1 (training)."""
+        """z_top, quantized z_top, z_bottom: lines 1-4 of algorithm 1 (training)."""
         features = self.encoder(x)
         z_top = self.top_encoder(features)
         top = self.quantizers[0](z_top)
@@ -116,7 +115,7 @@ def _top_encoder(config: Config, dim: int) -> nn.Sequential:
 
 
 def _top_decoder(config: Config, dim: int) -> nn.Sequential:
-    """The quantized top to features of the bottom grid: what the top says already, the bottom need not."""
+    """The quantized top to features of the bottom grid, so that the bottom need not repeat the top's information."""
     layers: list[nn.Module] = [nn.Conv2d(dim, config.channels, 3, padding=1), *conv.residual_blocks(config)]
     for _ in range(conv.halvings(config.top_downsampling)):
         layers += conv.activated(config, config.channels)
@@ -125,7 +124,7 @@ def _top_decoder(config: Config, dim: int) -> nn.Sequential:
 
 
 def _upsampling(config: Config, dim: int) -> nn.Sequential:
-    """z_q of the top at the bottom grid, for the decoder."""
+    """z_q of the top to the size of the bottom grid, for the decoder."""
     layers: list[nn.Module] = []
     for index in range(conv.halvings(config.top_downsampling)):
         layers += conv.activated(config, dim) if index else []

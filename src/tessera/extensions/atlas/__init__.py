@@ -1,4 +1,4 @@
-"""The codebook as pictures: what each code looks like all over a grid, as the only one of its kind, and where it occurs."""
+"""The codebook as pictures: each code all over a grid, as a single code, and in its most frequent context."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from tessera.images import arrays, pictures
 
 class Config(Strict):
     order: Literal["use", "direction"] = Field(
-        description="codes by how often they occur, or along the principal direction of their vectors", examples=["use"]
+        description="order of codes: by frequency, or along the principal direction of their code vectors",
+        examples=["use"],
     )
-    codes: int = Field(ge=1, description="codes shown of a grid, the most used", examples=[8])
+    codes: int = Field(ge=1, description="codes shown per grid, the most used", examples=[8])
     count: int = Field(ge=1, description="training images in which codes are counted, at most", examples=[12])
-    contexts: int = Field(ge=1, description="of these, at most, the mean surrounds a single code", examples=[4])
+    contexts: int = Field(ge=1, description="most of these images, whose mean surrounds a single code", examples=[4])
     batch_size: int = Field(ge=1, description="images per forward pass", examples=[16])
 
 
 class Page(NamedTuple):
-    """One grid of a tokenizer, and the code maps [m,T] whose mean surrounds a single code."""
+    """One grid of a tokenizer, and the codes [m,T] of images whose mean surrounds a single code."""
 
     tokenizer: Tokenizer
     grid: int
@@ -43,8 +44,8 @@ class Page(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Of each code its most frequent context: the codes left, right, above and below. `fraction`: of the code's occurrences;
-    `place`: image, row and column of the first of them. Of a code that never occurs both are 0."""
+    """The most frequent context of each code, that is the codes left, right, above and below. `fraction`: fraction of the
+    code's occurrences in this context; `place`: image, row and column of the first of them. Both are 0 for an unused code."""
 
     fraction: Float[np.ndarray, " k"]
     place: Int[np.ndarray, "k 3"]
@@ -52,13 +53,13 @@ class Windows(NamedTuple):
 
 @torch.no_grad()
 def measure(config: Config, run: Run) -> Report:
-    """Each grid has three pictures: `whole`, all of it one code; `single`, one code amid the mean of training images;
-    `context`, the code amid the neighbours that it has most often, as decoded there (white: it never occurs). In `whole`
-    and `single` the other grids are the mean of training images too; of `single` and `context` the surroundings are cut out.
+    """Each grid has three pictures. `whole`: the whole grid has one code. `single`: one code in the mean of training images.
+    `context`: the code in a training image with its most frequent neighbours (white if the code is unused). In `whole` and
+    `single` the other grids are the mean of training images. `single` and `context` are cropped to the code's surroundings.
 
-    Means over the shown codes that occur: `context_fraction`, of a code's occurrences those in its most frequent context;
-    `context_rmse`, in grey levels, how much a code's own place differs between there and `whole`: 0 where a code always
-    looks alike; `spill`, of the change that a single code makes the fraction outside its own place.
+    Metrics are means over the shown codes that are used. `context_fraction`: fraction of a code's occurrences in its most
+    frequent context. `context_rmse`: RMSE in grey levels at the code's own place between that context and `whole`; 0 if the
+    code looks the same in both. `spill`: fraction of the change from a single code that lies outside its own place.
     """
     tokenizer, codes = run.tokenizer(), run.codes("train")
     codes = np.asarray(codes[arrays.evenly(len(codes), config.count)]).astype(np.int64)
@@ -86,22 +87,22 @@ def measure(config: Config, run: Run) -> Report:
 def ordered(
     book: Float[np.ndarray, "k d"], fraction: Float[np.ndarray, " k"], count: int, order: str
 ) -> Int[np.ndarray, " c"]:
-    """The `count` most used codes, by use, of equals the lower first; or along the principal direction of their vectors."""
+    """The `count` most used codes, by use (on a tie the lower code first) or along the principal direction of their vectors."""
     shown = np.argsort(-fraction, kind="stable")[:count]
     if order == "use":
         return shown
     centred = book[shown] - book[shown].mean(0)
     direction = np.linalg.svd(centred, full_matrices=False)[2][0]
-    direction *= np.sign(direction[np.abs(direction).argmax()])  # either sign would do, but the same each time
+    direction *= np.sign(direction[np.abs(direction).argmax()])  # fixes the sign, which is arbitrary
     return shown[np.argsort(centred @ direction, kind="stable")]
 
 
 def entries(
     page: Page, shown: Int[np.ndarray, " c"], codes: Int[np.ndarray, "n t"]
 ) -> tuple[dict[str, UInt8[np.ndarray, "c h w 3"]], pd.DataFrame]:
-    """The cells of the pictures, and a row of the table, of each code."""
+    """The cells of the three pictures, and the table with a row per code."""
     height, width = page.shape
-    reach = int(min(page.shape) > 2)  # of smaller grids the place itself is all there is to cut out
+    reach = int(min(page.shape) > 2)  # smaller grids have no surroundings: crop to the place itself
     centre = np.tile([height // 2, width // 2], (len(shown), 1))
     windows = frequent(page.tokenizer.space.split(codes)[page.grid], page.tokenizer.space.sizes[page.grid])
     place, occurs = windows.place[shown], windows.fraction[shown] > 0
@@ -119,7 +120,7 @@ def entries(
 
 
 def frequent(grid: Int[np.ndarray, "n h w"], k: int) -> Windows:
-    """Of contexts that are equally frequent the one that occurs first; beyond the edge is a neighbour of its own."""
+    """The most frequent context of each code; on a tie the one that occurs first. Beyond the edge the neighbour is -1."""
     n, h, w = grid.shape
     wide = np.pad(grid, ((0, 0), (1, 1), (1, 1)), constant_values=-1)
     around = wide[:, 1:-1, :-2], wide[:, 1:-1, 2:], wide[:, :-2, 1:-1], wide[:, 2:, 1:-1]
@@ -137,7 +138,7 @@ def frequent(grid: Int[np.ndarray, "n h w"], k: int) -> Windows:
 
 
 def filled(page: Page, shown: Int[np.ndarray, " c"], everywhere: bool) -> UInt8[np.ndarray, "c h w 3"]:
-    """Each code all over the grid or at its centre, everything else the mean of z_q over the context."""
+    """Decodes each code all over the grid or only at its centre; all else is the mean of z_q over the context."""
     height, width = page.shape
     where = torch.full((height, width), everywhere)
     where[height // 2, width // 2] = True
@@ -157,7 +158,7 @@ def mean(page: Page) -> UInt8[np.ndarray, "1 h w 3"]:
 
 
 def mean_decoded(page: Page, levels: tuple[Float[Tensor, "n d h w"], ...], count: int) -> UInt8[np.ndarray, "c h w 3"]:
-    """Of `count` stacks of z_q as high as the context the mean of each, decoded."""
+    """Decodes the means of z_q over each of `count` consecutive groups."""
     return arrays.to_pixels(page.tokenizer.decode_vectors(tuple(z.unflatten(0, (count, -1)).mean(1) for z in levels)))
 
 
@@ -168,8 +169,8 @@ def decoded(page: Page, codes: Int[np.ndarray, "n t"]) -> UInt8[np.ndarray, "n h
 def cut(
     pixels: UInt8[np.ndarray, "n h w c"], grid: Grid, place: Int[np.ndarray, "n 2"], reach: int
 ) -> UInt8[np.ndarray, "n a b c"]:
-    """Of each image what belongs to the code at its place, and to `reach` neighbours each way; beyond the edge is white."""
-    high, wide = pixels.shape[1] // grid[0], pixels.shape[2] // grid[1]  # pixels of a code
+    """Crops each image to the pixels of the code at `place` and of `reach` neighbours each way; beyond the edge is white."""
+    high, wide = pixels.shape[1] // grid[0], pixels.shape[2] // grid[1]  # pixels per code
     edges = ((0, 0), (reach * high,) * 2, (reach * wide,) * 2, (0, 0))
     padded, side = np.pad(pixels, edges, constant_values=255), 2 * reach + 1
     starts = zip(padded, place * [high, wide], strict=True)
@@ -179,7 +180,7 @@ def cut(
 def spill(
     single: UInt8[np.ndarray, "n h w c"], mean: UInt8[np.ndarray, "1 h w c"], grid: Grid, place: Int[np.ndarray, "n 2"]
 ) -> Float[np.ndarray, " n"]:
-    """Of the squared change against the mean the fraction outside the code's own place, 0 to 1; 0 where nothing changes."""
+    """Fraction, 0 to 1, of the squared change from the mean that lies outside the code's own place; 0 without any change."""
     change = np.square(single.astype(np.float64) - mean)
     total, inside = change.sum((1, 2, 3)), cut(change, grid, place, 0).sum((1, 2, 3))
     return np.divide(total - inside, total, out=np.zeros_like(total), where=total > 0)

@@ -1,17 +1,20 @@
-"""Fill what a mask hides of an image: by the autoencoder alone, by the prior in raster order, by Gibbs sweeps that leave the
-prior's own p(hidden codes | known codes) unchanged, and by a bidirectional prior, beside a method that knows no codes.
+"""Inpainting: fills the masked part of an image, by five methods.
 
-Nothing of a hidden pixel reaches a method: the image is encoded with a fill-in under the mask, and a code counts as hidden
-where its cell of the image overlaps the mask, on every grid. Hidden codes are drawn, decoded, and only masked pixels are
-replaced. `raster` draws each code given those before it, so that known codes below and to the right go unheard; `gibbs`
-starts there and hears all of them; `masked` hears all of them at once. Single pixels at random (`random`) lie in nearly
-every cell and leave codes hardly anything known, which the table's share of hidden codes says; `patches` are the same
-share in tiles. `biharmonic` (scikit-image; Damelin & Hoang 2018) continues the surroundings smoothly.
+`autoencoder` decodes the codes of the image with its mean colour under the mask. `raster` samples hidden codes from the prior in
+raster order. `gibbs` improves these by Metropolis-within-Gibbs sweeps, whose stationary distribution is the prior's p(hidden
+codes | known codes). `masked` samples from a bidirectional prior. `biharmonic` (scikit-image; Damelin & Hoang 2018) continues
+the surroundings smoothly, without codes.
 
-Published with raster fill-in of 64x64 emoji with 16x16 codes, inside the mask: centre of 25 % 18.2 dB PSNR and SSIM 0.65;
-random 30 % 16.8 and 0.58; eyes 19.5 and 0.71. By the autoencoder, 8x8 squares of 32x32, over the whole image: 25.3 dB and
-0.911. Whether the masked pixels had been encoded there is not said, nor which windows SSIM had; 25.3 dB is the mean of the
-images' PSNRs, since its MSE of .00376 on [0, 1] is 24.2 dB.
+No method sees a hidden pixel. The image is encoded with a fill-in under the mask, and a code is hidden if its cell of the
+image overlaps the mask, on every grid. Hidden codes are sampled and decoded, and only masked pixels are replaced. `raster`
+samples each code given the codes before it, so known codes below and to the right have no effect; under `gibbs` and `masked`
+all known codes do. Random single pixels (`random`) touch nearly every cell, so almost all codes are hidden: see `hidden` in
+the table. `patches` mask the same fraction of pixels in tiles.
+
+Published values with raster fill-in of 64x64 emoji with 16x16 codes, inside the mask: centre of 25 % 18.2 dB PSNR and SSIM
+0.65; random 30 % 16.8 and 0.58; eyes 19.5 and 0.71. By the autoencoder, 8x8 squares of 32x32, over the whole image: 25.3 dB
+and 0.911. The source states neither whether the masked pixels were encoded nor the windows of SSIM. 25.3 dB is the mean of
+the images' PSNRs, since its MSE of .00376 on [0, 1] is 24.2 dB.
 """
 
 from __future__ import annotations
@@ -44,42 +47,42 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z_]*$")]
 
 EXACT = ("raster", "gibbs")  # methods that need a likelihood
 HEADLINE = ("psnr_db", "psnr_db_of_mean", "ssim")
-GREY = 128  # of masked pixels in the picture
+GREY = 128  # masked pixels in the picture
 
 
 class Config(Strict):
     images: int = Field(ge=1, le=4096, description="test images, evenly spread over the split", examples=[3])
-    samples: int = Field(ge=1, le=64, description="fill-ins of each image by each method that draws", examples=[2])
-    shown: int = Field(ge=1, le=16, description="images of the picture, under each mask", examples=[1])
-    batch_size: int = Field(ge=1, description="fill-ins drawn at once", examples=[4])
-    centre: list[Fraction] = Field(description="masks: a square in the middle, of these shares of the pixels",
+    samples: int = Field(ge=1, le=64, description="fill-ins of each image by each method that samples", examples=[2])
+    shown: int = Field(ge=1, le=16, description="images in the picture, for each mask", examples=[1])
+    batch_size: int = Field(ge=1, description="fill-ins sampled at once", examples=[4])
+    centre: list[Fraction] = Field(description="masks: a square in the middle, these fractions of the pixels",
                                 examples=[[0.25]])  # fmt: skip
     bottom: list[Fraction] = Field(
-        description="masks: the lowest rows, of these shares of the pixels", examples=[[0.3]]
+        description="masks: the lowest rows, these fractions of the pixels", examples=[[0.3]]
     )
-    random: list[Fraction] = Field(description="masks: single pixels at random, of these shares", examples=[[0.3]])
-    patches: list[Fraction] = Field(description="masks: tiles at random, of these shares", examples=[[0.3]])
-    tiles: int = Field(ge=2, le=1024, description="of `patches`: so many a side of the image", examples=[4])
-    square: list[Fraction] = Field(description="masks: one square at random, its side these shares of the image's",
+    random: list[Fraction] = Field(description="masks: random pixels, these fractions", examples=[[0.3]])
+    patches: list[Fraction] = Field(description="masks: random tiles, these fractions", examples=[[0.3]])
+    tiles: int = Field(ge=2, le=1024, description="tiles per side of the image, for `patches`", examples=[4])
+    square: list[Fraction] = Field(description="masks: a random square, its side these fractions of the image's",
                                 examples=[[0.25]])  # fmt: skip
     structured: dict[Name, Annotated[list[Relative], Field(min_length=4, max_length=4)]] = Field(
-        description="masks: named boxes; top, left, bottom, right as shares of height and width",
+        description="masks: named boxes; top, left, bottom, right as fractions of height and width",
         examples=[{"eyes": [0.3, 0.1, 0.5, 0.9]}],
     )
     under: Literal["mean", "biharmonic"] = Field(
-        description="what is encoded in the place of masked pixels before a prior takes over: the mean of the known ones, "
-        "or their smooth continuation; the autoencoder is always given the mean", examples=["mean"],
+        description="fill-in under the mask when known codes are encoded for a prior: the mean of the known pixels, or "
+        "their smooth continuation; the method autoencoder always has the mean", examples=["mean"],
     )  # fmt: skip
-    temperature: float = Field(gt=0, description="of all draws. At 1 gibbs draws from p(hidden | known); else its p is the "
+    temperature: float = Field(gt=0, description="of all sampling. At 1 gibbs samples from p(hidden | known); else p is the "
                                "prior's to the power of 1 / temperature", examples=[1.0])  # fmt: skip
-    sweeps: int = Field(ge=1, description="of gibbs: visits to each hidden code, if updates suffice", examples=[2])
-    updates: int = Field(ge=1, description="of gibbs: visits to an image's hidden codes, at most, over all sweeps; each "
-                         "costs a forward pass. A sweep that they end early is spread evenly over all", examples=[6])  # fmt: skip
-    proposals: int = Field(ge=1, description="of gibbs, m: a proposal is one of the m likeliest codes", examples=[4])
-    exploration: float = Field(gt=0, le=1, description="of gibbs: probability that a proposal is any code instead: without, "
-                               "one outside the m likeliest could neither be reached nor left", examples=[0.1])  # fmt: skip
-    steps: int = Field(ge=1, description="of masked: forward passes behind a fill-in, at most", examples=[3])
-    network: Size  # of masked, trained here where the chosen prior is none
+    sweeps: int = Field(ge=1, description="of gibbs: visits to each hidden code, if `updates` allows", examples=[2])
+    updates: int = Field(ge=1, description="of gibbs: most visits to hidden codes of an image, over all sweeps; each costs "
+                         "a forward pass. A shortened sweep visits codes evenly spread over all", examples=[6])  # fmt: skip
+    proposals: int = Field(ge=1, description="of gibbs: m; proposals come from the m likeliest codes", examples=[4])
+    exploration: float = Field(gt=0, le=1, description="of gibbs: probability of a proposal from all codes instead; at 0, codes "
+                               "outside the m likeliest could be neither reached nor left", examples=[0.1])  # fmt: skip
+    steps: int = Field(ge=1, description="of masked: most forward passes per fill-in", examples=[3])
+    network: Size  # of `masked`; trained here unless the chosen prior is bidirectional itself
     training: Training  # of that network
 
     @model_validator(mode="after")
@@ -89,20 +92,21 @@ class Config(Strict):
                 raise ValueError(f"structured.{name} must have top < bottom and left < right")
         for kind in KINDS:
             if len({masks.named(kind, fraction) for fraction in getattr(self, kind)}) < len(getattr(self, kind)):
-                raise ValueError(f"{kind} must have shares that differ in whole percent")
+                raise ValueError(f"{kind} must have fractions that differ in whole percent")
         if not (self.structured or any(getattr(self, kind) for kind in KINDS)):
             raise ValueError("at least one mask must be given")
         return self
 
 
 def measure(config: Config, run: Run) -> Report:
-    """By mask and method. `psnr_db` (of the mean squared error over images and samples) and `ssim` (uniform windows of 7x7
-    pixels) inside the mask, `_overall` of the whole image; `psnr_db_of_mean` of the mean of an image's samples, the better
-    guess where squared error counts: a sample is off by its own chance too. `seam` is the mean step of intensity across the
-    mask's edge in grey levels, to be compared with that of the original; `spread` the standard deviation over an image's
-    samples, in grey levels; `hidden` the share of codes. `bits` is -log2 p of an image's codes by the exact prior,
-    `accepted` the share of gibbs' proposals. `applies`: without a likelihood (`masked`) there is no raster order, and
-    nothing to correct gibbs by."""
+    """Scores by mask and method.
+
+    `psnr_db` (of the mean squared error over images and samples) and `ssim` (uniform windows of 7x7 pixels) are inside the
+    mask, with `_overall` over the whole image. `psnr_db_of_mean` is for the mean of an image's samples, which has a smaller
+    squared error than single samples. `seam`: mean absolute difference across the mask's edge in grey levels; compare with
+    `seam_original`. `spread`: standard deviation over an image's samples, in grey levels. `hidden`: fraction of hidden codes.
+    `bits`: -log2 p of an image's codes by the exact prior. `accepted`: fraction of accepted gibbs proposals. `applies`: 0 for
+    `raster` and `gibbs` if the prior has no exact likelihood (`masked`), which both need."""
     tokenizer, prior = run.tokenizer(), run.prior()
     device, chosen = run.runtime.device, arrays.evenly(len(run.images("test")), config.images)
     pixels, labels = np.asarray(run.images("test")[chosen]), _labels(run, prior, "test", chosen)
@@ -143,7 +147,7 @@ def measure(config: Config, run: Run) -> Report:
 def fill_ins(
     config: Config, scene: Scene, prior: Prior, bidirectional: Bidirectional | Prior, seed: int, name: str
 ) -> dict[str, tuple[Int[Tensor, "s n t"], dict[str, float]]]:
-    """By method `samples` fill-ins of every image, and what is known about them. Each batch has a stream of its own."""
+    """For each method: `samples` fill-ins of every image, and metrics about them. Each batch has its own random stream."""
     known, hidden = scene.known.repeat(config.samples, 1), scene.hidden.repeat(config.samples, 1)
     labels = scene.labels.repeat(config.samples) if scene.labels is not None else None
     parts: dict[str, list[Tensor]] = {method: [] for method in (EXACT if prior.exact else ()) + ("masked",)}
@@ -154,7 +158,7 @@ def fill_ins(
         label = labels[where] if labels is not None else None
         for method, own in parts.items():
             rng = generator(seed, "inpainting", name, method, index)
-            if method == "gibbs":  # from where `raster` ended
+            if method == "gibbs":  # starts from the codes of `raster`
                 codes, *counts = gibbs(
                     cast("ExactPrior", prior), parts["raster"][-1], hidden[where], label, config, rng
                 )
@@ -193,7 +197,7 @@ def _labels(run: Run, prior: Prior, split: str, rows: np.ndarray) -> Int[Tensor,
 
 
 def _strip(pixels: Pixels, masks: Masks, found: dict[str, np.ndarray], shown: int) -> Pixels:
-    """Row by row: an image, the same masked, its first fill-in by each method."""
+    """Rows: an image, the masked image, and its first fill-in by each method."""
     chosen = arrays.evenly(len(pixels), shown)
     masked = np.where(masks[..., None], np.uint8(GREY), pixels)
     columns = [pixels, masked, *(results[0] for results in found.values())]

@@ -1,5 +1,5 @@
-"""A small prior that hears known codes on all sides, for studies that train one of their own: masked discrete diffusion
-(Austin et al. 2021, arXiv 2107.03006) without what `priors/masked.py` adds to it."""
+"""A small bidirectional prior, trained by the extension itself: plain masked discrete diffusion (Austin et al. 2021, arXiv
+2107.03006) without the additions of `priors/masked.py`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tessera.training.settings import Training
 
 
 class Bidirectional(nn.Module):
-    """A small masked prior (`nn.masking`; Austin et al. 2021, arXiv 2107.03006): codes are revealed in random order, each
-    given all that are known. `forward` is its bound in nats per code, from one random mask an image.
+    """A small masked prior (`attention.masking`; Austin et al. 2021, arXiv 2107.03006): codes are revealed in random order,
+    each given all known codes. `forward` is its bound in nats per code, from one random mask per image.
 
     Args:
-        passes: forward passes behind a sample, at most.
+        passes: most forward passes per sample.
     """
 
     def __init__(self, size: Size, passes: int, space: CodeSpace, classes: int) -> None:
@@ -35,7 +35,7 @@ class Bidirectional(nn.Module):
     def forward(
         self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, numbers: Float[Tensor, "b t+1"]
     ) -> dict[str, Tensor]:
-        """`numbers`, uniform on [0, 1), say which codes are hidden."""
+        """`numbers`, uniform on [0, 1), determine the hidden codes."""
         masked = masking.masks(numbers[0, 0], numbers[:, 1:])
         log_prob = sequences.code_log_prob(self.network(codes, labels, masked, 0.0), codes)
         return {"nll": -masking.mean(log_prob, masked).mean()}
@@ -45,7 +45,7 @@ class Bidirectional(nn.Module):
         self, n: int, rng: Generator, sampling: Sampling, labels: Int[Tensor, " n"] | None,
         known: Int[Tensor, "n t"], known_mask: Bool[Tensor, "n t"],
     ) -> Int[Tensor, "n t"]:  # fmt: skip
-        """As `core.contracts.Prior`."""
+        """See `core.contracts.Prior`."""
         codes, masked = known.clone(), ~known_mask
         unknown = masked.sum(1)
         passes = min(self.passes, int(unknown.max()))
@@ -62,7 +62,7 @@ def fitted(
     network: Bidirectional, codes: dict[str, Int[Tensor, "n t"]], labels: dict[str, Int[Tensor, " n"] | None],
     training: Training, seed: int, runtime: Runtime, owner: str,
 ) -> Bidirectional:  # fmt: skip
-    """Fitted to the codes of `train`; the epoch that predicts those of `val` best is kept. `owner` is the extension that
+    """Trains `network` on the codes of `train` and keeps the epoch with the best bound on `val`. `owner` is the extension that
     trains it: its name is in the random streams, the checkpoint and the messages."""
     device = runtime.device
 

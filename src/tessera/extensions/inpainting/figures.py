@@ -1,4 +1,4 @@
-"""The figure of all masks: a sheet per image, with the names of rows and columns."""
+"""The figure of all masks: one sheet per mask, with the names of masks and columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def rows(strips: list[tuple[str, UInt8[np.ndarray, "n h w c"]]], columns: list[str]) -> Figure:
-    """Sheets one below the other, each with its name at the left; the names of the columns, which all share, on top."""
+    """Sheets below each other, each with its name at the left; the names of their common columns are on top."""
     from matplotlib.figure import Figure
 
     sheets = [pictures.sheet(strip, len(columns)) for _, strip in strips]

@@ -1,5 +1,5 @@
-"""How good a fill-in is: errors and structural similarity (`scores.ssim`: uniform windows of 7x7 pixels) inside a mask,
-and the seam along its edge."""
+"""Scores of fill-ins: error and structural similarity (`scores.ssim`: uniform windows of 7x7 pixels) inside a mask, and the
+seam along its edge."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tessera.extensions.inpainting.masks import Masks, Pixels
 
 
 def judged(results: UInt8[np.ndarray, "s n h w c"], pixels: Pixels, masks: Masks) -> dict[str, float]:
-    """Of `s` fill-ins of each image. `psnr_db` (of the mean squared error over images and fill-ins) and `ssim` are those inside
-    the mask, `_overall` those of the whole image; `psnr_db_of_mean` that of the mean fill-in. `seam` and `seam_original` are in
-    grey levels, and so is `spread`, the standard deviation over an image's fill-ins."""
+    """Scores of `s` fill-ins of each image. `psnr_db` (of the mean squared error over images and fill-ins) and `ssim` are inside
+    the mask, `_overall` over the whole image, `psnr_db_of_mean` of the mean fill-in. `seam`, `seam_original` and `spread`, the
+    standard deviation over an image's fill-ins, are in grey levels."""
     inside, overall, similar, similar_overall = [], [], [], []
     for filled in results:
         inside.append(_inside(filled, pixels, masks))
         overall.append(scores.mse(filled, pixels))
         maps = similarity(filled, pixels)
         similar.append((maps * masks).sum((1, 2)) / masks.sum((1, 2)))
-        margin = _window(pixels) // 2  # where windows would reach over the border; `scores.ssim` leaves it out too
+        margin = _window(pixels) // 2  # windows would cross the border here; `scores.ssim` leaves it out too
         similar_overall.append(maps[:, margin:-margin, margin:-margin].mean())
     return {
         "psnr_db": float(scores.psnr_db(np.mean(inside))),
@@ -41,7 +41,7 @@ def _inside(filled: np.ndarray, pixels: Pixels, masks: Masks) -> Float[np.ndarra
 
 
 def similarity(a: Pixels, b: Pixels) -> Float[np.ndarray, "n h w"]:
-    """SSIM around each pixel, mean over channels; windows as `scores.ssim` has them, mirrored at the border."""
+    """SSIM around each pixel, mean over channels, with the windows of `scores.ssim`, mirrored at the border."""
     from skimage.metrics import structural_similarity
 
     options = {"win_size": _window(a), "channel_axis": -1, "data_range": 255, "full": True}
@@ -53,9 +53,9 @@ def _window(pixels: Pixels) -> int:
 
 
 def seam(pixels: Pixels, masks: Masks) -> float:
-    """Mean absolute difference, in grey levels, of neighbouring pixels of which one is masked and the other is not."""
+    """Mean absolute difference, in grey levels, between a masked pixel and a neighbour that is not masked."""
     values, differences = pixels.astype(np.float32), []
     for axis in (1, 2):
-        edge = np.diff(masks, axis=axis)  # of booleans: where the two differ
+        edge = np.diff(masks, axis=axis)  # of booleans: True where the two differ
         differences.append(np.abs(np.diff(values, axis=axis)).mean(-1)[edge])
     return float(np.concatenate(differences).mean())

@@ -1,4 +1,4 @@
-"""What is hidden of an image: masks of pixels, fill-ins of theirs that need no model, and the codes that they hide."""
+"""Masks of pixels, fill-ins without a model, and the codes that a mask hides."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ KINDS = ("centre", "bottom", "random", "patches", "square")
 
 
 class Regions(Protocol):
-    """Which masks there are; the params of whatever fills them in. Of each of `KINDS` the shares: `square`'s of the image's
-    sides, all others' of its pixels."""
+    """Params of the masks. For each of `KINDS` a list of fractions: of the image's side for `square`, of its pixels for all
+    others."""
 
     @property
     def centre(self) -> Sequence[float]: ...
@@ -39,13 +39,13 @@ class Regions(Protocol):
     @property
     def square(self) -> Sequence[float]: ...
     @property
-    def tiles(self) -> int: ...  # of `patches`, along a side
+    def tiles(self) -> int: ...  # of `patches`, per side
     @property
-    def structured(self) -> Mapping[str, Sequence[float]]: ...  # top, left, bottom, right as shares of height and width
+    def structured(self) -> Mapping[str, Sequence[float]]: ...  # top, left, bottom, right as fractions of the sides
 
 
 class Scene(NamedTuple):
-    """Images under one mask: `known` codes of what can be seen, `hidden` codes to be drawn, each image `samples` times."""
+    """Images under one mask: `known`, the codes of the images with a fill-in; `hidden`, True for each code to sample."""
 
     pixels: Pixels
     masks: Masks
@@ -58,10 +58,10 @@ class Scene(NamedTuple):
 
 
 def masks(config: Regions, n: int, height: int, width: int, seed: int) -> dict[str, Masks]:
-    """By name, True where hidden. Those at random differ from image to image, and depend on seed and name alone.
+    """Masks by name, True where hidden. Random masks differ between images and depend only on seed and name.
 
     Raises:
-        InputError: a mask leaves nothing of an image of this size.
+        InputError: a mask hides all of an image of this size.
     """
     found = {}
     for kind in KINDS:
@@ -108,19 +108,19 @@ def _mask(kind: str, fraction: float, tiles: int, shape: tuple[int, int, int], r
 
 
 def averaged(pixels: Pixels, masks: Masks) -> Pixels:
-    """Masked pixels as the mean of all others of their image, which stay as they are."""
+    """Masked pixels become the mean of the other pixels of their image, which stay as they are."""
     weights = ~masks[..., None]
     mean = (pixels * weights).sum((1, 2), keepdims=True) / weights.sum((1, 2), keepdims=True)
     return np.where(weights, pixels, mean.round()).astype(np.uint8)
 
 
 def biharmonic(pixels: Pixels, masks: Masks) -> Pixels:
-    """Masked pixels as the smooth continuation of all others, which stay as they are (scikit-image; Damelin & Hoang 2018)."""
+    """Masked pixels become the smooth continuation of the others, which stay (scikit-image; Damelin & Hoang 2018)."""
     from skimage.restoration import inpaint_biharmonic
 
     filled = pixels.copy()
     kinds, of = np.unique(masks, axis=0, return_inverse=True)
-    for index, mask in enumerate(kinds):  # images under one mask are its channels: its equations are set up once
+    for index, mask in enumerate(kinds):  # images with equal masks become channels: the equations are set up once
         where = np.flatnonzero(of.reshape(-1) == index)
         channels = np.moveaxis(pixels[where], 0, 2)
         h, w, count, c = channels.shape
@@ -134,8 +134,8 @@ def biharmonic(pixels: Pixels, masks: Masks) -> Pixels:
 
 
 def cells(masks: Masks, space: CodeSpace) -> Bool[np.ndarray, "n t"]:
-    """True for each code whose cell of the image overlaps the mask. Where the grid does not divide the image, cells reach
-    over the pixels that they have a part in."""
+    """True for each code whose cell of the image overlaps the mask. If the grid does not divide the image, a cell includes
+    every pixel that it covers in part."""
     x = torch.from_numpy(masks).float()[:, None]
     return space.join(F.adaptive_max_pool2d(x, grid)[:, 0] > 0 for grid in space.grids).numpy()
 
@@ -148,7 +148,7 @@ def seen(
     labels: Int[Tensor, " n"] | None,
     device: Device,
 ) -> Scene:
-    """What a method is given: codes of the images with `smooth`, or the mean of the known pixels, under the mask."""
+    """The input of the methods: the codes of the images with `smooth`, or the mean of the known pixels, under the mask."""
     if smooth is None:
         smooth = averaged(pixels, masks)
     with torch.no_grad():
@@ -158,7 +158,7 @@ def seen(
 
 
 def decoded(tokenizer: Tokenizer, scene: Scene, codes: Int[Tensor, "n t"]) -> Pixels:
-    """The images with what the codes say under the mask; all other pixels are the original's."""
+    """The images with the decoded codes under the mask; all other pixels are the original's."""
     with torch.no_grad():
         sampled = arrays.to_pixels(tokenizer.decode(codes))
     return np.where(scene.masks[..., None], sampled, scene.pixels)

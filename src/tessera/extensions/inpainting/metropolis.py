@@ -1,5 +1,5 @@
-"""Hidden codes by a prior's joint likelihood: Metropolis within Gibbs (Hastings 1970; Tierney 1994), which keeps
-p(hidden codes | known codes) although the prior predicts each code from those before it alone."""
+"""Samples hidden codes by a prior's joint likelihood: Metropolis within Gibbs (Hastings 1970; Tierney 1994). Its stationary
+distribution is p(hidden codes | known codes), although the prior predicts each code only from the codes before it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tessera.core.contracts import ExactPrior
 
 
 class Sweeps(Protocol):
-    """How chains move; the params of whatever runs them."""
+    """Params of the chains."""
 
     temperature: float  # p is the prior's to the power of 1 / temperature
-    sweeps: int  # visits to each hidden code, if `updates` suffice
-    updates: int  # visits of a chain, at most, over all sweeps; each costs a forward pass
+    sweeps: int  # visits to each hidden code, if `updates` allows
+    updates: int  # most visits of a chain, over all sweeps; each costs a forward pass
     proposals: int  # m of `proposal`
     exploration: float  # of `proposal`
 
 
 class Chains(NamedTuple):
     codes: Int[Tensor, "n t"]
-    proposed: int  # codes other than the present ones
+    proposed: int  # proposals that differ from the present code
     accepted: int
 
 
@@ -36,14 +36,14 @@ def gibbs(
     prior: ExactPrior, codes: Int[Tensor, "n t"], hidden: Bool[Tensor, "n t"], labels: Int[Tensor, " n"] | None,
     config: Sweeps, rng: Generator,
 ) -> Chains:  # fmt: skip
-    """Hidden codes in turn, in the prior's order, are offered another value, and take it with probability
-    min(1, p(x') q(x) / (p(x) q(x'))), p being the prior's joint probability of all codes. q (`proposal`) depends on the codes
-    before alone, which both values share; hence p(hidden | known) is stationary.
+    """Visits hidden codes in the prior's order. At each it proposes another value x' and accepts it with probability
+    min(1, p(x') q(x) / (p(x) q(x'))), where p is the prior's joint probability of all codes. q (`proposal`) depends only on
+    the codes before, which are the same for both values, so p(hidden | known) is stationary.
 
-    A chain an image. Every image has its own list of hidden codes (`visits`); those with fewer wait for the others."""
+    There is one chain per image. Every image has its own list of hidden codes (`visits`); chains with fewer wait."""
     order = torch.as_tensor(list(prior.order), device=codes.device)
     listed = hidden[:, order]
-    places, count = order[(~listed).long().argsort(dim=1, stable=True)], listed.sum(1)  # hidden ones first
+    places, count = order[(~listed).long().argsort(dim=1, stable=True)], listed.sum(1)  # hidden codes first
     codes, known, proposed, accepted = codes.clone(), conditionals(prior, codes, labels), 0, 0
     for which in visits(count, config.sweeps, config.updates, rng):
         numbers = torch.rand(2, len(codes), generator=rng, dtype=torch.float64, device=rng.device).to(codes.device)
@@ -52,7 +52,7 @@ def gibbs(
         q = proposal(known[rows, at] / config.temperature, config.proposals, config.exploration)
         offered, present = sample_codes(q, numbers[0, rows]), codes[rows, at]
         gain = (q.gather(1, present[:, None]) - q.gather(1, offered[:, None]))[:, 0]
-        moved = (offered != present).nonzero()[:, 0]  # the others would be accepted and change nothing
+        moved = (offered != present).nonzero()[:, 0]  # equal proposals would change nothing
         if not len(moved):
             continue
         rows, at, offered, gain = rows[moved], at[moved], offered[moved], gain[moved]
@@ -66,11 +66,11 @@ def gibbs(
 
 
 def visits(count: Int[Tensor, " n"], sweeps: int, updates: int, rng: Generator) -> Int[Tensor, "s n"]:
-    """Step by step, which of its `count` hidden codes each chain visits; -1: none, it waits.
+    """Index of the hidden code, among its `count`, that each chain visits in each turn; -1: the chain waits.
 
-    Sweeps are in order. Where `updates` end one early, it visits codes that are evenly spread over all hidden ones, from a
-    start drawn at random (systematic sampling: none twice, all equally often), since the first ones alone would leave
-    the lower part of each image as it was."""
+    Sweeps are in order. If `updates` shorten a sweep, it visits codes that are evenly spread over all hidden ones, from a
+    random start (systematic sampling: none twice, all equally often). The first codes alone would leave the lower part of
+    each image unchanged."""
     longest = int(count.max())
     whole, rest = divmod(min(sweeps * longest, updates), max(1, longest))
     turns = torch.arange(longest, device=count.device)[:, None]
@@ -81,22 +81,22 @@ def visits(count: Int[Tensor, " n"], sweeps: int, updates: int, rng: Generator) 
 
 
 def proposal(log_p: Float[Tensor, "n k"], m: int, exploration: float) -> Float[Tensor, "n k"]:
-    """log q: one of the m likeliest codes in proportion to p, or with probability `exploration` any code in proportion. `log_p`
-    need not be normalised."""
+    """log q: one of the m likeliest codes in proportion to p, or with probability `exploration` any code in proportion to p.
+    `log_p` need not be normalised."""
     p = log_p.softmax(1)
     likeliest = torch.zeros_like(p).scatter(1, p.topk(min(m, p.shape[1]), dim=1).indices, 1.0) * p
     return ((1 - exploration) * likeliest / likeliest.sum(1, keepdim=True) + exploration * p).log()
 
 
 def acceptance(log_ratio: Float[Tensor, " n"], uniforms: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
-    """True with probability min(1, ratio); a ratio that is no number is refused."""
+    """True with probability min(1, ratio); False if the ratio is NaN."""
     return uniforms.log() < log_ratio
 
 
 def conditionals(
     prior: ExactPrior, codes: Int[Tensor, "n t"], labels: Int[Tensor, " n"] | None
 ) -> Float[Tensor, "n t k"]:
-    """log p of every code at every position given the codes before; minus infinity past the end of a smaller codebook."""
+    """log p of every code at every position given the codes before; minus infinity beyond the end of a smaller codebook."""
     largest = max(prior.space.sizes)
     grids = [grid.double().log_softmax(-1) for grid in prior.logits(codes, labels)]
     return torch.cat([F.pad(grid, (0, largest - grid.shape[2]), value=-math.inf) for grid in grids], dim=1)

@@ -1,10 +1,10 @@
-"""Between two images: seven ways from one to the other, from rounding code indices to a path along the training images.
+"""Interpolation between two images in seven modes, from rounded code indices to a path along the training images.
 
-`index` rounds (1 - a) c_1 + a c_2 of the codes' indices, although these mean nothing; published are 0.72 (happy to sad face),
-0.65 (heart to star) and 0.58 (sun to moon), mean SSIM of consecutive frames. `embedding` blends code vectors and decodes
-blends that are no codes. `latent` blends z, then quantizes; `slerp` does so on the sphere. `hierarchical` blends z level
-after level, coarse codes first. `prior` takes, around the blend, what the prior finds likely. `learned` follows the shortest
-path on the nearest-neighbour graph of the training images. In each of them the ends are the reconstructions.
+`index` rounds (1 - a) c_1 + a c_2 of the codes, although their order has no meaning; the published mean SSIM of consecutive
+frames is 0.72 (happy to sad face), 0.65 (heart to star) and 0.58 (sun to moon). `embedding` blends code vectors and decodes
+the blends, which are not code vectors. `latent` blends z, then quantizes; `slerp` does so on the sphere. `hierarchical` blends
+z level by level, coarse codes first. `prior` takes codes that the prior finds likely near the blend. `learned` follows the
+shortest path on the nearest-neighbour graph of the training images. In every mode the ends are the reconstructions.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ Place = tuple[str, int]  # split and row of an image
 
 
 class Config(Strict):
-    frames: int = Field(ge=2, description="pictures from one image to the other, both ends included", examples=[3])
-    pairs: int = Field(ge=1, description="pairs of test images, drawn by the seed", examples=[2])
+    frames: int = Field(ge=2, description="frames from one image to the other, both ends included", examples=[3])
+    pairs: int = Field(ge=1, description="pairs of test images, sampled by the seed", examples=[2])
     named: list[Annotated[str, Field(pattern="^.+/.+$")]] = Field(
-        description="further pairs first/last by the images' names, of any split; first//last where names with / leave doubt",
+        description="further pairs first/last by the names of images, of any split; first//last if a / in names is ambiguous",
         examples=[["picture 1/picture 20"]],
     )
     modes: list[Mode] = Field(
         min_length=1,
-        description="ways from one image to the other",
+        description="modes of interpolation",
         examples=[["index", "embedding", "latent", "slerp", "hierarchical", "prior", "learned"]],
     )
     freedom: float = Field(
         gt=0,
-        description="of prior: how far a code may be from the blend, in distances of the blend from the nearer image",
+        description="of prior: scale of the distance from code to blend, relative to the blend's distance to the nearer image",
         examples=[0.5],
     )
-    points: int = Field(ge=2, description="of learned: training images on the graph, at most", examples=[12])
-    neighbours: int = Field(ge=1, description="of learned: k of the graph", examples=[3])
+    points: int = Field(ge=2, description="of learned: most training images on the graph", examples=[12])
+    neighbours: int = Field(ge=1, description="of learned: k of the nearest-neighbour graph", examples=[3])
 
 
 @torch.no_grad()
 def measure(config: Config, run: Run) -> Report:
-    """Smoothness is the mean SSIM of consecutive frames (uniform windows, `scores.ssim`; which the published have is not
-    said), `smoothness_min` that of the roughest step of all pairs, both of the
-    pairs drawn by the seed; `smoothness_named` is that of the named pairs. The two at the top are those of `latent`."""
+    """Metrics over the pairs sampled by the seed: `smoothness` is the mean SSIM of consecutive frames (uniform windows,
+    `scores.ssim`; the source of the published values does not state its windows), `smoothness_min` the smallest. For named
+    pairs: `smoothness_named`, the mean. The two metrics at the top are those of `latent`."""
     tokenizer, device = run.tokenizer(), run.runtime.device
     walks, reasons = available(config, run, tokenizer)
     fraction = torch.linspace(0, 1, config.frames, device=device)
@@ -100,8 +100,8 @@ def sampled(config: Config, run: Run) -> Iterator[tuple[Place, Place]]:
 
 
 def named(config: Config, run: Run) -> Iterator[tuple[Place, Place]]:
-    """Those of the named pairs whose two images the data set has; it says which it has not."""
-    tables = {split: run.table(split)["name"] for split in reversed(SPLITS)}  # of equal names the unseen one
+    """The named pairs whose two images are in the data set; prints a line for each other pair."""
+    tables = {split: run.table(split)["name"] for split in reversed(SPLITS)}  # for equal names, `test` comes first
     known: dict[str, Place] = {}
     for split, names in tables.items():
         for row, name in enumerate(names):
@@ -116,8 +116,8 @@ def named(config: Config, run: Run) -> Iterator[tuple[Place, Place]]:
 
 
 def readings(pair: str) -> list[tuple[str, str]]:
-    """Where a pair may be cut in two. Names may be paths (`cats/1.png/dogs/2.png`): the one that both sides are names in is
-    meant. A doubled slash, if there is one, is the cut."""
+    """All ways to split a pair into two names. Names may be paths (`cats/1.png/dogs/2.png`); the right split is the one whose
+    two sides are both names. A double slash, if there is one, is the split."""
     cuts = list(re.finditer("//", pair)) or list(re.finditer("/", pair))
     return [(pair[: cut.start()], pair[cut.end() :]) for cut in cuts]
 
@@ -130,7 +130,7 @@ def loaded(run: Run, tokenizer: Tokenizer, places: list[Place]) -> Ends:
 
 
 def available(config: Config, run: Run, tokenizer: Tokenizer) -> tuple[dict[str, Walk], dict[str, str]]:
-    """The ways that this tokenizer has, and why it has not the others."""
+    """The modes that apply to this tokenizer, and the reasons why others do not."""
     walks: dict[str, Walk] = {
         "index": paths.index,
         "embedding": paths.embedding,
@@ -163,7 +163,7 @@ def training_roads(config: Config, run: Run, tokenizer: Tokenizer) -> roads.Road
 
 
 def picture(table: pd.DataFrame, strips: list[UInt8[np.ndarray, "frames h w c"]]) -> Figure:
-    """A block for each pair, with a row for each mode."""
+    """One block per pair, with one row per mode."""
     modes = list(table["mode"].unique())
     starts = range(0, len(table), len(modes))
     titles = [f"{table['first'][at]} to {table['last'][at]}" for at in starts]

@@ -1,4 +1,4 @@
-"""The figure of all modes: a sheet per pair of images, with the names of its rows."""
+"""The figure of all modes: one sheet per pair of images, with the names of its rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def blocks(titles: list[str], names: list[str], strips: list[UInt8[np.ndarray, "n h w c"]], columns: int) -> Figure:
-    """A sheet of `columns` for each of the titles, two beside each other, with the names at their rows. Places are in pixels,
-    of which a sheet keeps its own: resampled, the file would be three times as large."""
+    """One sheet with `columns` per title, two side by side, with the names at their rows. Positions are in pixels, so that
+    sheets are not resampled: resampling would make the file three times as large."""
     from matplotlib.figure import Figure
 
     sheets = [pictures.sheet(strip, columns) for strip in strips]

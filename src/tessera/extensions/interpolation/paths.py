@@ -1,7 +1,7 @@
-"""From one image to another by way of a tokenizer's codes or latents: blends of indices, code vectors and z, on the straight
-line or on the sphere, level after level, or as a prior finds likely.
+"""Interpolation by a tokenizer's codes or latents: blends of indices, code vectors and z, on the straight line or on the
+sphere, level by level, or guided by a prior.
 
-Each walk takes shares of the way, 0 to 1, to images; at 0 and 1 these are the reconstructions of the two.
+Each walk maps fractions of the way, 0 to 1, to images; at 0 and 1 they are the reconstructions of the two images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EXACT = "donot_use_mm_for_euclid_dist"  # 0 between equal vectors
 
 
 class Ends(NamedTuple):
-    """The two images and what the tokenizer makes of them."""
+    """The two images: names, labels, latents and codes."""
 
     names: list[str]
     labels: list[int]  # empty where the data set has none
@@ -27,9 +27,7 @@ class Ends(NamedTuple):
     codes: Int[Tensor, "2 t"]
 
 
-Walk = Callable[
-    [Tokenizer, Ends, Float[Tensor, " frames"]], Float[Tensor, "frames c h w"]
-]  # a tokenizer's, at shares 0 to 1
+Walk = Callable[[Tokenizer, Ends, Float[Tensor, " frames"]], Float[Tensor, "frames c h w"]]  # at fractions 0 to 1
 
 
 def index(tokenizer: Tokenizer, ends: Ends, fraction: Tensor) -> Float[Tensor, "frames c h w"]:
@@ -50,7 +48,7 @@ def slerp(tokenizer: Tokenizer, ends: Ends, fraction: Tensor) -> Float[Tensor, "
 
 
 def hierarchical(tokenizer: Tokenizer, ends: Ends, fraction: Tensor) -> Float[Tensor, "frames c h w"]:
-    """Of L levels the l-th moves while the share goes from l / L to (l + 1) / L; coarse ones have arrived before finer start."""
+    """Level l of L moves while the fraction goes from l / L to (l + 1) / L: each level ends before the next finer one starts."""
     levels = len(ends.z)
     own = [(fraction * levels - level).clamp(0, 1) for level in range(levels)]
     return decoded(tokenizer, tuple(blended((z,), part)[0] for z, part in zip(ends.z, own, strict=True)))
@@ -59,10 +57,11 @@ def hierarchical(tokenizer: Tokenizer, ends: Ends, fraction: Tensor) -> Float[Te
 def refined(
     tokenizer: Tokenizer, ends: Ends, fraction: Tensor, *, prior: Prior, rng: Generator, freedom: float
 ) -> Float[Tensor, "frames c h w"]:
-    """One code after another, each the one of greatest log p(code | those before) - cost, see `costs`. A prior that has no
-    such order draws instead, given all the rest, the codes of `latent` that neither image has at their place."""
+    """Chooses codes one by one, each with the largest log p(code | codes before) - cost (see `costs`). A prior without exact
+    likelihood instead takes the codes of `latent`, keeps those that one of the images has at the same place, and samples the
+    others."""
     labels = None
-    if prior.classes:  # that of the nearer image
+    if prior.classes:  # the label of the nearer image
         labels = torch.tensor(ends.labels, device=fraction.device)[(fraction > 0.5).long()]
     if not prior.exact:
         codes = tokenizer.space.join([level.codes for level in tokenizer.quantize(blended(ends.z, fraction))])
@@ -76,7 +75,7 @@ def refined(
     logits = next(walk)
     for turn, t in enumerate(order):
         grid, place = tokenizer.space.locate(t)
-        # a code that the prior holds impossible stays possible where it is the only one without cost
+        # clamp: a code with probability 0 can still win if it is the only one of finite cost
         codes[:, t] = (logits.double().clamp(min=-1e6) - cost[grid][:, place]).argmax(1)
         if turn + 1 < len(order):
             logits = walk.send(codes[:, t])
@@ -87,8 +86,8 @@ def refined(
 def costs(
     book: Float[Tensor, "k d"], ends: Int[Tensor, "2 places"], fraction: Tensor, freedom: float
 ) -> Float[Tensor, "frames places k"]:
-    """|v - e|^2 / 2 s^2 of each code vector e: v is the blend of the ends' code vectors, and s its distance from the nearer of
-    the two, times `freedom`. Where the ends agree, and at the ends themselves, no other code is possible."""
+    """|v - e|^2 / 2 s^2 for each code vector e, where v is the blend of the ends' code vectors and s is `freedom` times the
+    distance of v to the nearer one. If the ends agree, and at the ends themselves, all other codes have infinite cost."""
     first, last = book.detach().double()[ends]
     part = fraction.double()[:, None, None]
     squares = torch.cdist(torch.lerp(first, last, part), book.detach().double(), compute_mode=EXACT).square()
@@ -96,7 +95,7 @@ def costs(
     return torch.where(squares == 0, 0.0, squares / (2 * variance))
 
 
-# what they are made of
+# blending and decoding
 
 
 def decoded(tokenizer: Tokenizer, z: tuple[Tensor, ...]) -> Float[Tensor, "frames c h w"]:
@@ -104,15 +103,15 @@ def decoded(tokenizer: Tokenizer, z: tuple[Tensor, ...]) -> Float[Tensor, "frame
 
 
 def blended(pairs: tuple[Float[Tensor, "2 d h w"], ...], fraction: Tensor) -> tuple[Float[Tensor, "frames d h w"], ...]:
-    """(1 - a) z_1 + a z_2 for each share a, level by level; exact at 0 and 1."""
+    """(1 - a) z_1 + a z_2 for each fraction a, level by level; exact at 0 and 1."""
     return tuple(torch.lerp(pair[:1], pair[1:], fraction[:, None, None, None]) for pair in pairs)
 
 
 def spherical(
     first: Float[Tensor, "1 d h w"], last: Float[Tensor, "1 d h w"], fraction: Float[Tensor, "frames 1 1 1"]
 ) -> Float[Tensor, "frames d h w"]:
-    """At each place the direction turns at constant speed along the great circle (Shoemake 1985), the length changes
-    linearly. Where there is no one great circle, between equal or opposite directions or at zero, the straight line."""
+    """At each place the direction moves at constant speed along the great circle (Shoemake 1985), and the length changes
+    linearly. If the great circle is not unique (equal or opposite directions, or zero), the path is the straight line."""
     a, b, fraction = first.double(), last.double(), fraction.double()
     sizes = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
     u, v = (z / size.clamp(min=1e-30) for z, size in zip((a, b), sizes, strict=True))

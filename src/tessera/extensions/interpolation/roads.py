@@ -1,5 +1,5 @@
-"""From one image to another along the images between them: shortest paths on the nearest-neighbour graph of code maps
-(Isomap: Tenenbaum, de Silva & Langford 2000)."""
+"""Interpolation along training images: shortest paths on the nearest-neighbour graph of their z_q (Isomap: Tenenbaum, de
+Silva & Langford 2000)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tessera.images import arrays
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-BATCH = 256  # code maps looked up at once
-DIRECTIONS = 64  # principal ones of code maps, at most: in more, the tree that finds neighbours compares all with all
+BATCH = 256  # images whose z_q are looked up at once
+DIRECTIONS = 64  # most principal directions: in more dimensions the search tree for neighbours compares all pairs
 
 
 class Roads(NamedTuple):
-    """Training images `rows` as the points of a graph, one for each of their code maps; `place` finds further code maps."""
+    """A graph of the training images `rows`, with one point for each distinct z_q; `place` maps further codes to points."""
 
     pixels: UInt8[np.ndarray, "n h w c"]
     rows: Int[np.ndarray, " p"]
@@ -38,8 +38,8 @@ def training_roads(
     tokenizer: Tokenizer, pixels: UInt8[np.ndarray, "n h w c"], codes: Int[np.ndarray, "n t"], count: int, k: int,
     seed: int, device: Device,
 ) -> Roads:  # fmt: skip
-    """Through `count` of the images at most, each joined to its `k` nearest. Points are z_q in its principal directions, which
-    the seed finds; distances there are nearly those of all of z_q."""
+    """The graph of at most `count` images, each joined to its `k` nearest. Points are z_q in its principal directions (randomised
+    PCA with `seed`), where distances are nearly those of z_q itself."""
     from sklearn.decomposition import PCA
 
     def flat(codes: Int[np.ndarray, "m t"]) -> Float[np.ndarray, "m f"]:
@@ -50,7 +50,7 @@ def training_roads(
     rows = arrays.evenly(len(codes), count)
     vectors = flat(codes[rows])
     directions = PCA(min(DIRECTIONS, *vectors.shape), svd_solver="randomized", random_state=seed).fit(vectors)
-    points, first = np.unique(directions.transform(vectors), axis=0, return_index=True)  # a graph has no equal points
+    points, first = np.unique(directions.transform(vectors), axis=0, return_index=True)  # distinct points
     edges = None
     if len(points) > 1:
         edges, _ = neighbour_graph.joined(points, neighbour_graph.neighbour_graph(points, k))
@@ -58,8 +58,8 @@ def training_roads(
 
 
 def learned(tokenizer: Tokenizer, ends: Ends, fraction: Tensor, *, roads: Roads) -> Float[Tensor, "frames c h w"]:
-    """From the first image to the nearest training image, along the graph to the one nearest to the last, to the last; on
-    each stretch z is blended, at constant speed over the whole of it."""
+    """Goes from the first image to its nearest training image, along the graph to the training image nearest to the last, and
+    to the last image. z is blended on each edge, at constant speed over the whole path."""
     first, last = neighbours.nearest(roads.place(ends.codes.cpu().numpy()), roads.points)[0]
     visited = shortest(roads.edges, first, last)
     between = tokenizer.latents(arrays.to_model(roads.pixels[roads.rows[visited]], fraction.device))
@@ -74,7 +74,7 @@ def learned(tokenizer: Tokenizer, ends: Ends, fraction: Tensor, *, roads: Roads)
 
 
 def shortest(edges: csr_array, first: int, last: int) -> list[int]:
-    """The points on the shortest path of a connected graph, both ends included."""
+    """The points on the shortest path in a connected graph, both ends included."""
     from scipy.sparse.csgraph import dijkstra
 
     before = dijkstra(edges, indices=first, return_predecessors=True)[1]

@@ -1,8 +1,8 @@
-"""One image's content in another one's style, without training anything.
+"""Style transfer: one image's content in another image's style, without training.
 
-`adain` gives the content's z the channel statistics of the style's (Huang & Belongie 2017, arXiv 1703.06868, eq. 8), then
-quantizes. `palette` says the content again with none but the codes that the style image uses. `hierarchy` takes the coarse
-codes of one and the finer codes of the other; which of the two the content lies in, depends on the tokenizer.
+`adain` gives the content's z the channel statistics of the style's z (Huang & Belongie 2017, arXiv 1703.06868, eq. 8), then
+quantizes. `palette` replaces each code of the content by the nearest code that the style image uses. `hierarchy` takes the
+coarse codes of one image and the finer codes of the other; the tokenizer determines which of the two levels holds content.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from tessera.levels import levels_of
 
 Name = Literal["adain", "palette", "hierarchy"]
 MEASURES = ["edges", "edges_unrelated", "colours_before", "colours_after", "codes_before", "codes_after"]
-BINS = 4  # of each colour channel
-EPSILON = 1e-5  # added to variances, as by the authors
+BINS = 4  # per colour channel
+EPSILON = 1e-5  # added to variances, as in the authors' code
 
 
 class Config(Strict):
-    contents: int = Field(ge=1, description="test images whose content is kept, drawn by the seed", examples=[2])
-    styles: int = Field(ge=1, description="test images whose style is taken, drawn by the seed", examples=[2])
+    contents: int = Field(ge=1, description="test images whose content is kept, sampled by the seed", examples=[2])
+    styles: int = Field(ge=1, description="test images whose style is taken, sampled by the seed", examples=[2])
     methods: list[Name] = Field(
-        min_length=1, description="ways of transfer", examples=[["adain", "palette", "hierarchy"]]
+        min_length=1, description="methods of transfer", examples=[["adain", "palette", "hierarchy"]]
     )
     coarse: Literal["content", "style"] = Field(
-        description="of hierarchy: whose coarse codes are taken; the finer ones are the other's", examples=["content"]
+        description="of hierarchy: the image with the coarse codes; the other has the finer ones", examples=["content"]
     )
 
 
 class Images(NamedTuple):
-    """Images as the tokenizer sees them."""
+    """Latents and codes of images."""
 
     z: tuple[Float[Tensor, "n d h w"], ...]
     codes: Int[Tensor, "n t"]
@@ -55,15 +55,15 @@ class Images(NamedTuple):
         return Images(tuple(z[index : index + 1] for z in self.z), self.codes[index : index + 1])
 
 
-Method = Callable[[Tokenizer, Images, Images], Int[Tensor, "1 t"]]  # of a tokenizer, content and style: codes
+Method = Callable[[Tokenizer, Images, Images], Int[Tensor, "1 t"]]  # tokenizer, content, style -> codes
 
 
 @torch.no_grad()
 def measure(config: Config, run: Run) -> Report:
-    """All against reconstructions, so that the tokenizer's own loss does not count. `edges`: SSIM (uniform windows of 7x7) of
-    the edges of the result and of the content: 1 where it is kept, and `edges_unrelated`, of the style image in place of the
-    result, where it is not. `colours_after` and `codes_after`: total variation distance, 0 to 1, between the histograms of
-    result and style, of codes the mean over grids; `_before`, of the content in place of the result."""
+    """All metrics compare with reconstructions, so that the reconstruction error does not count. `edges`: SSIM (uniform windows
+    of 7x7) between the edges of result and content; 1 if the content is kept. `edges_unrelated`: the same with the style image
+    as the result, the value if nothing is kept. `colours_after` and `codes_after`: total variation distance, 0 to 1, between the
+    histograms of result and style (for codes the mean over grids); `_before`: the same with the content as the result."""
     tokenizer, pixels, names = run.tokenizer(), run.images("test"), run.table("test")["name"]
     chosen = sampled(run, config.contents + config.styles)
     x = arrays.to_model(pixels[chosen], run.runtime.device)
@@ -87,18 +87,18 @@ def measure(config: Config, run: Run) -> Report:
 
 
 def sampled(run: Run, count: int) -> Int[np.ndarray, " c"]:
-    """Test images of as many families as there are, by the seed: the tone variants of one emoji are one content. Where there
-    are fewer images than `count`, they come again."""
+    """Test images sampled by the seed, from as many different families as possible, since the tone variants of an emoji have
+    the same content. If there are fewer images than `count`, they repeat."""
     order = numpy_generator(run.params.seed, "style_transfer").permutation(len(run.images("test")))
     again = run.table("test")["family"].iloc[order].duplicated().to_numpy()
     return np.resize(np.concatenate([order[~again], order[again]]), count)
 
 
 def available(config: Config, tokenizer: Tokenizer) -> tuple[dict[str, Method], dict[str, str]]:
-    """The methods that this tokenizer has, and why it has not the others."""
+    """The methods that apply to this tokenizer, and the reasons why others do not."""
     levels, reasons = levels_of(tokenizer), {}
     if all(level.height * level.width == 1 for level in levels):
-        reasons["adain"] = "with one code an image there are no statistics over its places"
+        reasons["adain"] = "one code per image has no statistics over places"
     if len(levels) == 1:
         reasons["hierarchy"] = "the tokenizer has one level of codes only"
     reasons = {name: reasons[name] for name in config.methods if name in reasons}
@@ -119,7 +119,7 @@ def adain(tokenizer: Tokenizer, content: Images, style: Images) -> Int[Tensor, "
 
 
 def restyled(content: Float[Tensor, "1 d h w"], style: Float[Tensor, "1 d h w"]) -> Float[Tensor, "1 d h w"]:
-    """sigma(y) (x - mu(x)) / sigma(x) + mu(y), each channel by its mean and deviation over the places."""
+    """sigma(y) (x - mu(x)) / sigma(x) + mu(y), where mu and sigma of each channel are over the places."""
     (variance, mean), (wanted, towards) = (
         torch.var_mean(z, dim=(2, 3), correction=0, keepdim=True) for z in (content, style)
     )
@@ -127,8 +127,8 @@ def restyled(content: Float[Tensor, "1 d h w"], style: Float[Tensor, "1 d h w"])
 
 
 def palette(tokenizer: Tokenizer, content: Images, style: Images) -> Int[Tensor, "1 t"]:
-    """Each code of the content becomes the nearest one, among the code vectors of its grid, that the style uses in that grid.
-    By code vectors and not by z, since quantizers differ in what they do to z before they choose."""
+    """Replaces each code of the content by the code with the nearest code vector among those that the style uses in the same
+    grid. It compares code vectors, not z, since quantizers transform z differently before they choose."""
     parts = []
     grids = (tokenizer.space.split(image.codes) for image in (content, style))
     for own, other, book in zip(*grids, tokenizer.codebooks, strict=True):
@@ -147,7 +147,7 @@ def hierarchy(tokenizer: Tokenizer, coarse: Images, fine: Images) -> Int[Tensor,
 METHODS: dict[str, Method] = {"adain": adain, "palette": palette, "hierarchy": hierarchy}
 
 
-# the judgement
+# metrics
 
 
 def judged(
@@ -166,7 +166,7 @@ def judged(
 
 
 def edges(pixels: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w 1"]:
-    """Strength of the edges of the mean over channels, by Sobel's filter; 255 is a step from black to white."""
+    """Edge strength of the mean over channels, by the Sobel filter; 255 is an edge from black to white."""
     from skimage.filters import sobel
 
     strength = [sobel(image.mean(2) / 255) for image in pixels]
@@ -174,13 +174,13 @@ def edges(pixels: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w 1"]:
 
 
 def colour_histogram(image: UInt8[np.ndarray, "h w c"]) -> Float[np.ndarray, " b"]:
-    """Share of the pixels in each of BINS ** C boxes of colours."""
+    """Fraction of the pixels in each of BINS ** C bins of colour."""
     bins = (image.reshape(-1, image.shape[-1]).astype(np.int64) * BINS) // 256
     return statistics.frequencies(bins @ BINS ** np.arange(image.shape[-1]), BINS ** image.shape[-1])
 
 
 def total_variation(p: Float[np.ndarray, " k"], q: Float[np.ndarray, " k"]) -> float:
-    """Half of sum |p - q|: 0 for equal histograms, 1 for those that share nothing."""
+    """Half of sum |p - q|: 0 for equal histograms, 1 for disjoint ones."""
     return float(np.abs(p - q).sum() / 2)
 
 
@@ -189,7 +189,7 @@ def picture(
     styles: UInt8[np.ndarray, "b h w c"],
     results: list[UInt8[np.ndarray, "h w c"]],
 ) -> UInt8[np.ndarray, "height width c"]:
-    """A table of images: contents at the left, styles above."""
+    """A sheet of images: contents at the left, styles on top."""
     rows = [np.full_like(styles[:1], 255), styles]
     for row, content in enumerate(contents):
         rows += [content[None], np.stack(results[row * len(styles) : (row + 1) * len(styles)])]

@@ -1,8 +1,8 @@
-"""Images of twice the size from the same codes: a decoder of its own on the frozen code vectors of the tokenizer.
+"""Super-resolution: images of twice the size from the same codes, by a new decoder on the tokenizer's frozen code vectors.
 
-As in VQ-VAE-2 (Razavi et al. 2019, arXiv 1906.00446, algorithm 1), all levels are decoded at once, the coarse ones upsampled
-to the finest grid. What the decoder draws is a residual on the bicubic enlargement of the tokenizer's own reconstruction, which
-is a function of the same vectors (VDSR, Kim et al. 2016, arXiv 1511.04587, sec. 3.2): untrained, it is that enlargement.
+As in VQ-VAE-2 (Razavi et al. 2019, arXiv 1906.00446, algorithm 1), all levels are decoded at once, with coarse levels upsampled
+to the finest grid. The decoder predicts a residual on the bicubic enlargement of the tokenizer's reconstruction (VDSR, Kim et
+al. 2016, arXiv 1511.04587, sec. 3.2), which depends on the same code vectors. Untrained, its output is that enlargement.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ from tessera.training.settings import Training
 if TYPE_CHECKING:
     from tessera.core.params import Params
 
-NAME = "extensions.super_resolution"  # of random streams and the checkpoint; messages say that `training` stands there
+NAME = "extensions.super_resolution"  # in random streams and the checkpoint; the section of `training` in messages
 
 
 class Config(Strict):
-    channels: int = Field(ge=1, description="at the finest grid of codes", examples=[8])
-    outer_channels: int = Field(ge=1, description="at finer resolutions", examples=[4])
+    channels: int = Field(ge=1, description="channels at the finest grid of codes", examples=[8])
+    outer_channels: int = Field(ge=1, description="channels at finer resolutions", examples=[4])
     blocks: int = Field(ge=0, description="residual blocks at the finest grid of codes", examples=[1])
     outer_blocks: int = Field(ge=0, description="residual blocks at the size of the originals", examples=[1])
-    normalisation: Literal["batch", "group", "none"] = Field(description="of activations", examples=["batch"])
+    normalisation: Literal["batch", "group", "none"] = Field(description="kind of normalisation", examples=["batch"])
     flip: float = Field(ge=0, le=1, description="probability of a horizontal flip of a training image", examples=[0.5])
-    shift: int = Field(ge=0, description="largest shift of the training images of a step in pixels of the originals, in both "
-                       "directions; white comes in", examples=[1])  # fmt: skip
-    shown: int = Field(ge=1, description="test images of the picture", examples=[3])
+    shift: int = Field(ge=0, description="largest shift of the training images of a step along each axis, in pixels of the "
+                       "originals; white comes in", examples=[1])  # fmt: skip
+    shown: int = Field(ge=1, description="test images in the picture", examples=[3])
     training: Training
 
     def rule(self, params: Params) -> Iterator[str]:
         finest = params.value("dataset.image_size") // getattr(params.config("tokenizer"), "downsampling", 1)
-        if finest == 1 and requires(params) is None:  # else nothing is trained
+        if finest == 1 and requires(params) is None:  # otherwise nothing is trained
             narrowest = inner(self.channels) if self.blocks else self.channels
             yield from conv.on_one_place(self.normalisation, narrowest, self.training.batch_size, NAME, NAME, params)
 
@@ -69,15 +69,15 @@ def requires(params: Params) -> str | None:
     if large != FACTOR * small:
         return f"dataset.target_size must be {FACTOR} times dataset.image_size, {FACTOR * small}, got {large}"
     if getattr(params.config("tokenizer"), "latent", "spatial") != "spatial":
-        return f"tokenizer.{params.value('tokenizer.name')}.latent must be spatial: one vector an image has no grid to start from"
+        return f"tokenizer.{params.value('tokenizer.name')}.latent must be spatial: one vector per image has no grid to decode from"
     return None
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Of the test images at twice their size, as 8-bit pixels: `mse` in units of [-1, 1]^2, `psnr_db` of the mean MSE,
-    `psnr_db_per_image`, `ssim` with uniform windows and `ssim_gaussian` (`scores`). The published 23.65 dB are of the mean
-    MSE, .0172; which windows its SSIM of .797 has is not said. `gain_db` is the decoder's PSNR minus that of each other
-    method; `bicubic_of_original` has seen the original, of which the others have no more than its codes."""
+    """Scores of the test images at twice their size, as 8-bit pixels: `mse` in units of [-1, 1]^2, `psnr_db` of the mean MSE,
+    `psnr_db_per_image`, `ssim` with uniform windows, and `ssim_gaussian` (see `scores`). The published 23.65 dB is for the mean
+    MSE, .0172; the source does not state the windows of its SSIM of .797. `gain_db` is the decoder's PSNR minus that of each
+    other method. `bicubic_of_original` enlarges the original; all other methods have only its codes."""
     tokenizer = run.tokenizer()
     decoder, fitted = trained(config, tokenizer, run)
     enlarge = partial(enlargements, decoder, tokenizer, run, "test")
@@ -91,11 +91,11 @@ def measure(config: Config, run: Run) -> Report:
     return Report(metrics, tables, {"test": picture(enlarge, targets, run.table("test")["family"], config.shown)})
 
 
-# its training
+# training
 
 
 class Objective(nn.Module):
-    """What `fit` calls."""
+    """Training loss of the decoder."""
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
@@ -106,14 +106,14 @@ class Objective(nn.Module):
 
 
 def trained(config: Config, tokenizer: Tokenizer, run: Run) -> tuple[Decoder, Fitted]:
-    """The decoder of the epoch of least validation error, in eval mode. The tokenizer encodes the training images as they are
-    flipped and shifted; it is no part of what is trained."""
+    """The decoder of the epoch with the smallest validation error, in evaluation mode. The tokenizer encodes the flipped and
+    shifted training images; it is not trained."""
     device, training = run.runtime.device, config.training
     small, large, targets = run.images("train"), run.images("train", "targets"), run.images("val", "targets")
     looked_at = arrays.evenly(len(targets), LOOKED_AT)
 
     def batch(indices: np.ndarray, rng: Generator, done: float) -> tuple[Seen, Tensor]:
-        rows = np.sort(indices)  # a memory map reads forward
+        rows = np.sort(indices)  # sorted: a memory map is faster to read forwards
         pair = arrays.to_model(small[rows], device), arrays.to_model(large[rows], device)
         x, target = augmented(*pair, config.flip, config.shift, rng)
         with torch.no_grad():
@@ -132,7 +132,7 @@ def trained(config: Config, tokenizer: Tokenizer, run: Run) -> tuple[Decoder, Fi
     return objective.decoder.to(device), fitted
 
 
-# what it is worth
+# comparison with other methods
 
 METHODS: dict[str, Callable[[Decoder, Seen, Tensor], Tensor]] = {
     "decoder": lambda decoder, seen, original: decoder(seen),
@@ -162,7 +162,7 @@ def enlargements(
 def judged(
     enlarge: Enlarge, targets: UInt8[np.ndarray, "n h w c"], rows: Int[np.ndarray, " m"], batch_size: int
 ) -> dict[str, dict[str, float]]:
-    """Means over the rows, by method."""
+    """Mean scores over the rows, by method."""
     found: dict[str, list[pd.DataFrame]] = {}
     for where in arrays.batches(len(rows), batch_size):
         target = targets[rows[where]]
@@ -185,7 +185,7 @@ def judged(
 def picture(
     enlarge: Enlarge, targets: UInt8[np.ndarray, "n h w c"], families: pd.Series, shown: int
 ) -> UInt8[np.ndarray, "height width c"]:
-    """The targets, over the bicubic enlargement of their reconstructions, over what the decoder draws; one image a family."""
+    """Rows: the targets, the bicubic enlargements of their reconstructions, the decoder's images; one image per family."""
     first = np.sort(np.unique(families.to_numpy(str), return_index=True)[1])
     rows = first[arrays.evenly(len(first), shown)]
     by_method = enlarge(rows)

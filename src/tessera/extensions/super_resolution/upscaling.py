@@ -1,5 +1,5 @@
-"""Images of twice the size from code vectors: a residual on the bicubic enlargement of the reconstruction (VDSR, Kim et al.
-2016, arXiv 1511.04587, sec. 3.2), decoded from all levels at once (VQ-VAE-2, Razavi et al. 2019, arXiv 1906.00446, alg. 1)."""
+"""The decoder to twice the size: a residual on the bicubic enlargement of the reconstruction (VDSR, Kim et al. 2016, arXiv
+1511.04587, sec. 3.2), decoded from all levels at once (VQ-VAE-2, Razavi et al. 2019, arXiv 1906.00446, algorithm 1)."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ FACTOR = 2
 
 
 class Widths(Protocol):
-    """Of a decoder; the params of whatever trains one."""
+    """Params of a decoder."""
 
     @property
     def channels(self) -> int: ...  # at the finest grid of codes
     @property
     def outer_channels(self) -> int: ...  # at finer resolutions
     @property
-    def blocks(self) -> int: ...  # residual ones at the finest grid of codes
+    def blocks(self) -> int: ...  # residual blocks at the finest grid of codes
     @property
-    def outer_blocks(self) -> int: ...  # residual ones at the size of the originals
+    def outer_blocks(self) -> int: ...  # residual blocks at the size of the originals
     @property
     def normalisation(self) -> str: ...  # batch, group or none
 
 
 class Seen(NamedTuple):
-    """What the decoder sees of images: their code vectors, level by level, and what the tokenizer makes of them, in [-1, 1]."""
+    """The decoder's input: the code vectors of images, level by level, and their reconstruction in [-1, 1]."""
 
     vectors: tuple[Float[Tensor, "b d h w"], ...]
     reconstruction: Float[Tensor, "b c h w"]
 
 
 def enlarged(x: Float[Tensor, "b c h w"], mode: str = "bicubic") -> Float[Tensor, "b c 2*h 2*w"]:
-    """Twice the size. `nearest` repeats pixels; `bicubic` is cubic convolution (Keys 1981) with a = -0.75 over 4x4 pixels, whose
-    centres lie at half-integers (`align_corners=False`), edges repeated, without antialiasing, which is for shrinking."""
+    """Enlarges to twice the size. `nearest` repeats pixels. `bicubic` is cubic convolution (Keys 1981) with a = -0.75 over 4x4
+    pixels: pixel centres at half-integers (`align_corners=False`), repeated edges, no antialiasing (only shrinking needs it)."""
     return F.interpolate(x, scale_factor=FACTOR, mode=mode, **({"align_corners": False} if mode == "bicubic" else {}))
 
 
 class Decoder(nn.Module):
-    """Code vectors [B,D,h,w] of each level and the reconstruction [B,C,H,W] to images [B,C,2H,2W]: 8x8 vectors of 32x32 images
-    are decoded at 8x8, go through 16x16 to 32x32, meet the reconstruction there, and end at 64x64."""
+    """Code vectors [B,D,h,w] of each level and the reconstruction [B,C,H,W] to images [B,C,2H,2W]. For example, 8x8 code vectors
+    of 32x32 images are decoded at 8x8, upsampled to 16x16 and 32x32, joined there with the reconstruction, and end at 64x64."""
 
     def __init__(self, config: Widths, dims: tuple[int, ...], grid: int, image_shape: ImageShape) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Decoder(nn.Module):
         layers = [*_blocks(config.outer_blocks, c, kind), conv.normalisation(kind, c), nn.SiLU()]
         last = nn.Conv2d(c, FACTOR**2 * image_channels, 3, padding=1)
         self.outer = nn.Sequential(*layers, last, nn.PixelShuffle(FACTOR))
-        for parameter in last.parameters():  # no residual yet
+        for parameter in last.parameters():  # initially the residual is zero
             nn.init.zeros_(parameter)
 
     def forward(self, seen: Seen) -> Float[Tensor, "b c 2*h 2*w"]:
@@ -89,7 +89,7 @@ def see(tokenizer: Tokenizer, codes: Int[Tensor, "b t"]) -> Seen:
 
 
 def made_for(tokenizer: Tokenizer, config: Widths, device: Device = "cpu") -> Decoder:
-    """Freshly initialised from torch's global generator. The tokenizer is asked what its code vectors look like."""
+    """A new decoder, initialised from torch's global generator, for the shapes of the tokenizer's code vectors."""
     codes = torch.zeros(1, tokenizer.space.length, dtype=torch.int64, device=device)
     vectors = see(tokenizer, codes).vectors
     dims, grid = tuple(level.shape[1] for level in vectors), vectors[-1].shape[2]
@@ -100,8 +100,8 @@ def made_for(tokenizer: Tokenizer, config: Widths, device: Device = "cpu") -> De
 def augmented(
     x: Float[Tensor, "b c h w"], target: Float[Tensor, "b c 2*h 2*w"], flip: float, shift: int, generator: Generator
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c 2*h 2*w"]]:
-    """Each pair flipped with probability `flip`, and all images shifted alike by up to `shift` pixels, targets by twice as
-    many; white (1) comes in."""
+    """Flips each pair with probability `flip`, and shifts all images alike by up to `shift` pixels, targets by twice as many;
+    white (1) comes in."""
     mirrored = (torch.rand(len(x), generator=generator) < flip).to(x.device)[:, None, None, None]
     dy, dx = torch.randint(0, 2 * shift + 1, (2,), generator=generator).tolist()
 

@@ -1,9 +1,9 @@
-"""Variations of an image: a fraction of its codes is drawn anew by the prior. And what a conditional prior draws of each label.
+"""Variations of an image: the prior samples a fraction of its codes anew. For a conditional prior also samples of each label.
 
-Which codes are drawn is chosen by the seed; those of a smaller fraction are among those of a larger one, and every position
-keeps its random number, so that an image changes step by step. Fraction 0 is the reconstruction, fraction 1 a new sample. A prior
-in raster order draws each code given those before it alone: what is kept further on constrains nothing (the extension
-`inpainting` has ways that hear it). A conditional prior is told the image's own label.
+The seed chooses the codes to sample. Those of a smaller fraction are among those of a larger one, and every position keeps its
+random number, so an image changes gradually. Fraction 0 is the reconstruction, fraction 1 a new sample. A prior in raster order
+samples each code given the codes before it, so codes kept further on have no effect (the methods `gibbs` and `masked` of the
+extension `inpainting` use them). A conditional prior gets the image's own label.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ OTHER = "another_image"
 
 class Config(Strict):
     images: int = Field(ge=2, description="test images, evenly spread over the split", examples=[3])
-    shown: int = Field(ge=1, description="of these, rows of the picture", examples=[2])
-    batch_size: int = Field(ge=1, description="images drawn at once", examples=[2])
+    shown: int = Field(ge=1, description="of these, images in the picture, one per row", examples=[2])
+    batch_size: int = Field(ge=1, description="images sampled at once", examples=[2])
     fractions: list[Annotated[float, Field(ge=0, le=1)]] = Field(
-        min_length=1, description="fractions of an image's codes that are drawn anew", examples=[[0.5, 1.0]]
+        min_length=1, description="fractions of an image's codes that are sampled anew", examples=[[0.5, 1.0]]
     )
-    labels: int = Field(ge=1, description="rows of the sheet of labels, at most; evenly spread over them", examples=[2])
+    labels: int = Field(ge=1, description="most labels in the sheet of labels, evenly spread over all", examples=[2])
     per_label: int = Field(ge=1, description="samples of each of these labels", examples=[2])
     guidance: list[Annotated[float, Field(ge=0)]] = Field(
-        min_length=1, description="of the sheet of labels, one block each: 1 is p(codes | label), 0 forgets the label, more "
-        "exaggerates it; other than 1 needs a prior with label_dropout", examples=[[1.0, 2.0]],
+        min_length=1, description="of the sheet of labels, one block each: 1 is p(codes | label), 0 ignores the label, above 1 "
+        "exaggerates it; values other than 1 need a prior with label_dropout", examples=[[1.0, 2.0]],
     )  # fmt: skip
 
     def rule(self, params: Params) -> Iterator[str]:
-        """Of conditional priors: for others the sheet of labels is left out."""
+        """Holds only for conditional priors: others have no sheet of labels."""
         wrong = [value for value in self.guidance if value != 1]
         if wrong and params.value("prior.conditional") and not params.guidable:
             yield (
@@ -59,22 +59,22 @@ class Config(Strict):
 
 
 class Seen(NamedTuple):
-    """Images in the three ways in which they are compared."""
+    """Images as pixels, codes and features, which are all compared."""
 
     pixels: Pixels
     codes: Int[np.ndarray, "n t"]
     features: Float[np.ndarray, "n f"]
 
     def rolled(self) -> Seen:
-        """Each image's place taken by the next image."""
+        """Each image replaced by another one, by a cyclic shift."""
         return Seen(*(np.roll(part, 1, axis=0) for part in self))
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Mean distances of the variations to their originals by fraction; beside them that of another test image.
-    `codes_changed` is a fraction of all codes (below what was drawn: some are drawn as they were), `feature_distance`
-    Euclidean, by the network that scores. `conditional` is 0 where the prior knows no labels: the sheet of what it draws
-    of each label is left out then."""
+    """Mean distances of the variations to their originals by fraction, and those of another test image for comparison.
+    `codes_changed` is a fraction of all codes; it is below the sampled fraction, since some codes are sampled as they were.
+    `feature_distance` is Euclidean, by the network that scores. `conditional` is 0 if the prior has no labels; the sheet of
+    labels is then left out."""
     tokenizer, prior, extractor, device = run.tokenizer(), run.prior(), run.extractor(), run.runtime.device
 
     def seen(codes: Int[Tensor, "n t"], pixels: Pixels | None = None) -> Seen:
@@ -106,7 +106,7 @@ def measure(config: Config, run: Run) -> Report:
 
 
 def places(n: int, t: int, seed: int) -> Int[Tensor, "n t"]:
-    """For each image, the order in which its positions are given up: 0 is the first."""
+    """For each image, the order in which its positions are sampled anew; 0 is the first."""
     return torch.from_numpy(numpy_generator(seed, "variations", "places").random((n, t)).argsort(1).argsort(1))
 
 
@@ -119,7 +119,7 @@ def varied(
     batch_size: int,
     seed: int,
 ) -> Int[Tensor, "n t"]:
-    """The codes with the first `fraction` of the positions drawn anew; the same random numbers whatever the fraction."""
+    """The codes with the first `fraction` of the positions sampled anew. Random numbers do not depend on the fraction."""
     kept, rng = order >= round(fraction * codes.shape[1]), partial(generator, seed, "variations")
     return sample_batches(prior, len(codes), batch_size, rng, Sampling(), labels, codes, kept)
 
@@ -137,7 +137,7 @@ def compared(original: Seen, other: Seen) -> dict[str, float]:
 def of_labels(
     prior: Prior, labels: list[int], count: int, guidance: float, batch_size: int, seed: int, device: Device
 ) -> Int[Tensor, "n t"]:
-    """`count` samples of each label, label by label; the same random numbers whatever the guidance."""
+    """`count` samples of each label, label by label. Random numbers do not depend on the guidance."""
     given = torch.tensor(labels, device=device).repeat_interleave(count)
     rng = partial(generator, seed, "variations", "labels")
     return sample_batches(prior, len(given), batch_size, rng, Sampling(guidance=guidance), given)
@@ -147,14 +147,14 @@ def of_labels(
 
 
 def _sheet(columns: list[Pixels], shown: int) -> UInt8[np.ndarray, "height width c"]:
-    """A row an image: original, reconstruction, variations from the smallest fraction to the largest."""
+    """One row per image: original, reconstruction, variations from the smallest fraction to the largest."""
     chosen = arrays.evenly(len(columns[0]), shown)
     rows = np.stack([column[chosen] for column in columns], axis=1)
     return pictures.sheet(rows.reshape(-1, *rows.shape[2:]), len(columns))
 
 
 def _curve(table: pd.DataFrame) -> Figure:
-    """Over the fraction of codes drawn; dashed, another image."""
+    """Distances over the fraction of sampled codes; dashed: another image."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3), layout="constrained")
@@ -167,7 +167,7 @@ def _curve(table: pd.DataFrame) -> Figure:
     for axis, (column, name) in zip(figure.subplots(1, 3), names.items(), strict=True):
         axis.plot(variations["fraction"], variations[column], marker="o")
         axis.axhline(other[column], color="grey", linestyle="--", linewidth=1, label="another image")
-        axis.set(xlabel="fraction of codes drawn anew", ylabel=name, xlim=(-0.02, 1.02))
+        axis.set(xlabel="fraction of codes sampled anew", ylabel=name, xlim=(-0.02, 1.02))
         axis.set_ylim(bottom=None if column == "psnr_db" else 0)
         axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
@@ -175,7 +175,7 @@ def _curve(table: pd.DataFrame) -> Figure:
 
 
 def _labels(config: Config, run: Run, prior: Prior, tokenizer: Tokenizer) -> Figure:
-    """A row a label, a block of columns a guidance."""
+    """One row per label, one block of columns per guidance."""
     from matplotlib.figure import Figure
 
     chosen, blocks = arrays.evenly(prior.classes, config.labels).tolist(), sorted(set(config.guidance))
