@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from tessera.augmentation import Augmentation, augmented
 from tessera.core import files, models
 from tessera.core.contracts import Device, Extractor, PretrainedExtractor, Runtime, TrainedExtractor
+from tessera.core.errors import InputError
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
@@ -78,7 +79,10 @@ def train(
     network without `losses` loads its weights from elsewhere, and has no history.
     """
     if not hasattr(network, "losses"):
-        cast("PretrainedExtractor", network).load_pretrained()
+        try:
+            cast("PretrainedExtractor", network).load_pretrained()
+        except InputError as error:  # it knows its own values, not the section that they stand in
+            raise InputError(f"extractor.{error}") from error
         return Fitted([], 0, {})
 
     def batch(indices: np.ndarray, rng: Generator, done: float) -> tuple[Tensor, Tensor | None]:

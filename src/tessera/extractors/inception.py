@@ -17,7 +17,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from tessera.core import files
+from tessera import pretrained
 from tessera.core.contracts import ImageShape, PretrainedExtractor
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
@@ -103,19 +103,12 @@ class Inception(nn.Module):
     def load_pretrained(self) -> None:
         """
         Raises:
-            InputError: the weights are missing and cannot be downloaded, or are not what `weights_sha256` pins.
+            InputError: the weights are missing and cannot be downloaded, are not what `weights_sha256` pins, or do not fit.
         """
         path = Path(self._config.weights) if self._config.weights else _downloaded()
-        if not path.is_file():
-            raise InputError(_remedy(f"must be a file, got {self._config.weights!r}"))
-        digest = files.sha256(path)
-        if not digest.startswith(self._config.weights_sha256):
-            rule = f"the SHA-256 of {path.name} must begin with weights_sha256 {self._config.weights_sha256}"
-            raise InputError(_remedy(f"{rule}, got {digest[:16]}"))
-        try:
-            self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:  # bytes that are no weights fail in many ways
-            raise InputError(_remedy(f"{path.name} must be a state dict of torch-fidelity's InceptionV3")) from error
+        state = pretrained.read(path, self._config.weights_sha256, _remedy)
+        pretrained.require_fit(self.network.state_dict(), state, "torch-fidelity's InceptionV3", _remedy)
+        self.network.load_state_dict(state)
 
 
 def _downloaded() -> Path:
@@ -131,8 +124,8 @@ def _downloaded() -> Path:
 
 def _remedy(problem: str) -> str:
     return (
-        f"extractor.inception.weights: {problem}. Get {URL}, put {FILE} beside params.yaml and "
-        f"set extractor.inception.weights to {FILE}; or choose extractor.name classifier, which needs no download"
+        f"inception.weights: {problem}. Get {URL}, put {FILE} beside params.yaml and set it to {FILE}; or choose "
+        "name: classifier, which needs no download"
     )
 
 

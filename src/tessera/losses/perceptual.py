@@ -6,14 +6,14 @@ The features are those of the extractor's second network, which does not score t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from tessera.core import files
+from tessera import pretrained
 from tessera.core.contracts import Loss, Model, Output, Tokenizer
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
@@ -50,16 +50,13 @@ class VGG16(nn.Module):
         super().__init__()
         from torchvision.models import vgg16
 
-        state = read(file, sha256)
+        state = pretrained.read(Path(file), sha256, _remedy)
         with torch.device("meta"):  # without memory: the classifier, which is not used, has half a gigabyte
             self.features = vgg16(weights=None, init_weights=False).features[: TAPS[-1] + 1]
-        expected = self.features.state_dict()
-        for name, tensor in expected.items():
-            shape = getattr(state.get(f"features.{name}"), "shape", None)
-            if shape != tensor.shape:
-                what = "is missing" if shape is None else f"has shape {tuple(shape)}, want {tuple(tensor.shape)}"
-                raise InputError(_remedy(f"must be torchvision's VGG16, got {file!r}, where features.{name} {what}"))
-        self.features.load_state_dict({name: state[f"features.{name}"].float() for name in expected}, assign=True)
+        names = {name: f"features.{name}" for name in self.features.state_dict()}
+        expected = {names[name]: tensor for name, tensor in self.features.state_dict().items()}
+        pretrained.require_fit(expected, state, "torchvision's VGG16", _remedy)
+        self.features.load_state_dict({name: state[names[name]].float() for name in names}, assign=True)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
 
@@ -71,26 +68,6 @@ class VGG16(nn.Module):
             if index in TAPS:
                 found.append(x)
         return tuple(found)
-
-
-def read(file: str, sha256: str) -> dict[str, Any]:
-    if not Path(file).is_file():
-        raise InputError(_remedy(f"must be a local file, got {file!r}"))
-    digest = files.sha256(Path(file))
-    if not digest.startswith(sha256):
-        raise InputError(
-            _remedy(f"must have a SHA-256 that begins with weights_sha256 {sha256}, got {file!r} of {digest[:16]}")
-        )
-    try:
-        if file.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            return load_file(file)
-        return dict(torch.load(file, map_location="cpu", weights_only=True))
-    except Exception as error:  # bytes that are no weights fail in many ways, and torch advises to unpickle them
-        raise InputError(
-            _remedy(f"must be a state dict in .pth or .safetensors, got {file!r}, which is none")
-        ) from error
 
 
 def _remedy(problem: str) -> str:
