@@ -1,4 +1,4 @@
-"""features: dataset, extractor, reconstruction, samples -> artifacts/features/, what every evaluation reads"""
+"""features: dataset, scorer, reconstruction, samples -> artifacts/features/, what every evaluation reads"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Settings(Strict):
 
 
 def main(run: Run) -> None:
-    extractor, batch_size = run.extractor("scorer"), run.params.section("features", Settings).batch_size
+    extractor, batch_size = run.scorer(), run.params.section("features", Settings).batch_size
     pixels = {split: run.images(split) for split in SPLITS}
     pixels |= {"reconstruction": run.images("test", "reconstruction")}
     pixels |= {of: run.samples(of) for of in run.sample_sets}

@@ -1,4 +1,4 @@
-"""tokenizer: dataset, extractor -> artifacts/tokenizer/, plots/tokenizer.csv, plots/tokenizer/
+"""tokenizer: dataset, perceptual -> artifacts/tokenizer/, plots/tokenizer.csv, plots/tokenizer/
 
 What training a tokenizer minimises, what validation reports, and what is kept of chosen epochs.
 

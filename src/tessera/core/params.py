@@ -26,7 +26,8 @@ class Strict(BaseModel):
 
 CHOOSES = {
     "dataset": "datasets",
-    "extractor": "extractors",
+    "scorer": "extractors",
+    "perceptual": "extractors",
     "tokenizer": "tokenizers",
     "quantizer": "quantizers",
     "prior": "priors",
@@ -88,6 +89,12 @@ class Params:
         return getattr(seams.plugin("quantizers", self.value("quantizer.name")), "POST_HOC", False)
 
     @property
+    def perceptual_network(self) -> bool:
+        """Whether the loss `perceptual` compares by the network of the section `perceptual`: it is on, and by no file of other
+        weights."""
+        return self.value("losses.perceptual.weight") > 0 and not self.value("losses.perceptual.weights")
+
+    @property
     def guidable(self) -> bool:
         """Whether the chosen prior knows codes with and without their label, which guidance other than 1 compares. A trained
         one has the latter from examples that lost it; one in closed form is fitted to all images in any case."""
@@ -118,6 +125,11 @@ class Params:
 def shared(raw: dict[str, Any], config: type[BaseModel]) -> dict[str, Any]:
     """The values at the top of a singular section that a plug-in's `Config` reads."""
     return {key: value for key, value in raw.items() if key in config.model_fields}
+
+
+def pretrained(extractor: str) -> bool:
+    """Whether a feature network has its weights from elsewhere, the same ones in every section that chooses it."""
+    return getattr(seams.plugin("extractors", extractor), "PRETRAINED", False)
 
 
 def closed_form(prior: str) -> bool:

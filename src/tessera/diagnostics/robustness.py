@@ -43,7 +43,7 @@ class Config(Strict):
 def measure(config: Config, run: Run) -> Report:
     """Against the images themselves; `clean`, rate 0, are the plain reconstructions, `perturbed` those at the middle rate,
     `rise` and `drop` their difference."""
-    tokenizer, extractor = run.tokenizer(), run.extractor()
+    tokenizer, extractor = run.tokenizer(), run.scorer()
     device = run.device
     pixels = run.images("val")
     pixels = np.asarray(pixels[arrays.evenly(len(pixels), config.count)])

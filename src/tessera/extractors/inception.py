@@ -8,9 +8,8 @@ saved with the run like those of any model. Of fewer images than its 2048 featur
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -22,9 +21,8 @@ from tessera.core.contracts import ImageShape, PretrainedExtractor
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
 
-if TYPE_CHECKING:
-    from tessera.core.params import Params
-
+PRETRAINED = True  # the same weights in every section that chooses it
+DIFFERENTIABLE = False  # its input is 8-bit
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 FILE = URL.rpartition("/")[2]
 
@@ -35,16 +33,6 @@ class Config(Strict):
     weights_sha256: str = Field(pattern="^[0-9a-f]{8,64}$", description="first digits of the SHA-256 of that file: "
                                 "what `fid` means is pinned by content; 6726825d is torch-fidelity's",
                                 examples=["6726825d"])  # fmt: skip
-
-    def rule(self, params: Params) -> Iterator[str]:
-        perceptual = params.raw["losses"].get("perceptual", {})
-        weight = perceptual.get("weight", 0)
-        if weight and not perceptual.get("weights"):
-            yield (
-                "losses.perceptual.weight: must be 0 with extractor.name inception, whose 8-bit input passes no "
-                f"gradient and which scores the result, got {weight}; choose extractor.name classifier, or give VGG16 in "
-                "losses.perceptual.weights"
-            )
 
 
 def architecture() -> nn.Module:

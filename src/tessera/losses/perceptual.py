@@ -1,6 +1,6 @@
 """Distance of features: LPIPS without learned weights (Zhang et al. 2018, arXiv 1801.03924, eq. 1 with w = 1).
 
-The features are those of the extractor's second network, which does not score the result, or of an ImageNet VGG16.
+The features are those of the network of section `perceptual`, which does not score the result, or of an ImageNet VGG16.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ EPSILON = 1e-8  # under the root of the norm: where nothing is active the gradie
 
 class Config(Strict):
     weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
-    weights: str = Field(description="local file of torchvision's VGG16, .pth or .safetensors; empty: the extractor's "
-                         "second network", examples=[""])  # fmt: skip
+    weights: str = Field(description="local file of torchvision's VGG16, .pth or .safetensors; empty: the "
+                         "network of section perceptual", examples=[""])  # fmt: skip
     weights_sha256: str = Field(pattern="^[0-9a-f]{8,64}$", description="first digits of the SHA-256 of that file, whose "
                                 "content is no dependency of the stage; 397923af is torchvision's",
                                 examples=["397923af"])  # fmt: skip
@@ -72,8 +72,8 @@ class VGG16(nn.Module):
 
 def _remedy(problem: str) -> str:
     return (
-        f"losses.perceptual.weights: {problem}. Get {URL} and put its path here; or leave it empty for the extractor's "
-        "second network, which needs no download"
+        f"losses.perceptual.weights: {problem}. Get {URL} and put its path here; or leave it empty for the network "
+        "of section perceptual, which needs no download"
     )
 
 
@@ -109,7 +109,7 @@ def unit(activations: Float[Tensor, "b d i j"]) -> Float[Tensor, "b d i j"]:
 
 def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
     if not config.weights:
-        return Perceptual(cast("Network", run.extractor("perceptual")))
+        return Perceptual(cast("Network", run.perceptual()))
     side = min(tokenizer.image_shape[1:])
     if side < SMALLEST:
         raise InputError(_remedy(f"must be empty where dataset.image_size is under {SMALLEST}, got {side} pixels"))

@@ -10,7 +10,7 @@ from tessera.core.params import Strict
 
 
 class Training(Strict):
-    """How `training.loop.fit` trains; the same words under extractor, tokenizer, probe and prior."""
+    """How `training.loop.fit` trains; the same words under scorer, perceptual, tokenizer, probe and prior."""
 
     epochs: int = Field(ge=1, description="passes over the train split", examples=[2])
     batch_size: int = Field(ge=1, description="examples per step, over all devices together; of a small train split fewer, "

@@ -75,7 +75,7 @@ def measure(config: Config, run: Run) -> Report:
     `codes_changed` is a fraction of all codes (below what was drawn: some are drawn as they were), `feature_distance`
     Euclidean, by the network that scores. `conditional` is 0 where the prior knows no labels: the sheet of what it draws
     of each label is left out then."""
-    tokenizer, prior, extractor, device = run.tokenizer(), run.prior(), run.extractor(), run.runtime.device
+    tokenizer, prior, extractor, device = run.tokenizer(), run.prior(), run.scorer(), run.runtime.device
 
     def seen(codes: Int[Tensor, "n t"], pixels: Pixels | None = None) -> Seen:
         pixels = arrays.decoded(tokenizer, codes, config.batch_size) if pixels is None else pixels
