@@ -38,7 +38,7 @@ def new_samples(count: int, threads: int) -> Float[np.ndarray, "n f"]:
     params = Params(presets.applied(read(), {"samples.count": count, "runtime.threads": threads}))
     run = Run(params, runtime=Runtime(params.section("runtime", Settings)))
     sampled = drawing.sample_set(OF, run.prior(), run.tokenizer(), run)["images"]
-    extractor = run.extractor("scorer")
+    extractor = run.scorer()
     batches = arrays.batches(count, params.value("features.batch_size"))
     return np.concatenate([extractor(arrays.to_model(sampled[where])).numpy() for where in batches])
 
@@ -49,7 +49,7 @@ def scores(real: Float[np.ndarray, "m f"], fake: Float[np.ndarray, "m f"], k: in
 
 def measured(threads: int) -> pd.DataFrame:
     params = Params(read())
-    provenance.require_together("dataset", "extractor", "tokenizer", "prior", "features")
+    provenance.require_together("dataset", "scorer", "tokenizer", "prior", "features")
     run = Run(params)
     real, train = (np.asarray(run.features(name)) for name in ("test", "train"))
     train = train[numpy_generator(params.seed, OF, "train").permutation(len(train))]

@@ -1,4 +1,4 @@
-"""features: dataset, extractor, reconstruction, samples -> artifacts/features/, metrics/features.json
+"""features: dataset, scorer, reconstruction, samples -> artifacts/features/, metrics/features.json
 
 Every set of images as the scorer sees it, and the group of each image: what every evaluation reads.
 """
@@ -41,7 +41,7 @@ class Settings(Strict):
 
 
 def main(run: Run) -> None:
-    scorer, own = run.extractor("scorer"), run.params.section("features", Settings)
+    scorer, own = run.scorer(), run.params.section("features", Settings)
     features: dict[str, Float[np.ndarray, "n f"]] = {}
     for of, pixels in images(run, own.decoded).items():
         path, shape = run.folder("features") / f"{of}.npy", (len(pixels), scorer.dim)

@@ -1,4 +1,4 @@
-"""tokenizer: dataset, extractor -> artifacts/tokenizer/, plots/tokenizer.csv, plots/tokenizer/
+"""tokenizer: dataset, perceptual -> artifacts/tokenizer/, plots/tokenizer.csv, plots/tokenizer/
 
 Trains a tokenizer: the objective, the metrics of validation, and the snapshots kept of chosen epochs.
 

@@ -107,6 +107,7 @@ def tiny() -> Callable[..., Any]:
 
 TINY = {
     "dataset": {"image_size": 8, "target_size": 16, "colour": "rgb"},
+    "scorer": {"name": "classifier"},
     "tokenizer": {"keep": "best", "keep_every": 0, "snapshot_epochs": [0, 1]},
     "codes": {"batch_size": 4},
     "reconstruction": {"batch_size": 4},
@@ -230,7 +231,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny_run(
     workspace: Path, raw: dict[str, Any], runtime: FakeRuntime, _artifacts: Path
 ) -> Callable[[str | None], Run]:
-    """`tiny_run(key)`: a `Run` on a tiny dataset, its codes, and a tokenizer, prior and extractors for it."""
+    """`tiny_run(key)`: a `Run` on a tiny dataset, its codes, and a tokenizer, prior and feature networks for it."""
     shutil.copytree(_artifacts, files.ARTIFACTS)
     params = Params(raw)
     return lambda key=None: Run(params, key, runtime)
@@ -273,9 +274,9 @@ def _write_models(run: Run) -> None:
     write_tokenizer(trained(models.build(recipe), to_model(run.images("train"))), recipe, run)
     recipe = models.prior_recipe(run.params, run.space, 0)
     models.save(run.folder("prior"), models.build(recipe), recipe, "")
-    recipe = models.extractor_recipe(run.params, run.image_shape, len(LABELS))
-    for role in ("perceptual", "scorer"):
-        models.save(run.folder("extractor") / role, models.build(recipe), recipe, "")
+    for section in ("perceptual", "scorer"):
+        recipe = models.extractor_recipe(run.params, section, run.image_shape, len(LABELS))
+        models.save(run.folder(section), models.build(recipe), recipe, "")
 
 
 def write_tokenizer(tokenizer: Any, recipe: models.Recipe, run: Run) -> None:

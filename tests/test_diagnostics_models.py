@@ -74,7 +74,7 @@ def stub(tokenizer, images, folder="nowhere"):
         device="cpu",
         images=lambda split: images,
         tokenizer=lambda: tokenizer,
-        extractor=MeanColour,
+        scorer=MeanColour,
         folder=lambda stage: files.ARTIFACTS / folder,
     )
 
@@ -254,7 +254,7 @@ def test_rate_0_is_the_plain_reconstruction(tiny_run, tiny):
     report = robustness.measure(tiny(robustness.Config, rates=[1.0, 0.5, 0.75]), run)
     table = report.tables["rates"].set_index("rate")
     assert list(table.index) == [0, 0.5, 0.75, 1]
-    x, tokenizer, extractor = to_model(run.images("val")), run.tokenizer(), run.extractor()
+    x, tokenizer, extractor = to_model(run.images("val")), run.tokenizer(), run.scorer()
     with torch.no_grad():
         decoded = to_pixels(tokenizer.decode(tokenizer.encode(x)))
         features = [extractor(images).numpy() for images in (x, to_model(decoded))]

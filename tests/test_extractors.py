@@ -16,19 +16,21 @@ from torch import nn
 from torch.nn import functional as F
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-import stages.extractor
 import stages.features
-from stages import extractor as feature_training
-from stages.extractor import Settings as Extractor
+import stages.perceptual
+import stages.scorer
+from tessera import feature_training
 from tessera.core import files, models, seams
 from tessera.core.errors import InputError
 from tessera.core.params import Params
-from tessera.core.run import SPLITS, Run
+from tessera.core.run import SPLITS
 from tessera.extractors import classifier, inception
+from tessera.feature_training import Settings as Section
 from tessera.images import arrays
 from tessera.runtime.devices import Interrupted, Runtime
 from tessera.runtime.scratch import Scratch
 from tessera.runtime.settings import Settings
+from tessera.runtime.validation import problems
 
 SHAPE = (3, 8, 8)
 
@@ -149,8 +151,8 @@ def test_it_learns(labelled):
 # training
 
 
-def settings(raw: dict[str, Any], **training: Any) -> Extractor:
-    section = Params(raw).section("extractor", Extractor)
+def settings(raw: dict[str, Any], **training: Any) -> Section:
+    section = Params(raw).section("scorer", Section)
     return section.model_copy(update={"training": section.training.model_copy(update=training)})
 
 
@@ -160,10 +162,10 @@ def splits() -> dict[str, feature_training.Labelled]:
             "val": feature_training.Labelled(pixels[16:], labels[16:])}  # fmt: skip
 
 
-def trained(role: str, own: Extractor, runtime: Any) -> tuple[dict[str, torch.Tensor], Any]:
+def trained(section: str, own: Section, runtime: Any) -> tuple[dict[str, torch.Tensor], Any]:
     torch.manual_seed(0)
     network = classifier.build(example(classifier.Config), SHAPE, 2)
-    fitted = feature_training.train(network, role, splits(), own, 0, runtime)
+    fitted = feature_training.train(network, section, splits(), own, 0, runtime)
     return network.state_dict(), fitted
 
 
@@ -180,16 +182,16 @@ def test_the_epoch_of_highest_validation_accuracy_is_kept(raw, runtime):
     assert feature_training.judge(network, splits()["val"], 3, "cpu")["val_accuracy"] == pytest.approx(best)
 
 
-def test_roles_have_streams_of_their_own(raw, runtime):
+def test_the_two_networks_have_streams_of_their_own(raw, runtime):
     own = settings(raw, epochs=1)
     assert equal(trained("scorer", own, runtime)[0], trained("scorer", own, runtime)[0])
     assert not equal(trained("scorer", own, runtime)[0], trained("perceptual", own, runtime)[0])
 
 
-def test_two_trainings_in_one_stage_resume_each_from_its_own_checkpoint(raw, workspace):
+def test_two_trainings_in_one_scratch_resume_each_from_its_own_checkpoint(raw, workspace):
     own = settings(raw, epochs=2, evaluate_every=1)
     machine = Settings(device="cpu", devices=1, nodes=1, threads=1, checkpoint_seconds=0.0, keep_scratch=1)
-    whole = {role: trained(role, own, FakeRuntime())[0] for role in ("perceptual", "scorer")}
+    whole = {section: trained(section, own, FakeRuntime())[0] for section in ("perceptual", "scorer")}
 
     def stop_later(runtime: Runtime) -> None:
         """Asks to stop at the sixth step of the second training."""
@@ -206,50 +208,118 @@ def test_two_trainings_in_one_stage_resume_each_from_its_own_checkpoint(raw, wor
 
         runtime.prepare = counting
 
-    with pytest.raises(Interrupted), Scratch("extractor", "same", 1) as scratch:  # noqa: PT012
+    with pytest.raises(Interrupted), Scratch("scorer", "same", 1) as scratch:  # noqa: PT012
         runtime = Runtime(machine, scratch)
         stop_later(runtime)
         trained("perceptual", own, runtime)
         trained("scorer", own, runtime)
     assert {path.name for path in scratch.folder.glob("*.safetensors")} == {
-        "extractor-perceptual.safetensors",
-        "extractor-scorer.safetensors",
+        "perceptual.safetensors",
+        "scorer.safetensors",
     }
-    with Scratch("extractor", "same", 1) as scratch:
+    with Scratch("scorer", "same", 1) as scratch:
         runtime = Runtime(machine, scratch)
         runtime.backward = lambda loss: pytest.fail("the first training was finished")
         assert equal(trained("perceptual", own, runtime)[0], whole["perceptual"])
         assert equal(trained("scorer", own, Runtime(machine, scratch))[0], whole["scorer"])
-    with Scratch("extractor", "same", 1) as scratch:  # finished, and forced to run again: it shall train
+    with Scratch("scorer", "same", 1) as scratch:  # finished, and forced to run again: it shall train
         assert not list(scratch.folder.glob("*.safetensors"))
 
 
 # stages
 
 
-def test_stage_writes_two_networks_and_the_same_bytes_twice(tiny_run):
-    run = tiny_run()
-    written = []
+def written(*stages: str) -> dict[Path, bytes]:
+    """Every file of the artefacts, metrics and curves of these stages."""
+    return {
+        path: path.read_bytes()
+        for stage in stages
+        for path in [*Path("artifacts", stage).rglob("*.*"), Path(f"metrics/{stage}.json"), Path(f"plots/{stage}.csv")]
+    }
+
+
+@pytest.mark.parametrize("section", ["scorer", "perceptual"])
+def test_stage_writes_a_network_and_the_same_bytes_twice(section, tiny_run, raw):
+    raw["losses"]["perceptual"]["weight"] = 0.5
+    run, stage = tiny_run(), {"scorer": stages.scorer, "perceptual": stages.perceptual}[section]
+    found = []
     for _ in range(2):
-        stages.extractor.main(run)
-        paths = [*Path("artifacts/extractor").rglob("*.*"), *Path("metrics").rglob("*.*"), *Path("plots").rglob("*.*")]
-        written.append({path: path.read_bytes() for path in paths})
-    assert written[0] == written[1]
-    assert not equal(run.extractor("scorer").state_dict(), run.extractor("perceptual").state_dict())
-    metrics = files.read_json(Path("metrics/extractor.json"))
-    assert metrics["features"] == run.extractor().dim
+        stage.main(run)
+        found.append(written(section))
+    assert found[0] == found[1]
+    metrics = files.read_json(Path(f"metrics/{section}.json"))
+    assert metrics["features"] == getattr(run, section)().dim
     assert 0 <= metrics["val_accuracy"] <= 1
-    assert list(files.read_table(Path("plots/extractor.csv"))["epoch"])[-1] == run.params.value(
-        "extractor.training.epochs"
-    )
+    history = files.read_table(Path(f"plots/{section}.csv"))
+    assert list(history["epoch"])[-1] == run.params.value(f"{section}.training.epochs")
+
+
+def test_the_two_networks_differ_where_their_values_are_equal(tiny_run, raw):
+    raw["losses"]["perceptual"]["weight"] = 0.5
+    raw["perceptual"] = raw["scorer"]
+    run = tiny_run()
+    stages.scorer.main(run)
+    stages.perceptual.main(run)
+    assert not equal(run.scorer().state_dict(), run.perceptual().state_dict())
 
 
 def test_stage_trains_without_labels(tiny_run):
     run = tiny_run()
     files.write_json(run.folder("dataset") / "facts.json", {"label_names": []})
-    stages.extractor.main(run)
-    assert run.extractor().head.out_features == 4
-    assert "val_majority" not in files.read_json(Path("metrics/extractor.json"))
+    stages.scorer.main(run)
+    assert run.scorer().head.out_features == 4
+    assert "val_majority" not in files.read_json(Path("metrics/scorer.json"))
+
+
+NOT_ASKED_FOR = {
+    "weight 0": {"weight": 0.0, "weights": ""},
+    "weights of VGG": {"weight": 0.5, "weights": "vgg16.pth"},
+}
+
+
+@pytest.mark.parametrize("case", NOT_ASKED_FOR)
+def test_no_perceptual_network_is_made_where_the_loss_asks_for_none(case, tiny_run, raw, monkeypatch):
+    """And what is written instead depends on nothing, so that no tokenizer is trained anew for it."""
+    raw["losses"]["perceptual"] |= NOT_ASKED_FOR[case]
+    run = tiny_run()
+    monkeypatch.setattr(feature_training, "make", lambda *_: pytest.fail("a network was made"))
+    assert (run.folder("perceptual") / models.WEIGHTS).exists()  # of another run
+    stages.perceptual.main(run)
+    first = written("perceptual")
+    assert Path("artifacts/perceptual/unused.json") in first
+    assert not (run.folder("perceptual") / models.WEIGHTS).exists()
+    assert files.read_json(Path("metrics/perceptual.json")) == {"applies": 0}
+    raw["perceptual"]["training"]["epochs"] += 1
+    raw["perceptual"]["name"] = "efficientnet"
+    files.save_array(run.folder("dataset") / "train.npy", pictures(9))
+    stages.perceptual.main(run)
+    assert written("perceptual") == first
+    with pytest.raises(InputError, match=r"artifacts/perceptual holds no network: .* run `dvc repro perceptual`"):
+        run.perceptual()
+
+
+def test_scorer_is_efficientnet_at_its_smallest_size(tiny_run, raw):
+    """As params.yaml has it, but for the size: the stage, its record, and features by the network that was saved."""
+    raw["scorer"] |= {"name": "efficientnet"}
+    raw["scorer"]["efficientnet"] |= {"input_size": 32}
+    run = tiny_run()
+    stages.scorer.main(run)
+    assert files.read_json(Path("metrics/scorer.json")) == {"features": 1280}
+    assert list(files.read_table(Path("plots/scorer.csv"))["epoch"]) == [0]
+    network = run.scorer()
+    assert network.distance == "fd_efficientnet_lite0_at_32"
+    assert network(arrays.to_model(pictures(4))).std(0).mean() > 0.01
+
+
+@pytest.mark.parametrize("section", ["scorer", "perceptual"])
+def test_weights_that_cannot_be_loaded_are_named_with_their_section(section, tiny_run, raw):
+    raw["losses"]["perceptual"]["weight"] = 0.5
+    raw[section] |= {"name": "efficientnet"}
+    raw[section]["efficientnet"] |= {"weights": "nowhere.pth"}
+    with pytest.raises(
+        InputError, match=rf"^{section}\.efficientnet\.weights: must be a local file, got 'nowhere\.pth'"
+    ):
+        feature_training.make(section, tiny_run())
 
 
 def test_features_stage_sees_every_set_through_the_scorer(tiny_run):
@@ -265,7 +335,7 @@ def test_features_stage_sees_every_set_through_the_scorer(tiny_run):
         files.save_array(run.folder("samples") / of / "images.npy", sets[of])
     files.write_json(run.folder("samples") / "facts.json", {"sets": ["samples", "baseline"]})
     stages.features.main(run)
-    network = run.extractor("scorer")
+    network = run.scorer()
     for name, pixels in sets.items():
         features = run.features(name)
         assert features.dtype == np.float32
@@ -329,7 +399,7 @@ def test_inception_is_never_in_training_mode(networks):
 
 
 def test_weights_that_are_not_there_are_named_with_the_remedy():
-    with pytest.raises(InputError, match=f"extractor.inception.weights: must be a file.*nowhere.pth.*{inception.FILE}"):
+    with pytest.raises(InputError, match=f"inception.weights: must be a local file.*nowhere.pth.*{inception.FILE}"):
         built("nowhere.pth", "6726825d").load_pretrained()
 
 
@@ -344,7 +414,7 @@ def test_without_weights_and_network_it_says_what_to_provide(monkeypatch, tmp_pa
 
 
 def test_other_weights_are_refused(weights):
-    with pytest.raises(InputError, match="must begin with weights_sha256 6726825d, got"):
+    with pytest.raises(InputError, match="begins with weights_sha256 6726825d, got"):
         built(weights[0], "6726825d").load_pretrained()
 
 
@@ -355,19 +425,39 @@ def test_weights_are_never_unpickled(tmp_path):
 
     path = tmp_path / "trap.pth"
     path.write_bytes(pickle.dumps(Trap(), protocol=2))
-    with pytest.raises(InputError, match="must be a state dict of torch-fidelity's InceptionV3"):
+    with pytest.raises(InputError, match=r"must be a state dict .*which is none"):
         built(path, hashlib.sha256(path.read_bytes()).hexdigest()).load_pretrained()
     assert not (tmp_path / "executed").exists()
     pickle.loads(path.read_bytes())
     assert (tmp_path / "executed").exists()  # it is a trap
 
 
-def test_inception_cannot_be_a_perceptual_loss():
-    config = example(inception.Config)
-    raw = {"losses": {"mse": {"weight": 1.0}, "perceptual": {"weight": 0.0}}}
-    assert list(config.rule(Params(raw))) == []
+def test_no_loss_compares_by_a_network_without_a_gradient(raw):
+    raw["perceptual"]["name"] = "inception"
+    assert "perceptual.name: must be a network that passes a gradient, got 'inception'; choose classifier" in problems(
+        raw
+    )
+    raw["scorer"]["name"] = "inception"  # which may score
+    raw["perceptual"]["name"] = "efficientnet"
+    assert problems(raw) == []
+
+
+def test_no_loss_is_trained_against_the_network_that_scores(raw):
+    raw["scorer"]["name"] = raw["perceptual"]["name"] = "efficientnet"
+    assert problems(raw) == []  # the loss is off
     raw["losses"]["perceptual"]["weight"] = 0.5
-    assert "losses.perceptual.weight: must be 0" in next(config.rule(Params(raw)))
+    (said,) = problems(raw)
+    assert said.startswith(
+        "perceptual.name: must not be efficientnet, whose weights are those of the network that scores"
+    )
+    raw["losses"]["perceptual"]["weights"] = "vgg16.pth"
+    assert problems(raw) == []
+
+
+def test_two_classifiers_are_two_networks(raw):
+    raw["losses"]["perceptual"]["weight"] = 0.5
+    assert raw["scorer"]["name"] == raw["perceptual"]["name"] == "classifier"
+    assert problems(raw) == []
 
 
 def test_a_network_that_is_not_trained_loads_its_weights(weights, raw, runtime):
@@ -377,8 +467,3 @@ def test_a_network_that_is_not_trained_loads_its_weights(weights, raw, runtime):
     assert not torch.equal(network.network.fc.weight, before)
     assert fitted.history == []
     assert feature_training.metrics(fitted, splits()["val"]) == {}
-
-
-def test_run_reads_the_role_asked_for(tiny_run):
-    run: Run = tiny_run()
-    assert not equal(run.extractor("scorer").state_dict(), run.extractor("perceptual").state_dict())

@@ -303,11 +303,10 @@ def test_perceptual_by_hand():
     assert perceptual.Perceptual(Stack())(x, output_of(r)).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_perceptual_reads_the_second_network_and_leaves_it_frozen(tiny):
-    network, asked = Stack().train(), []
-    run = SimpleNamespace(extractor=lambda role: asked.append(role) or network)
+def test_perceptual_reads_the_network_of_its_section_and_leaves_it_frozen(tiny):
+    network = Stack().train()
+    run = SimpleNamespace(perceptual=lambda: network)  # and nothing of the one that scores
     loss = perceptual.build(tiny(perceptual.Config), run, None).train()
-    assert asked == ["perceptual"]  # not the one that scores
     r = pixels((1.0, 0.5), (0.5, 0.0)).requires_grad_()
     loss(pixels((0.0, 1.0), (1.0, 0.0)), output_of(r)).backward()
     assert r.grad.abs().sum() > 0

@@ -68,7 +68,8 @@ def loaded(stage: str, key: str | None) -> set[Path]:
     for section, seams_of_it in {
         "tokenizer": ("tokenizer", "quantizer"),
         "prior": ("prior",),
-        "extractor": ("extractor",),
+        "scorer": ("scorer",),
+        "perceptual": ("perceptual",),
     }.items():
         if f"artifacts/{section}" in deps:
             of_models |= imports.model_code((CHOOSES[name], PARAMS[name]["name"]) for name in seams_of_it)

@@ -71,7 +71,8 @@ def test_every_alternative_has_its_values_in_params_yaml():
     """Choosing with `-S quantizer.name=x` needs no editing."""
     values = params.read(FILE)
     for section, seam in CHOOSES.items():
-        assert set(seams.names(seam)) <= set(values[section]), section
+        useless = {"inception"} if section == "perceptual" else set()  # it passes no gradient
+        assert set(seams.names(seam)) - useless <= set(values[section]), section
 
 
 def test_dvc_changes_one_line(tmp_path):
@@ -100,7 +101,7 @@ def test_no_inline_lists():
     assert list(inline(YAML().load("a: [1]"), "")) == [".a"]
 
 
-@pytest.mark.parametrize("name", ["dataset.source", "dataset.huggingface.label_column", "extractor.inception.weights",
+@pytest.mark.parametrize("name", ["dataset.source", "dataset.huggingface.label_column", "scorer.inception.weights",
                                   "dataset.huggingface.hub", "samples.baseline"])  # fmt: skip
 @pytest.mark.parametrize("value", [2024, 7, 1.5, True])
 def test_text_that_looks_like_a_number_says_how_it_is_written(raw, name, value):
@@ -487,6 +488,25 @@ def test_a_threshold_on_a_metric_of_before_is_answered_by_the_one_of_today(
     assert validation.problems(raw) == [f"gate.thresholds.mine.metric: {old} is {now} now"]
 
 
+def test_the_section_extractor_is_answered_by_its_two_successors(raw):
+    raw["extractor"] = raw.pop("scorer")
+    found = validation.problems(raw)
+    assert "scorer: is missing" in found
+    (said,) = [line for line in found if line.startswith("extractor: ")]
+    assert "scorer for the network" in said
+    assert "perceptual for that of the loss" in said
+    assert validation.gone("extractor.training.epochs").startswith("extractor.training.epochs: is gone")
+    assert validation.metric_today("extractor:val_accuracy") == "scorer:val_accuracy"
+
+
+def test_the_loss_perceptual_is_switched_off_by_its_weight_alone(raw):
+    """The stage of its network reads it."""
+    del raw["losses"]["perceptual"]
+    assert validation.problems(raw) == [
+        "losses.perceptual: is missing; the stage perceptual reads its weight, which is 0 where the loss is off"
+    ]
+
+
 @pytest.mark.parametrize("old", ["no", False])
 def test_precision_no_is_answered_by_float32(raw: dict[str, Any], old: Any) -> None:
     raw["prior"]["training"]["precision"] = raw["extensions"]["inpainting"]["training"]["precision"] = old
@@ -495,7 +515,8 @@ def test_precision_no_is_answered_by_float32(raw: dict[str, Any], old: Any) -> N
 
 
 @pytest.mark.parametrize(
-    "place", ["extractor", "tokenizer", "probe", "prior", "extensions.inpainting", "extensions.super_resolution"]
+    "place",
+    ["scorer", "perceptual", "tokenizer", "probe", "prior", "extensions.inpainting", "extensions.super_resolution"],
 )
 def test_fp16_is_not_for_cpus(raw, place):
     section = raw
@@ -562,10 +583,19 @@ def test_the_decoder_of_super_resolution_needs_two_values_of_a_channel(raw, batc
 @pytest.mark.parametrize(("size", "fits"), [(4, False), (5, True), (8, True)])
 def test_the_classifier_needs_two_values_of_a_channel(raw, size, fits):
     raw["dataset"] |= {"image_size": size, "target_size": 2 * size}
-    raw["extractor"]["name"] = "classifier"
-    raw["extractor"]["training"]["batch_size"] = 1
-    found = [line for line in validation.problems(raw) if line.startswith("extractor.training.batch_size: ")]
-    assert bool(found) != fits
+    raw["losses"]["perceptual"]["weight"] = 0.1
+    for section in ("scorer", "perceptual"):
+        raw[section]["name"] = "classifier"
+        raw[section]["training"]["batch_size"] = 1
+        raw[section]["classifier"]["channels"] = {"scorer": 4, "perceptual": 5}[section]
+
+    def found() -> list[str]:
+        names = [line.partition(": ")[0] for line in validation.problems(raw)]
+        return sorted(name for name in names if name.endswith(".training.batch_size"))
+
+    assert found() == ([] if fits else ["perceptual.training.batch_size", "scorer.training.batch_size"])
+    raw["losses"]["perceptual"]["weight"] = 0.0  # no second network is made
+    assert found() == ([] if fits else ["scorer.training.batch_size"])
 
 
 def test_samples_are_enough_for_halves_to_be_compared(raw):

@@ -76,7 +76,7 @@ def test_a_second_run_does_nothing(repo):
     assert (repo / "dvc.lock").read_bytes() == before
 
 
-FORCED = ("extractor", "tokenizer", "codes", "prior", "samples")
+FORCED = ("scorer", "perceptual", "tokenizer", "codes", "prior", "samples")
 
 
 def test_a_forced_run_that_is_killed_and_goes_on_gives_the_same_bytes(repo):
@@ -106,7 +106,8 @@ def test_models_load_from_python_with_their_cards(repo):
 # an alternative that is not chosen run nothing, unless it stands here.
 ALL_SEEDED = {
     "dataset",
-    "extractor",
+    "scorer",
+    "perceptual",
     "tokenizer",
     "codes",
     "diagnostics",
@@ -122,11 +123,14 @@ TABLE = {
     "dataset": {"dataset", "report"},
     "dataset.image_size": {"dataset", "extensions", "report"},
     "dataset.target_size": {"dataset", "extensions", "report"},
-    "extractor": {"extractor", "report"},
+    "scorer": {"scorer", "report"},
+    "perceptual": {"perceptual", "report"},
     "tokenizer": {"tokenizer", "report"},
     "tokenizer.vqvae": {"tokenizer", "extensions", "report"},
     "quantizer": {"tokenizer", "report"},
     "losses": {"tokenizer", "report"},
+    "losses.perceptual.weight": {"perceptual", "tokenizer", "report"},
+    "losses.perceptual.weights": {"perceptual", "tokenizer", "report"},
     "codes": {"codes", "report"},
     "reconstruction": {"reconstruction", "report"},
     "diagnostics": {"diagnostics", "gate", "report"},

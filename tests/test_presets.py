@@ -253,7 +253,7 @@ def test_system_runs_from_images_to_samples(name, raw, sources, workspace, runti
     raw["codes"]["copies"] = copies
     raw["samples"]["count"], raw["tokenizer"]["snapshot_epochs"] = 4, []
     raw["prior"]["label_dropout"] = 0.1  # which guidance needs
-    for section in ("extractor", "tokenizer", "prior"):
+    for section in ("scorer", "perceptual", "tokenizer", "prior"):
         raw[section]["training"] |= {"epochs": 1, "batch_size": 24}
     assert problems(raw) == []
     params = Params(raw)
@@ -265,7 +265,7 @@ def test_system_runs_from_images_to_samples(name, raw, sources, workspace, runti
         runtime, "progress", lambda iterable=None, **options: bar(**options) if iterable is None else iterable
     )
     run = Run(params, runtime=runtime)
-    for stage in ("dataset", "extractor", "tokenizer", "codes", "reconstruction", "prior", "samples"):
+    for stage in ("dataset", "scorer", "perceptual", "tokenizer", "codes", "reconstruction", "prior", "samples"):
         importlib.import_module(f"stages.{stage}").main(run)
     assert run.image_shape == (channels, size, size)
     assert run.space.grids == grids

@@ -15,26 +15,25 @@ from tessera.runtime.inputs import Declared, Inputs
 
 STAGES = {  # as in dvc.yaml: what each reads, and its folder
     "dataset": ("data.parquet",),
-    "extractor": ("artifacts/dataset",),
-    "tokenizer": ("artifacts/dataset", "artifacts/extractor/perceptual"),
+    "scorer": ("artifacts/dataset",),
+    "perceptual": ("artifacts/dataset",),
+    "tokenizer": ("artifacts/dataset", "artifacts/perceptual"),
     "codes": ("artifacts/dataset", "artifacts/tokenizer"),
     "reconstruction": ("artifacts/dataset", "artifacts/tokenizer"),
     "prior": ("artifacts/dataset/table.csv", "artifacts/codes", "artifacts/gate.txt"),
     "samples": ("artifacts/dataset", "artifacts/codes", "artifacts/tokenizer", "artifacts/prior"),
-    "features": ("artifacts/dataset", "artifacts/extractor", "artifacts/reconstruction", "artifacts/samples"),
+    "features": ("artifacts/dataset", "artifacts/scorer", "artifacts/reconstruction", "artifacts/samples"),
     "evaluation": ("artifacts/codes", "artifacts/prior", "artifacts/reconstruction", "artifacts/samples", "artifacts/features"),
 }  # fmt: skip
-MODELS = {"tokenizer": ("",), "prior": ("",), "extractor": ("scorer", "perceptual")}
+MODELS = ("scorer", "perceptual", "tokenizer", "prior")
 
 
 def text(stage: str, version: str) -> None:
     """The files of an artefact, as that version of it has them."""
-    for part in MODELS.get(stage, ("",)):
-        folder = Path("artifacts") / stage / part
-        folder.mkdir(parents=True, exist_ok=True)
-        names = ("model.safetensors", "recipe.json") if stage in MODELS else ("train.npy", "table.csv")
-        for name in names:
-            (folder / name).write_text(f"{stage} {version} {name}")
+    folder = Path("artifacts") / stage
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("model.safetensors", "recipe.json") if stage in MODELS else ("train.npy", "table.csv"):
+        (folder / name).write_text(f"{stage} {version} {name}")
 
 
 def make(stage: str, version: str = "first") -> None:
@@ -79,7 +78,8 @@ MIXED = {  # what was made anew alone, who reads it next -> what that says
     ("codes", "evaluation"): "artifacts/prior was made from artifacts/codes",
     ("prior", "evaluation"): "artifacts/samples was made from artifacts/prior",
     ("samples", "evaluation"): "artifacts/features was made from artifacts/samples",
-    ("extractor", "evaluation"): None,
+    ("scorer", "evaluation"): None,
+    ("perceptual", "codes"): None,
 }
 
 
@@ -105,7 +105,7 @@ def test_two_that_were_made_from_different_ones_are_refused_by_who_reads_neither
 
 def test_a_part_of_what_is_read_whole_counts(run):
     """The prior read the table of the data set; another one is noticed by who reads all of it."""
-    for stage in ("dataset", "extractor", "tokenizer", "codes"):
+    for stage in ("dataset", "scorer", "perceptual", "tokenizer", "codes"):
         make(stage, "second")
     with pytest.raises(InputError, match=r"artifacts/prior was made from artifacts/(codes|dataset/table\.csv)"):
         make("samples")

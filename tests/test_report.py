@@ -35,7 +35,8 @@ in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"
 
 METRICS = {
     "dataset": {"rows": {"train": 2920, "val": 365}, "classes": 10},
-    "extractor": {"features": 64, "val_accuracy": 0.8137},
+    "scorer": {"features": 64, "val_accuracy": 0.8137},
+    "perceptual": {"applies": 0},
     "tokenizer": {"epoch": 10, "val": {"total": 0.04, "usage": 0.985, "perplexity": 177.07}, "train": {"total": 0.03}},
     "reconstruction": {"test": {"mse": 0.02, "psnr_db": 22.52, "ssim": 0.8418, "psnr_db_from_z": 23.91}, "val": {"mse": 0.0264}},
     "prior": {"epoch": 30, "val": {"nll_bits_per_code": 4.6086, "accuracy": 0.3},
@@ -53,7 +54,8 @@ METRICS = {
     "criteria": {"passed": 1, "judged": 0, "failed": 0, "checks": {}},
 }  # fmt: skip
 CURVES = {
-    "extractor": {"epoch": [0]},
+    "scorer": {"epoch": [0]},
+    "perceptual": {"epoch": [0]},
     "tokenizer": {"epoch": [5, 10], "lr": [0.002, 0.001], "train_mse": [0.1, 0.03], "val_mse": [0.04, 0.03],
                   "train_commitment": [0.01, 0.009], "val_ssim": [0.74, 0.78]},
     "prior": {"epoch": [0], "bound": [1], "val_nll_bits_per_code": [4.6086]},

@@ -82,7 +82,7 @@ def artefacts(tiny_run: Any, raw: dict[str, Any], runtime: Any, workspace: Path)
             YAML(typ="safe").dump(raw, stream)
         for name in ("studies", "presets", "dvc.yaml"):
             Path(name).symlink_to(ROOT / name)
-        extractor = run.extractor("scorer")
+        extractor = run.scorer()
         for split in ("train", "test"):
             features = extractor(torch.from_numpy(run.images(split) / 127.5 - 1).float().movedim(3, 1))
             files.save_array(run.folder("features") / f"{split}.npy", features.detach().numpy())

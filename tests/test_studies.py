@@ -78,7 +78,12 @@ def test_every_run_has_valid_params_and_stages(monkeypatch):
         for run in study.runs:
             values = presets.applied(raw, sweep.changes(study, run))
         if study.runs:
-            assert [stage.name for stage in plan.of(study.targets, values)][:3] == ["dataset", "extractor", "tokenizer"]
+            assert [stage.name for stage in plan.of(study.targets, values)][:4] == [
+                "dataset",
+                "scorer",
+                "perceptual",
+                "tokenizer",
+            ]
 
 
 def test_a_run_is_its_preset_then_the_base_then_its_own_values(written):
@@ -175,7 +180,7 @@ def made(written, workspace, monkeypatch):
 
 def test_runs_share_what_stages_make_of_the_same_values(made):
     first = made("a")
-    assert first[:2] == ["dataset", "extractor"]
+    assert first[:2] == ["dataset", "scorer"]
     assert "report" not in first
     assert made("a") == []
     assert made("hot") == ["samples", "features", "evaluation", "criteria"]
@@ -189,7 +194,7 @@ def test_runs_share_what_stages_make_of_the_same_values(made):
         ("src/tessera/core/models.py", "dataset"),
         ("src/tessera/core/new.py", "dataset"),
         (SOURCE, "dataset"),
-        ("versions.yaml", "extractor"),  # another torch
+        ("versions.yaml", "scorer"),  # another torch
         (CHOSEN, "tokenizer"),
         ("stages/samples.py", "samples"),
         ("src/tessera/quantizers/other.py", None),  # not chosen
@@ -242,6 +247,23 @@ def test_a_stage_is_known_by_every_file_that_it_imports(name, tmp_path):
     assert [file for file in others if file not in stage.deps and differs(file)] == []
 
 
+def test_values_of_the_stage_extractor_are_read_as_those_of_its_successors():
+    kept = {"extractor.name": "classifier", "extractor.training.precision": "no"}
+    scorer = {"scorer.name": "classifier", "scorer.training.precision": "float32"}
+    perceptual = {"perceptual.name": "classifier", "perceptual.training.precision": "float32"}
+    assert plan.today(kept) == scorer
+    on = {"losses.perceptual.weight": 0.1}
+    assert plan.today(kept | on) == scorer | perceptual | on
+
+
+def test_a_network_that_the_loss_does_not_ask_for_counts_for_no_result():
+    raw = read(project() / "params.yaml")
+    assert not [name for name in plan.counted(["tokenizer"], raw, ROOT) if "perceptual" in name]
+    raw["losses"]["perceptual"]["weight"] = 0.1
+    counted = plan.counted(["tokenizer"], raw, ROOT)
+    assert {"losses.perceptual.weight", "perceptual.name", "perceptual.classifier.features"} <= set(counted)
+
+
 def test_what_was_made_with_other_weights_is_not_taken(made, workspace, monkeypatch):
     params = sweep.params
     perceptual = {"perceptual": {"weight": 1.0, "weights": "vgg.pth", "weights_sha256": ""}}
@@ -249,7 +271,7 @@ def test_what_was_made_with_other_weights_is_not_taken(made, workspace, monkeypa
     (workspace / "vgg.pth").write_text("weights")
     made("a")
     (workspace / "vgg.pth").write_text("others")
-    assert made("a")[0] == "tokenizer"
+    assert made("a")[:2] == ["perceptual", "tokenizer"]
 
 
 def test_what_is_edited_while_a_stage_runs_belongs_to_no_version(made, workspace, monkeypatch):

@@ -967,14 +967,14 @@ def test_other_differences_from_params_are_named_too(tiny_run):
         tiny_run().prior()
     files.save_array(run.folder("dataset") / "train.npy", np.zeros((3, 16, 16, 3), np.uint8))
     with pytest.raises(InputError, match=r"image_shape is \[3, 8, 8\] in the model, \[3, 16, 16\] in params\.yaml"):
-        tiny_run().extractor("scorer")
+        tiny_run().scorer()
 
 
-@pytest.mark.parametrize(("stage", "part"), [("tokenizer", ""), ("extractor", "scorer")])
-def test_card_says_how_to_load_this_very_folder(tiny_run, stage, part):
+@pytest.mark.parametrize("stage", ["tokenizer", "scorer"])
+def test_card_says_how_to_load_this_very_folder(tiny_run, stage):
     run = tiny_run()
-    folder = run.folder(stage) / part
-    run.save_model(stage, models.load(folder), models.read_recipe(folder), {"epoch": 1}, part)
+    folder = run.folder(stage)
+    run.save_model(stage, models.load(folder), models.read_recipe(folder), {"epoch": 1})
     text = (folder / "README.md").read_text()
     (named,) = re.findall(r'tessera\.load\("(.+)"\)', text)
     assert tessera.load(named).state_dict().keys() == models.load_weights(folder / models.WEIGHTS).keys()

@@ -261,7 +261,7 @@ def test_seed_and_name_decide_the_order(runtime):
 
     assert order(0, "prior") == order(0, "prior")
     assert order(0, "prior") != order(1, "prior")
-    assert order(0, "prior") != order(0, "extractor/scorer")
+    assert order(0, "prior") != order(0, "scorer")
 
 
 def test_batch_draws_differ_from_step_to_step_and_not_from_run_to_run(runtime):
@@ -431,10 +431,8 @@ def test_latents_that_are_not_finite_stop_before_the_codebook_moves(runtime, raw
 
 def test_batch_that_the_processes_cannot_share(runtime):
     runtime.ranks = 3
-    with pytest.raises(
-        InputError, match=r"extractor\.training\.batch_size must be divisible by the 3 training processes"
-    ):
-        fit(task(Line())._replace(name="extractor/scorer"), training(), 0, runtime)
+    with pytest.raises(InputError, match=r"scorer\.training\.batch_size must be divisible by the 3 training processes"):
+        fit(task(Line())._replace(name="scorer"), training(), 0, runtime)
 
 
 def test_processes_share_a_batch_without_overlap(runtime):
@@ -649,12 +647,12 @@ def test_bf16_trains_too(everything_moves, make_images):
 
 
 @pytest.mark.parametrize(
-    "name", ["tokenizer", "prior", "extractor/scorer", "extensions.inpainting", "extensions.super_resolution"]
+    "name", ["tokenizer", "prior", "scorer", "extensions.inpainting", "extensions.super_resolution"]
 )
 def test_fp16_is_refused_on_a_cpu_before_any_step(name):
     """Accelerate would compute in float32, and the card would say fp16."""
     line = Line()
-    message = rf"^{name.partition('/')[0]}\.training\.precision: must be float32 or bf16 on a CPU, got 'fp16'"
+    message = rf"^{name}\.training\.precision: must be float32 or bf16 on a CPU, got 'fp16'"
     with pytest.raises(InputError, match=message):
         fit(task(line)._replace(name=name), training(precision="fp16"), 0, Runtime(SETTINGS))
     assert not line.batches
@@ -749,11 +747,11 @@ def test_finished_in_another_workspace_is_used(workspace, tmp_path_factory, monk
 
 
 def test_trainings_of_one_stage_do_not_mix(workspace):
-    with Scratch("extractor", "abc", 2) as scratch:
-        scratch.save("extractor/scorer", {"a": torch.ones(1)}, {"step": 1})
-        scratch.save("extractor/perceptual", {"a": torch.zeros(1)}, {"step": 2})
-        assert float(scratch.load("extractor/scorer")[0]["a"]) == 1
-        assert scratch.load("extractor/perceptual")[1] == {"step": 2}
+    with Scratch("scorer", "abc", 2) as scratch:
+        scratch.save("scorer", {"a": torch.ones(1)}, {"step": 1})
+        scratch.save("perceptual", {"a": torch.zeros(1)}, {"step": 2})
+        assert float(scratch.load("scorer")[0]["a"]) == 1
+        assert scratch.load("perceptual")[1] == {"step": 2}
 
 
 def test_values_of_a_checkpoint_come_back_exactly(workspace):

@@ -231,7 +231,8 @@ class ClosedFormPrior(ExactPrior, Protocol):
 class Extractor(Model, Protocol):
     """Maps images in [-1, 1] to features. `distance` names the Fréchet distance on them; only on Inception's features is it `fid`.
 
-    An extractor that is trained here has `losses` and `accuracy`. A pretrained one loads its weights by `load_pretrained`.
+    An extractor that is trained here has `losses` and `accuracy`. A pretrained one loads its weights by `load_pretrained`, whose
+    errors begin with the name of the plug-in. An extractor that serves the loss `perceptual` has `maps` (see there).
     """
 
     @property

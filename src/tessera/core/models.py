@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tessera.core.params import Params
 
 WEIGHTS, RECIPE, CARD = "model.safetensors", "recipe.json", "README.md"
+UNUSED = "unused.json"  # in the place of these: a network that nothing asked for
 
 
 class Recipe(NamedTuple):
@@ -47,9 +48,10 @@ def prior_recipe(params: Params, space: CodeSpace, classes: int, name: str | Non
     return _recipe("priors", name, params.config("prior", name), **space.facts, classes=classes)
 
 
-def extractor_recipe(params: Params, image_shape: ImageShape, classes: int) -> Recipe:
-    name = params.value("extractor.name")
-    return _recipe("extractors", name, params.config("extractor"), image_shape=image_shape, classes=classes)
+def extractor_recipe(params: Params, section: str, image_shape: ImageShape, classes: int) -> Recipe:
+    """Of the network that `section` chooses: `scorer` or `perceptual`."""
+    name = params.value(f"{section}.name")
+    return _recipe("extractors", name, params.config(section), image_shape=image_shape, classes=classes)
 
 
 def _recipe(

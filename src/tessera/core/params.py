@@ -26,7 +26,8 @@ class Strict(BaseModel):
 
 CHOOSES = {
     "dataset": "datasets",
-    "extractor": "extractors",
+    "scorer": "extractors",
+    "perceptual": "extractors",
     "tokenizer": "tokenizers",
     "quantizer": "quantizers",
     "prior": "priors",
@@ -88,6 +89,12 @@ class Params:
         return getattr(seams.plugin("quantizers", self.value("quantizer.name")), "POST_HOC", False)
 
     @property
+    def perceptual_network(self) -> bool:
+        """Whether the loss `perceptual` compares by the network of the section `perceptual`: it is on, and by no file of other
+        weights."""
+        return self.value("losses.perceptual.weight") > 0 and not self.value("losses.perceptual.weights")
+
+    @property
     def guidable(self) -> bool:
         """Whether the chosen prior can predict with and without a label. Guidance other than 1 compares the two predictions. A
         trained prior learns the second from examples whose label was dropped, a closed-form prior always from all images."""
@@ -118,6 +125,11 @@ class Params:
 def shared(raw: dict[str, Any], config: type[BaseModel]) -> dict[str, Any]:
     """The values at the top of a singular section that are fields of a plug-in's `Config`."""
     return {key: value for key, value in raw.items() if key in config.model_fields}
+
+
+def pretrained(extractor: str) -> bool:
+    """Whether a feature network has its weights from elsewhere, the same ones in every section that chooses it."""
+    return getattr(seams.plugin("extractors", extractor), "PRETRAINED", False)
 
 
 def closed_form(prior: str) -> bool:

@@ -116,13 +116,30 @@ class Run:
         recipe = models.prior_recipe(self._whole, self.space, classes)
         return self._model("prior", recipe)
 
-    def extractor(self, role: str = "scorer") -> Extractor:
-        """The feature network that scores. `role="perceptual"`: the other one, against which a loss may train."""
-        recipe = models.extractor_recipe(self._whole, self.image_shape, len(self.label_names))
-        return self._model("extractor", recipe, role)
+    def scorer(self) -> Extractor:
+        """The feature network that images are compared by; nothing is ever trained against it."""
+        return self._model("scorer", self._extractor_recipe("scorer"))
 
-    def _model(self, stage: str, wanted: models.Recipe, part: str = "") -> Any:
-        folder = self.folder(stage) / part
+    def perceptual(self) -> Extractor:
+        """The feature network of the loss `perceptual`.
+
+        Raises:
+            InputError: the stage `perceptual` made none, since the loss did not ask for it.
+        """
+        folder = self.folder("perceptual")
+        if (folder / models.UNUSED).exists():
+            reason = files.read_json(folder / models.UNUSED)["reason"]
+            raise InputError(
+                f"{folder} holds no network: when the stage perceptual ran, {reason}. Set a weight above 0 and no file of "
+                "weights, and run `dvc repro perceptual`"
+            )
+        return self._model("perceptual", self._extractor_recipe("perceptual"))
+
+    def _extractor_recipe(self, section: str) -> models.Recipe:
+        return models.extractor_recipe(self._whole, section, self.image_shape, len(self.label_names))
+
+    def _model(self, stage: str, wanted: models.Recipe) -> Any:
+        folder = self.folder(stage)
         stored = models.read_recipe(folder)
         if stored != wanted:
             raise InputError(
@@ -131,17 +148,11 @@ class Run:
         return models.load(folder, self.device)
 
     def save_model(
-        self,
-        stage: str,
-        model: Model,
-        recipe: models.Recipe,
-        metrics: dict[str, Any],
-        part: str = "",
-        notes: Sequence[str] = (),
+        self, stage: str, model: Model, recipe: models.Recipe, metrics: dict[str, Any], notes: Sequence[str] = ()
     ) -> None:
         """Write `artifacts/<stage>/` and `metrics/<stage>.json`. The model's card shows params, `notes` and metrics."""
         files.write_metrics(stage, metrics)
-        folder = self.folder(stage) / part
+        folder = self.folder(stage)
         models.save(folder, model, recipe, models.card(folder.as_posix(), recipe, self.params.chosen(), metrics, notes))
 
     # samples and features

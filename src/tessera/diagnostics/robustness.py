@@ -43,7 +43,7 @@ class Config(Strict):
 def measure(config: Config, run: Run) -> Report:
     """Fréchet distance and PSNR to the original images. `clean`: plain reconstructions (rate 0); `perturbed`: at the middle
     rate; `rise` and `drop`: their difference."""
-    tokenizer, extractor = run.tokenizer(), run.extractor()
+    tokenizer, extractor = run.tokenizer(), run.scorer()
     device = run.device
     pixels = run.images("val")
     pixels = np.asarray(pixels[arrays.evenly(len(pixels), config.count)])

@@ -39,11 +39,12 @@ class Config(Strict):
         size = params.value("dataset.image_size")
         for _ in range(halvings(size)):
             size = -(-size // 2)
-        if size == 1:
-            own = "extractor.classifier"
-            yield from conv.on_one_place(
-                "batch", self.channels, params.value("extractor.training.batch_size"), "extractor", own, params
-            )
+        made = ("scorer", "perceptual") if params.perceptual_network else ("scorer",)
+        for section in made if size == 1 else ():
+            if params.value(f"{section}.name") == "classifier" and params.config(section) == self:
+                own = f"{section}.classifier"
+                batch_size = params.value(f"{section}.training.batch_size")
+                yield from conv.on_one_place("batch", self.channels, batch_size, section, own, params)
 
 
 def halvings(image_size: int) -> int:

@@ -8,23 +8,21 @@ saved with the run like those of any model. Of fewer images than its 2048 featur
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from tessera.core import files
+from tessera import pretrained
 from tessera.core.contracts import ImageShape, PretrainedExtractor
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
 
-if TYPE_CHECKING:
-    from tessera.core.params import Params
-
+PRETRAINED = True  # the same weights in every section that chooses it
+DIFFERENTIABLE = False  # its input is 8-bit
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 FILE = URL.rpartition("/")[2]
 
@@ -35,16 +33,6 @@ class Config(Strict):
     weights_sha256: str = Field(pattern="^[0-9a-f]{8,64}$", description="first digits of the SHA-256 of that file: "
                                 "what `fid` means is pinned by content; 6726825d is torch-fidelity's",
                                 examples=["6726825d"])  # fmt: skip
-
-    def rule(self, params: Params) -> Iterator[str]:
-        perceptual = params.raw["losses"].get("perceptual", {})
-        weight = perceptual.get("weight", 0)
-        if weight and not perceptual.get("weights"):
-            yield (
-                "losses.perceptual.weight: must be 0 with extractor.name inception, whose 8-bit input passes no "
-                f"gradient and which scores the result, got {weight}; choose extractor.name classifier, or give VGG16 in "
-                "losses.perceptual.weights"
-            )
 
 
 def architecture() -> nn.Module:
@@ -103,19 +91,12 @@ class Inception(nn.Module):
     def load_pretrained(self) -> None:
         """
         Raises:
-            InputError: the weights are missing and cannot be downloaded, or are not what `weights_sha256` pins.
+            InputError: the weights are missing and cannot be downloaded, are not what `weights_sha256` pins, or do not fit.
         """
         path = Path(self._config.weights) if self._config.weights else _downloaded()
-        if not path.is_file():
-            raise InputError(_remedy(f"must be a file, got {self._config.weights!r}"))
-        digest = files.sha256(path)
-        if not digest.startswith(self._config.weights_sha256):
-            rule = f"the SHA-256 of {path.name} must begin with weights_sha256 {self._config.weights_sha256}"
-            raise InputError(_remedy(f"{rule}, got {digest[:16]}"))
-        try:
-            self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:  # bytes that are no weights fail in many ways
-            raise InputError(_remedy(f"{path.name} must be a state dict of torch-fidelity's InceptionV3")) from error
+        state = pretrained.read(path, self._config.weights_sha256, _remedy)
+        pretrained.require_fit(self.network.state_dict(), state, "torch-fidelity's InceptionV3", _remedy)
+        self.network.load_state_dict(state)
 
 
 def _downloaded() -> Path:
@@ -131,8 +112,8 @@ def _downloaded() -> Path:
 
 def _remedy(problem: str) -> str:
     return (
-        f"extractor.inception.weights: {problem}. Get {URL}, put {FILE} beside params.yaml and "
-        f"set extractor.inception.weights to {FILE}; or choose extractor.name classifier, which needs no download"
+        f"inception.weights: {problem}. Get {URL}, put {FILE} beside params.yaml and set it to {FILE}; or choose "
+        "name: classifier, which needs no download"
     )
 
 

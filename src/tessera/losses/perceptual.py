@@ -1,19 +1,19 @@
 """Distance of features: LPIPS without learned weights (Zhang et al. 2018, arXiv 1801.03924, eq. 1 with w = 1).
 
-Features come from the extractor's second network, which never scores results, or from an ImageNet VGG16.
+Features come from the network of section `perceptual`, which never scores results, or from an ImageNet VGG16.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from tessera.core import files
+from tessera import pretrained
 from tessera.core.contracts import Loss, Model, Output, Tokenizer
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
@@ -29,8 +29,8 @@ EPSILON = 1e-8  # under the root of the norm: keeps the gradient finite where no
 
 class Config(Strict):
     weight: float = Field(ge=0, description="weight of the term; 0: not built", examples=[1.0])
-    weights: str = Field(description="local file of torchvision's VGG16, .pth or .safetensors; empty: the extractor's "
-                         "second network", examples=[""])  # fmt: skip
+    weights: str = Field(description="local file of torchvision's VGG16, .pth or .safetensors; empty: the "
+                         "network of section perceptual", examples=[""])  # fmt: skip
     weights_sha256: str = Field(pattern="^[0-9a-f]{8,64}$", description="first digits of the SHA-256 of that file, which is "
                                 "not a dependency of the stage; 397923af is torchvision's",
                                 examples=["397923af"])  # fmt: skip
@@ -50,16 +50,13 @@ class VGG16(nn.Module):
         super().__init__()
         from torchvision.models import vgg16
 
-        state = read(file, sha256)
+        state = pretrained.read(Path(file), sha256, _remedy)
         with torch.device("meta"):  # allocates no memory: the unused classifier has half a gigabyte
             self.features = vgg16(weights=None, init_weights=False).features[: TAPS[-1] + 1]
-        expected = self.features.state_dict()
-        for name, tensor in expected.items():
-            shape = getattr(state.get(f"features.{name}"), "shape", None)
-            if shape != tensor.shape:
-                what = "is missing" if shape is None else f"has shape {tuple(shape)}, want {tuple(tensor.shape)}"
-                raise InputError(_remedy(f"must be torchvision's VGG16, got {file!r}, where features.{name} {what}"))
-        self.features.load_state_dict({name: state[f"features.{name}"].float() for name in expected}, assign=True)
+        names = {name: f"features.{name}" for name in self.features.state_dict()}
+        expected = {names[name]: tensor for name, tensor in self.features.state_dict().items()}
+        pretrained.require_fit(expected, state, "torchvision's VGG16", _remedy)
+        self.features.load_state_dict({name: state[names[name]].float() for name in names}, assign=True)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
 
@@ -73,30 +70,10 @@ class VGG16(nn.Module):
         return tuple(found)
 
 
-def read(file: str, sha256: str) -> dict[str, Any]:
-    if not Path(file).is_file():
-        raise InputError(_remedy(f"must be a local file, got {file!r}"))
-    digest = files.sha256(Path(file))
-    if not digest.startswith(sha256):
-        raise InputError(
-            _remedy(f"must have a SHA-256 that begins with weights_sha256 {sha256}, got {file!r} of {digest[:16]}")
-        )
-    try:
-        if file.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            return load_file(file)
-        return dict(torch.load(file, map_location="cpu", weights_only=True))
-    except Exception as error:  # other bytes fail in many ways, and torch's message advises unpickling
-        raise InputError(
-            _remedy(f"must be a state dict in .pth or .safetensors, got {file!r}, which is none")
-        ) from error
-
-
 def _remedy(problem: str) -> str:
     return (
-        f"losses.perceptual.weights: {problem}. Get {URL} and put its path here; or leave it empty for the extractor's "
-        "second network, which needs no download"
+        f"losses.perceptual.weights: {problem}. Get {URL} and put its path here; or leave it empty for the network "
+        "of section perceptual, which needs no download"
     )
 
 
@@ -132,7 +109,7 @@ def unit(activations: Float[Tensor, "b d i j"]) -> Float[Tensor, "b d i j"]:
 
 def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
     if not config.weights:
-        return Perceptual(cast("Network", run.extractor("perceptual")))
+        return Perceptual(cast("Network", run.perceptual()))
     side = min(tokenizer.image_shape[1:])
     if side < SMALLEST:
         raise InputError(_remedy(f"must be empty where dataset.image_size is under {SMALLEST}, got {side} pixels"))

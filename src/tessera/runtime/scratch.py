@@ -92,8 +92,8 @@ class Scratch:
                 _remove(folder)
 
     def _checkpoint(self, task: str) -> Path:
-        """The checkpoint file of one training: `extractor/scorer` becomes `extractor-scorer.safetensors`."""
-        return self.folder / f"{task.replace('/', '-')}.safetensors"
+        """The checkpoint file of one training."""
+        return self.folder / f"{task}.safetensors"
 
     def save(self, task: str, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         from tessera.core.models import save_weights

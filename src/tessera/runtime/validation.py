@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from tessera.core import files, seams, trees
 from tessera.core.errors import InputError
-from tessera.core.params import CHOOSES, PLURAL, Params, Strict, closed_form, read
+from tessera.core.params import CHOOSES, PLURAL, Params, Strict, closed_form, pretrained, read
 from tessera.runtime.settings import in_fp16
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 ORDER = (
     "seed",
     "dataset",
-    "extractor",
+    "scorer",
+    "perceptual",
     "tokenizer",
     "quantizer",
     "codes",
@@ -43,6 +44,7 @@ ORDER = (
     *PLURAL,
 )
 CLASSES = {  # section -> place of its class; all other sections have `Settings` in the stage of the same name
+    "scorer": ("tessera.feature_training", "Settings"),
     "quantizer": ("stages.tokenizer", "QuantizerSettings"),
     "gate": ("tessera.verdict", "Verdict"),
     "criteria": ("tessera.verdict", "Verdict"),
@@ -54,6 +56,8 @@ JUDGES = {
 }  # section -> stages whose metrics its thresholds may name
 
 RENAMED = {  # former name in params.yaml -> what to write instead
+    "extractor": "it is two sections: write scorer for the network that images are compared by, and perceptual for that of the "
+    "loss; each has name, augmentation, training and the values of its networks",
     "diagnostics.probe": "it is a stage of its own: set the values of section probe, and probe.training.epochs for its steps",
     "prior.pixelcnn.architecture": "set prior.name to gated_pixelcnn or pixelcnn; each has a sub-section of its own",
     "diagnostics.positions.share": "write diagnostics.positions.fraction",
@@ -65,6 +69,7 @@ RENAMED_VALUES: dict[
     "training.precision": {"no": "float32", False: "float32"},  # a reader of YAML 1.1 reads no as False
 }
 RENAMED_METRICS = {  # former beginning of a metric `file:name` -> its beginning today
+    "extractor:": "scorer:",
     "diagnostics/probe:": "probe:",
     "probe:share_saved": "probe:fraction_saved",
     **{
@@ -111,6 +116,10 @@ def problems(raw: dict[str, Any]) -> list[str]:
     sections."""
     raw, found = _without_renamed(raw)
     found += [*_unknown("", raw, ORDER), *(f"{key}: is missing" for key in ORDER if key not in raw)]
+    if isinstance(raw.get("losses"), dict) and "perceptual" not in raw["losses"]:
+        found.append(
+            "losses.perceptual: is missing; the stage perceptual reads its weight, which is 0 where the loss is off"
+        )
     if "seed" in raw and not (type(raw["seed"]) is int and 0 <= raw["seed"] < 2**63):
         found.append(f"seed: must be a whole number from 0 to 2**63 - 1, got {raw['seed']!r}")
     for section in [key for key in ORDER if key in raw and key != "seed"]:
@@ -268,6 +277,12 @@ def _rules(params: Params) -> Iterator[str]:
         fitted = ", ".join(name for name in seams.names("priors") if name in raw and closed_form(name))
         yield f"samples.baseline: must be a prior in closed form ({fitted}), got {baseline!r}, which is trained"
     yield from _unknown_metrics(params)
+    scorer = params.value("scorer.name")
+    if params.perceptual_network and params.value("perceptual.name") == scorer and pretrained(scorer):
+        yield (
+            f"perceptual.name: must not be {scorer}, whose weights are those of the network that scores (scorer.name): nothing "
+            "is trained against its judge; choose classifier, or give VGG16 in losses.perceptual.weights"
+        )
     guidance, conditional, dropout = map(params.value, ("samples.guidance", "prior.conditional", "prior.label_dropout"))
     if guidance != 1 and not params.guidable:
         yield (

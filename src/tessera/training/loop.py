@@ -41,14 +41,15 @@ class Task(NamedTuple):
     """One training. The stage defines the task, `Training` the hyperparameters.
 
     Attributes:
-        name: names the random streams, the progress bar and the checkpoint. It begins with the section of params.yaml
-            that holds `training` (`tokenizer`; `extractor/scorer` in a stage with several trainings).
+        name: names the random streams, the progress bar and the checkpoint. It is the section of params.yaml
+            that holds `training`.
         objective: `forward(*batch)` returns named, weighted terms (means over the batch); their sum is minimised.
         examples: number of training examples.
         batch: gathers the examples at the given indices, and augments them with the given generator. Schedules receive
             the fraction of training completed, from 0 to below 1.
         evaluate: computes the validation row of the objective in eval mode.
         score: score of a row. The weights of the epoch with the highest score are kept; early stopping uses it too.
+        streams: name of the random streams, if it is not `name`.
         snapshot: (objective, epoch) -> tensors to keep of an epoch in `snapshot_epochs` (0: before training), or None.
     """
 
@@ -58,12 +59,9 @@ class Task(NamedTuple):
     batch: Batch
     evaluate: Callable[[Any], Row]
     score: Callable[[Row], float]
+    streams: str = ""
     snapshot: Callable[[Any, int], dict[str, Tensor]] | None = None
     snapshot_epochs: Iterable[int] = ()
-
-    @property
-    def section(self) -> str:
-        return self.name.partition("/")[0]
 
 
 class Fitted(NamedTuple):
@@ -106,9 +104,7 @@ def largest_batch(task: Task, training: Training, ranks: int) -> int:
     """
     processes = f"the {ranks} training processes (runtime.devices times runtime.nodes)"
     if training.batch_size % ranks:
-        raise InputError(
-            f"{task.section}.training.batch_size must be divisible by {processes}, got {training.batch_size}"
-        )
+        raise InputError(f"{task.name}.training.batch_size must be divisible by {processes}, got {training.batch_size}")
     if task.examples < ranks:
         raise InputError(
             f"{processes} must not be more than the {task.examples} images of the train split: take fewer processes, or a "
@@ -122,7 +118,7 @@ def largest_batch(task: Task, training: Training, ranks: int) -> int:
 def suited(task: Task, training: Training, ranks: int) -> tuple[Training, tuple[str, ...]]:
     """`training` adapted to the number of examples, and a note for the log on each change: the batch is at most
     `largest_batch`, and the warm-up at most the fraction `WARM_UP` of all steps."""
-    own = f"{task.section}.training"
+    own = f"{task.name}.training"
     batch_size = min(training.batch_size, largest_batch(task, training, ranks))
     steps = training.epochs * (task.examples // batch_size)
     warmup_steps = min(training.warmup_steps, int(WARM_UP * steps))
@@ -148,7 +144,8 @@ def fit(task: Task, training: Training, seed: int, runtime: Runtime) -> Fitted:
             gave a finite score.
     """
     if reason := runtime.unsupported(training.precision):
-        raise InputError(f"{task.section}.training.precision: {reason}")
+        raise InputError(f"{task.name}.training.precision: {reason}")
+    streams = task.streams or task.name
     training, notes = suited(task, training, runtime.ranks)
     if runtime.main:
         print(*notes, sep="\n", end="\n" if notes else "", flush=True)
@@ -161,12 +158,12 @@ def fit(task: Task, training: Training, seed: int, runtime: Runtime) -> Fitted:
         state.take_snapshot(0)
     while state.step < steps and not state.stopped:
         epoch, begun = divmod(state.step, steps_per_epoch)
-        order = numpy_generator(seed, task.name, "order", epoch).permutation(task.examples)
+        order = numpy_generator(seed, streams, "order", epoch).permutation(task.examples)
         for position in range(begun, steps_per_epoch):
             indices = order[position * training.batch_size : (position + 1) * training.batch_size]
             indices = _part(indices, runtime.rank, runtime.ranks)
-            seed_globally(seed, task.name, "step", state.step, runtime.rank)
-            rng = generator(seed, task.name, "batch", state.step, runtime.rank)
+            seed_globally(seed, streams, "step", state.step, runtime.rank)
+            rng = generator(seed, streams, "batch", state.step, runtime.rank)
             batch = task.batch(indices, rng, state.step / steps)
             loss = state.update(batch, learning_rate(state.step, training, steps_per_epoch))
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
@@ -249,7 +246,7 @@ class _State:
                 terms = self.wrapped(*batch)
         except NonFiniteError as error:
             raise NonFiniteError(f"{self.task.name}, step {self.step}: {error}; nothing was updated. "
-                                 f"Lower {self.task.section}.training.lr") from None  # fmt: skip
+                                 f"Lower {self.task.name}.training.lr") from None  # fmt: skip
         total = sum(terms.values())
         means = torch.stack([*terms.values(), total]).detach()
         collectives.average(means)  # ranks hold equal parts of the batch; a non-finite value of one reaches all
@@ -276,7 +273,7 @@ class _State:
         wrong = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
         if wrong:
             raise NonFiniteError(f"{self.task.name}, step {self.step}: {', '.join(wrong)} is not finite; nothing was "
-                                 f"updated. Lower {self.task.section}.training.lr, or look at the images")  # fmt: skip
+                                 f"updated. Lower {self.task.name}.training.lr, or look at the images")  # fmt: skip
 
     def end_epoch(self, epoch: int, last: bool) -> None:
         if epoch % self.training.evaluate_every == 0 or last:
@@ -312,7 +309,7 @@ class _State:
     def keep_best(self) -> Fitted:
         if not self.best:
             raise NonFiniteError(f"{self.task.name}: no evaluation gave a finite score; the last row of the history is "
-                                 f"{self.history[-1]}. Lower {self.task.section}.training.lr")  # fmt: skip
+                                 f"{self.history[-1]}. Lower {self.task.name}.training.lr")  # fmt: skip
         self.objective.load_state_dict(self.best)
         self.objective.to("cpu").eval()
         return Fitted(self.history, self.best_epoch, self.snapshots)

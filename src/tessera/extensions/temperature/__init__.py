@@ -52,7 +52,7 @@ class Config(Strict):
 def measure(config: Config, run: Run) -> Report:
     """By measure and temperature (`at_0_5` is 0.5). `distinct` is the share of different code sequences among the samples,
     1 where none comes twice. `best` is the temperature of the smallest Fréchet distance."""
-    tokenizer, prior, extractor, device = run.tokenizer(), run.prior(), run.extractor(), run.runtime.device
+    tokenizer, prior, extractor, device = run.tokenizer(), run.prior(), run.scorer(), run.runtime.device
     seed, smallest = run.params.seed, min(len(run.images("test")), len(run.images("train")))
     count = fewer("extensions.temperature.count", config.count, smallest, smallest)
     config = config.model_copy(update={

@@ -75,7 +75,7 @@ def measure(config: Config, run: Run) -> Report:
     `codes_changed` is a fraction of all codes; it is below the sampled fraction, since some codes are sampled as they were.
     `feature_distance` is Euclidean, by the network that scores. `conditional` is 0 if the prior has no labels; the sheet of
     labels is then left out."""
-    tokenizer, prior, extractor, device = run.tokenizer(), run.prior(), run.extractor(), run.runtime.device
+    tokenizer, prior, extractor, device = run.tokenizer(), run.prior(), run.scorer(), run.runtime.device
 
     def seen(codes: Int[Tensor, "n t"], pixels: Pixels | None = None) -> Seen:
         pixels = arrays.decoded(tokenizer, codes, config.batch_size) if pixels is None else pixels

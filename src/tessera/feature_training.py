@@ -1,8 +1,5 @@
-"""extractor: dataset -> artifacts/extractor/, plots/extractor.csv, two feature networks, differently seeded
-
-The scorer scores, and nothing is ever trained against it; the perceptual one may serve as a loss.
-
-How a feature network is trained: its own `losses` on the train split, its own `accuracy` on the validation split.
+"""How a feature network is made: trained by its own `losses` on the train split and kept by its own `accuracy` on the validation
+split, or loaded from weights. What the stages `scorer` and `perceptual` share.
 """
 
 from __future__ import annotations
@@ -18,33 +15,47 @@ from torch import Generator, Tensor, nn
 from tessera.augmentation import Augmentation, augmented
 from tessera.core import files, models
 from tessera.core.contracts import Device, Extractor, PretrainedExtractor, Runtime, TrainedExtractor
+from tessera.core.errors import InputError
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
 from tessera.images.arrays import batches, to_model
-from tessera.runtime.stage import enter
 from tessera.training.loop import Fitted, Row, Task, fit
 from tessera.training.settings import Training
 
+UNTRAINED: list[Row] = [{"epoch": 0}]  # the curve of a network that was not trained here
+
 
 class Settings(Strict):
+    """A section that chooses a feature network; `augmentation` and `training` are of one that is trained here."""
+
     name: str
     augmentation: Augmentation
     training: Training
 
 
-def main(run: Run) -> None:
-    own, seed = run.params.section("extractor", Settings), run.params.seed
-    recipe = models.extractor_recipe(run.params, run.image_shape, len(run.label_names))
+def make(section: str, run: Run) -> None:
+    """Make the network that a section chooses (`scorer`, `perceptual`): `artifacts/<section>/`, its metrics and its curve.
+
+    Raises:
+        InputError: its weights cannot be loaded, or the section's `training` suits neither the set nor the machine.
+    """
+    own, seed = run.params.section(section, Settings), run.params.seed
+    recipe = models.extractor_recipe(run.params, section, run.image_shape, len(run.label_names))
     splits = {split: Labelled(run.images(split), run.labels(split)) for split in ("train", "val")}
-    for role in ("perceptual", "scorer"):
-        seed_globally(seed, "extractor", role, "initialisation")
-        network: Extractor = models.build(recipe)
-        fitted = train(network, role, splits, own, seed, run.runtime)
-        if run.runtime.main:  # metrics and curve are those of the scorer, which comes last
-            found = {"features": network.dim, **metrics(fitted, splits["val"])}
-            run.save_model("extractor", network, recipe, found, role, fitted.notes)
-            files.write_history("extractor", fitted.history or [{"epoch": 0}])
+    seed_globally(seed, streams(section), "initialisation")
+    network: Extractor = models.build(recipe)
+    fitted = train(network, section, splits, own, seed, run.runtime)
+    if run.runtime.main:
+        found = {"features": network.dim, **metrics(fitted, splits["val"])}
+        run.save_model(section, network, recipe, found, fitted.notes)
+        files.write_history(section, fitted.history or UNTRAINED)
+
+
+def streams(section: str) -> str:
+    """Name of the random streams of a section: as they were when one stage trained both networks, so that the same values still
+    give the same weights."""
+    return f"extractor/{section}"
 
 
 class Labelled(NamedTuple):
@@ -70,15 +81,19 @@ class Objective(nn.Module):
 
 
 def train(
-    network: Extractor, role: str, splits: Mapping[str, Labelled], settings: Settings, seed: int, runtime: Runtime
+    network: Extractor, section: str, splits: Mapping[str, Labelled], settings: Settings, seed: int, runtime: Runtime
 ) -> Fitted:
-    """Train `network` in place; the epoch of highest validation accuracy is kept.
+    """Train `network` in place; the epoch of highest validation accuracy is kept. One without `losses` loads its weights from
+    elsewhere, and has no history.
 
-    `role` (`scorer`, `perceptual`) names the random streams and the checkpoint, so that one stage can train several. A
-    network without `losses` loads its weights from elsewhere, and has no history.
+    Raises:
+        InputError: see `make`.
     """
     if not hasattr(network, "losses"):
-        cast("PretrainedExtractor", network).load_pretrained()
+        try:
+            cast("PretrainedExtractor", network).load_pretrained()
+        except InputError as error:  # it knows its own values, not the section that they stand in
+            raise InputError(f"{section}.{error}") from error
         return Fitted([], 0, {})
 
     def batch(indices: np.ndarray, rng: Generator, done: float) -> tuple[Tensor, Tensor | None]:
@@ -89,7 +104,8 @@ def train(
         return judge(objective.network, splits["val"], settings.training.batch_size, runtime.device)
 
     task = Task(
-        name=f"extractor/{role}",
+        name=section,
+        streams=streams(section),
         objective=Objective(cast("TrainedExtractor", network)),
         examples=len(splits["train"].images),
         batch=batch,
@@ -120,7 +136,3 @@ def metrics(fitted: Fitted, val: Labelled) -> Row:
     if kept and val.labels is not None:
         kept["val_majority"] = float(np.bincount(val.labels).max() / len(val.labels))
     return kept
-
-
-if __name__ == "__main__":
-    enter(main, trains=True)

