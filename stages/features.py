@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 from pydantic import Field, field_validator
 
+from tessera import groups
 from tessera.core import files
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
-from tessera.features import groups
 from tessera.images.arrays import evenly, map_batches
 from tessera.runtime.stage import enter
 

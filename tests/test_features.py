@@ -1,4 +1,4 @@
-"""KID over all pairs, two-sample tests and groups (`tessera.features`), and the stage that writes features."""
+"""KID over all pairs, two-sample tests and groups, and the stage that writes features."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
+from tessera import groups, two_sample
 from tessera.core.errors import InputError
-from tessera.features import groups, kernel, two_sample
+from tessera.features import kernel
 
 
 def rng() -> np.random.Generator:

@@ -287,7 +287,7 @@ def test_numbers_have_four_digits(value, shown):
 
 def test_plug_ins_are_introduced_in_their_own_words(run):
     oracle = part(render(run), "diagnostics-oracle")
-    assert "How far copying a neighbour gets" in oracle
+    assert "Accuracy of copying a neighbour" in oracle
     assert "Imports no torch" not in oracle
 
 

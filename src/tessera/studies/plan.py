@@ -28,13 +28,21 @@ def counted(targets: Iterable[str], raw: dict[str, Any], root: Path = Path()) ->
     return today({name: _plain(value) for name, value in trees.leaves(read) if value is not None})
 
 
+RENAMED = {
+    "diagnostics.positions.share": "diagnostics.positions.fraction",
+    "extensions.variations.shares": "extensions.variations.fractions",
+}  # former name of a value -> its name today
+
+
 def today(values: dict[str, Any]) -> dict[str, Any]:
     """Values of an older params.yaml, by dotted name, written as today. The section `extractor` was both of its successors."""
     sections = ("scorer", "perceptual") if "losses.perceptual.weight" in values else ("scorer",)
     found: dict[str, Any] = {}
     for name, value in values.items():
         section, _, place = name.partition(".")
-        names = [f"{successor}.{place}" for successor in sections] if section == "extractor" else [name]
+        names = (
+            [f"{successor}.{place}" for successor in sections] if section == "extractor" else [RENAMED.get(name, name)]
+        )
         found |= dict.fromkeys(names, "float32" if place.endswith("training.precision") and value == "no" else value)
     return found
 
