@@ -1,0 +1,275 @@
+"""The rung of the samples: how damaged real images must be to be as far from real images as the samples are.
+
+`tessera.ladder` damages the codes of real images more and more. Each damaged set is decoded and compared with the
+reconstructions of the images that it was made from, by KID on the scorer's features (`features.kernel`) and by a two-sample
+test (`tessera.two_sample`); so are the samples, the baseline, and real training images in their place. All are decoded, so
+the decoder's blur is on both sides.
+
+The rung of a set is its KID on the scale of the damaged sets: 1 is the distance of the first rung, 0 is KID 0 or below, and
+between two rungs it is linear in KID. A rung is relative to its tokenizer, scorer and images: across tokenizers and data sets
+compare the KID and the accuracy beside it. Dull samples can have a low KID, so read the accuracy beside the rung.
+
+Everything is measured on val, by which values are chosen, and on test, for all images and for each group. Intervals (95 %)
+resample families, the same ones for all rungs, so that differences of neighbouring rungs have intervals too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from pydantic import Field
+
+from tessera import ladder, two_sample
+from tessera.core.contracts import Report
+from tessera.core.params import Strict
+from tessera.core.run import Run
+from tessera.core.seeding import numpy_generator
+from tessera.features import kernel
+from tessera.images import arrays, pictures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REAL = {"val": "reconstruction_val", "test": "reconstruction"}  # split -> features of its reconstructions
+TRAIN = "reconstruction_train"  # real training images in the place of samples
+
+
+class Config(Strict):
+    count: int = Field(ge=8, description="images of a split, at most, and samples, evenly spaced; memory grows with its square",
+                       examples=[8])  # fmt: skip
+    repetitions: int = Field(
+        ge=1, le=100, description="damaged sets for each rung; its KID is their mean", examples=[2]
+    )
+    resamplings: int = Field(ge=100, le=100000, description="of families, for intervals", examples=[100])
+    penalty: float = Field(gt=0, description="C of the logistic regression: the inverse of the weight of |w|^2 / 2",
+                           examples=[0.01])  # fmt: skip
+    folds: int = Field(ge=2, le=20, description="of the two-sample test", examples=[2])
+    smallest: int = Field(ge=4, description="images that a set must have in a group to be compared there", examples=[4])
+    batch_size: int = Field(ge=1, description="images per forward pass", examples=[4])
+    shown: int = Field(ge=1, le=64, description="test images in the picture", examples=[2])
+
+
+class Set(NamedTuple):
+    """Features of images, their families, and the members of each group; `related`: which hold codes of which real images."""
+
+    features: Float[np.ndarray, "n f"]
+    families: Shaped[np.ndarray, " n"]
+    groups: dict[str, Int[np.ndarray, " _"]]
+    related: Bool[np.ndarray, "n m"] | None = None
+
+    def within(self, group: str, real: Set) -> Set:
+        """The members of a group, against those of `real`."""
+        own = self.groups[group]
+        related = None if self.related is None else self.related[np.ix_(own, real.groups[group])]
+        return Set(self.features[own], self.families[own], {}, related)
+
+
+class Measured(NamedTuple):
+    """KID of a set, its resampled values [R], and the accuracy of the two-sample test."""
+
+    kid: float
+    resampled: Float[np.ndarray, " r"]
+    accuracy: two_sample.Accuracy
+    images: int
+
+
+def measure(config: Config, run: Run) -> Report:
+    """Metrics of the samples for each split and group: their rung and its interval, KID, accuracy, and those of training images.
+    `in_order`: each rung has a larger KID than the one before; without it there is no rung. `ordered`: also each difference
+    is above 0 at 95 %. Table `rungs` has the damaged sets, `sets` everything else; picture `damage` shows images on each rung
+    beside samples, `scale` where the samples stand."""
+    reason = ladder.why_not(run.space, run.families("test"))
+    if reason is not None:
+        print(f"evaluation@ladder does not apply: {reason}", flush=True)
+        return Report({"applies": 0})
+    metrics: dict[str, Any] = {}
+    rungs, sets = [], []
+    for split in REAL:
+        made = Split(config, run, split)
+        metrics[split] = {}
+        for group in made.real.groups:
+            if len(made.real.groups[group]) < config.smallest:
+                sets.append({"split": split, "group": group, "set": "reconstruction", "said": "too few images"})
+                continue
+            measured = made.rungs(group)
+            metrics[split][group], own = headline(measured, dict(made.sets(group)), made.kid)
+            rungs += [{"split": split, "group": group, **row} for row in rows_of_rungs(measured, made.kid)]
+            sets += [{"split": split, "group": group, **row} for row in own]
+    tables = {"rungs": pd.DataFrame(rungs), "sets": pd.DataFrame(sets)}
+    return Report(
+        metrics, tables, {"damage": made.picture(), "scale": scale(tables["rungs"], tables["sets"], made.kid)}
+    )
+
+
+class Split:
+    """What is compared on one split."""
+
+    def __init__(self, config: Config, run: Run, split: str) -> None:
+        self.config, self.run, self.split = config, run, split
+        self.tokenizer, self.scorer = run.tokenizer(), run.scorer()
+        self.kid = "kid" if run.distance == "fid" else f"kid_{run.distance.removeprefix('fd_')}"
+        chosen = arrays.evenly(len(run.codes(split)), config.count)
+        self.real = self._set(REAL[split], chosen)
+        names = [name for name in self.real.groups if name != "all"]
+        group = np.zeros(len(chosen), np.int64)
+        for at, name in enumerate(names):
+            group[self.real.groups[name]] = at + 1
+        table = run.table(split)
+        codes = np.asarray(run.codes(split)[chosen])
+        self.images = ladder.Images(codes, table["name"].to_numpy(str)[chosen], self.real.families, group)
+        self._first: dict[str, UInt8[np.ndarray, "n h w c"]] = {}  # pixels for the picture
+        self.damaged = {rung: list(self._damaged(rung)) for rung in ladder.rungs(run.space)}
+
+    def _set(self, of: str, chosen: Int[np.ndarray, " n"]) -> Set:
+        members = {name: np.flatnonzero(np.isin(chosen, rows)) for name, rows in self.run.groups(of).items()}
+        return Set(np.asarray(self.run.features(of)[chosen]), self.run.families(of)[chosen], members)
+
+    def _damaged(self, rung: str) -> Iterator[Set]:
+        for number in range(self.config.repetitions):
+            codes, sources = ladder.damaged(self.images, self.run.space, rung, self.run.params.seed, number)
+            pixels = self._decoded(codes)
+            if number == 0:
+                self._first[rung] = pixels[arrays.evenly(len(pixels), self.config.shown)]
+            features = arrays.mapped(self.scorer, pixels, self.config.batch_size, self.run.device)
+            yield Set(features, self.real.families, self.real.groups, sources)
+
+    def rungs(self, group: str) -> dict[str, Measured]:
+        """Each rung in a group: KID is the mean over the repetitions, the accuracy that of the first."""
+        found = {}
+        for rung, repetitions in self.damaged.items():
+            each = [self._measured(of.within(group, self.real), group, at == 0) for at, of in enumerate(repetitions)]
+            mean = np.mean([one.resampled for one in each], axis=0)
+            found[rung] = each[0]._replace(kid=float(np.mean([one.kid for one in each])), resampled=mean)
+        return found
+
+    def sets(self, group: str) -> Iterator[tuple[str, Measured | None]]:
+        """Samples and what stands beside them, as many images as the split has; None where too few are of the group."""
+        for of in ("samples", TRAIN, *(of for of in self.run.sample_sets if of != "samples")):
+            fake = self._set(of, arrays.evenly(len(self.run.features(of)), len(self.real.features)))
+            few = len(fake.groups.get(group, ())) < self.config.smallest
+            yield of, None if few else self._measured(fake.within(group, self.real), group)
+
+    def _measured(self, fake: Set, group: str, told_apart: bool = True) -> Measured:
+        config, real = self.config, self.real.within(group, self.real)
+        pairs = kernel.pairs(fake.features, real.features, fake.related)
+        generator = numpy_generator(self.run.params.seed, "ladder", "families", self.split, group)
+        theirs = kernel.resampled(real.families, config.resamplings, generator)
+        # a damaged set has the families of the images that it was made from, and is resampled with them
+        ours = theirs if fake.related is not None else kernel.resampled(fake.families, config.resamplings, generator)
+        (value,) = kernel.estimate(pairs, np.ones((1, len(fake.features))), np.ones((1, len(real.features))))
+        accuracy = two_sample.Accuracy(np.nan, np.nan, np.nan)
+        if told_apart:
+            families = (fake.families, real.families)
+            folds = min(config.folds, *(len(np.unique(of)) for of in families))
+            accuracy = two_sample.accuracy(
+                *two_sample.cross_fitted(fake.features, real.features, families, config.penalty, folds)
+            )
+        return Measured(float(value), kernel.estimate(pairs, ours, theirs), accuracy, len(fake.features))
+
+    def _decoded(self, codes: Int[np.ndarray, "n t"]) -> UInt8[np.ndarray, "n h w c"]:
+        return arrays.decoded(self.tokenizer, codes.astype(np.int64), self.config.batch_size, self.run.device)
+
+    def picture(self) -> UInt8[np.ndarray, "height width c"]:
+        """A row for each of some images: its reconstruction, the image on each rung, and, apart, a sample."""
+        chosen = arrays.evenly(len(self.images.codes), self.config.shown)
+        columns = [self._decoded(self.images.codes[chosen]), *self._first.values()]
+        columns.append(np.full_like(columns[0], 255))
+        samples = self.run.samples()
+        columns.append(np.asarray(samples[arrays.evenly(len(samples), len(chosen))]))
+        return pictures.sheet(np.stack(columns, 1).reshape(-1, *columns[0].shape[1:]), len(columns))
+
+
+def headline(
+    rungs: dict[str, Measured], sets: dict[str, Measured | None], kid: str
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Metrics of a group, and the rows of its sets."""
+    found: dict[str, float] = {"in_order": in_order(rungs), "ordered": min(low for _, low in differences(rungs)) > 0}
+    rows = []
+    for of, measured in sets.items():
+        if measured is None:
+            rows.append({"set": of, "said": "too few images"})
+            continue
+        row: dict[str, Any] = {"set": of, "images": measured.images, kid: measured.kid, **_interval(kid, measured)}
+        row |= {"accuracy": measured.accuracy.value, "accuracy_low": measured.accuracy.low}
+        row |= {"accuracy_high": measured.accuracy.high, "said": "no rung"}
+        if in_order(rungs):
+            at = rung(measured, rungs)
+            row |= {"rung": at.value, "rung_low": at.low, "rung_high": at.high}
+            row["said"] = f">{len(rungs)}" if at.value >= len(rungs) else f"{at.value:.1f}"
+        rows.append(row)
+        before = {"samples": "", TRAIN: "train_"}.get(of)
+        if before is not None:
+            keys = ("rung", "rung_low", "rung_high", kid, "accuracy") if not before else ("rung", kid, "accuracy")
+            found |= {f"{before}{key}": row[key] for key in keys if key in row}
+    return found, rows
+
+
+def in_order(rungs: dict[str, Measured]) -> bool:
+    """Whether each rung is farther from the real images than the one before, and the first at all."""
+    return all(value > 0 for value, _ in differences(rungs))
+
+
+def differences(rungs: dict[str, Measured]) -> list[tuple[float, float]]:
+    """KID of each rung less that of the one before (of the first, itself), and the 2.5th percentile of its resampled values."""
+    found, before, before_resampled = [], 0.0, np.zeros(1)
+    for measured in rungs.values():
+        low = float(np.nanquantile(measured.resampled - before_resampled, 0.025))
+        found.append((measured.kid - before, low))
+        before, before_resampled = measured.kid, measured.resampled
+    return found
+
+
+def rung(measured: Measured, rungs: dict[str, Measured]) -> kernel.Interval:
+    """The rung of a set, from 0 to the number of rungs, and its interval: both ladder and set are resampled. A resampled ladder
+    that is out of order counts with the running maximum of its rungs."""
+    value = _interpolated(np.array([measured.kid]), np.array([[of.kid] for of in rungs.values()]))
+    resampled = _interpolated(measured.resampled, np.array([of.resampled for of in rungs.values()]))
+    return kernel.interval(float(value[0]), resampled)
+
+
+def _interpolated(values: Float[np.ndarray, " r"], scale: Float[np.ndarray, "k r"]) -> Float[np.ndarray, " r"]:
+    """Linear between neighbouring rungs; 0 at or below KID 0, their number at or above the last."""
+    scale = np.maximum.accumulate(np.concatenate([np.zeros((1, scale.shape[1])), scale]))
+    return np.array(
+        [np.interp(value, column, np.arange(len(column))) for value, column in zip(values, scale.T, strict=True)]
+    )
+
+
+def rows_of_rungs(rungs: dict[str, Measured], kid: str) -> Iterator[dict[str, Any]]:
+    for (name, measured), (difference, low) in zip(rungs.items(), differences(rungs), strict=True):
+        yield {"rung": name, "images": measured.images, kid: measured.kid, **_interval(kid, measured),
+               "difference": difference, "difference_low": low, "accuracy": measured.accuracy.value,
+               "accuracy_low": measured.accuracy.low, "accuracy_high": measured.accuracy.high}  # fmt: skip
+
+
+def _interval(kid: str, measured: Measured) -> dict[str, float]:
+    interval = kernel.interval(measured.kid, measured.resampled)
+    return {f"{kid}_low": interval.low, f"{kid}_high": interval.high}
+
+
+def scale(rungs: pd.DataFrame, sets: pd.DataFrame, kid: str) -> Figure:
+    """KID of each rung, a panel for each group of test, and at which KID the samples and what stands beside them are."""
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    rungs, sets = (table[table["split"] == "test"] for table in (rungs, sets))
+    groups = list(dict.fromkeys(rungs["group"]))
+    figure = Figure(figsize=(4.6 * len(groups), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axis, group in zip(axes, groups, strict=True):
+        own = rungs[rungs["group"] == group]
+        ends = [own[kid] - own[f"{kid}_low"], own[f"{kid}_high"] - own[kid]]
+        axis.errorbar(range(1, len(own) + 1), own[kid], ends, fmt="o-", color="black", capsize=3, label="damaged")
+        others = sets[(sets["group"] == group) & sets[kid].notna()] if kid in sets else sets[:0]
+        for (_, row), colour in zip(others.iterrows(), sns.color_palette(), strict=False):
+            axis.axhline(row[kid], color=colour, linestyle="--", label=f"{row['set']} ({row['said']})")
+            axis.axhspan(row[f"{kid}_low"], row[f"{kid}_high"], color=colour, alpha=0.12, linewidth=0)
+        axis.set_xticks(range(1, len(own) + 1), own["rung"].str.replace("_", " "), rotation=20)
+        axis.set_yscale("symlog", linthresh=max(1e-6, float(own[kid].iloc[0])))
+        axis.set(title=f"{group}, test", xlabel="rung of damage", ylabel=kid)
+        axis.legend(fontsize=7, frameon=False)
+    return figure

@@ -1,0 +1,147 @@
+"""The ladder of damage: sets of codes that are worse and worse, made from the codes of real images. NumPy, no torch.
+
+A measure of samples is worth printing if it sees what the eye sees. Damage of known order shows whether it does, and gives
+its values a scale. On each rung an image exchanges half of its regions with other images; the regions become smaller:
+
+    halves         one half, left, right, top or bottom, of one other image
+    quadrants      two of the four quadrants, each of another image
+    blocks         half of the blocks of 2x2 codes, each of another image
+    single_codes   half of the codes, each of another image
+    shuffled       all codes in other places
+
+The other image, the partner, is of the same group and of another family. Each region has a partner of its own: with one
+partner for all of them, halves and quadrants could hardly be told apart.
+
+All grids of an image exchange the same places. A region is defined on the finest grid; a code of a coarser grid belongs to
+the region in which its centre lies. A rung with the same regions as the rung before it is left out: `blocks` of a 4x4 grid
+are its quadrants, and the quadrants of a 2x2 grid are its single codes. A grid of odd sides has unequal halves and
+quadrants, and smaller blocks at its last row and column.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int, Shaped
+
+from tessera.core.seeding import numpy_generator
+from tessera.core.space import CodeSpace
+
+SHUFFLED = "shuffled"
+Regions = Int[np.ndarray, " t"]  # region of each code of an image
+
+
+class Images(NamedTuple):
+    """The images that exchange codes: `names` key their random numbers, so that their order does not matter."""
+
+    codes: Int[np.ndarray, "n t"]
+    names: Shaped[np.ndarray, " n"]
+    families: Shaped[np.ndarray, " n"]
+    groups: Int[np.ndarray, " n"]
+
+
+class Damaged(NamedTuple):
+    """`sources[i, j]`: image i holds codes of image j; it always holds some of its own."""
+
+    codes: Int[np.ndarray, "n t"]
+    sources: Bool[np.ndarray, "n n"]
+
+
+def rungs(space: CodeSpace) -> tuple[str, ...]:
+    """Names of the rungs that these grids have, least damage first; none where every grid is one code."""
+    return (*_partitions(space), SHUFFLED) if max(space.lengths, default=1) > 1 else ()
+
+
+def why_not(space: CodeSpace, families: Shaped[np.ndarray, " n"]) -> str | None:
+    """Why there is no ladder for these images, or None."""
+    if not rungs(space):
+        return "an image has one code per grid, of which no part can be exchanged"
+    if len(np.unique(families)) < 2:
+        return "all images are of one family, so none has a partner"
+    return None
+
+
+def damaged(images: Images, space: CodeSpace, rung: str, seed: int, number: int) -> Damaged:
+    """All images on one rung. `number` counts the repetitions; each has other regions and partners."""
+    codes, sources = np.array(images.codes), np.eye(len(images.codes), dtype=bool)
+    partners = _Partners(images)
+    partitions = _partitions(space)
+    for at, name in enumerate(images.names):
+        generator = numpy_generator(seed, "ladder", rung, number, name)
+        if rung == SHUFFLED:
+            codes[at] = images.codes[at][_permutation(space, generator)]
+            continue
+        options = partitions[rung]
+        regions = options[generator.integers(len(options))]
+        exchanged = generator.permutation(regions.max() + 1)[: (regions.max() + 1) // 2]
+        for region, partner in zip(exchanged, partners(at, len(exchanged), generator), strict=True):
+            where = regions == region
+            codes[at, where] = images.codes[partner, where]
+            sources[at, partner] |= where.any()
+    return Damaged(codes, sources)
+
+
+class _Partners:
+    """Images of the same group and another family; of any group, where all of the group are one family."""
+
+    def __init__(self, images: Images) -> None:
+        order = np.lexsort((images.names, images.families))
+        self.families = np.unique(images.families, return_inverse=True)[1]
+        self.members = {group: order[images.groups[order] == group] for group in np.unique(images.groups)}
+        for group, members in self.members.items():
+            if len(np.unique(self.families[members])) < 2:
+                self.members[group] = order
+        self.groups = images.groups
+
+    def __call__(self, at: int, count: int, generator: np.random.Generator) -> Int[np.ndarray, " c"]:
+        members = self.members[self.groups[at]]
+        others = members[self.families[members] != self.families[at]]
+        return others[generator.integers(len(others), size=count)]
+
+
+def _permutation(space: CodeSpace, generator: np.random.Generator) -> Int[np.ndarray, " t"]:
+    """New places for the codes within their grid; grids of one shape get the same, or depths would be exchanged too."""
+    of_shape: dict[tuple[int, int], Int[np.ndarray, " l"]] = {}
+    found, start = [], 0
+    for grid, length in zip(space.grids, space.lengths, strict=True):
+        if grid not in of_shape:
+            of_shape[grid] = generator.permutation(length)
+        found.append(start + of_shape[grid])
+        start += length
+    return np.concatenate(found)
+
+
+def _partitions(space: CodeSpace) -> dict[str, list[Regions]]:
+    """Of each rung but the last, the ways to divide an image into regions, numbered from 0."""
+    height, width = max(space.grids, key=math.prod)
+    ways: dict[str, list[Callable[[int, int], tuple[int, ...]]]] = {
+        "halves": [lambda y, x: (2 * y // height,), lambda y, x: (2 * x // width,)],
+        "quadrants": [lambda y, x: (2 * y // height, 2 * x // width)],
+        "blocks": [lambda y, x: (y // 2, x // 2)],
+        "single_codes": [lambda y, x: (y, x)],
+    }
+    found: dict[str, list[Regions]] = {}
+    for name, options in ways.items():
+        divided = [_numbered([way(y, x) for y, x in _centres(space)]) for way in options]
+        earlier = {tuple(regions) for of in found.values() for regions in of}
+        divided = [regions for regions in divided if regions.max() > 0 and tuple(regions) not in earlier]
+        if divided:
+            found[name] = divided
+    return found
+
+
+def _centres(space: CodeSpace) -> Iterator[tuple[int, int]]:
+    """Of each code of an image, the place of its centre on the finest grid."""
+    height, width = max(space.grids, key=math.prod)
+    for rows, columns in space.grids:
+        for row in range(rows):
+            for column in range(columns):
+                yield (2 * row + 1) * height // (2 * rows), (2 * column + 1) * width // (2 * columns)
+
+
+def _numbered(labels: list[tuple[int, ...]]) -> Regions:
+    numbers = {label: at for at, label in enumerate(dict.fromkeys(labels))}
+    return np.array([numbers[label] for label in labels])
