@@ -35,7 +35,9 @@ def by_loops(a, b, related):
 def test_kid_is_the_mean_over_all_pairs_that_count():
     a, b = rng().normal(size=(5, 3)), rng().normal(1, 1, size=(4, 3))
     related = rng().random((5, 4)) < 0.3
-    found = kernel.estimate(kernel.pairs(a, b, related), np.ones((1, 5)), np.ones((1, 4)))
+    found = kernel.estimate(
+        kernel.pairs(a, b, (singles(5), singles(4, "b")), related), np.ones((1, 5)), np.ones((1, 4))
+    )
     assert found == pytest.approx([by_loops(a, b, related)])
 
 
@@ -65,6 +67,17 @@ def test_kid_has_torch_fidelitys_value():
     assert ours.value == pytest.approx(theirs)
 
 
+def test_resampled_families_do_not_move_the_estimate():
+    """Pairs of a family with its own copy would: variants of one image are alike."""
+    generator = rng()
+    a, b = (generator.normal(size=(20, 3)).repeat(5, 0) + 0.01 * generator.normal(size=(100, 3)) for _ in range(2))
+    families = (singles(20).repeat(5), singles(20, "b").repeat(5))
+    found = kernel.pairs(a, b, families)
+    (value,) = kernel.estimate(found, np.ones((1, 100)), np.ones((1, 100)))
+    values = kernel.estimate(found, *(kernel.resampled(of, 4000, generator) for of in families))
+    assert abs(values.mean() - value) < 0.2 * values.std()
+
+
 def test_families_are_resampled_whole_and_in_any_order():
     families = np.array(["x", "y", "x", "z"])
     counts = kernel.resampled(families, 50, rng())
@@ -86,7 +99,7 @@ def test_one_large_family_widens_the_interval():
 @pytest.mark.parametrize(("n", "m", "related"), [(1, 5, None), (5, 1, None), (2, 3, np.ones((2, 3), bool))])
 def test_kid_of_no_pairs_is_refused(n, m, related):
     with pytest.raises(InputError, match="KID needs"):
-        kernel.pairs(np.zeros((n, 2)), np.zeros((m, 2)), related)
+        kernel.pairs(np.zeros((n, 2)), np.zeros((m, 2)), (singles(n), singles(m, "b")), related)
 
 
 # two-sample tests

@@ -155,7 +155,7 @@ class Split:
 
     def _measured(self, fake: Set, group: str, told_apart: bool = True) -> Measured:
         config, real = self.config, self.real.within(group, self.real)
-        pairs = kernel.pairs(fake.features, real.features, fake.related)
+        pairs = kernel.pairs(fake.features, real.features, (fake.families, real.families), fake.related)
         generator = numpy_generator(self.run.params.seed, "ladder", "families", self.split, group)
         theirs = kernel.resampled(real.families, config.resamplings, generator)
         # a damaged set has the families of the images that it was made from, and is resampled with them

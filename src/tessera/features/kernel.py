@@ -27,13 +27,20 @@ class Interval(NamedTuple):
     high: float
 
 
-class Pairs(NamedTuple):
-    """Sums over pairs of a set of features with another, [n,n], [m,m] and [n,m]: the kernel where a pair counts, else 0; and
-    the number of pairs, 1 or 0."""
+class Weighed(NamedTuple):
+    """Kernel values [n,m] of the pairs that count, else 0, and 1 for each of them, else 0: of images of different families;
+    and for each image of the first set the sums of both over its own family, [n]."""
 
-    own: tuple[Float[np.ndarray, "n n"], Float[np.ndarray, "n n"]]
-    other: tuple[Float[np.ndarray, "m m"], Float[np.ndarray, "m m"]]
-    between: tuple[Float[np.ndarray, "n m"], Float[np.ndarray, "n m"]]
+    apart: tuple[Float[np.ndarray, "n m"], Float[np.ndarray, "n m"]]
+    within: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
+
+
+class Pairs(NamedTuple):
+    """The pairs of a set with itself, of the other set with itself, and between both."""
+
+    own: Weighed
+    other: Weighed
+    between: Weighed
 
 
 def kernel(a: Float[np.ndarray, "n f"], b: Float[np.ndarray, "m f"]) -> Float[np.ndarray, "n m"]:
@@ -42,7 +49,10 @@ def kernel(a: Float[np.ndarray, "n f"], b: Float[np.ndarray, "m f"]) -> Float[np
 
 
 def pairs(
-    a: Float[np.ndarray, "n f"], b: Float[np.ndarray, "m f"], related: Bool[np.ndarray, "n m"] | None = None
+    a: Float[np.ndarray, "n f"],
+    b: Float[np.ndarray, "m f"],
+    families: tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, " m"]],
+    related: Bool[np.ndarray, "n m"] | None = None,
 ) -> Pairs:
     """All pairs that count. `related` says which images of `a` hold codes of which of `b`: these pairs do not.
 
@@ -51,19 +61,34 @@ def pairs(
     """
     if min(len(a), len(b)) < 2:
         raise InputError(f"KID needs at least 2 images in each set, got {len(a)} and {len(b)}")
-    between = np.ones((len(a), len(b))) if related is None else 1.0 - related
-    if not between.any(1).all():
+    counted = np.ones((len(a), len(b))) if related is None else 1.0 - related
+    if not counted.any(1).all():
         raise InputError("KID needs pairs of different images, and an image of one set is related to all of the other")
-    own, other = 1 - np.eye(len(a)), 1 - np.eye(len(b))
-    return Pairs((kernel(a, a) * own, own), (kernel(b, b) * other, other), (kernel(a, b) * between, between))
+    first, second = families
+    return Pairs(
+        _weighed(a, a, 1 - np.eye(len(a)), first[:, None] == first),
+        _weighed(b, b, 1 - np.eye(len(b)), second[:, None] == second),
+        _weighed(a, b, counted, first[:, None] == second),
+    )
+
+
+def _weighed(
+    a: Float[np.ndarray, "n f"], b: Float[np.ndarray, "m f"], counted: Float[np.ndarray, "n m"],
+    same: Bool[np.ndarray, "n m"],
+) -> Weighed:  # fmt: skip
+    values = kernel(a, b) * counted
+    return Weighed(
+        (np.where(same, 0, values), np.where(same, 0, counted)),
+        (np.where(same, values, 0).sum(1), np.where(same, counted, 0).sum(1)),
+    )
 
 
 def estimate(pairs: Pairs, a: Float[np.ndarray, "r n"], b: Float[np.ndarray, "r m"]) -> Float[np.ndarray, " r"]:
-    """KID where image i counts `a[., i]` times; ones give the estimate itself, counts of a resampling one resampled value."""
-    (own, other, between) = (
-        _mean(*matrices, left, right)
-        for matrices, left, right in zip(pairs, (a, b, a), (a, b, b), strict=True)
-    )  # fmt: skip
+    """KID where image i counts `a[., i]` times, as all of its family; ones give the estimate itself, counts of a resampling one
+    resampled value. A family that counts twice is two families: a pair within it counts twice, not four times."""
+    own, other, between = (
+        _mean(weighed, left, right) for weighed, left, right in zip(pairs, (a, b, a), (a, b, b), strict=True)
+    )
     return own + other - 2 * between
 
 
@@ -79,7 +104,7 @@ def kid(
     Raises:
         InputError: a set has fewer than two images.
     """
-    found = pairs(a, b)
+    found = pairs(a, b, families)
     weights = [resampled(of, resamplings, generator) for of in families]
     (value,) = estimate(found, np.ones((1, len(a))), np.ones((1, len(b))))
     return interval(float(value), estimate(found, *weights))
@@ -101,10 +126,10 @@ def resampled(
     return counts[:, index].astype(np.float64)
 
 
-def _mean(
-    values: Float[np.ndarray, "n m"], counted: Float[np.ndarray, "n m"], a: Float[np.ndarray, "r n"],
-    b: Float[np.ndarray, "r m"],
-) -> Float[np.ndarray, " r"]:  # fmt: skip
-    """Weighted means over pairs: one of image i with image j counts a_i b_j times."""
+def _mean(weighed: Weighed, a: Float[np.ndarray, "r n"], b: Float[np.ndarray, "r m"]) -> Float[np.ndarray, " r"]:
+    """Weighted means over pairs: one of image i with image j of another family counts a_i b_j times, of the same family a_i."""
+    values, counted = (
+        ((a @ apart) * b).sum(1) + a @ within for apart, within in zip(weighed.apart, weighed.within, strict=True)
+    )
     with np.errstate(invalid="ignore", divide="ignore"):  # nan where nothing counts
-        return ((a @ values) * b).sum(1) / ((a @ counted) * b).sum(1)
+        return values / counted
