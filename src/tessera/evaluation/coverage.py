@@ -17,10 +17,10 @@ from typing import Any
 import pandas as pd
 from pydantic import Field
 
+from tessera import sets
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
-from tessera.features import sets
 from tessera.features.clipped import figures
 from tessera.features.neighbours import fewer
 
