@@ -19,13 +19,14 @@ from committed import project
 from conftest import LABELS, ROOT, example, pictures
 
 import stages.evaluation
+from tessera import sets
 from tessera.core import files, seams
 from tessera.core.errors import InputError
 from tessera.core.params import read
 from tessera.core.run import SPLITS, Run
 from tessera.core.space import CodeSpace
 from tessera.evaluation import coverage, frechet, likelihood, memorisation
-from tessera.features import kernel, neighbours, sets
+from tessera.features import kernel, neighbours
 from tessera.features.clipped import figures
 
 

@@ -21,11 +21,12 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from tessera import sets
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
-from tessera.features import kernel, sets
+from tessera.features import kernel
 from tessera.features.frechet import distance
 from tessera.features.kernel import Interval
 

@@ -209,7 +209,10 @@ def headline(
     rungs: dict[str, Measured], sets: dict[str, Measured | str], kid: str
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Metrics of a group, and the rows of its sets."""
-    found: dict[str, float] = {"in_order": in_order(rungs), "ordered": min(low for _, low in differences(rungs)) > 0}
+    found: dict[str, float] = {
+        "in_order": float(in_order(rungs)),
+        "ordered": float(min(low for _, low in differences(rungs)) > 0),
+    }
     rows = []
     for of, measured in sets.items():
         if isinstance(measured, str):
