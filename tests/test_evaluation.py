@@ -91,7 +91,7 @@ def measured(tiny_run):
 
 
 def numbers(metrics: dict[str, Any]) -> list[float]:
-    return [n for value in metrics.values() for n in (numbers(value) if isinstance(value, dict) else [value])]
+    return [n for value in metrics.values() for n in (numbers(value) if isinstance(value, dict) else [float(value)])]
 
 
 # the contract
@@ -469,7 +469,7 @@ def in_codes(measured: Any, run: Run, samples: np.ndarray, train: np.ndarray, au
         files.save_array(files.ARTIFACTS / f"{path}.npy", codes.astype(np.int32))
     without_groups()
     for of, n in {"test": 200, "samples": len(samples), "baseline": 200, "train": len(train)}.items():
-        files.save_array(run.folder("features") / f"{of}.npy", gaussian(n).astype(np.float32))
+        files.save_array(run.folder("features") / f"{of}.npy", gaussian(n, run.scorer().dim).astype(np.float32))
     images = np.zeros((len(train), 8, 8, 3), np.uint8)
     for path in ("dataset/train", "reconstruction/train"):
         files.save_array(files.ARTIFACTS / f"{path}.npy", images)
