@@ -37,10 +37,14 @@ def measured(tiny_run):
     """`measured(name, **values)`: the report of a plug-in on tiny artefacts; features are Gaussian."""
     run: Run = tiny_run()
     sizes = {"train": 12, "val": 6, "test": 10, "reconstruction": 10, "samples": 16, "baseline": 14}
+    everything = pictures(sum(sizes.values()))
+    sizes |= {"reconstruction_val": 6, "reconstruction_train": 8}
     for index, (name, n) in enumerate(sizes.items()):
         files.save_array(run.folder("features") / f"{name}.npy", gaussian(n, seed=index).astype(np.float32))
-    files.write_json(run.folder("features") / "facts.json", {"distance": "fd_classifier"})
-    everything = pictures(sum(sizes.values()))
+        files.save_array(
+            run.folder("features") / "families" / f"{name}.npy", np.array([f"{name}{i}" for i in range(n)])
+        )
+    files.write_json(run.folder("features") / "facts.json", {"distance": "fd_classifier", "shown": []})
     files.save_array(run.folder("dataset") / "test.npy", everything[12:22])
     files.save_array(run.folder("reconstruction") / "test.npy", everything[12:22] // 2)
     files.save_array(run.folder("reconstruction") / "train.npy", everything[:12] // 2)
@@ -49,7 +53,7 @@ def measured(tiny_run):
     files.save_array(run.folder("samples/baseline") / "images.npy", everything[38:52])
     draws, (n, t) = np.random.default_rng(0), run.codes("train").shape
     for path, shape in (
-        ("samples/samples/codes", (16, t)), ("samples/baseline/codes", (14, t)), ("codes/augmented", (2, n, t)),
+        ("samples/samples/codes", (16, t)), ("samples/baseline/codes", (14, t)), ("codes/test", (10, t)), ("codes/augmented", (2, n, t)),
     ):  # fmt: skip
         codes = draws.integers(0, run.space.sizes[0], shape)
         files.save_array(files.ARTIFACTS / f"{path}.npy", codes.astype(np.int32))

@@ -3,7 +3,7 @@
 Classifier two-sample tests (Lopez-Paz and Oquab 2017, arXiv 1610.06545; `tessera.two_sample`): an accuracy of 1/2 says that this
 judge finds no difference, 1 that it is never mistaken. There are two judges. `features` is a logistic regression on the scorer's
 features of decoded images, both sides by the same tokenizer. `critic` is a small convolutional network on code vectors: it
-looks at codes, so that what the decoder blurs or adds cannot help it. Real training images in the place of samples say what
+sees no pixel, so that what the decoder blurs or adds cannot help it. Real training images in the place of samples say what
 an accuracy is worth: families differ, so it may be above 1/2 for them too. Samples of the baseline are what both must find.
 
 A judge that finds nothing may be blind. The critic counts (`critic_counts` 1) only where it also tells from real images those
@@ -229,7 +229,7 @@ def code_vectors(tokenizer: Tokenizer, codes: Int[np.ndarray, "n t"], device: De
         levels = tokenizer.vectors(torch.from_numpy(np.array(codes[where], np.int64)).to(device))
         size = tuple(max(level.shape[axis] for level in levels) for axis in (2, 3))
         found.append(torch.cat([F.interpolate(level.float(), size) for level in levels], dim=1))
-    return torch.cat(found)
+    return torch.cat(found).contiguous(memory_format=torch.channels_last)
 
 
 def standardised(x: Float[Tensor, "n d h w"], train: Int[np.ndarray, " i"]) -> Float[Tensor, "n d h w"]:
@@ -260,9 +260,9 @@ def trained(x: Float[Tensor, "n d h w"], truth: Float[Tensor, " n"], config: Con
     """A critic of these images, in evaluation mode: AdamW, one cycle of the learning rate, batches of equal size."""
     seed_globally(seed, "critic")  # initial weights, dropout
     order = numpy_generator(seed, "order")
-    critic = Critic(x.shape[1], config).to(x.device)
+    critic = Critic(x.shape[1], config).to(x.device, memory_format=torch.channels_last)
     parts = max(1, len(x) // config.batch_size)
-    optimizer = torch.optim.AdamW(critic.parameters(), config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(critic.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.epochs * parts)
     for _ in range(config.epochs):
         for batch in map(torch.from_numpy, np.array_split(order.permutation(len(x)), parts)):
