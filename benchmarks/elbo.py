@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tessera.codes import statistics
+from tessera import statistics
 from tessera.core import files, seams
 from tessera.core.errors import InputError
 from tessera.core.params import Params, read

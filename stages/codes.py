@@ -16,9 +16,8 @@ from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor
 
-from tessera import augmentation
+from tessera import augmentation, statistics
 from tessera.augmentation import Augmentation
-from tessera.codes import statistics
 from tessera.core import files
 from tessera.core.contracts import Tokenizer
 from tessera.core.params import Strict

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from tessera.codes import sequences, statistics
+from tessera import sequences, statistics
 from tessera.core import files, seams
 from tessera.core.contracts import ExactPrior, Grids, Report
 from tessera.core.params import Strict

@@ -16,9 +16,8 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
-from tessera import augmentation, scores
+from tessera import augmentation, scores, statistics
 from tessera.augmentation import Augmentation
-from tessera.codes import statistics
 from tessera.core import files, models, seams
 from tessera.core.contracts import Device, Loss, Output, PostHocQuantizer, Tokenizer
 from tessera.core.errors import InputError

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tessera.codes import statistics
+from tessera import statistics
 from tessera.core import files
 from tessera.core.run import SPLITS
 from tessera.core.space import CodeSpace

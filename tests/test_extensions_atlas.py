@@ -10,7 +10,7 @@ import torch
 from conftest import example
 from kinds import KINDS, run_of
 
-from tessera.codes import statistics
+from tessera import statistics
 from tessera.extensions import atlas
 from tessera.images import arrays
 

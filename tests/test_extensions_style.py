@@ -10,7 +10,7 @@ import torch
 from conftest import example
 from kinds import KINDS, LEVELS, apart, run_of
 
-from tessera.codes import statistics
+from tessera import statistics
 from tessera.extensions import style_transfer as style
 from tessera.images import arrays
 

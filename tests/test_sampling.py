@@ -1,4 +1,4 @@
-"""autoregression/sampling and codes/sequences against brute force."""
+"""autoregression/sampling and sequences against brute force."""
 
 import math
 from typing import Any, ClassVar
@@ -10,8 +10,8 @@ from conftest import example
 from torch import Tensor
 
 from stages import samples
+from tessera import sequences
 from tessera.autoregression.sampling import CodeWalk, sample, sample_codes, truncate, walked
-from tessera.codes import sequences
 from tessera.core import seams
 from tessera.core.contracts import Sampling
 from tessera.core.errors import InputError

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tessera import scores
-from tessera.codes import statistics
+from tessera import scores, statistics
 from tessera.images.arrays import to_model
 
 CODES = hnp.arrays(np.int64, hnp.array_shapes(max_dims=3, max_side=6), elements=st.integers(0, 4))

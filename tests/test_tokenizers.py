@@ -22,8 +22,7 @@ from torch.distributions import Normal
 import tessera
 from stages import reconstruction, samples
 from stages import tokenizer as training
-from tessera import scores
-from tessera.codes import statistics
+from tessera import scores, statistics
 from tessera.core import files, models, seams
 from tessera.core.contracts import Quantized
 from tessera.core.errors import InputError

@@ -100,7 +100,7 @@ def test_no_name_of_the_code_holds_a_word_in_another_meaning() -> None:
     ],
 )
 def test_a_name_that_does_is_found(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "src/tessera/codes/new.py"
+    path = tmp_path / "src/tessera/images/new.py"
     path.parent.mkdir(parents=True)
     path.write_text(text)
     assert len(found_in(tmp_path, rows())) == 1

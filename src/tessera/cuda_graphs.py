@@ -16,9 +16,9 @@ from jaxtyping import Bool, Int
 from torch import Generator, Tensor
 
 from tessera.autoregression import sampling as walks
-from tessera.codes.sequences import require_labels
 from tessera.core.contracts import ExactPrior, Sampling
 from tessera.core.errors import InputError
+from tessera.sequences import require_labels
 
 
 class Replay:

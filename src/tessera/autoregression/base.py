@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
+from tessera import sequences
 from tessera.autoregression import sampling as walks
-from tessera.codes import sequences
 from tessera.core.contracts import Likelihood, Sampling
 from tessera.core.space import CodeSpace
 

@@ -19,10 +19,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from tessera.autoregression.forks import spread
-from tessera.codes.sequences import require_labels
 from tessera.core.contracts import ExactPrior, Prior, Sampling
 from tessera.core.errors import InputError
 from tessera.images.arrays import batches
+from tessera.sequences import require_labels
 
 PART = 16  # fewest images per core
 

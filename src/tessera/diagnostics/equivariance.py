@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, Shaped
 from pydantic import Field
 from torch import Tensor
 
-from tessera.codes import statistics
+from tessera import statistics
 from tessera.core.contracts import Device, Report, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run

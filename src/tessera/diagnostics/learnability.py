@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from tessera.codes import statistics
+from tessera import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run

@@ -25,7 +25,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from pydantic import Field
 
-from tessera.codes import statistics
+from tessera import statistics
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run

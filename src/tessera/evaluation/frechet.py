@@ -15,6 +15,7 @@ its values over resampled families; a figure whose interval holds the values of 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ def _mark(rows: list[dict[str, Any]], group: str, kid: str) -> None:
     """Put into each row what its KID says, beside those of the same group against the same set."""
     for row in rows:
         others = [other[kid] for other in rows if other["second"] == row["second"] and other is not row]
-        row["says"] = kernel.says(Interval(row[kid], row[f"{kid}_low"], row[f"{kid}_high"]), others)
+        row["says"] = says(Interval(row[kid], row[f"{kid}_low"], row[f"{kid}_high"]), others)
         if row["says"] == "nothing":
             print(f"evaluation.frechet: {kid} of {row['first']} against {row['second']}, group {group}, says nothing: its interval "
                   f"{row[f'{kid}_low']:.3f} to {row[f'{kid}_high']:.3f} holds the values of all others", flush=True)  # fmt: skip
@@ -116,3 +117,9 @@ def _name(first: str, second: str) -> str:
     """Of a pair in the metrics."""
     decoded = second == "reconstruction"
     return f"{first.removeprefix('reconstruction_')}_decoded" if decoded else f"{first}_{second}"
+
+
+def says(of: Interval, others: Iterable[float]) -> str:
+    """`nothing` where the interval holds the values of all others, so that the figure tells no two of them apart; else
+    `something`."""
+    return "nothing" if all(of.low <= value <= of.high for value in others) else "something"

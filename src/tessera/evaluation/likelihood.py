@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from tessera.codes import statistics
+from tessera import statistics
 from tessera.core.contracts import Device, Prior, Report
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run

@@ -11,7 +11,6 @@ that belongs to no known family, a sample, is a family of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -120,12 +119,6 @@ def name(distance: str) -> str:
     """KID on the features whose Fréchet distance has the name `distance`: `kid` beside `fid`, `kid_classifier` beside
     `fd_classifier`."""
     return "kid" if distance == "fid" else f"kid_{distance.removeprefix('fd_')}"
-
-
-def says(of: Interval, others: Iterable[float]) -> str:
-    """`nothing` where the interval holds the values of all others, so that the figure tells no two of them apart; else
-    `something`."""
-    return "nothing" if all(of.low <= value <= of.high for value in others) else "something"
 
 
 def interval(value: float, resampled: Float[np.ndarray, " r"]) -> Interval:

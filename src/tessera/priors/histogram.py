@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from tessera import sequences
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.sampling import CodeWalk
-from tessera.codes import sequences
 from tessera.core.contracts import ClosedFormPrior
 from tessera.core.params import Strict
 from tessera.core.space import CodeSpace

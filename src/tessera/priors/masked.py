@@ -19,10 +19,10 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from tessera import sequences
 from tessera.attention import masking
 from tessera.attention.causal import Size
 from tessera.autoregression.sampling import require_known, require_range
-from tessera.codes import sequences
 from tessera.core.contracts import Likelihood, Prior, Sampling
 from tessera.core.space import CodeSpace
 

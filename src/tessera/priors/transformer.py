@@ -16,11 +16,11 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from tessera import sequences
 from tessera.attention.blocks import Block, Places, Walk
 from tessera.attention.causal import Size
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.sampling import CodeWalk
-from tessera.codes import sequences
 from tessera.core.contracts import Prior
 from tessera.core.space import CodeSpace
 from tessera.networks.dropout import dropped

@@ -11,8 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from tessera import scores
-from tessera.codes import statistics
+from tessera import scores, statistics
 from tessera.core.contracts import Grid, Report, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
+from tessera import sequences
 from tessera.attention import masking
 from tessera.attention.causal import Size
-from tessera.codes import sequences
 from tessera.core.contracts import Runtime, Sampling
 from tessera.core.seeding import generator
 from tessera.core.space import CodeSpace
