@@ -450,12 +450,12 @@ def test_pixel_distance_is_rmse_in_grey_levels(measured, tiny_run):
 
 @pytest.mark.parametrize("block", [3, 1000])
 def test_nearest_codes_are_the_nearest_by_the_share_that_differs(monkeypatch, block):
-    monkeypatch.setattr(neighbours, "BLOCK", block)
+    monkeypatch.setattr(memorisation, "BLOCK", block)
     draws = np.random.default_rng(0)
     codes, *references = (draws.integers(0, 3, (n, 7)).astype(np.int32) for n in (8, 11, 0, 5))
     expected = [min(sum(a != b for a, b in zip(own, other, strict=True)) for part in references for other in part) / 7
                 for own in codes]  # fmt: skip
-    np.testing.assert_allclose(neighbours.nearest_codes(codes, *references), expected)
+    np.testing.assert_allclose(memorisation.nearest_codes(codes, *references), expected)
 
 
 def in_codes(measured: Any, run: Run, samples: np.ndarray, train: np.ndarray, augmented: np.ndarray) -> pd.DataFrame:

@@ -110,8 +110,8 @@ def test_families_of_both_sets_are_resampled_together():
     itself = np.eye(40, dtype=bool)
     together = kernel.kid(points, points, (same, same), 300, rng(), itself)
     apart = kernel.kid(points, points, (same, two), 300, rng(), itself)
-    assert together.value == apart.value
-    assert together.high - together.low < 0.5 * (apart.high - apart.low)
+    assert together.value == pytest.approx(apart.value, abs=1e-9)
+    assert together.high - together.low < 0.1 * (apart.high - apart.low)
 
 
 def test_an_image_is_no_pair_with_its_reconstruction():
