@@ -1,7 +1,8 @@
 """How noisy the headline is: `python -m benchmarks.noise`, after `dvc repro features`.
 
-Scores against the test images of sets of as many images, which share none: the training images, cut into such sets, and as
-many sets of samples, drawn anew from the prior in artifacts/. Prints means and standard deviations as a Markdown table.
+Scores against the reconstructions of the test images of sets of as many images, which share none: reconstructions of the training
+images, cut into such sets, and as many sets of samples, drawn anew from the prior in artifacts/. Prints means and standard
+deviations as a Markdown table.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from stages import samples as drawing
 from tessera import presets
@@ -21,8 +22,8 @@ from tessera.core.errors import InputError
 from tessera.core.params import Params, read
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
+from tessera.features.clipped import figures
 from tessera.features.frechet import distance
-from tessera.features.neighbours import overlap
 from tessera.images import arrays
 from tessera.runtime import provenance
 from tessera.runtime.devices import Runtime
@@ -43,22 +44,24 @@ def new_samples(count: int, threads: int) -> Float[np.ndarray, "n f"]:
     return np.concatenate([extractor(arrays.to_model(sampled[where])).numpy() for where in batches])
 
 
-def scores(real: Float[np.ndarray, "m f"], fake: Float[np.ndarray, "m f"], k: int) -> dict[str, float]:
-    return {"fd": distance(fake, real), **overlap(real, fake, k)._asdict()}
+def scores(
+    real: Float[np.ndarray, "m f"], fake: Float[np.ndarray, "m f"], families: Shaped[np.ndarray, " m"], k: int
+) -> dict[str, float]:
+    return {"fd": distance(fake, real), **figures(real, fake, families, k)}
 
 
 def measured(threads: int) -> pd.DataFrame:
     params = Params(read())
     provenance.require_together("dataset", "scorer", "tokenizer", "prior", "features")
     run = Run(params)
-    real, train = (np.asarray(run.features(name)) for name in ("test", "train"))
+    real, train = (np.asarray(run.features(name)) for name in ("reconstruction", "reconstruction_train"))
     train = train[numpy_generator(params.seed, OF, "train").permutation(len(train))]
     sets = len(train) // len(real)
     features = {"training images (the floor)": train, "samples": new_samples(sets * len(real), threads)}
-    k = params.config("evaluation", "coverage").neighbours
+    k, families = params.config("evaluation", "coverage").neighbours, run.families("reconstruction")
     rows = []
     for name, array in features.items():
-        found = pd.DataFrame([scores(real, part, k) for part in np.split(array[: sets * len(real)], sets)])
+        found = pd.DataFrame([scores(real, part, families, k) for part in np.split(array[: sets * len(real)], sets)])
         cells = {column: f"{found[column].mean():.2f} ± {found[column].std():.2f}" for column in found}
         rows.append({"set": name, "draws": sets, "images each": len(real), **cells})
     return pd.DataFrame(rows)

@@ -252,15 +252,15 @@ def test_figures_of_a_group_are_of_its_images(measured, tiny_run):
 
 @pytest.mark.parametrize("name", ["frechet", "coverage"])
 def test_the_order_of_images_does_not_matter(measured, tiny_run, name):
-    """All images of the test split are compared with as many training images, all of them: nothing is left to the seed."""
-    run, before = tiny_run(name), {}
-    for of in ("train", "reconstruction_train", "samples", "baseline"):
-        some = np.arange(10)
-        permuted(run, of, some)
+    """Sets of ten images each, all of them compared: nothing is left to the seed."""
+    run, generator = tiny_run(name), np.random.default_rng(0)
+    others = ("train", "reconstruction_train", "samples", "baseline")
+    for of in others:
+        permuted(run, of, np.arange(10))
     first = measured(name, count=1000)
-    for of in ("train", "reconstruction_train", "samples", "baseline"):
-        permuted(run, of, np.random.default_rng(len(before)).permutation(10))
-    order = np.random.default_rng(9).permutation(10)
+    for of in others:
+        permuted(run, of, generator.permutation(10))
+    order = generator.permutation(10)
     for of in ("test", "reconstruction"):
         permuted(run, of, order)
     again = measured(name, count=1000)
@@ -451,12 +451,12 @@ def test_pixel_distance_is_rmse_in_grey_levels(measured, tiny_run):
 
 @pytest.mark.parametrize("block", [3, 1000])
 def test_nearest_codes_are_the_nearest_by_the_share_that_differs(monkeypatch, block):
-    monkeypatch.setattr(neighbours, "BLOCK", block)
+    monkeypatch.setattr(memorisation, "BLOCK", block)
     draws = np.random.default_rng(0)
     codes, *references = (draws.integers(0, 3, (n, 7)).astype(np.int32) for n in (8, 11, 0, 5))
     expected = [min(sum(a != b for a, b in zip(own, other, strict=True)) for part in references for other in part) / 7
                 for own in codes]  # fmt: skip
-    np.testing.assert_allclose(neighbours.nearest_codes(codes, *references), expected)
+    np.testing.assert_allclose(memorisation.nearest_codes(codes, *references), expected)
 
 
 def in_codes(measured: Any, run: Run, samples: np.ndarray, train: np.ndarray, augmented: np.ndarray) -> pd.DataFrame:

@@ -507,6 +507,28 @@ def test_the_loss_perceptual_is_switched_off_by_its_weight_alone(raw):
     ]
 
 
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ("evaluation/likelihood:val.share_saved", "evaluation/likelihood:all.val.fraction_saved"),
+        ("evaluation/likelihood:gap_bits_per_code", "evaluation/likelihood:all.gap_bits_per_code"),
+        ("evaluation/frechet:fd_*.samples_test", "evaluation/frechet:all.fd_*.samples_test"),
+        ("evaluation/memorisation:codes.near_share", "evaluation/memorisation:all.codes.near_fraction"),
+        ("evaluation/coverage:samples.recall", "evaluation/coverage:all.samples.recall"),
+    ],
+)
+def test_metrics_of_before_there_were_groups_are_those_of_all(raw: dict[str, Any], old: str, now: str) -> None:
+    assert validation.metric_today(old) == validation.metric_today(now) == now
+    raw["criteria"]["thresholds"] = {"mine": {"metric": old, "at_most": 1.0}}
+    assert validation.problems(raw) == [f"criteria.thresholds.mine.metric: {old} is {now} now"]
+
+
+def test_a_threshold_on_a_metric_that_is_gone_names_what_replaces_it(raw: dict[str, Any]) -> None:
+    raw["criteria"]["thresholds"] = {"mine": {"metric": "evaluation/coverage:samples.precision", "at_least": 0.5}}
+    line = "evaluation/coverage:samples.precision is gone; set a threshold for evaluation/coverage:all.samples.clipped_density"
+    assert validation.problems(raw) == [f"criteria.thresholds.mine.metric: {line}"]
+
+
 @pytest.mark.parametrize("old", ["no", False])
 def test_precision_no_is_answered_by_float32(raw: dict[str, Any], old: Any) -> None:
     raw["prior"]["training"]["precision"] = raw["extensions"]["inpainting"]["training"]["precision"] = old

@@ -81,7 +81,7 @@ def test_every_tokenizer_goes_all_the_way(kind, raw, tiny_run, stage, runtime):
     if own:
         for name in ("features", "evaluation"):
             stage(name)(Run(params, "frechet", runtime))
-        found = files.read_json(Path("metrics/evaluation/frechet.json"))["fd_classifier"]
+        found = files.read_json(Path("metrics/evaluation/frechet.json"))["all"]["fd_classifier"]
         assert found["gaussian_test"] != found["samples_test"]
 
 

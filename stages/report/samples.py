@@ -22,13 +22,11 @@ def body(run: Run) -> str:
         "samples": f"Samples of the prior {chosen['prior']['name']}, the first ones, unselected ({sampled}).",
         "baseline": f"Samples of the closed-form baseline {chosen['samples']['baseline']}.",
         "gaussian": "Decoded from N(0, I), without a prior.",
+        "groups": "Each group in a row: its first samples, unselected, and test images of it that passed the tokenizer.",
     }
-    folder = files.PLOTS / "samples"
-    paths = sorted(
-        folder.glob("*.png"), key=lambda path: list(captions).index(path.stem) if path.stem in captions else 9
-    )
+    found = [path for folder in ("samples", "features") for path in (files.PLOTS / folder).glob("*.png")]
+    paths = sorted(found, key=lambda path: list(captions).index(path.stem) if path.stem in captions else 9)
     pictures = "".join(elements.picture(path, captions.get(path.stem, path.stem)) for path in paths)
     closest = "memorisation" in run.params.keys("evaluation")
     more = '<p>The <a href="#evaluation-memorisation">closest training images</a> show whether they are copies.</p>\n'
-    groups = elements.plots("features") + elements.numbers("features")
-    return f'<div class="shown">{pictures}</div>\n{groups}{more if closest else ""}'
+    return f'<div class="shown">{pictures}</div>\n{elements.numbers("features")}{more if closest else ""}'

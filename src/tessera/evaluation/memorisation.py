@@ -26,9 +26,9 @@ from pydantic import Field
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
-from tessera.features.neighbours import nearest, nearest_codes
+from tessera.features.neighbours import BLOCK, nearest
 from tessera.images import pictures
-from tessera.images.arrays import evenly
+from tessera.images.arrays import batches, evenly
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -158,6 +158,21 @@ def _in_codes(run: Run) -> dict[str, Far]:
     return {
         name: Far(nearest_codes(codes, train, *run.augmented_codes()), groups) for name, (codes, groups) in sets.items()
     }
+
+
+def nearest_codes(codes: Int[np.ndarray, "n t"], *references: Int[np.ndarray, "_ t"]) -> Float[np.ndarray, " n"]:
+    """Hamming distance of each image's codes to the nearest of all references, as a fraction of the codes (0 to 1); block by
+    block, for references on disk."""
+    from scipy.spatial.distance import cdist
+
+    smallest = np.full(len(codes), np.inf)
+    for reference in references:
+        for others in batches(len(reference), BLOCK):
+            block = np.asarray(reference[others], np.float64)
+            for where in batches(len(codes), BLOCK):
+                found = cdist(np.asarray(codes[where], np.float64), block, "hamming").min(1)
+                smallest[where] = np.minimum(smallest[where], found)
+    return smallest
 
 
 def _of_some(groups: dict[str, np.ndarray], some: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:

@@ -57,21 +57,6 @@ def nearest(
     return index, distance
 
 
-def nearest_codes(codes: Int[np.ndarray, "n t"], *references: Int[np.ndarray, "_ t"]) -> Float[np.ndarray, " n"]:
-    """Hamming distance of each image's codes to the nearest of all references, as a fraction of the codes (0 to 1); block by
-    block, for references on disk."""
-    from scipy.spatial.distance import cdist
-
-    smallest = np.full(len(codes), np.inf)
-    for reference in references:
-        for others in batches(len(reference), BLOCK):
-            block = np.asarray(reference[others], np.float64)
-            for where in batches(len(codes), BLOCK):
-                found = cdist(np.asarray(codes[where], np.float64), block, "hamming").min(1)
-                smallest[where] = np.minimum(smallest[where], found)
-    return smallest
-
-
 def fewer(place: str, wanted: int, most: int, images: int) -> int:
     """`wanted` or `most` that so few images allow, at least 1; the log says so."""
     if wanted > (taken := max(1, most)):
