@@ -53,7 +53,8 @@ def measured(tiny_run):
     files.save_array(run.folder("samples/baseline") / "images.npy", everything[38:52])
     draws, (n, t) = np.random.default_rng(0), run.codes("train").shape
     for path, shape in (
-        ("samples/samples/codes", (16, t)), ("samples/baseline/codes", (14, t)), ("codes/test", (10, t)), ("codes/augmented", (2, n, t)),
+        ("samples/samples/codes", (16, t)), ("samples/baseline/codes", (14, t)),
+        ("codes/test", (10, t)), ("codes/augmented", (2, n, t)),
     ):  # fmt: skip
         codes = draws.integers(0, run.space.sizes[0], shape)
         files.save_array(files.ARTIFACTS / f"{path}.npy", codes.astype(np.int32))

@@ -260,7 +260,7 @@ def trained(x: Float[Tensor, "n d h w"], truth: Float[Tensor, " n"], config: Con
     """A critic of these images, in evaluation mode: AdamW, one cycle of the learning rate, batches of equal size."""
     seed_globally(seed, "critic")  # initial weights, dropout
     order = numpy_generator(seed, "order")
-    critic = Critic(x.shape[1], config).to(x.device, memory_format=torch.channels_last)
+    critic = Critic(x.shape[1], config).to(x.device).to(memory_format=torch.channels_last)
     parts = max(1, len(x) // config.batch_size)
     optimizer = torch.optim.AdamW(critic.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.epochs * parts)
