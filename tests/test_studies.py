@@ -822,6 +822,18 @@ def made_up(n: int = 12) -> list[Result]:
     return rows
 
 
+def test_the_rung_is_an_outcome_where_all_runs_have_one():
+    rows = made_up()
+    assert "rung" not in correlation.correlations(rows)
+    for index, row in enumerate(rows):
+        row.metrics.update({correlation.RUNG: 5 - 0.1 * index, correlation.ACCURACY: 0.6 + 0.01 * index})
+    table = correlation.correlations(rows).set_index("diagnostic")
+    assert table.loc["diagnostics/good:grid_*.value", "rung"] == pytest.approx(-1)
+    assert table.loc["diagnostics/good:grid_*.value", "accuracy"] == pytest.approx(1)
+    del rows[0].metrics[correlation.RUNG]
+    assert not {"rung"} & set(correlation.correlations(rows))
+
+
 def test_the_diagnostic_that_predicts_comes_first_and_probe_apart():
     table = correlation.correlations(made_up())
     assert list(table["diagnostic"]) == [

@@ -5,6 +5,8 @@ The predicted outcomes; larger is worse:
 - `excess`: held-out bits per image of the trained prior in excess of what the rate alone predicts: the residual of a
   least-squares fit of log2 bits on log2 rate over the runs. The rate is the number of codes times log2 K. Any codes cost
   more bits if there are more of them; `excess` asks which codes cost more than their number explains.
+- `rung`, `accuracy`: of the samples on the ladder of damage (`evaluation.ladder`), and of the two-sample test on features
+  (`evaluation.two_sample`), on test; left out where a run of the pool is older than these measures.
 - `fd`, `kid`: distance of samples to the test images minus that of the tokenizer's reconstructions, so that the loss of
   the tokenizer is not attributed to the prior.
 
@@ -29,20 +31,26 @@ LEAST = 6  # runs; a rank correlation of fewer says nothing
 BITS, CODES, RATE = "evaluation/likelihood:all.test.nll_bits_per_code", "codes:codes_per_image", "codes:bits_per_image"
 FD, FD_FLOOR = "evaluation/frechet:all.fd_*.samples_test", "evaluation/frechet:all.fd_*.reconstruction_test"
 KID, KID_FLOOR = "evaluation/frechet:all.kid_*.samples_test", "evaluation/frechet:all.kid_*.reconstruction_test"
-OUTCOMES = ("excess", "fd", "kid")
+RUNG, ACCURACY = "evaluation/ladder:test.all.rung", "evaluation/two_sample:test.all.features"
+COLOURS = {"excess": "#1f5a92", "rung": "#b8336a", "accuracy": "#7d5ba6", "fd": "#d9772e", "kid": "#4c9a6a"}
+OUTCOMES = tuple(COLOURS)
 JUDGED = ("diagnostics/", "probe:")
 APART = ("probe:",)
 
 
 def outcomes(rows: list[Result]) -> pd.DataFrame:
-    """One row per run: rate and held-out bits per image, and the three outcomes."""
+    """One row per run: rate and held-out bits per image, and the outcomes."""
     of = {name: np.array([results.metric(row, pattern) for row in rows]) for name, pattern in
           {"per_code": BITS, "codes": CODES, "rate": RATE, "fd": FD, "fd_floor": FD_FLOOR,
-           "kid": KID, "kid_floor": KID_FLOOR}.items()}  # fmt: skip
+           "kid": KID, "kid_floor": KID_FLOOR, "rung": RUNG, "accuracy": ACCURACY}.items()}  # fmt: skip
     bits = of["per_code"] * of["codes"]
     columns = {"run": [row.run for row in rows], "rate": of["rate"], "bits": bits,
-               "excess": excess(of["rate"], bits), "fd": of["fd"] - of["fd_floor"], "kid": of["kid"] - of["kid_floor"]}  # fmt: skip
-    return pd.DataFrame(columns)
+               "excess": excess(of["rate"], bits), "rung": of["rung"], "accuracy": of["accuracy"],
+               "fd": of["fd"] - of["fd_floor"], "kid": of["kid"] - of["kid_floor"]}  # fmt: skip
+    table = pd.DataFrame(columns)
+    return table.drop(
+        columns=[name for name in ("rung", "accuracy") if table[name].isna().any()]
+    )  # older runs have none
 
 
 def excess(rate: Float[np.ndarray, " n"], bits: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -92,6 +100,8 @@ def correlations(rows: list[Result]) -> pd.DataFrame:
     for name in table:
         entry: dict[str, object] = {"diagnostic": name, "apart": int(str(name).startswith(APART))}
         for of in OUTCOMES:
+            if of not in outcome:
+                continue
             x, y = table[name].to_numpy(float), outcome[of].to_numpy(float)
             entry[of] = float(spearman(x, y))
             entry[f"{of}_low"], entry[f"{of}_high"] = interval(x, y)
@@ -116,7 +126,7 @@ def write(name: str, rows: list[Result]) -> list[str]:
         files.write_table(PAGES / f"{file}.csv", table)
         files.write_picture(PAGES / "figures" / f"{file}.png", picture(table, f"{title} (n = {len(chosen)})"))
         shown = pd.DataFrame({"diagnostic": "`" + table["diagnostic"].str.removeprefix("diagnostics/") + "`"})
-        for of in OUTCOMES:
+        for of in [name for name in OUTCOMES if name in table]:
             shown[of] = [f"{r:+.2f} [{low:+.2f}, {high:+.2f}]" for r, low, high in
                          table[[of, f"{of}_low", f"{of}_high"]].itertuples(index=False)]  # fmt: skip
         parts += [
@@ -139,10 +149,13 @@ def picture(table: pd.DataFrame, title: str) -> Figure:
     figure = Figure(figsize=(8.2, 1.2 + 0.24 * len(table)), layout="constrained")
     axis = figure.subplots()
     places = np.arange(len(table))[::-1]
-    for shift, of, colour in zip((0.22, 0, -0.22), OUTCOMES, ("#1f5a92", "#d9772e", "#4c9a6a"), strict=True):
+    found = [name for name in OUTCOMES if name in table]
+    for shift, of in zip(np.linspace(0.22, -0.22, len(found)), found, strict=True):
         values = table[of].to_numpy(float)
         ends = np.abs(table[[f"{of}_low", f"{of}_high"]].to_numpy(float).T - values)
-        axis.errorbar(values, places + shift, xerr=ends, fmt="o", markersize=3.5, linewidth=1, color=colour, label=of)
+        axis.errorbar(
+            values, places + shift, xerr=ends, fmt="o", markersize=3.5, linewidth=1, color=COLOURS[of], label=of
+        )
     axis.axvline(0, color="black", linewidth=0.8)
     apart = int(table["apart"].sum())
     if apart:
@@ -151,6 +164,6 @@ def picture(table: pd.DataFrame, title: str) -> Figure:
     axis.set(
         xlim=(-1.02, 1.02), ylim=(-0.8, len(table) - 0.2), xlabel="Spearman's rho, 95 % bootstrap interval", title=title
     )
-    figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=len(OUTCOMES))
+    figure.legend(frameon=False, fontsize=8, loc="outside upper right", ncols=len(found))
     axis.grid(alpha=0.25, axis="x")
     return figure
