@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import stages.features
-from tessera import groups, two_sample
+from tessera import groups, sets, two_sample
 from tessera.core.errors import InputError
 from tessera.evaluation import frechet
-from tessera.features import kernel, sets
+from tessera.features import kernel
 
 
 def rng() -> np.random.Generator:
