@@ -83,9 +83,10 @@ def artefacts(tiny_run: Any, raw: dict[str, Any], runtime: Any, workspace: Path)
         for name in ("studies", "presets", "dvc.yaml"):
             Path(name).symlink_to(ROOT / name)
         extractor = run.scorer()
-        for split in ("train", "test"):
+        for of, split in {"reconstruction_train": "train", "reconstruction": "test"}.items():
             features = extractor(torch.from_numpy(run.images(split) / 127.5 - 1).float().movedim(3, 1))
-            files.save_array(run.folder("features") / f"{split}.npy", features.detach().numpy())
+            files.save_array(run.folder("features") / f"{of}.npy", features.detach().numpy())
+            files.save_array(run.folder("features") / "families" / f"{of}.npy", run.table(split)["name"].to_numpy(str))
         for made in files.ARTIFACTS.iterdir():
             files.write_json(made / provenance.MADE_FROM, {})
 

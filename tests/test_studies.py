@@ -630,7 +630,7 @@ CHANGES = {  # file, dotted name ("/" in a run), other value; whether results ar
     "another alternative": ("params.yaml", "prior/masked/bound_draws", 9, False),
     "loss of weight 0": ("params.yaml", "losses/code_entropy/diversity", 2.0, False),
     "the machine": ("params.yaml", "runtime/threads", 7, False),
-    "threshold": ("params.yaml", "criteria/thresholds/fd/at_most", 4.5, False),
+    "threshold": ("params.yaml", "criteria/thresholds/rung/at_most", 4.5, False),
     "extension": ("params.yaml", "extensions/interpolation/frames", 11, False),
     "the same, otherwise written": ("studies/pool.yaml", "base/tokenizer.training.lr", 1, False),  # not 1.0
 }
