@@ -1,11 +1,12 @@
-"""features: dataset, scorer, reconstruction, samples -> artifacts/features/, metrics/features.json
+"""features: dataset, scorer, reconstruction, samples -> artifacts/features/, metrics/features.json, plots/features/
 
-Every set of images as the scorer sees it, and the group of each image: what every evaluation reads.
+Every set of images as the scorer sees it, and the group of each image: what every evaluation reads. A sheet shows samples of
+each group beside real images.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
@@ -15,8 +16,14 @@ from tessera import groups
 from tessera.core import files
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
+from tessera.images import pictures
 from tessera.images.arrays import evenly, map_batches
 from tessera.runtime.stage import enter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN, COLUMNS = 40, 10  # images of each block of the sheet
 
 
 class Settings(Strict):
@@ -54,6 +61,7 @@ def main(run: Run) -> None:
     facts = {"distance": scorer.distance, **grouped(features, own, run)}
     files.write_json(run.folder("features") / "facts.json", facts)
     files.write_metrics("features", metrics(facts, run))
+    files.write_picture(files.PLOTS / "features" / "groups.png", picture(run))
 
 
 def images(run: Run, decoded: int) -> dict[str, UInt8[np.ndarray, "n h w c"]]:
@@ -115,6 +123,33 @@ def metrics(facts: dict[str, Any], run: Run) -> dict[str, Any]:
         members = run.groups(of)
         found[of] = {name: len(members[name]) / len(members[groups.ALL]) for name in facts["shown"]}
     return found
+
+
+def picture(run: Run) -> Figure:
+    """A row for each group, or one of all images where there are none: the first samples of the group, unselected, beside test
+    images of it, evenly spaced, that passed the tokenizer too."""
+    from matplotlib.figure import Figure
+
+    samples, real = run.groups("samples"), run.groups("reconstruction")
+    names = [name for name in samples if name != groups.ALL] or [groups.ALL]
+    blocks = {}
+    for name in names:
+        spread = real[name][evenly(len(real[name]), SHOWN)]
+        blocks[f"{name}: samples, the first"] = block(run.samples()[samples[name][:SHOWN]])
+        blocks[f"{name}: test images through the tokenizer"] = block(run.images("test", "reconstruction")[spread])
+    height, width = next(iter(blocks.values())).shape[:2]
+    figure = Figure(figsize=(2 * width / 100, len(names) * (height / 100 + 0.3)), layout="constrained")
+    for axis, (title, images) in zip(figure.subplots(len(names), 2).flat, blocks.items(), strict=True):
+        axis.imshow(images.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+        axis.set_axis_off()
+    return figure
+
+
+def block(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "height width c"]:
+    """A sheet of `SHOWN` places; those for which there is no image are white."""
+    missing = ((0, SHOWN - len(images)), (0, 0), (0, 0), (0, 0))
+    return pictures.sheet(np.pad(images, missing, constant_values=255), COLUMNS)
 
 
 if __name__ == "__main__":

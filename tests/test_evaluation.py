@@ -16,30 +16,58 @@ import pytest
 import scipy.stats
 import torch
 from committed import project
-from conftest import ROOT, example, pictures
+from conftest import LABELS, ROOT, example, pictures
 
 import stages.evaluation
+from tessera import sets
 from tessera.core import files, seams
 from tessera.core.errors import InputError
 from tessera.core.params import read
 from tessera.core.run import SPLITS, Run
 from tessera.core.space import CodeSpace
 from tessera.evaluation import coverage, frechet, likelihood, memorisation
-from tessera.features import neighbours
+from tessera.features import kernel, neighbours
+from tessera.features.clipped import figures
 
 
 def gaussian(n: int, f: int = 4, shift: float = 0.0, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(shift, 1, (n, f))
 
 
+def write_features(name: str, points: np.ndarray, families: np.ndarray, group: np.ndarray) -> None:
+    """As the stage features writes them."""
+    folder = files.ARTIFACTS / "features"
+    files.save_array(folder / f"{name}.npy", points.astype(np.float32))
+    files.save_array(folder / "families" / f"{name}.npy", families)
+    files.save_array(folder / "groups" / f"{name}.npy", group)
+
+
+def permuted(run: Run, name: str, order: np.ndarray) -> None:
+    """Put the images of a set into another order."""
+    group = files.load_array(files.ARTIFACTS / "features" / "groups" / f"{name}.npy")
+    write_features(name, run.features(name)[order], run.families(name)[order], group[order])
+
+
+def without_groups() -> None:
+    """As of a data set without labels."""
+    path = files.ARTIFACTS / "features" / "facts.json"
+    files.write_json(path, {**files.read_json(path), "shown": []})
+
+
 @pytest.fixture
 def measured(tiny_run):
-    """`measured(name, **values)`: the report of a plug-in on tiny artefacts; features are Gaussian."""
+    """`measured(name, **values)`: the report of a plug-in on tiny artefacts; features are Gaussian, groups alternate."""
     run: Run = tiny_run()
     sizes = {"train": 12, "val": 6, "test": 10, "reconstruction": 10, "samples": 16, "baseline": 14}
-    for index, (name, n) in enumerate(sizes.items()):
-        files.save_array(run.folder("features") / f"{name}.npy", gaussian(n, seed=index).astype(np.float32))
-    files.write_json(run.folder("features") / "facts.json", {"distance": "fd_classifier"})
+    decoded = {"reconstruction": "test", "reconstruction_val": "val", "reconstruction_train": "train"}
+    for index, (name, n) in enumerate({**sizes, "reconstruction_val": 6, "reconstruction_train": 12}.items()):
+        families = np.array([f"{decoded.get(name, name)} {i}" for i in range(n)])
+        write_features(name, gaussian(n, run.scorer().dim, seed=index), families, np.arange(n) % 2)
+    rows = [{"split": split, "name": f"{split} {i}", "family": f"{split} {i}", "label": i % 2, "label_name": LABELS[i % 2]}
+            for split in SPLITS for i in range(sizes[split])]  # fmt: skip
+    files.write_table(run.folder("dataset") / "table.csv", pd.DataFrame(rows))
+    facts = {"distance": "fd_classifier", "groups": ["people", "rest"], "shown": ["people", "rest"]}
+    files.write_json(run.folder("features") / "facts.json", facts)
     everything = pictures(sum(sizes.values()))
     files.save_array(run.folder("dataset") / "test.npy", everything[12:22])
     files.save_array(run.folder("reconstruction") / "test.npy", everything[12:22] // 2)
@@ -50,6 +78,7 @@ def measured(tiny_run):
     draws, (n, t) = np.random.default_rng(0), run.codes("train").shape
     for path, shape in (
         ("samples/samples/codes", (16, t)), ("samples/baseline/codes", (14, t)), ("codes/augmented", (2, n, t)),
+        ("codes/test", (10, t)),
     ):  # fmt: skip
         codes = draws.integers(0, run.space.sizes[0], shape)
         files.save_array(files.ARTIFACTS / f"{path}.npy", codes.astype(np.int32))
@@ -62,7 +91,7 @@ def measured(tiny_run):
 
 
 def numbers(metrics: dict[str, Any]) -> list[float]:
-    return [n for value in metrics.values() for n in (numbers(value) if isinstance(value, dict) else [value])]
+    return [n for value in metrics.values() for n in (numbers(value) if isinstance(value, dict) else [float(value)])]
 
 
 # the contract
@@ -90,6 +119,21 @@ def test_stage_writes_the_report(measured, tiny_run, name):
     assert written == {f"{title}.csv" for title in report.tables} | {f"{title}.png" for title in report.pictures}
 
 
+@pytest.mark.parametrize("name", ["coverage", "frechet", "likelihood", "memorisation"])
+def test_figures_are_of_all_images_and_of_each_group(measured, name):
+    """The groups' images add up to all; without labels there are figures of all alone, the same ones."""
+    values = {"count": 1000} if name in ("coverage", "frechet") else {}
+    report = measured(name, **values)
+    assert list(report.metrics) == ["all", "people", "rest"]
+    (table,) = [table for table in report.tables.values() if "group" in table]
+    columns = [column for column in table if column in ("split", "space", "of", "first", "second", "fake")]
+    for _, rows in table.groupby(columns, sort=False):
+        images = rows.set_index("group")["images"]
+        assert images["people"] + images["rest"] == images["all"]
+    without_groups()
+    assert measured(name, **values).metrics == {"all": report.metrics["all"]}
+
+
 def test_a_measure_that_does_not_apply_says_so(tiny_run, monkeypatch, capsys):
     monkeypatch.setattr(frechet, "requires", lambda params: "there is nothing to compare", raising=False)
     stages.evaluation.main(tiny_run("frechet"))
@@ -97,9 +141,10 @@ def test_a_measure_that_does_not_apply_says_so(tiny_run, monkeypatch, capsys):
     assert "there is nothing to compare" in capsys.readouterr().out
 
 
-def test_coverage_and_memorisation_import_no_torch(measured, raw):
+def test_most_measures_import_no_torch(measured, raw):
     values = {
         "coverage": example(coverage.Config).model_dump(),
+        "frechet": example(frechet.Config).model_dump(),
         "memorisation": example(memorisation.Config).model_dump(),
     }
     program = (
@@ -145,145 +190,155 @@ def test_distance_shrinks_with_the_number_of_images():
     assert few > 4 * many
 
 
-def test_kid_is_the_unbiased_mmd():
-    """With subsets of the whole set: the mean over pairs of different points of ((ab / F) + 1)^3, by loops."""
-    a, b = gaussian(9, 3), gaussian(9, 3, shift=1, seed=1)
+@pytest.mark.parametrize(("n", "m", "f"), [(80, 60, 5), (30, 40, 64), (64, 20, 64), (2, 3, 4)])
+def test_distance_has_torch_fidelitys_value(n, m, f):
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
-    def mean(x: np.ndarray, y: np.ndarray, same: bool) -> float:
-        terms = [(x[i] @ y[j] / 3 + 1) ** 3 for i in range(9) for j in range(9) if not (same and i == j)]
-        return sum(terms) / len(terms)
-
-    expected = mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False)
-    found = frechet.kid(a, b, subsets=2, size=9, seed=0)
-    assert found.mean == pytest.approx(expected, rel=1e-9)
-    assert found.low == pytest.approx(found.high)  # every subset is the whole set
+    a, b = gaussian(n, f), 2 * gaussian(m, f, shift=0.3, seed=1)
+    theirs = fid_statistics_to_metric(*(fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)), verbose=False)
+    assert frechet.distance(a, b) == pytest.approx(theirs[KEY_METRIC_FID], rel=1e-4)
 
 
 def test_sets_too_small_for_a_statistic_are_refused():
-    one, few = gaussian(1), gaussian(5)
     with pytest.raises(InputError, match=r"at least 2 images in each set, got 5 and 1"):
-        frechet.distance(few, one)
-    with pytest.raises(InputError, match=r"subsets of at least 2 images, got 1"):
-        frechet.kid(few, few, subsets=2, size=1, seed=0)
-
-
-def test_kid_is_around_zero_for_equal_distributions_only():
-    a = gaussian(400)
-    equal = frechet.kid(a, gaussian(400, seed=1), subsets=100, size=100, seed=0)
-    other = frechet.kid(a, gaussian(400, shift=1, seed=1), subsets=100, size=100, seed=0)
-    assert equal.low < 0 < equal.high
-    assert abs(equal.mean) < 0.05
-    assert other.low > 0.5
-
-
-def test_kid_depends_on_the_seed_alone():
-    a, b = gaussian(40), gaussian(40, seed=1)
-    np.random.seed(0)
-    first = frechet.kid(a, b, subsets=5, size=10, seed=2**40 + 7)
-    np.random.seed(1)
-    assert frechet.kid(a, b, subsets=5, size=10, seed=2**40 + 7) == first
-    assert frechet.kid(a, b, subsets=5, size=10, seed=8) != first
-
-
-@pytest.mark.parametrize(("asked", "used"), [(4, 4), (100, 5)])  # 10 images of a set
-def test_kid_subsets_are_at_most_half_of_a_set(measured, monkeypatch, asked, used):
-    """Else all subsets were the same images, and the interval nothing."""
-    sizes = []
-
-    def watched(a: np.ndarray, b: np.ndarray, subsets: int, size: int, seed: int) -> tuple[float, float, float]:
-        sizes.append(size)
-        return 0.0, 0.0, 0.0
-
-    monkeypatch.setattr(frechet, "kid", watched)
-    measured("frechet", count=1000, kid_subset_size=asked)
-    assert set(sizes) == {used}
+        frechet.distance(gaussian(5), gaussian(1))
 
 
 @pytest.mark.parametrize(("count", "used"), [(5, 5), (1000, 10)])  # 10: of test, the smallest
 def test_every_set_has_the_same_number_of_images(measured, monkeypatch, count, used):
     compared = []
-    monkeypatch.setattr(frechet, "distance", lambda a, b: compared.extend([len(a), len(b)]) or 0.0)
+    monkeypatch.setattr(frechet, "distance", lambda a, b: compared.append((len(a), len(b))) or 0.0)
     report = measured("frechet", count=count)
-    assert compared == [used] * 12
-    assert report.metrics["images"] == used
-    assert list(report.tables["pairs"]["images"]) == [used] * 6
+    assert compared == [(used, used)] * 9 + [(5, 5)] * 18  # 9 pairs; each group has 5 test images
+    assert {group: metrics["images"] for group, metrics in report.metrics.items()} == {
+        "all": used,
+        "people": 5,
+        "rest": 5,
+    }
+    assert set(report.tables["pairs"].groupby("group")["images"].unique().explode().items()) == {
+        ("all", used),
+        ("people", 5),
+        ("rest", 5),
+    }
 
 
 def test_headline_is_what_the_table_says(measured, tiny_run):
     report, run = measured("frechet", count=1000), tiny_run("frechet")
-    table = report.tables["pairs"].set_index(["first", "second"])
-    found = report.metrics["fd_classifier"]["reconstruction_test"]
-    assert found == table.loc[("reconstruction", "test"), "fd_classifier"]
+    table = report.tables["pairs"].set_index(["group", "first", "second"])
+    metrics = report.metrics["all"]
+    found = metrics["fd_classifier"]["reconstruction_test"]
+    assert found == table.loc[("all", "reconstruction", "test"), "fd_classifier"]
     assert found == pytest.approx(frechet.distance(run.features("reconstruction"), run.features("test")))
-    kid = report.metrics["kid_classifier"]
+    assert (
+        metrics["fd_classifier"]["train_decoded"]
+        == (table.loc[("all", "reconstruction_train", "reconstruction"), "fd_classifier"])
+    )
+    kid = metrics["kid_classifier"]
     assert kid["samples_test_low"] <= kid["samples_test"] <= kid["samples_test_high"]
+    assert kid["samples_decoded"] == table.loc[("all", "samples", "reconstruction"), "kid_classifier"]
+
+
+def test_figures_of_a_group_are_of_its_images(measured, tiny_run):
+    report, run = measured("frechet", count=1000), tiny_run("frechet")
+    real, test = (run.features(name)[run.groups(name)["rest"]] for name in ("reconstruction", "test"))
+    found = report.metrics["rest"]
+    assert found["fd_classifier"]["reconstruction_test"] == pytest.approx(frechet.distance(real, test))
+    pairs = kernel.pairs(
+        real, test, (np.arange(5), np.arange(5)), np.eye(5, dtype=bool)
+    )  # of an image with itself: none
+    (kid,) = kernel.estimate(pairs, *(np.ones((1, 5)),) * 2)
+    assert found["kid_classifier"]["reconstruction_test"] == pytest.approx(kid)
+
+
+@pytest.mark.parametrize("name", ["frechet", "coverage"])
+def test_the_order_of_images_does_not_matter(measured, tiny_run, name):
+    """All images of the test split are compared with as many training images, all of them: nothing is left to the seed."""
+    run, before = tiny_run(name), {}
+    for of in ("train", "reconstruction_train", "samples", "baseline"):
+        some = np.arange(10)
+        permuted(run, of, some)
+    first = measured(name, count=1000)
+    for of in ("train", "reconstruction_train", "samples", "baseline"):
+        permuted(run, of, np.random.default_rng(len(before)).permutation(10))
+    order = np.random.default_rng(9).permutation(10)
+    for of in ("test", "reconstruction"):
+        permuted(run, of, order)
+    again = measured(name, count=1000)
+    assert numbers(again.metrics) == pytest.approx(numbers(first.metrics))
+
+
+def test_a_control_without_images_of_a_group_is_left_out(measured, tiny_run, capsys):
+    """Of the baseline 2 samples are people; of the samples none is of the rest."""
+    run = tiny_run("frechet")
+    write_features("baseline", run.features("baseline"), run.families("baseline"), np.arange(14) >= 2)
+    write_features("samples", run.features("samples"), run.families("samples"), np.zeros(16, int))
+    report = measured("frechet", count=1000)
+    assert "baseline_test" in report.metrics["all"]["fd_classifier"]
+    assert "baseline_test" not in report.metrics["people"]["fd_classifier"]
+    assert report.metrics["rest"] == {"images": 0}
+    said = capsys.readouterr().out
+    assert "evaluation.frechet: baseline, group people: not measured, there are fewer than 5 images" in said
+    assert "evaluation.frechet: group rest: not measured, a set has only 0 images" in said
+    covered = measured("coverage")
+    table = covered.tables["coverage"].set_index(["group", "fake"])
+    assert table.loc[("people", "baseline"), "images"] == 5
+    assert table.loc[("people", "baseline")].isna().sum() == 3
+    assert covered.metrics["rest"] == {"images": 0, "samples": {}, "reconstruction_train": {}}
+    assert "evaluation.coverage: samples, group rest: not measured, there are too few images" in capsys.readouterr().out
+
+
+def test_a_figure_whose_interval_spans_all_rows_says_nothing(measured, tiny_run, capsys):
+    """All sets from one distribution, and then samples far from it."""
+    run = tiny_run("frechet")
+    quiet = measured("frechet", count=1000).tables["pairs"].set_index(["group", "first", "second"])
+    low, value, high = (
+        quiet.loc[("all", slice(None), "reconstruction"), f"kid_classifier{end}"].to_numpy()
+        for end in ("_low", "", "_high")
+    )
+    spans = [all(low[i] <= other <= high[i] for j, other in enumerate(value) if j != i) for i in range(len(value))]
+    says = quiet.loc[("all", slice(None), "reconstruction"), "says"]
+    assert list(says) == ["nothing" if one else "something" for one in spans]
+    assert any(spans)
+    assert "against reconstruction, group all, says nothing: its interval" in capsys.readouterr().out
+    write_features("samples", run.features("samples") + 9, run.families("samples"), np.arange(16) % 2)
+    far = measured("frechet", count=1000).tables["pairs"].set_index(["group", "first", "second"])
+    assert far.loc[("all", "samples", "reconstruction"), "says"] == "something"
 
 
 def test_the_distance_is_never_called_fid_on_other_features_than_inceptions(measured):
-    assert set(measured("frechet").metrics) == {"images", "fd_classifier", "kid_classifier"}
-    files.write_json(Path("artifacts/features/facts.json"), {"distance": "fid"})
+    assert set(measured("frechet").metrics["all"]) == {"images", "fd_classifier", "kid_classifier"}
+    path = Path("artifacts/features/facts.json")
+    files.write_json(path, {**files.read_json(path), "distance": "fid"})
     report = measured("frechet")
-    assert set(report.metrics) == {"images", "fid", "kid"}
+    assert set(report.metrics["all"]) == {"images", "fid", "kid"}
     assert {"fid", "kid", "kid_low"} <= set(report.tables["pairs"].columns)
 
 
 # nearest neighbours
 
 
-def brute(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float, float, float]:
-    """Precision, recall, density and coverage, by loops over the definitions."""
-
-    def ball(points: np.ndarray, i: int) -> float:
-        return sorted(math.dist(points[i], points[j]) for j in range(len(points)) if j != i)[k - 1]
-
-    real_balls, fake_balls = ([ball(x, i) for i in range(len(x))] for x in (real, fake))
-    within = [[math.dist(r, f) <= real_balls[i] for f in fake] for i, r in enumerate(real)]
-    precision = sum(any(row[j] for row in within) for j in range(len(fake))) / len(fake)
-    recall = sum(any(math.dist(r, f) <= fake_balls[j] for j, f in enumerate(fake)) for r in real) / len(real)
-    density = sum(map(sum, within)) / (k * len(fake))
-    return precision, recall, density, sum(map(any, within)) / len(real)
-
-
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("shift", [0.0, 1.5])
-def test_overlap_is_what_the_definitions_say(k, shift):
+def test_recall_is_what_the_definition_says(k, shift):
     real, fake = gaussian(30, 3), gaussian(20, 3, shift, seed=1)
-    assert neighbours.overlap(real, fake, k) == pytest.approx(brute(real, fake, k))
+    balls = [sorted(math.dist(a, b) for b in fake)[k] for a in fake]
+    within = [any(math.dist(r, f) <= ball for f, ball in zip(fake, balls, strict=True)) for r in real]
+    assert neighbours.recall(real, fake, k) == pytest.approx(np.mean(within))
 
 
-def test_precision_and_recall_agree_with_torch_fidelity():
+def test_recall_agrees_with_torch_fidelity():
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     real, fake = gaussian(80), 0.5 * gaussian(60, seed=1)
     theirs = prc_features_to_metric(torch.from_numpy(fake), torch.from_numpy(real), prc_neighborhood=3, verbose=False)
-    found = neighbours.overlap(real, fake, 3)
-    assert (found.precision, found.recall) == pytest.approx((theirs["precision"], theirs["recall"]))
-    assert found.precision > found.recall + 0.2  # which is which
+    assert neighbours.recall(real, fake, 3) == pytest.approx(theirs["recall"])
+    assert theirs["precision"] > theirs["recall"] + 0.2  # which is which
 
 
-def test_equal_sets_cover_one_another_and_distant_ones_do_not():
-    a = gaussian(50)
-    same, far = neighbours.overlap(a, a, 5), neighbours.overlap(a, a + 100, 5)
-    assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
-    assert far == (0, 0, 0, 0)
-
-
-def test_mode_collapse_has_precision_but_no_recall():
+def test_mode_collapse_has_no_recall():
     real = np.concatenate([gaussian(50), gaussian(50, shift=20, seed=1)])
-    found = neighbours.overlap(real, 0.1 * gaussian(100, seed=2), 5)
-    assert found.precision == 1
-    assert found.recall < 0.1
-    assert found.coverage < 0.5
-
-
-def test_one_real_outlier_saves_precision_but_not_density_and_coverage():
-    """Why all four are reported (Naeem et al. 2020, figure 2)."""
-    real = np.concatenate([gaussian(50), [[30.0, 0, 0, 0]]])
-    junk = gaussian(50, seed=1) + np.array([15.0, 0, 0, 0])
-    found = neighbours.overlap(real, junk, 5)
-    assert found.precision == 1
-    assert found.density <= 0.2
-    assert found.coverage < 0.05
+    assert neighbours.recall(real, real, 5) == 1
+    assert neighbours.recall(real, 0.1 * gaussian(100, seed=2), 5) < 0.1
 
 
 @pytest.mark.parametrize("block", [3, 1000])
@@ -323,15 +378,27 @@ def test_what_few_images_allow_is_said(capsys, wanted, most, expected):
     assert capsys.readouterr().out == (said if expected < wanted else "")
 
 
-def test_coverage_compares_equal_numbers_against_test(measured, tiny_run):
+def test_coverage_compares_equal_numbers_against_reconstructions(measured, tiny_run):
     report, run = measured("coverage", count=1000, neighbours=3), tiny_run("coverage")
-    table = report.tables["overlap"].set_index("fake")
-    assert set(table["images"]) == {10}
-    assert set(table.index) == {"samples", "train", "baseline", "reconstruction"}
-    assert report.metrics == {"samples": dict(table.loc["samples", ["precision", "recall", "density", "coverage"]])}
-    found = table.loc["reconstruction"]
-    expected = neighbours.overlap(run.features("test"), run.features("reconstruction"), 3)
-    assert tuple(found[["precision", "recall", "density", "coverage"]]) == pytest.approx(expected)
+    table = report.tables["coverage"].set_index(["group", "fake"])
+    assert set(table.loc["all", "images"]) == {10}
+    assert set(table.loc["all"].index) == {"samples", "reconstruction_train", "baseline"}
+    names = ["clipped_density", "clipped_coverage", "recall"]
+    for group in ("all", "people", "rest"):
+        assert report.metrics[group]["samples"] == dict(table.loc[(group, "samples"), names])
+    path = run.folder("features") / "baseline.npy"
+    files.save_array(path, run.features("reconstruction")[[*range(10), 0, 1, 2, 3]])  # copies of the real ones
+    found = measured("coverage", count=14, neighbours=3).tables["coverage"].set_index(["group", "fake"])
+    real = run.features("reconstruction")
+    chosen = sets.equal(run, "coverage", 14, ("reconstruction", "samples", "reconstruction_train"), ("baseline",))[
+        "all"
+    ]
+    expected = figures(real[chosen["reconstruction"]], run.features("baseline")[chosen["baseline"]], singles(10), 3)
+    assert dict(found.loc[("all", "baseline"), names]) == pytest.approx(expected)
+
+
+def singles(n: int) -> np.ndarray:
+    return np.array([f"family {index}" for index in range(n)])
 
 
 # memorisation
@@ -373,13 +440,13 @@ def test_pixel_distance_is_rmse_in_grey_levels(measured, tiny_run):
     files.save_array(run.folder("reconstruction") / "train.npy", train + np.uint8(20))
     files.save_array(run.folder("samples/samples") / "images.npy", np.full((16, 8, 8, 3), 100, np.uint8))
     report = measured("memorisation")
-    pixels = report.tables["compared"].set_index(["space", "of"]).loc["pixels"]
+    pixels = report.tables["compared"].query("group == 'all' and space == 'pixels'").set_index("of")
     assert pixels.loc["samples", "test_median"] == pytest.approx(10)
     assert pixels.loc["reconstruction", "median_ratio"] == pytest.approx(0.5)
     assert pixels.loc["copies", ["median_ratio", "near_fraction"]].tolist() == pytest.approx(
         [2, 0]
     )  # decoded: not found
-    assert report.metrics["pixels"] == {"median_ratio": 0, "near_fraction": 1}
+    assert report.metrics["all"]["pixels"] == {"median_ratio": 0, "near_fraction": 1}
 
 
 @pytest.mark.parametrize("block", [3, 1000])
@@ -400,9 +467,18 @@ def in_codes(measured: Any, run: Run, samples: np.ndarray, train: np.ndarray, au
         "samples/baseline/codes": test[::-1],
     }.items():  # fmt: skip
         files.save_array(files.ARTIFACTS / f"{path}.npy", codes.astype(np.int32))
+    without_groups()
+    for of, n in {"test": 200, "samples": len(samples), "baseline": 200, "train": len(train)}.items():
+        files.save_array(run.folder("features") / f"{of}.npy", gaussian(n, run.scorer().dim).astype(np.float32))
+    images = np.zeros((len(train), 8, 8, 3), np.uint8)
+    for path in ("dataset/train", "reconstruction/train"):
+        files.save_array(files.ARTIFACTS / f"{path}.npy", images)
+    for path, n in (("dataset/test", 200), ("reconstruction/test", 200), ("samples/baseline/images", 200)):
+        files.save_array(files.ARTIFACTS / f"{path}.npy", np.ones((n, 8, 8, 3), np.uint8))
+    files.save_array(files.ARTIFACTS / "samples/samples/images.npy", np.ones((len(samples), 8, 8, 3), np.uint8))
     report = measured("memorisation", quantile=0.05)
-    table = report.tables["compared"].set_index(["space", "of"]).loc["codes"]
-    assert report.metrics["codes"] == dict(table.loc["samples", ["median_ratio", "near_fraction"]])
+    table = report.tables["compared"].query("group == 'all' and space == 'codes'").set_index("of")
+    assert report.metrics["all"]["codes"] == dict(table.loc["samples", ["median_ratio", "near_fraction"]])
     return table
 
 
@@ -439,12 +515,40 @@ def test_without_augmented_codes_only_plain_ones_are_references(measured, tiny_r
 def test_the_criterion_on_copies_reads_the_codes():
     """In the other spaces decoded copies pass it."""
     found = read(project() / "params.yaml")["criteria"]["thresholds"]["near_copies"]
-    assert found["metric"] == "evaluation/memorisation:codes.near_fraction"
+    assert found["metric"] == "evaluation/memorisation:all.codes.near_fraction"
+
+
+def test_features_are_compared_with_decoded_training_images(measured, tiny_run):
+    """Copies are at distance 0 there; samples of a group are compared with test images of the group, and with all of training."""
+    run = tiny_run("memorisation")
+    decoded, real = run.features("reconstruction_train"), run.features("reconstruction")
+    write_features("samples", decoded[[3] * 16], run.families("samples"), np.arange(16) % 2)
+    report = measured("memorisation")
+    table = report.tables["compared"].set_index(["group", "space", "of"])
+    for group in ("all", "people", "rest"):
+        assert report.metrics[group]["features"] == {"median_ratio": 0, "near_fraction": 1}
+        assert table.loc[(group, "features", "copies"), "median_ratio"] == 0
+        unseen = neighbours.nearest(real[run.groups("reconstruction")[group]], decoded)[1]
+        assert table.loc[(group, "features", "samples"), "test_median"] == pytest.approx(np.median(unseen))
+    left = pictures(12)[3].repeat(8, 0).repeat(8, 1)  # the training image that is nearest to all samples
+    np.testing.assert_array_equal(
+        report.pictures["pairs"][72:136, 4:68], run.images("train")[3].repeat(8, 0).repeat(8, 1)
+    )
+    assert left.shape == (64, 64, 3)
+
+
+def test_a_group_without_samples_has_no_figures(measured, tiny_run):
+    run = tiny_run("memorisation")
+    write_features("samples", run.features("samples"), run.families("samples"), np.zeros(16, int))
+    report = measured("memorisation")
+    assert report.metrics["rest"] == {"features": {}, "pixels": {}, "codes": {}}
+    assert set(report.metrics["people"]["codes"]) == {"median_ratio", "near_fraction"}
+    assert "samples" not in set(report.tables["compared"].query("group == 'rest'")["of"])
 
 
 def test_histograms_are_shares(measured):
     table = measured("memorisation").tables["distances"]
-    shown = {"features": ["reconstruction"], "pixels": ["reconstruction", "copies"], "codes": ["copies"]}
+    shown = {"features": ["copies"], "pixels": ["reconstruction", "copies"], "codes": ["copies"]}
     assert set(table["space"]) == set(shown)
     for space, part in table.groupby("space"):
         np.testing.assert_allclose(part[["test", "samples", "baseline", *shown[space]]].sum(), 1)
@@ -453,7 +557,7 @@ def test_histograms_are_shares(measured):
 @pytest.mark.parametrize(("length", "each"), [(16, 1), (64, 2), (100, 3)])
 def test_bins_hold_as_many_possible_distances(length, each):
     far = np.arange(length + 1) / length
-    shares = memorisation._histogram({"all": far}, 1 / length)["all"].to_numpy()
+    shares = memorisation._histogram({"all": memorisation.Far(far, {})}, 1 / length)["all"].to_numpy()
     assert shares.sum() == pytest.approx(1)
     assert shares[:-1] == pytest.approx(each / (length + 1))
 
@@ -485,11 +589,12 @@ class Fixed:
         return -self.nats[codes].sum(1)
 
 
-def likelihood_of(prior: Fixed, codes: dict[str, np.ndarray], **values: Any) -> Any:
+def likelihood_of(prior: Fixed, codes: dict[str, np.ndarray], groups: Any = None, **values: Any) -> Any:
     run = SimpleNamespace(
         prior=lambda: prior,
         codes=codes.__getitem__,
         required_labels=lambda split: np.arange(len(codes[split])),
+        groups=groups or (lambda split: {"all": np.arange(len(codes[split]))}),
         space=CodeSpace(((1, 2), (2, 2)), (4, 4)),
         device="cpu",
     )
@@ -509,8 +614,8 @@ def test_a_uniform_prior_needs_log2_k_bits_per_code(codes):
     assert list(table["nll_bits_per_code"]) == pytest.approx([2] * 3)
     assert list(table["nll_bits_per_image"]) == pytest.approx([12] * 3)
     assert table.loc["val", "recall_bits_per_code"] == pytest.approx(6 / 6)  # log2 of 64 images, over 6 codes
-    assert report.metrics["gap_bits_per_code"] == pytest.approx(0)
-    assert report.metrics["val"]["nll_bits_per_code"] == table.loc["val", "nll_bits_per_code"]
+    assert report.metrics["all"]["gap_bits_per_code"] == pytest.approx(0)
+    assert report.metrics["all"]["val"]["nll_bits_per_code"] == table.loc["val", "nll_bits_per_code"]
 
 
 def test_entropy_is_that_of_each_grid_in_each_split(codes):
@@ -524,19 +629,19 @@ def test_entropy_is_that_of_each_grid_in_each_split(codes):
 
 def test_knowing_frequencies_alone_saves_nothing():
     codes = {split: np.tile([0, 1, 0, 1, 0, 1], (3, 1)) for split in SPLITS}
-    metrics = likelihood_of(Fixed([0.5, 0.5, 1e-9, 1e-9]), codes).metrics
+    metrics = likelihood_of(Fixed([0.5, 0.5, 1e-9, 1e-9]), codes).metrics["all"]
     assert metrics["test"]["fraction_saved"] == pytest.approx(0, abs=1e-9)
 
 
 def test_codes_without_any_entropy_have_nothing_to_save():
     codes = {split: np.zeros((3, 6), np.int64) for split in SPLITS}
-    assert likelihood_of(Fixed([0.25] * 4), codes).metrics["val"]["fraction_saved"] == 0
+    assert likelihood_of(Fixed([0.25] * 4), codes).metrics["all"]["val"]["fraction_saved"] == 0
 
 
 def test_the_gap_is_test_minus_train():
     """By hand: 1, 2 and 3 bits a code on train, val and test."""
     codes = {split: np.full((3, 6), code) for code, split in enumerate(("train", "val", "test"))}
-    metrics = likelihood_of(Fixed([0.5, 0.25, 0.125, 0.125]), codes).metrics
+    metrics = likelihood_of(Fixed([0.5, 0.25, 0.125, 0.125]), codes).metrics["all"]
     assert metrics["gap_bits_per_code"] == pytest.approx(3 - 1)
 
 
@@ -551,12 +656,29 @@ def test_a_bound_says_so_in_names_and_table(codes):
     prior = Fixed([0.25] * 4)
     prior.exact = False
     report = likelihood_of(prior, codes)
-    assert set(report.metrics) == {"val", "test", "gap_bound_bits_per_code"}
-    assert set(report.metrics["test"]) == {"nll_bound_bits_per_code", "fraction_saved_bound"}
-    assert report.metrics["test"]["nll_bound_bits_per_code"] == pytest.approx(2)
-    exact = likelihood_of(Fixed([0.25] * 4), codes).metrics
-    assert report.metrics["val"]["fraction_saved_bound"] == exact["val"]["fraction_saved"]
+    metrics = report.metrics["all"]
+    assert set(metrics) == {"val", "test", "gap_bound_bits_per_code"}
+    assert set(metrics["test"]) == {"nll_bound_bits_per_code", "fraction_saved_bound"}
+    assert metrics["test"]["nll_bound_bits_per_code"] == pytest.approx(2)
+    exact = likelihood_of(Fixed([0.25] * 4), codes).metrics["all"]
+    assert metrics["val"]["fraction_saved_bound"] == exact["val"]["fraction_saved"]
     assert set(report.tables["splits"]["likelihood"]) == {"bound"}
+
+
+def test_bits_of_all_are_the_mean_over_groups():
+    """By hand: images of the code 0 need 1 bit a code, those of the code 3 need 3; a third of the images are of the second kind."""
+    codes = {
+        split: np.repeat([[0] * 6, [0] * 6, [3] * 6], n, axis=0) for n, split in zip((4, 3, 2), SPLITS, strict=True)
+    }
+    groups = lambda split: {name: np.flatnonzero(np.isin(codes[split][:, 0], of))  # noqa: E731
+                            for name, of in {"all": [0, 3], "people": [0], "rest": [3], "empty": []}.items()}  # fmt: skip
+    report = likelihood_of(Fixed([0.5, 0.25, 0.125, 0.125]), codes, groups)
+    bits = {group: metrics["test"]["nll_bits_per_code"] for group, metrics in report.metrics.items()}
+    assert bits == pytest.approx({"all": 5 / 3, "people": 1, "rest": 3})
+    images = report.tables["splits"].set_index(["group", "split"])["images"]
+    assert images["people", "val"] + images["rest", "val"] == images["all", "val"]
+    some = likelihood_of(Fixed([0.5, 0.25, 0.125, 0.125]), codes, groups, count=3)  # of each split: 0, 0, 3
+    assert some.metrics["people"]["val"]["nll_bits_per_code"] == pytest.approx(1)
 
 
 def test_of_a_large_split_some_images_stand_for_all():

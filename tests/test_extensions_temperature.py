@@ -7,6 +7,7 @@ from typing import Any
 
 import kinds
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pydantic import ValidationError
@@ -14,9 +15,9 @@ from pydantic import ValidationError
 from tessera.autoregression import sampling
 from tessera.core.contracts import Sampling
 from tessera.core.run import Run
-from tessera.core.seeding import derive, generator
+from tessera.core.seeding import derive, generator, numpy_generator
 from tessera.extensions import temperature
-from tessera.features import frechet, neighbours
+from tessera.features import clipped, frechet, kernel
 from tessera.images import arrays
 
 KINDS = kinds.GRIDS
@@ -72,7 +73,8 @@ def test_distinct_counts_different_rows():
 
 
 def test_measures_are_those_of_evaluation(temperature_run):
-    """By hand from the same codes: Fréchet distance, KID, precision and recall against as many test images."""
+    """By hand from the same codes: Fréchet distance, KID, clipped density, clipped coverage and recall against as many
+    reconstructions of test images."""
     run = temperature_run(temperatures=[1.0], count=5, batch_size=5, neighbours=2)
     report = run.measure("extensions")
     row, real = report.tables["temperatures"].iloc
@@ -80,13 +82,15 @@ def test_measures_are_those_of_evaluation(temperature_run):
     with torch.no_grad():
         codes = run.prior().sample(5, generator(0, "temperature", 0))
         fake = extractor(arrays.to_model(arrays.to_pixels(tokenizer.decode(codes)))).numpy()
-        test = extractor(arrays.to_model(run.images("test"))).numpy()
+        decoded = tokenizer.decode(torch.from_numpy(run.codes("test").astype(np.int64)))
+        test = extractor(arrays.to_model(arrays.to_pixels(decoded))).numpy()
     assert extractor.distance == "fd_classifier"
-    assert row["fd_classifier"] == pytest.approx(frechet.distance(fake, test), rel=1e-6)
-    kernel = frechet.kid(fake, test, subsets=3, size=2, seed=derive(0, "temperature", "kid"))
-    assert row["kid_classifier"] == pytest.approx(kernel.mean, rel=1e-6)
-    found = neighbours.overlap(test, fake, 2)
-    assert (row["precision"], row["recall"]) == (found.precision, found.recall)
+    assert row["fd_classifier"] == pytest.approx(frechet.distance(fake, test), rel=1e-5)
+    families = run.table("test")["family"].to_numpy(str)
+    kid = kernel.kid(test, fake, (families, np.arange(5)), 20, numpy_generator(0, "temperature", "kid"))
+    assert tuple(row[["kid_classifier", "kid_classifier_low", "kid_classifier_high"]]) == pytest.approx(kid, abs=1e-5)
+    found = clipped.figures(test, fake, families, 2)
+    assert dict(row[list(found)]) == pytest.approx(found)
     assert real["of"] == "train"
     assert report.metrics["fd_classifier"] == {"at_1": row["fd_classifier"], "train": real["fd_classifier"]}
     assert set(report.metrics["distinct"]) == {"at_1"}
@@ -99,8 +103,14 @@ def test_best_has_the_smallest_distance_among_the_temperatures(temperature_run):
     assert report.metrics["best"] == drawn.sort_values("fd_classifier")["temperature"].iloc[0]
 
 
-def test_kid_is_named_after_the_features():
-    assert [temperature._kid(name) for name in ("fid", "fd_classifier")] == ["kid", "kid_classifier"]
+def test_what_too_few_images_do_not_allow_is_left_out(temperature_run):
+    """All test images are of one family: there is no other for a ball to reach to."""
+    run = temperature_run(temperatures=[1.0], count=5)
+    table = pd.read_csv(run.folder("dataset") / "table.csv").assign(family="one")
+    table.to_csv(run.folder("dataset") / "table.csv", index=False)
+    report = run.measure("extensions")
+    assert report.metrics["clipped_density"] == report.metrics["recall"] == {}
+    assert set(report.metrics["fd_classifier"]) == {"at_1", "train"}
 
 
 @pytest.mark.parametrize(

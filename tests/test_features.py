@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tessera import groups, two_sample
 from tessera.core.errors import InputError
-from tessera.features import kernel
+from tessera.features import kernel, sets
 
 
 def rng() -> np.random.Generator:
@@ -100,6 +101,72 @@ def test_one_large_family_widens_the_interval():
 def test_kid_of_no_pairs_is_refused(n, m, related):
     with pytest.raises(InputError, match="KID needs"):
         kernel.pairs(np.zeros((n, 2)), np.zeros((m, 2)), (singles(n), singles(m, "b")), related)
+
+
+def test_families_of_both_sets_are_resampled_together():
+    """Reconstructions and their originals: nothing differs between them but what is lost in each, however families are chosen."""
+    points = rng().normal(size=(40, 3)) * np.repeat([1.0, 5.0], 20)[:, None]
+    same, two = np.repeat(singles(8), 5), np.repeat(singles(8, "b"), 5)
+    itself = np.eye(40, dtype=bool)
+    together = kernel.kid(points, points, (same, same), 300, rng(), itself)
+    apart = kernel.kid(points, points, (same, two), 300, rng(), itself)
+    assert together.value == apart.value
+    assert together.high - together.low < 0.5 * (apart.high - apart.low)
+
+
+def test_an_image_is_no_pair_with_its_reconstruction():
+    points = 3 * rng().normal(size=(40, 3))
+    families = (singles(40), singles(40))
+    assert kernel.kid(points, points, families, 20, rng()).value < -1
+    assert kernel.kid(points, points, families, 20, rng(), np.eye(40, dtype=bool)).value == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("others", "said"), [([1.0, 2.9], "nothing"), ([1.0, 3.1], "something"), ([0.9, 2.0], "something")]
+)
+def test_an_interval_that_holds_all_others_says_nothing(others, said):
+    assert kernel.says(kernel.Interval(2.0, 1.0, 3.0), others) == said
+
+
+def test_kid_is_named_after_the_features():
+    assert [kernel.name(distance) for distance in ("fid", "fd_classifier")] == ["kid", "kid_classifier"]
+
+
+# sets of equal numbers
+
+
+def chosen(members, count, controls=("baseline",), sets_of=("test", "reconstruction", "samples")):
+    run = SimpleNamespace(groups=members.__getitem__, params=SimpleNamespace(seed=0))
+    return sets.equal(run, "coverage", count, sets_of, controls)
+
+
+def in_groups(people, rest):
+    """Indices of as many images of each of two groups, in turn."""
+    return {"all": np.arange(people + rest), "people": np.arange(people), "rest": np.arange(people, people + rest)}
+
+
+def test_sets_of_a_group_are_equal_and_of_its_images(capsys):
+    members = {
+        "test": in_groups(9, 7),
+        "reconstruction": in_groups(9, 7),
+        "samples": in_groups(5, 30),
+        "baseline": in_groups(2, 33),
+    }
+    found = chosen(members, 12)
+    assert {group: {name: len(images) for name, images in of.items()} for group, of in found.items()} == {
+        "all": dict.fromkeys(members, 12),
+        "people": {"test": 5, "reconstruction": 5, "samples": 5},
+        "rest": dict.fromkeys(members, 7),
+    }
+    for group, of in found.items():
+        for name, images in of.items():
+            assert set(images) <= set(members[name][group])
+            assert len(set(images)) == len(images)
+        np.testing.assert_array_equal(of["reconstruction"], of["test"])
+    np.testing.assert_array_equal(chosen(members, 12)["all"]["samples"], found["all"]["samples"])
+    assert capsys.readouterr().out == ""
+    chosen(members, 20)
+    assert "evaluation.coverage.count: 16 instead of 20" in capsys.readouterr().out
 
 
 # two-sample tests

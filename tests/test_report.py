@@ -45,8 +45,9 @@ METRICS = {
     "diagnostics/oracle": {"grid_0": {"left": 0.1, "above": 0.09, "better": 0.1, "random": 0.004}},
     "diagnostics/semantics": {"applies": 0},
     "probe": {"nll_bits_per_code": 5.45, "fraction_saved": 0.27},
-    "evaluation/frechet": {"fd_classifier": {"samples_test": 1.72, "train_test": 1.48}},
-    "evaluation/memorisation": {"features": {"median_ratio": 0.998, "near_fraction": 0.0}},
+    "features": {"groups": 2, "group_accuracy": 0.9, "samples": {"people": 0.538, "rest": 0.462}},
+    "evaluation/frechet": {"all": {"fd_classifier": {"samples_test": 1.72, "train_test": 1.48}}},
+    "evaluation/memorisation": {"all": {"features": {"median_ratio": 0.998, "near_fraction": 0.0}}},
     "extensions/interpolation": {"smoothness": 0.9},
     "gate": {"passed": 0, "judged": 2, "failed": 1, "checks": {
         "usage": {"value": 0.987654, "threshold": 0.5, "margin": 0.487654, "pass": 1},
@@ -62,7 +63,7 @@ CURVES = {
 }  # fmt: skip
 ORACLE = {"left": 0.1, "above": 0.09, "better": 0.1, "either": 0.17, "constant": 0.07, "random": 0.004}
 PICTURES = (
-    "dataset/examples", "tokenizer/codebook", "reconstruction/test", "samples/samples", "samples/baseline",
+    "dataset/examples", "tokenizer/codebook", "reconstruction/test", "samples/samples", "samples/baseline", "features/groups",
     "diagnostics/usage/histogram", "diagnostics/oracle/accuracy", "evaluation/memorisation/pairs",
     "extensions/interpolation/frames",
 )  # fmt: skip
@@ -79,7 +80,7 @@ def run(workspace: Path, raw: dict[str, Any]) -> Run:
         "on_failure": "warn",
         "thresholds": {"usage": usage, "mse": {"metric": "reconstruction:val.mse", "at_most": 0.015}},
     }
-    fid = {"metric": "evaluation/frechet:fid.samples_test", "at_most": 100.0}
+    fid = {"metric": "evaluation/frechet:all.fid.samples_test", "at_most": 100.0}
     raw["criteria"] = {"on_failure": "stop", "thresholds": {"fid": fid}}
     for name, metrics in METRICS.items():
         files.write_metrics(name, metrics)
@@ -195,7 +196,7 @@ def test_headline_shows_each_number_beside_another(run):
         "10.0% by copying a neighbour",
     ):
         assert shown in found
-    assert "recall" not in found  # `coverage` is not run
+    assert "clipped" not in found  # `coverage` is not run
 
 
 def test_verdicts_show_every_threshold(run):

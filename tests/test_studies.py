@@ -763,7 +763,7 @@ def test_committed_page_is_that_of_the_committed_runs(name, monkeypatch):
     values = sweep.counted(owner)
     own = [row for row in rows if results.fitting(row, values[row.run]) is row]  # others are of an edited params.yaml
     page = (results.PAGES / f"{name}.md").read_text()
-    if study.columns:
+    if study.columns and own:
         for line in pages.markdown(pages.table(study, own, owner).map(pages.short)).splitlines():
             assert line in page
     if study.correlations and own == rows:
@@ -811,10 +811,10 @@ def made_up(n: int = 12) -> list[Result]:
         codes = 64 if index % 3 else 16
         metrics = {
             correlation.CODES: codes, correlation.RATE: 8.0 * codes, correlation.BITS: 4 + 0.1 * index,
-            "evaluation/frechet:fd_classifier.samples_test": 2.0 + index,
-            "evaluation/frechet:fd_classifier.reconstruction_test": 1.0,
-            "evaluation/frechet:kid_classifier.samples_test": 0.1 * index,
-            "evaluation/frechet:kid_classifier.reconstruction_test": 0.0,
+            "evaluation/frechet:all.fd_classifier.samples_test": 2.0 + index,
+            "evaluation/frechet:all.fd_classifier.reconstruction_test": 1.0,
+            "evaluation/frechet:all.kid_classifier.samples_test": 0.1 * index,
+            "evaluation/frechet:all.kid_classifier.reconstruction_test": 0.0,
             "diagnostics/good:grid_0.value": float(index), "diagnostics/noise:value": draws.standard_normal(),
             "diagnostics/same:value": 1.0, "probe:fraction_saved": -float(index),
         }  # fmt: skip

@@ -51,11 +51,13 @@ class Assigner:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
+        from threadpoolctl import threadpool_limits
 
         self._only = int(groups[0]) if len(np.unique(groups)) == 1 else None  # nothing to tell apart
         self._model = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=1000))
         if self._only is None:
-            self._model.fit(features.astype(np.float64), groups)
+            with threadpool_limits(1):  # see `two_sample`
+                self._model.fit(features.astype(np.float64), groups)
 
     def __call__(self, features: Float[np.ndarray, "n f"]) -> Int[np.ndarray, " n"]:
         if self._only is not None:

@@ -23,6 +23,7 @@ CAPTIONS = {
     "diagnostics/equivariance/flips": "Flipped images, their reconstructions, and images decoded from flipped codes.",
     "diagnostics/robustness/images": "Validation images; decoded from their codes; then with ever more codes replaced.",
     "diagnostics/semantics/nearest": "Validation images, and beside each the training images that have most codes in common.",
+    "features/groups": "Each group in a row: samples, the first ones, unselected; and test images that passed the tokenizer.",
     "evaluation/memorisation/pairs": "Closest training images: the samples nearest to one, over that image.",
     "extensions/interpolation/frames": "From one image to another: one block per pair, one row per way.",
     "extensions/super_resolution/test": "Test images at twice the size, and their reconstructions enlarged in other ways.",

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 def body(run: Run) -> str:
-    """Sheets of images, those of the prior first, and a link to the closest training images."""
+    """Sheets of images, those of the prior first, samples of each group beside real images, with the fraction of each group, and a
+    link to the closest training images."""
     chosen = run.params.chosen()
     sampled = ", ".join(
         f"{key} {elements.text(chosen['samples'][key])}" for key in ("temperature", "top_k", "top_p", "guidance")
@@ -29,4 +30,5 @@ def body(run: Run) -> str:
     pictures = "".join(elements.picture(path, captions.get(path.stem, path.stem)) for path in paths)
     closest = "memorisation" in run.params.keys("evaluation")
     more = '<p>The <a href="#evaluation-memorisation">closest training images</a> show whether they are copies.</p>\n'
-    return f'<div class="shown">{pictures}</div>\n{more if closest else ""}'
+    groups = elements.plots("features") + elements.numbers("features")
+    return f'<div class="shown">{pictures}</div>\n{groups}{more if closest else ""}'

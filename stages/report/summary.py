@@ -46,12 +46,15 @@ HEADLINE = (
              Figure("prior", "train.nll_bound_bits_per_code", ".2f", "{} on train")),
     Headline("prior, most likely code is right, validation", Figure("prior", "val.accuracy", ".1%"),
              Figure(f"diagnostics/{ORACLE}", "grid_*.better", ".1%", "{} by copying a neighbour")),
-    Headline("Fréchet distance, samples to test", Figure("evaluation/frechet", "f[di]*.samples_test", ".2f"),
-             Figure("evaluation/frechet", "f[di]*.train_test", ".2f", "{} from train to test")),
-    Headline("recall of the samples", Figure("evaluation/coverage", "samples.recall", ".2f"),
-             Figure("evaluation/coverage", "samples.precision", ".2f", "precision {}")),
-    Headline("distance to training images, samples over test", Figure("evaluation/memorisation", "features.median_ratio", ".2f"),
-             Figure("evaluation/memorisation", "codes.near_fraction", ".1%", "{} are suspiciously near, by codes")),
+    Headline("Fréchet distance, samples to test", Figure("evaluation/frechet", "all.f[di]*.samples_test", ".2f"),
+             Figure("evaluation/frechet", "all.f[di]*.train_test", ".2f", "{} from train to test")),
+    Headline("clipped density of the samples", Figure("evaluation/coverage", "all.samples.clipped_density", ".2f"),
+             Figure("evaluation/coverage", "all.reconstruction_train.clipped_density", ".2f", "{} of training images")),
+    Headline("clipped coverage of the samples", Figure("evaluation/coverage", "all.samples.clipped_coverage", ".2f"),
+             Figure("evaluation/coverage", "all.reconstruction_train.clipped_coverage", ".2f", "{} of training images")),
+    Headline("distance to training images, samples over test",
+             Figure("evaluation/memorisation", "all.features.median_ratio", ".2f"),
+             Figure("evaluation/memorisation", "all.codes.near_fraction", ".1%", "{} are suspiciously near, by codes")),
 )  # fmt: skip
 
 

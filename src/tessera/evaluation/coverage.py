@@ -1,46 +1,56 @@
-"""Precision, recall, density and coverage of samples against held-out images, in feature space. Imports no torch.
+"""Clipped density and clipped coverage of samples, and their recall, in feature space. Imports no torch.
 
-The real set is the test split: against training images a prior that copies them would be perfect. All four depend on
-the number of images, so every set has the same; what real images reach is the row `train`, training images in the
-place of samples, and only a comparison with it says anything (variants of one image stay in one split, so even it is
-far from 1). Baseline and reconstructions stand beside. Read coverage and recall first: a few real images far from the
-others have balls so large that precision takes noise for real, and can be higher for it than for real images.
-The formulas: `tessera.features.neighbours.overlap`.
+Density is the fraction of good samples, coverage the fraction of the real images that they cover as real ones would; both are about
+1 for samples of the real distribution, and 0 for noise (`features.clipped`). Recall is the fraction of the real images that lie
+between samples at all (`features.neighbours.recall`).
+
+The real set are reconstructions of the test images: against training images a prior that copies them would be perfect, and
+against the test images themselves the blur of the decoder would be measured. What real images reach is the row
+`reconstruction_train`, training images that passed the tokenizer, in the place of samples; the floor is `baseline`. For each group
+of images all sets have the same number, since recall depends on it. Of features their direction counts.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import pandas as pd
 from pydantic import Field
 
+from tessera import sets
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
-from tessera.core.seeding import numpy_generator
-from tessera.features.neighbours import fewer, overlap, subset
+from tessera.features.clipped import figures
+from tessera.features.neighbours import fewer
 
-FAKE = ("samples", "train", "baseline", "reconstruction")
+REAL, CEILING = "reconstruction", "reconstruction_train"
+FAKE, CONTROLS = ("samples", CEILING, "baseline"), ("baseline",)
 
 
 class Config(Strict):
-    count: int = Field(ge=4, le=10000, description="images of every set, drawn by the seed; all sets are cut to the "
-                       "smallest if that has fewer", examples=[8])  # fmt: skip
-    neighbours: int = Field(ge=1, le=100, description="k: the k-th nearest neighbour in its own set is as far as an "
-                            "image's ball reaches; at most half of a set", examples=[2])  # fmt: skip
+    count: int = Field(ge=4, le=10000, description="images of every set, chosen by the seed; fewer where a set has fewer",
+                       examples=[8])  # fmt: skip
+    neighbours: int = Field(ge=1, le=100, description="k: a ball reaches to the k-th nearest image of another family, of recall to "
+                            "the k-th nearest sample; at most half of a set", examples=[2])  # fmt: skip
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Metrics of the samples. The table sets them beside the ceiling `train`, the floor `baseline`, and reconstructions."""
-    features = {name: run.features(name) for name in ("test", *FAKE)}
-    smallest = min(len(array) for array in features.values())
-    count = fewer("evaluation.coverage.count", config.count, smallest, smallest)
-    chosen = {
-        name: np.asarray(array[subset(numpy_generator(run.params.seed, "coverage", name), len(array), count)])
-        for name, array in features.items()
-    }
-    # balls that reach most of their own set would cover anything
+    """Of each group the metrics of the samples and of the ceiling; the table has the floor too. A set with fewer images of a group
+    than the others, or than k needs, is not measured there: its row is empty, and the log names it."""
+    chosen = sets.equal(run, "coverage", config.count, (REAL, "samples", CEILING), CONTROLS)
+    count = len(chosen["all"][REAL])
     k = fewer("evaluation.coverage.neighbours", config.neighbours, (count - 1) // 2, count)
-    found = {name: overlap(chosen["test"], chosen[name], k)._asdict() for name in FAKE}
-    table = pd.DataFrame([{"fake": name, "images": count, "neighbours": k, **found[name]} for name in FAKE])
-    return Report({"samples": found["samples"]}, {"overlap": table})
+    metrics: dict[str, Any] = {}
+    rows = []
+    for group, of in chosen.items():
+        points = {name: run.features(name)[images] for name, images in of.items()}
+        families, nothing = run.families(REAL)[of[REAL]], points[REAL][:0]
+        found = {name: figures(points[REAL], points.get(name, nothing), families, k) for name in FAKE}
+        for name in [name for name in FAKE if not found[name]]:
+            print(f"evaluation.coverage: {name}, group {group}: not measured, there are too few images", flush=True)
+        rows += [
+            {"group": group, "fake": name, "images": len(families), "neighbours": k, **found[name]} for name in FAKE
+        ]
+        metrics[group] = {"images": len(families)} | {name: found[name] for name in FAKE if name not in CONTROLS}
+    return Report(metrics, {"coverage": pd.DataFrame(rows)})

@@ -1,9 +1,16 @@
-"""Fréchet distance and KID between sets of features (`features.frechet`).
+"""Fréchet distance and KID between sets of features (`features.frechet`, `features.kernel`). Imports no torch.
 
 The Fréchet distance is called `fid` on Inception's features only; on others `fd_classifier` and the like, to be compared
-within one data set and one trained network. Every set here has the same number of images, and `train_test`, two sets of
-real images, is the floor: nothing drawn from the data is expected below it. But reconstructions are of the test images
-themselves, and may be. KID is called `kid` beside `fid`, and otherwise after the features, `kid_classifier`.
+within one data set and one scorer. KID is called `kid` beside `fid`, and otherwise after the features, `kid_classifier`.
+
+`samples_test` is the figure of the literature: samples, which passed the decoder, against test images, which did not. Much of it is
+the blur of the decoder. In the figures that end in `_decoded` both sides passed the tokenizer: the second set are the
+reconstructions of the test images, and `train_decoded`, reconstructions of training images against them, is the floor: nothing
+drawn from the data is expected below it. `train_test` is the floor of `samples_test`; `reconstruction_test` may lie below it, since
+both sets are of the same images.
+
+For each group of images all sets have the same number of images: the Fréchet distance shrinks as sets grow. KID has the interval of
+its values over resampled families; a figure whose interval holds the values of all other rows against the same set says nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +21,14 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from tessera import sets
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
-from tessera.core.seeding import derive, numpy_generator
-from tessera.features.frechet import distance, kid
-from tessera.features.neighbours import fewer, subset
+from tessera.core.seeding import numpy_generator
+from tessera.features import kernel
+from tessera.features.frechet import distance
+from tessera.features.kernel import Interval
 
 PAIRS = (
     ("samples", "test"),
@@ -29,44 +38,81 @@ PAIRS = (
     ("baseline", "test"),
     ("train", "test"),
     ("gaussian", "test"),
+    ("samples", "reconstruction"),
+    ("baseline", "reconstruction"),
+    ("reconstruction_train", "reconstruction"),
+    ("gaussian", "reconstruction"),
 )  # `gaussian`: of a tokenizer that decodes N(0, I), where there is one
-KERNEL = ("samples_test", "samples_test_low", "samples_test_high", "reconstruction_test")  # KID's headline
+SETS, CONTROLS = ("test", "reconstruction", "samples", "train", "reconstruction_train"), ("baseline", "gaussian")
+KID = ("samples_test", "reconstruction_test", "samples_decoded", "train_decoded")  # of KID, what the metrics have
+LEAST = 4  # images; half of the resamplings of 2 hold no pair
 
 
 class Config(Strict):
-    count: int = Field(ge=4, description="images of every set, drawn by the seed; all sets are cut to the smallest "
-                       "if that has fewer", examples=[8])  # fmt: skip
-    kid_subsets: int = Field(ge=2, description="random subsets that KID is averaged over", examples=[3])
-    kid_subset_size: int = Field(ge=2, description="images of each; at most half of a set, for subsets to differ",
-                                 examples=[4])  # fmt: skip
+    count: int = Field(ge=LEAST, description="images of every set, chosen by the seed; fewer where a set has fewer",
+                       examples=[8])  # fmt: skip
+    resamplings: int = Field(ge=20, description="resamplings of the families, for the interval of KID", examples=[20])
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Headline: samples against test. Table: every pair."""
-    pairs = [pair for pair in PAIRS if pair[0] != "gaussian" or "gaussian" in run.sample_sets]
-    names = sorted({name for pair in pairs for name in pair})
-    features = {name: run.features(name) for name in names}
-    smallest = min(len(array) for array in features.values())
-    count = fewer("evaluation.frechet.count", config.count, smallest, smallest)
-    chosen = {
-        name: np.asarray(array[subset(numpy_generator(run.params.seed, "frechet", name), len(array), count)])
-        for name, array in features.items()
-    }
-    size = fewer("evaluation.frechet.kid_subset_size", config.kid_subset_size, count // 2, count)
-    frechet, rows = {}, []
-    kernel: dict[str, float] = {}
-    for first, second in pairs:
-        pair, name = (chosen[first], chosen[second]), f"{first}_{second}"
-        seed = derive(run.params.seed, "frechet", "kid", name)
-        frechet[name] = distance(*pair)
-        mean, low, high = kid(*pair, subsets=config.kid_subsets, size=size, seed=seed)
-        kernel |= {name: mean, f"{name}_low": low, f"{name}_high": high}
-        rows.append([first, second, count, frechet[name], mean, low, high])
-    kid_name = "kid" if run.distance == "fid" else f"kid_{run.distance.removeprefix('fd_')}"
-    columns = ["first", "second", "images", run.distance, kid_name, f"{kid_name}_low", f"{kid_name}_high"]
-    metrics: dict[str, Any] = {  # the other pairs, and their intervals, stand in the table
-        "images": count,
-        run.distance: {name: value for name, value in frechet.items() if name != "reconstruction_train"},
-        kid_name: {name: kernel[name] for name in KERNEL},
-    }
-    return Report(metrics, {"pairs": pd.DataFrame(rows, columns=columns)})
+    """Of each group the distances, and KID of the pairs that matter most; the table has every pair. A set with fewer images of a
+    group than the others is left out there, and a group of fewer than `LEAST` images has no figures: the log names both."""
+    controls = [name for name in CONTROLS if name in run.sample_sets]
+    chosen = sets.equal(run, "frechet", config.count, SETS, controls)
+    kid = kernel.name(run.distance)
+    metrics: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    for group, of in chosen.items():
+        count = len(of["test"])
+        for name in [name for name in controls if name not in of and count >= LEAST]:
+            print(
+                f"evaluation.frechet: {name}, group {group}: not measured, there are fewer than {count} images",
+                flush=True,
+            )
+        if count < LEAST:
+            print(f"evaluation.frechet: group {group}: not measured, a set has only {count} images", flush=True)
+            metrics[group] = {"images": count}
+            continue
+        own = [
+            _compared(config, run, group, of, first, second) for first, second in PAIRS if {first, second} <= set(of)
+        ]
+        _mark(own, group, kid)
+        rows += own
+        named = {_name(row["first"], row["second"]): row for row in own}
+        metrics[group] = {
+            "images": count,
+            run.distance: {name: row[run.distance] for name, row in named.items()},
+            kid: {f"{name}{end}": named[name][f"{kid}{end}"] for name in KID for end in ("", "_low", "_high")},
+        }
+    return Report(metrics, {"pairs": pd.DataFrame(rows)})
+
+
+def _compared(config: Config, run: Run, group: str, of: dict[str, Any], first: str, second: str) -> dict[str, Any]:
+    """A row of the table."""
+    kid = kernel.name(run.distance)
+    pair = run.features(first)[of[first]], run.features(second)[of[second]]
+    found = kernel.kid(
+        *pair,
+        families=(run.families(first)[of[first]], run.families(second)[of[second]]),
+        resamplings=config.resamplings,
+        generator=numpy_generator(run.params.seed, "frechet", "kid", group, first, second),
+        related=np.eye(len(pair[0]), dtype=bool) if sets.MADE_OF.get(first) == second else None,
+    )
+    values = {run.distance: distance(*pair), kid: found.value, f"{kid}_low": found.low, f"{kid}_high": found.high}
+    return {"group": group, "first": first, "second": second, "images": len(pair[0]), **values}
+
+
+def _mark(rows: list[dict[str, Any]], group: str, kid: str) -> None:
+    """Put into each row what its KID says, beside those of the same group against the same set."""
+    for row in rows:
+        others = [other[kid] for other in rows if other["second"] == row["second"] and other is not row]
+        row["says"] = kernel.says(Interval(row[kid], row[f"{kid}_low"], row[f"{kid}_high"]), others)
+        if row["says"] == "nothing":
+            print(f"evaluation.frechet: {kid} of {row['first']} against {row['second']}, group {group}, says nothing: its interval "
+                  f"{row[f'{kid}_low']:.3f} to {row[f'{kid}_high']:.3f} holds the values of all others", flush=True)  # fmt: skip
+
+
+def _name(first: str, second: str) -> str:
+    """Of a pair in the metrics."""
+    decoded = second == "reconstruction"
+    return f"{first.removeprefix('reconstruction_')}_decoded" if decoded else f"{first}_{second}"

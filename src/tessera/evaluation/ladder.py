@@ -82,7 +82,7 @@ def measure(config: Config, run: Run) -> Report:
     `in_order`: each rung has a larger KID than the one before; without it there is no rung. `ordered`: also each difference
     is above 0 at 95 %. Table `rungs` has the damaged sets, `sets` everything else; picture `damage` shows images on each rung
     beside samples, `scale` where the samples stand."""
-    reason = ladder.why_not(run.space, run.families("test"))
+    reason = why_not(config, run)
     if reason is not None:
         print(f"evaluation@ladder does not apply: {reason}", flush=True)
         return Report({"applies": 0})
@@ -92,8 +92,9 @@ def measure(config: Config, run: Run) -> Report:
         made = Split(config, run, split)
         metrics[split] = {}
         for group in made.real.groups:
-            if len(made.real.groups[group]) < config.smallest:
-                sets.append({"split": split, "group": group, "set": "reconstruction", "said": "too few images"})
+            reason = made.too_few(made.real, group)
+            if reason is not None:
+                sets.append({"split": split, "group": group, "set": REAL[split], "said": reason})
                 continue
             measured = made.rungs(group)
             metrics[split][group], own = headline(measured, dict(made.sets(group)), made.kid)
@@ -103,6 +104,21 @@ def measure(config: Config, run: Run) -> Report:
     return Report(
         metrics, tables, {"damage": made.picture(), "scale": scale(tables["rungs"], tables["sets"], made.kid)}
     )
+
+
+def why_not(config: Config, run: Run) -> str | None:
+    """Why there is no ladder on val and test, or None."""
+    for split, of in REAL.items():
+        families = run.families(of)
+        reason = ladder.why_not(run.space, families)
+        if reason is None and min(len(families), config.count) < config.smallest:
+            reason = (
+                f"{split} has {len(families)} images, of which evaluation.ladder.count {config.count} are taken, and "
+                f"evaluation.ladder.smallest is {config.smallest}"
+            )
+        if reason is not None:
+            return reason
+    return None
 
 
 class Split:
@@ -146,12 +162,18 @@ class Split:
             found[rung] = each[0]._replace(kid=float(np.mean([one.kid for one in each])), resampled=mean)
         return found
 
-    def sets(self, group: str) -> Iterator[tuple[str, Measured | None]]:
-        """Samples and what stands beside them, as many images as the split has; None where too few are of the group."""
+    def too_few(self, of: Set, group: str) -> str | None:
+        """Why a set says nothing of a group, or None: a two-sample test needs two families, one for each fold."""
+        members = of.groups.get(group, np.zeros(0, np.int64))
+        if len(members) < self.config.smallest:
+            return "too few images"
+        return "one family" if len(np.unique(of.families[members])) < 2 else None
+
+    def sets(self, group: str) -> Iterator[tuple[str, Measured | str]]:
+        """Samples and what stands beside them, as many images as the split has; where that says nothing of the group, why."""
         for of in ("samples", TRAIN, *(of for of in self.run.sample_sets if of != "samples")):
             fake = self._set(of, arrays.evenly(len(self.run.features(of)), len(self.real.features)))
-            few = len(fake.groups.get(group, ())) < self.config.smallest
-            yield of, None if few else self._measured(fake.within(group, self.real), group)
+            yield of, self.too_few(fake, group) or self._measured(fake.within(group, self.real), group)
 
     def _measured(self, fake: Set, group: str, told_apart: bool = True) -> Measured:
         config, real = self.config, self.real.within(group, self.real)
@@ -184,14 +206,17 @@ class Split:
 
 
 def headline(
-    rungs: dict[str, Measured], sets: dict[str, Measured | None], kid: str
+    rungs: dict[str, Measured], sets: dict[str, Measured | str], kid: str
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Metrics of a group, and the rows of its sets."""
-    found: dict[str, float] = {"in_order": in_order(rungs), "ordered": min(low for _, low in differences(rungs)) > 0}
+    found: dict[str, float] = {
+        "in_order": float(in_order(rungs)),
+        "ordered": float(min(low for _, low in differences(rungs)) > 0),
+    }
     rows = []
     for of, measured in sets.items():
-        if measured is None:
-            rows.append({"set": of, "said": "too few images"})
+        if isinstance(measured, str):
+            rows.append({"set": of, "said": measured})
             continue
         row: dict[str, Any] = {"set": of, "images": measured.images, kid: measured.kid, **_interval(kid, measured)}
         row |= {"accuracy": measured.accuracy.value, "accuracy_low": measured.accuracy.low}

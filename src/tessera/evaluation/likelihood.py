@@ -24,6 +24,8 @@ from tessera.images.arrays import batches, evenly
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
+    from tessera.core.space import CodeSpace
+
 
 class Config(Strict):
     batch_size: int = Field(ge=1, description="images per forward pass", examples=[4])
@@ -31,44 +33,55 @@ class Config(Strict):
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Bits per code and per image on every split. `gap_bits_per_code`: test minus train, 0 for a prior that has learnt
-    nothing by heart. `recall_bits_per_code` in the table: what naming one of the training images costs, log2(N) / T; a prior
-    near it on train has memorised them.
+    """Of each group, by the labels of its images, bits per code and per image on every split. `gap_bits_per_code`: test minus
+    train, 0 for a prior that has learnt nothing by heart. `recall_bits_per_code` in the table: what naming one of the training
+    images costs, log2(N) / T; a prior near it on train has memorised them. A group without images in a split has no row there.
 
     Of a prior that is not exact the bits are an upper bound, and the names of metrics say so, also of what is made of them:
     `fraction_saved_bound` is a lower bound, `gap_bound_bits_per_code` the difference of two bounds, itself none."""
     prior = run.prior()
-    rows: list[dict[str, Any]] = []
+    images, length = run.codes("train").shape
+    rows = []
     for split in SPLITS:
-        codes = run.codes(split)
-        some = evenly(len(codes), config.count)
-        codes, labels = codes[some], run.required_labels(split)[some] if prior.classes else None
-        image = bits(prior, codes, labels, config.batch_size, run.device).mean()
-        entropy = statistics.order_zero_bits(codes, run.space).sum()
-        rows.append(
-            {
-                "split": split,
-                "likelihood": "exact" if prior.exact else "bound",
-                "nll_bits_per_code": image / codes.shape[1],
-                "nll_bits_per_image": image,
-                "entropy_bits_per_code": entropy / codes.shape[1],
-                "entropy_bits_per_image": entropy,
-                "fraction_saved": 1 - image / entropy
-                if entropy
-                else 0.0,  # one code everywhere: there is nothing to save
-            }
-        )
-    table = pd.DataFrame(rows).set_index("split")
-    bound = "" if prior.exact else "_bound"
-    per_code, saved = table["nll_bits_per_code"], table["fraction_saved"]
+        some = evenly(len(run.codes(split)), config.count)
+        codes, labels = run.codes(split)[some], run.required_labels(split)[some] if prior.classes else None
+        found = bits(prior, codes, labels, config.batch_size, run.device)
+        for group, members in run.groups(split).items():
+            own = np.isin(some, members)
+            if own.any():
+                rows.append({"group": group, "split": split, "images": int(own.sum()),
+                             "likelihood": "exact" if prior.exact else "bound", **_figures(found[own], codes[own], run.space),
+                             "recall_bits_per_code": math.log2(images) / length})  # fmt: skip
+    table = pd.DataFrame(rows)
+    metrics = {
+        str(group): _metrics(own.set_index("split"), prior.exact) for group, own in table.groupby("group", sort=False)
+    }
+    return Report(metrics, {"splits": table})
+
+
+def _figures(bits: Float[np.ndarray, " n"], codes: Int[np.ndarray, "n t"], space: CodeSpace) -> dict[str, float]:
+    image, entropy, length = float(bits.mean()), float(statistics.order_zero_bits(codes, space).sum()), codes.shape[1]
+    return {
+        "nll_bits_per_code": image / length,
+        "nll_bits_per_image": image,
+        "entropy_bits_per_code": entropy / length,
+        "entropy_bits_per_image": entropy,
+        "fraction_saved": 1 - image / entropy if entropy else 0.0,  # one code everywhere: there is nothing to save
+    }
+
+
+def _metrics(table: pd.DataFrame, exact: bool) -> dict[str, Any]:
+    """Of one group, from its rows by split."""
+    bound = "" if exact else "_bound"
+    per_code, saved = table["nll_bits_per_code"].to_dict(), table["fraction_saved"].to_dict()
     metrics: dict[str, Any] = {
         split: {f"nll{bound}_bits_per_code": per_code[split], f"fraction_saved{bound}": saved[split]}
         for split in ("val", "test")
+        if split in per_code
     }
-    metrics[f"gap{bound}_bits_per_code"] = per_code["test"] - per_code["train"]
-    images, length = run.codes("train").shape  # all that there are to name
-    table["recall_bits_per_code"] = math.log2(images) / length
-    return Report(metrics, {"splits": table.reset_index()})
+    if {"train", "test"} <= set(per_code):
+        metrics[f"gap{bound}_bits_per_code"] = per_code["test"] - per_code["train"]
+    return metrics
 
 
 @torch.no_grad()

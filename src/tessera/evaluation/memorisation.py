@@ -1,20 +1,22 @@
 """Are samples copies of training images? Their distance to the nearest one against that of test images. No torch.
 
-A test image is as near to the training images as an unseen one ought to be. In three spaces: the feature network's;
-pixels (RMSE in grey levels, 0 to 255); codes (share of an image's codes that differ, 0 to 1), where the augmented copies
-that the prior is trained on are training images too. `median_ratio` is the median distance of the samples over that of
-the test images: 0 for copies, around 1 for new draws, more for samples unlike anything. `near_fraction` is the share of
-samples no farther than the `quantile` of the test images' distances, and around `quantile` for new draws.
+A test image is as near to the training images as an unseen one ought to be. In three spaces: the scorer's features, where all
+images passed the tokenizer, also those of test and training; pixels (RMSE in grey levels, 0 to 255) of the images themselves; codes
+(fraction of an image's codes that differ, 0 to 1), where the augmented copies that the prior is trained on are training images
+too. `median_ratio` is the median distance of the samples over that of the test images: 0 for copies, around 1 for new
+samples, more for samples unlike anything. `near_fraction` is the fraction of samples no farther than the `quantile` of the test
+images' distances, and around `quantile` for new samples. Samples of a group are compared with test images of that group, and with
+all training images.
 
-Codes alone find copies: what a tokenizer loses keeps a decoded one as far from its training image, in the other two, as
-many a test image is. Row `copies` shows it: training images as a prior that recites their codes would draw them. Blurred
-images are nearer in pixels without being copies; reconstructions of the test images, which cannot be, show how much.
+Pixels do not find copies: what a tokenizer loses keeps a decoded one as far from its training image as many a test image is.
+Row `copies` shows it: training images as a prior that recites their codes would sample them. Blurred images are nearer in
+pixels without being copies; reconstructions of the test images, which cannot be, show how much.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -41,33 +43,50 @@ class Config(Strict):
     pairs: int = Field(ge=1, le=256, description="samples nearest to a training image that are shown", examples=[4])
 
 
+class Far(NamedTuple):
+    """Distance of each image of a set to the nearest training image [N], and indices of the images of each group."""
+
+    distance: Float[np.ndarray, " n"]
+    groups: dict[str, np.ndarray]
+
+
 def measure(config: Config, run: Run) -> Report:
-    """Metrics of the samples; table `compared` has the controls' too, and in `test_near_fraction` what `near_fraction` is of the
-    test images themselves: more than `quantile` where many distances are equal, as those of few codes are. Picture
-    `pairs`: the samples nearest in feature space, over their nearest training images."""
-    features = {name: nearest(run.features(name), run.features("train")) for name in ("test", *OF[:3])}
-    spaces = {
-        "features": {name: distance for name, (_, distance) in features.items()},
-        "pixels": _in_pixels(run),
-        "codes": _in_codes(run),
-    }
+    """Metrics of the samples, of each group. Table `compared` has the controls' too, and in `test_near_fraction` what
+    `near_fraction` is of the test images themselves: more than `quantile` where many distances are equal, as those of few codes
+    are. A set without images of a group has no row there. Picture `pairs`: the samples nearest in feature space, over their
+    nearest training images; like the histograms, of all images."""
+    features, index = _in_features(run)
+    spaces = {"features": features, "pixels": _in_pixels(run), "codes": _in_codes(run)}
     metrics: dict[str, Any] = {}
-    histograms, rows = [], []
-    for space, far in spaces.items():
-        unseen, controls = far["test"], [name for name in OF if name in far]
-        compared = {name: compare(far[name], unseen, config.quantile) for name in controls}
-        metrics[space] = compared["samples"]
-        test = {
-            "test_median": float(np.median(unseen)),
-            "test_near_fraction": compare(unseen, unseen, config.quantile)["near_fraction"],
-        }
-        rows += [{"space": space, "of": name, **test, **values} for name, values in compared.items()]
-        width = 1 / run.codes("test").shape[1] if space == "codes" else 0.0
-        histograms.append(_histogram(far, width).assign(space=space))
+    rows: list[dict[str, Any]] = []
+    for group in run.groups("test"):
+        own = {space: _compared(sets, group, config.quantile) for space, sets in spaces.items()}
+        metrics[group] = {space: _metrics(own[space]) for space in spaces}
+        rows += [{"group": group, "space": space, **row} for space in spaces for row in own[space]]
+    width = {"codes": 1 / run.codes("test").shape[1]}
+    histograms = [_histogram(sets, width.get(space, 0.0)).assign(space=space) for space, sets in spaces.items()]
     table = pd.concat(histograms, ignore_index=True)
-    shown = closest(run.samples(), run.images("train"), *features["samples"], config.pairs)
+    shown = closest(run.samples(), run.images("train"), index, features["samples"].distance, config.pairs)
     return Report(
         metrics, {"distances": table, "compared": pd.DataFrame(rows)}, {"pairs": shown, "distances": _picture(table)}
+    )
+
+
+def _compared(sets: dict[str, Far], group: str, quantile: float) -> list[dict[str, Any]]:
+    """A row of each set that has images of the group, but for the test images, which they are compared with."""
+    far = {name: of.distance[of.groups[group]] for name, of in sets.items() if len(of.groups[group])}
+    unseen = far.pop("test")
+    test = {
+        "test_median": float(np.median(unseen)),
+        "test_near_fraction": compare(unseen, unseen, quantile)["near_fraction"],
+    }
+    return [{"of": name, "images": len(own), **test, **compare(own, unseen, quantile)} for name, own in far.items()]
+
+
+def _metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Of the samples; empty where the group has none."""
+    return next(
+        ({name: row[name] for name in ("median_ratio", "near_fraction")} for row in rows if row["of"] == "samples"), {}
     )
 
 
@@ -96,37 +115,64 @@ def closest(
     return pictures.rows_of_pairs(np.asarray(samples[order]), np.asarray(train[index[order]]), columns)
 
 
-def _in_pixels(run: Run) -> dict[str, Float[np.ndarray, " n"]]:
+def _in_features(run: Run) -> tuple[dict[str, Far], Int[np.ndarray, " n"]]:
+    """Distance to the nearest of the training images that were seen as decoded, and which training image is nearest to each sample.
+    All sets passed the decoder."""
+    decoded = run.features("reconstruction_train")
+    sets = {"test": run.features("reconstruction"), **{of: run.features(of) for of in ("samples", "baseline")}}
+    found = {name: nearest(points, decoded) for name, points in sets.items()}
+    groups = {"test": run.groups("reconstruction"), **{of: run.groups(of) for of in ("samples", "baseline")}}
+    far = {name: Far(distance, groups[name]) for name, (_, distance) in found.items()}
+    some = evenly(len(decoded), len(sets["test"]))
+    far["copies"] = Far(nearest(decoded[some], decoded)[1], _of_some(run.groups("reconstruction_train"), some))
+    originals = evenly(len(run.images("train")), len(decoded))
+    return far, originals[found["samples"][0]]
+
+
+def _in_pixels(run: Run) -> dict[str, Far]:
     """RMSE in grey levels to the nearest training image."""
     train, recited = run.images("train"), run.images("train", "reconstruction")
+    some = evenly(len(recited), len(run.images("test")))
     sets = {
-        "test": run.images("test"),
-        **{of: run.samples(of) for of in ("samples", "baseline")},
-        "reconstruction": run.images("test", "reconstruction"),
-        "copies": recited[evenly(len(recited), len(run.images("test")))],
+        "test": (run.images("test"), run.groups("test")),
+        **{of: (run.samples(of), run.groups(of)) for of in ("samples", "baseline")},
+        "reconstruction": (run.images("test", "reconstruction"), run.groups("test")),
+        "copies": (recited[some], _of_some(run.groups("train"), some)),
     }
-    return {name: nearest(_flat(pixels), _flat(train))[1] * train[0].size ** -0.5 for name, pixels in sets.items()}
+    return {
+        name: Far(nearest(_flat(pixels), _flat(train))[1] * train[0].size ** -0.5, groups)
+        for name, (pixels, groups) in sets.items()
+    }
 
 
-def _in_codes(run: Run) -> dict[str, Float[np.ndarray, " n"]]:
-    """Share of the codes, of all grids together, that differ from the nearest training image's or augmented copy's.
+def _in_codes(run: Run) -> dict[str, Far]:
+    """Fraction of the codes, of all grids together, that differ from the nearest training image's or augmented copy's.
     Reconstructions have the codes of the test images: no row of their own."""
     train, test = run.codes("train"), run.codes("test")
+    some = evenly(len(train), len(test))
     sets = {
-        "test": test,
-        **{of: run.samples(of, "codes") for of in ("samples", "baseline")},
-        "copies": train[evenly(len(train), len(test))],
+        "test": (test, run.groups("test")),
+        **{of: (run.samples(of, "codes"), run.groups(of)) for of in ("samples", "baseline")},
+        "copies": (train[some], _of_some(run.groups("train"), some)),
     }
-    return {name: nearest_codes(codes, train, *run.augmented_codes()) for name, codes in sets.items()}
+    return {
+        name: Far(nearest_codes(codes, train, *run.augmented_codes()), groups) for name, (codes, groups) in sets.items()
+    }
+
+
+def _of_some(groups: dict[str, np.ndarray], some: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+    """Groups of some images, by their place among these."""
+    return {name: np.flatnonzero(np.isin(some, members)) for name, members in groups.items()}
 
 
 def _flat(pixels: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n f"]:
     return pixels.reshape(len(pixels), -1)
 
 
-def _histogram(far: dict[str, Float[np.ndarray, " n"]], width: float) -> pd.DataFrame:
-    """Share of each set by distance, in bins that all sets have in common; where distances are multiples of `step`, each
-    bin holds as many of them."""
+def _histogram(sets: dict[str, Far], width: float) -> pd.DataFrame:
+    """Fraction of each set by distance, in bins that all sets have in common; where distances are multiples of `width`, each bin
+    holds as many of them."""
+    far = {name: of.distance for name, of in sets.items()}
     values = np.concatenate(list(far.values()))
     edges = np.histogram_bin_edges(values, BINS)
     if width:
@@ -146,11 +192,11 @@ def _picture(table: pd.DataFrame) -> Figure:
     colours = dict(zip(["test", *OF], sns.color_palette(), strict=False))  # the same in every space
     figure = Figure(figsize=(15.6, 3.4), layout="constrained")
     for axis, (space, part) in zip(figure.subplots(1, 3), table.groupby("space", sort=False), strict=True):
-        long = part.melt(["distance"], ["test", *OF], var_name="images", value_name="share").dropna()
-        sns.lineplot(long, x="distance", y="share", hue="images", palette=colours, drawstyle="steps-mid", legend=False,
+        long = part.melt(["distance"], ["test", *OF], var_name="images", value_name="fraction").dropna()
+        sns.lineplot(long, x="distance", y="fraction", hue="images", palette=colours, drawstyle="steps-mid", legend=False,
                      ax=axis)  # fmt: skip
-        top = 1.1 * part[["test", *OF[:3]]].max().max()
-        unit = {"pixels": ", RMSE in grey levels", "codes": ", share of codes"}.get(space, "")
+        top = 1.1 * part.reindex(columns=["test", *OF[:3]]).max().max()
+        unit = {"pixels": ", RMSE in grey levels", "codes": ", fraction of codes"}.get(space, "")
         axis.set(title=f"to the nearest training image, in {space}", xlabel=f"distance{unit}", ylim=(0, top))
     keys = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
     figure.legend(handles=keys, title="images", loc="outside right center")  # within, it would hide the copies

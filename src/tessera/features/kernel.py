@@ -11,6 +11,7 @@ that belongs to no known family, a sample, is a family of its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -98,16 +99,33 @@ def kid(
     families: tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, " m"]],
     resamplings: int,
     generator: np.random.Generator,
+    related: Bool[np.ndarray, "n m"] | None = None,
 ) -> Interval:
-    """KID of two sets with its interval, from `resamplings` resamplings of the families of each set.
+    """KID of two sets with its interval, from `resamplings` resamplings of the families of each set; those that have a family in
+    common are resampled together. `related`: as for `pairs`.
 
     Raises:
-        InputError: a set has fewer than two images.
+        InputError: as for `pairs`.
     """
-    found = pairs(a, b, families)
-    weights = [resampled(of, resamplings, generator) for of in families]
+    found = pairs(a, b, families, related)
+    if np.isin(*families).any():
+        weights = np.split(resampled(np.concatenate(families), resamplings, generator), [len(a)], axis=1)
+    else:
+        weights = [resampled(of, resamplings, generator) for of in families]
     (value,) = estimate(found, np.ones((1, len(a))), np.ones((1, len(b))))
     return interval(float(value), estimate(found, *weights))
+
+
+def name(distance: str) -> str:
+    """KID on the features whose Fréchet distance has the name `distance`: `kid` beside `fid`, `kid_classifier` beside
+    `fd_classifier`."""
+    return "kid" if distance == "fid" else f"kid_{distance.removeprefix('fd_')}"
+
+
+def says(of: Interval, others: Iterable[float]) -> str:
+    """`nothing` where the interval holds the values of all others, so that the figure tells no two of them apart; else
+    `something`."""
+    return "nothing" if all(of.low <= value <= of.high for value in others) else "something"
 
 
 def interval(value: float, resampled: Float[np.ndarray, " r"]) -> Interval:

@@ -6,23 +6,12 @@ k-th nearest neighbour in the same set (Kynkäänniemi et al. 2019, arXiv 1904.0
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from tessera.images.arrays import batches
 
 BLOCK = 2048  # points compared at once
-
-
-class Overlap(NamedTuple):
-    """How two sets of points cover one another; 0 to 1, but for density, which can exceed 1."""
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
 
 
 def distances(a: Float[np.ndarray, "n f"], b: Float[np.ndarray, "m f"]) -> Float[np.ndarray, "n m"]:
@@ -38,24 +27,10 @@ def radii(points: Float[np.ndarray, "n f"], k: int) -> Float[np.ndarray, " n"]:
     return np.partition(distances(points, points), k, axis=1)[:, k]
 
 
-def overlap(real: Float[np.ndarray, "n f"], fake: Float[np.ndarray, "m f"], k: int) -> Overlap:
-    """Precision and recall (Kynkäänniemi et al. 2019, eq. 2 and 3), density and coverage (Naeem et al. 2020,
-    arXiv 2002.09797, eq. 4 and 6). Balls are closed. `k` must be less than the number of points in each set.
-
-    precision: share of the fake points that lie in some real point's ball;
-    recall: share of the real points that lie in some fake point's ball;
-    density: mean number of real balls that a fake point lies in, over k; an outlier's large ball is one of many;
-    coverage: share of the real points whose own ball holds a fake point; fake outliers cannot raise it.
-    """
-    between = distances(real, fake)
-    in_real = between <= radii(real, k)[:, None]
-    in_fake = between <= radii(fake, k)[None, :]
-    return Overlap(
-        precision=float(in_real.any(0).mean()),
-        recall=float(in_fake.any(1).mean()),
-        density=float(in_real.sum(0).mean() / k),
-        coverage=float(in_real.any(1).mean()),
-    )
+def recall(real: Float[np.ndarray, "n f"], fake: Float[np.ndarray, "m f"], k: int) -> float:
+    """Fraction of the real points that lie in some fake point's ball (Kynkäänniemi et al. 2019, eq. 3), 0 to 1. Balls are closed;
+    k < M."""
+    return float((distances(real, fake) <= radii(fake, k)[None, :]).any(1).mean())
 
 
 def nearest(
@@ -83,7 +58,7 @@ def nearest(
 
 
 def nearest_codes(codes: Int[np.ndarray, "n t"], *references: Int[np.ndarray, "_ t"]) -> Float[np.ndarray, " n"]:
-    """Hamming distance of each image's codes to the nearest of all references, as a share of the codes (0 to 1); block by
+    """Hamming distance of each image's codes to the nearest of all references, as a fraction of the codes (0 to 1); block by
     block, for references on disk."""
     from scipy.spatial.distance import cdist
 

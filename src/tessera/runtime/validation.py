@@ -62,6 +62,11 @@ RENAMED = {  # former name in params.yaml -> what to write instead
     "prior.pixelcnn.architecture": "set prior.name to gated_pixelcnn or pixelcnn; each has a sub-section of its own",
     "diagnostics.positions.share": "write diagnostics.positions.fraction",
     "extensions.variations.shares": "write extensions.variations.fractions",
+    **{
+        f"{place}.{key}": f"KID is over all pairs; write {place}.resamplings, of the families, for its interval"
+        for place in ("evaluation.frechet", "extensions.temperature")
+        for key in ("kid_subsets", "kid_subset_size")
+    },
 }
 RENAMED_VALUES: dict[
     str, dict[str | bool, str]
@@ -73,16 +78,29 @@ RENAMED_METRICS = {  # former beginning of a metric `file:name` -> its beginning
     "diagnostics/probe:": "probe:",
     "probe:share_saved": "probe:fraction_saved",
     **{
-        f"evaluation/likelihood:{split}.share_saved": f"evaluation/likelihood:{split}.fraction_saved"
+        f"evaluation/likelihood:{split}.{old}": f"evaluation/likelihood:all.{split}.{now}"
         for split in ("val", "test")
+        for old, now in (("share_saved", "fraction_saved"), ("", ""))
     },
+    "evaluation/likelihood:gap_": "evaluation/likelihood:all.gap_",
     **{
-        f"evaluation/memorisation:{space}.near_share": f"evaluation/memorisation:{space}.near_fraction"
+        f"evaluation/memorisation:{space}.{old}": f"evaluation/memorisation:all.{space}.{now}"
         for space in ("features", "pixels", "codes")
+        for old, now in (("near_share", "near_fraction"), ("", ""))
     },
+    **{f"evaluation/frechet:{name}": f"evaluation/frechet:all.{name}" for name in ("images", "fid", "fd_", "kid")},
+    "evaluation/coverage:samples.recall": "evaluation/coverage:all.samples.recall",
     "extensions/atlas:context_share": "extensions/atlas:context_fraction",
     "extensions/variations:share_": "extensions/variations:fraction_",
     **{f"reconstruction:{name}": f"reconstruction:test.{name}" for name in ("mse", "psnr_db", "ssim", "by_family")},
+}
+
+GONE_METRICS = {  # beginning of a metric that there was -> what says now what it was read for
+    **{
+        f"evaluation/coverage:samples.{name}": "evaluation/coverage:all.samples.clipped_density"
+        for name in ("precision", "density")
+    },
+    "evaluation/coverage:samples.coverage": "evaluation/coverage:all.samples.clipped_coverage",
 }
 
 
@@ -311,6 +329,8 @@ def _unknown_metrics(params: Params) -> Iterator[str]:
         for name, threshold in cast("Verdict", params.section(section, sections()[section])).thresholds.items():
             if (today := metric_today(threshold.metric)) != threshold.metric:
                 yield f"{section}.thresholds.{name}.metric: {threshold.metric} is {today} now"
+            elif instead := next((now for old, now in GONE_METRICS.items() if threshold.metric.startswith(old)), None):
+                yield f"{section}.thresholds.{name}.metric: {threshold.metric} is gone; set a threshold for {instead}"
             elif threshold.file not in files:
                 near = difflib.get_close_matches(threshold.file, files, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(files)}"

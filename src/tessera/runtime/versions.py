@@ -26,6 +26,7 @@ FREE = {  # packages that no result depends on -> what they are used for
     "jaxtyping": "annotations of shapes",
     "pydantic": "bounds of params",
     "ruamel": "reads params.yaml",
+    "threadpoolctl": "limits threads",
     "yaml": "writes cards",
 }
 

@@ -26,9 +26,9 @@ from tessera.studies.sweep import PAGES
 
 RESAMPLES = 2000
 LEAST = 6  # runs; a rank correlation of fewer says nothing
-BITS, CODES, RATE = "evaluation/likelihood:test.nll_bits_per_code", "codes:codes_per_image", "codes:bits_per_image"
-FD, FD_FLOOR = "evaluation/frechet:fd_*.samples_test", "evaluation/frechet:fd_*.reconstruction_test"
-KID, KID_FLOOR = "evaluation/frechet:kid_*.samples_test", "evaluation/frechet:kid_*.reconstruction_test"
+BITS, CODES, RATE = "evaluation/likelihood:all.test.nll_bits_per_code", "codes:codes_per_image", "codes:bits_per_image"
+FD, FD_FLOOR = "evaluation/frechet:all.fd_*.samples_test", "evaluation/frechet:all.fd_*.reconstruction_test"
+KID, KID_FLOOR = "evaluation/frechet:all.kid_*.samples_test", "evaluation/frechet:all.kid_*.reconstruction_test"
 OUTCOMES = ("excess", "fd", "kid")
 JUDGED = ("diagnostics/", "probe:")
 APART = ("probe:",)

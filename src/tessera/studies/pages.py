@@ -168,8 +168,10 @@ def _curves(axis: Axes, figure: sweep.Figure, rows: list[Result]) -> None:
 
 
 def _name(source: str) -> str:
-    """The short name for axes and file names: `diagnostics/usage:grid_*.usage` becomes `usage`."""
-    return source.rpartition(":")[2].rpartition("*.")[2] if ":" in source else source.rpartition(".")[2]
+    """The short name for axes and file names: `diagnostics/usage:grid_*.usage` becomes `usage`, and
+    `evaluation/likelihood:all.test.fraction_saved`, of the group `all`, `test.fraction_saved`."""
+    metric = source.rpartition(":")[2].rpartition("*.")[2].removeprefix("all.")
+    return metric if ":" in source else source.rpartition(".")[2]
 
 
 def _label(source: str) -> str:

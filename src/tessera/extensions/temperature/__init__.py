@@ -1,21 +1,23 @@
 """What the temperature of sampling trades: likely, alike samples below 1, varied and less likely ones above.
 
-Samples of each temperature against as many test images, in the feature space of the network that scores: Fréchet distance
-and KID (`features.frechet`), precision and recall (`features.neighbours`), and how many samples are distinct. Beside them training
-images in the place of samples: only the comparison with those says anything. Codes are drawn from all of logits /
-temperature, without truncation or guidance, at every temperature from the same random numbers. A conditional prior is given
-the frequencies of the training labels.
+Samples of each temperature against as many reconstructions of test images, in the feature space of the network that scores:
+Fréchet distance and KID (`features.frechet`, `features.kernel`), clipped density, clipped coverage and recall
+(`features.clipped`, `features.neighbours`), and how many samples are distinct. Beside them reconstructions of training images in
+the place of samples: only the comparison with those says anything. Distances alone may prefer dull samples of low temperature;
+coverage and recall fall there. Codes are sampled from all of logits / temperature, without truncation or guidance, at every
+temperature from the same random numbers. A conditional prior is given the frequencies of the training labels.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from pydantic import Field
 from torch import Tensor
 
@@ -23,16 +25,20 @@ from tessera.autoregression.sampling import sample_batches
 from tessera.core.contracts import Device, Prior, Report, Sampling
 from tessera.core.params import Strict
 from tessera.core.run import Run
-from tessera.core.seeding import derive, generator, numpy_generator
-from tessera.features.frechet import distance, kid
-from tessera.features.neighbours import fewer, overlap, subset
+from tessera.core.seeding import generator, numpy_generator
+from tessera.features import kernel
+from tessera.features.clipped import figures
+from tessera.features.frechet import distance
+from tessera.features.neighbours import fewer, subset
 from tessera.images import arrays, pictures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Pixels = UInt8[np.ndarray, "n h w c"]
-REAL = "train"  # what stands beside the temperatures: training images
+REAL = "train"  # what stands beside the temperatures: decoded training images
+ENDS = ("", "_low", "_high")  # of the names of KID and its interval
+FRACTIONS = ("clipped_density", "clipped_coverage", "recall")
 
 
 class Config(Strict):
@@ -43,22 +49,26 @@ class Config(Strict):
                        examples=[6])  # fmt: skip
     batch_size: int = Field(ge=1, description="samples drawn at once", examples=[4])
     shown: int = Field(ge=1, description="samples of each in the picture", examples=[3])
-    neighbours: int = Field(ge=1, le=100, description="k of precision and recall: how far a ball reaches; at most half of a set",
-                            examples=[2])  # fmt: skip
-    kid_subsets: int = Field(ge=2, description="random subsets that KID is averaged over", examples=[3])
-    kid_subset_size: int = Field(ge=2, description="images of each; at most half of a set", examples=[3])
+    neighbours: int = Field(ge=1, le=100, description="k of clipped density, clipped coverage and recall: how far a "
+                            "ball reaches; at most half of a set", examples=[1])  # fmt: skip
+    resamplings: int = Field(ge=20, description="resamplings of the families, for the interval of KID", examples=[20])
+
+
+class Points(NamedTuple):
+    """Features of images, and the family of each."""
+
+    features: Float[np.ndarray, "n f"]
+    families: Shaped[np.ndarray, " n"]
 
 
 def measure(config: Config, run: Run) -> Report:
-    """By measure and temperature (`at_0_5` is 0.5). `distinct` is the share of different code sequences among the samples,
+    """By measure and temperature (`at_0_5` is 0.5). `distinct` is the fraction of different code sequences among the samples,
     1 where none comes twice. `best` is the temperature of the smallest Fréchet distance."""
     tokenizer, prior, extractor, device = run.tokenizer(), run.prior(), run.scorer(), run.runtime.device
-    seed, smallest = run.params.seed, min(len(run.images("test")), len(run.images("train")))
+    seed, smallest = run.params.seed, min(len(run.codes("test")), len(run.codes("train")))
     count = fewer("extensions.temperature.count", config.count, smallest, smallest)
-    config = config.model_copy(update={
-        "neighbours": fewer("extensions.temperature.neighbours", config.neighbours, (count - 1) // 2, count),
-        "kid_subset_size": fewer("extensions.temperature.kid_subset_size", config.kid_subset_size, count // 2, count),
-    })  # fmt: skip
+    k = fewer("extensions.temperature.neighbours", config.neighbours, (count - 1) // 2, count)
+    config = config.model_copy(update={"neighbours": k})
     labels = (
         numpy_generator(seed, "temperature", "labels").choice(run.required_labels("train"), count)
         if prior.classes
@@ -68,28 +78,32 @@ def measure(config: Config, run: Run) -> Report:
     def features(pixels: Pixels) -> Float[np.ndarray, "n f"]:
         return arrays.mapped(extractor, pixels, config.batch_size, device)
 
-    def some(split: str) -> Pixels:
-        rng = numpy_generator(seed, "temperature", split)
-        return run.images(split)[subset(rng, len(run.images(split)), count)]
+    def decoded(split: str) -> Points:
+        some = subset(numpy_generator(seed, "temperature", split), len(run.codes(split)), count)
+        codes = run.codes(split)[some].astype(np.int64)
+        pixels = arrays.decoded(tokenizer, codes, config.batch_size, device)
+        return Points(features(pixels), run.table(split)["family"].to_numpy(str)[some])
 
-    real, sheets, rows = features(some("test")), {}, []
+    real, sheets, rows = decoded("test"), {}, []
+    alone = np.array([f"sample {index}" for index in range(count)])  # samples: each is its own family
     bar = run.runtime.progress(total=len(config.temperatures), desc="temperature")
     for temperature in sorted(set(config.temperatures)):
         codes = sampled_codes(prior, count, Sampling(temperature=temperature), labels, config.batch_size, seed, device)
         pixels = arrays.decoded(tokenizer, codes, config.batch_size)
         sheets[temperature] = pictures.sheet(pixels[: config.shown], config.shown)
         rows.append({"of": f"at_{temperature:g}".replace(".", "_"), "temperature": temperature,
-                     **compared(real, features(pixels), config, seed), "distinct": distinct(codes)})  # fmt: skip
+                     **compared(real, Points(features(pixels), alone), config, seed), "distinct": distinct(codes)})  # fmt: skip
         bar.update()
     bar.close()
-    rows.append({"of": REAL, **compared(real, features(some("train")), config, seed)})
-    names = {"distance": extractor.distance, "kid": _kid(extractor.distance)}
-    table = pd.DataFrame(rows).rename(columns=names)
-    values = table.set_index("of")[[*names.values(), "precision", "recall", "distinct"]]
+    rows.append({"of": REAL, **compared(real, decoded("train"), config, seed)})
+    kid = kernel.name(extractor.distance)
+    renamed = {"distance": extractor.distance, **{f"kid{end}": f"{kid}{end}" for end in ENDS}}
+    table = pd.DataFrame(rows).rename(columns=renamed)
+    values = table.set_index("of")[[extractor.distance, kid, *FRACTIONS, "distinct"]]
     best = table["temperature"][table[extractor.distance][: len(sheets)].idxmin()]
     metrics = {name: values[name].dropna().to_dict() for name in values}
-    drawings = {"samples": _samples(sheets), "curves": _curves(table, *names.values())}
-    return Report({"images": count, "best": best, **metrics}, {"temperatures": table}, drawings)
+    shown = {"samples": _samples(sheets), "curves": _curves(table, extractor.distance, kid)}
+    return Report({"images": count, "best": best, **metrics}, {"temperatures": table}, shown)
 
 
 def sampled_codes(
@@ -110,25 +124,17 @@ def distinct(codes: Int[Tensor, "n t"]) -> float:
     return len(codes.unique(dim=0)) / len(codes)
 
 
-def compared(
-    real: Float[np.ndarray, "n f"], fake: Float[np.ndarray, "n f"], config: Config, seed: int
-) -> dict[str, float]:
-    found = overlap(real, fake, config.neighbours)
-    # the same subsets at every temperature
-    kernel = kid(
-        fake, real, subsets=config.kid_subsets, size=config.kid_subset_size, seed=derive(seed, "temperature", "kid")
-    )
+def compared(real: Points, fake: Points, config: Config, seed: int) -> dict[str, float]:
+    """The resampled families of the real images are the same at every temperature."""
+    generator = numpy_generator(seed, "temperature", "kid")
+    families = (real.families, fake.families)
+    kid = kernel.kid(real.features, fake.features, families, config.resamplings, generator)
     return {
-        "distance": distance(fake, real),
-        "kid": kernel.mean,
-        "precision": found.precision,
-        "recall": found.recall,
+        "distance": distance(fake.features, real.features),
+        **{f"kid{end}": value for end, value in zip(ENDS, kid, strict=True)},
+        **dict.fromkeys(FRACTIONS, math.nan),  # where the images are too few for k
+        **figures(real.features, fake.features, real.families, config.neighbours),
     }
-
-
-def _kid(name: str) -> str:
-    """KID is called so on Inception's features, and after the features elsewhere."""
-    return "kid" if name == "fid" else f"kid_{name.removeprefix('fd_')}"
 
 
 # pictures
@@ -151,15 +157,19 @@ def _samples(sheets: dict[float, UInt8[np.ndarray, "height width c"]]) -> Figure
 
 
 def _curves(table: pd.DataFrame, distance_name: str, kid_name: str) -> Figure:
-    """Over the temperature; dashed, training images in the place of samples."""
+    """Over the temperature, KID with its interval; dashed, decoded training images in the place of samples."""
     from matplotlib.figure import Figure
 
-    panels = {distance_name: [distance_name], kid_name: [kid_name], "share": ["precision", "recall", "distinct"]}
+    panels = {distance_name: [distance_name], kid_name: [kid_name], "fraction": [*FRACTIONS, "distinct"]}
     sampled, real = table[table["of"] != REAL], table[table["of"] == REAL].iloc[0]
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     for axis, (title, columns) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for index, column in enumerate(columns):
             axis.plot(sampled["temperature"], sampled[column], marker="o", color=f"C{index}", label=column)
+            if column == kid_name:
+                axis.fill_between(
+                    sampled["temperature"], sampled[f"{kid_name}_low"], sampled[f"{kid_name}_high"], alpha=0.2
+                )
             if real[column] == real[column]:
                 label = "training images" if index == 0 else None
                 axis.axhline(real[column], color=f"C{index}", linestyle="--", linewidth=1, label=label)
