@@ -33,8 +33,9 @@ from tessera.core import files, models
 from tessera.core.contracts import Sampling
 from tessera.core.errors import InputError
 from tessera.core.params import Params, read
-from tessera.core.seeding import generator, numpy_generator, seed_globally
+from tessera.core.seeding import derive, generator, numpy_generator, seed_globally
 from tessera.core.space import CodeSpace
+from tessera.evaluation.two_sample import Images, criticised
 from tessera.extractors import efficientnet
 from tessera.features import clipped, kernel, neighbours
 from tessera.images import arrays
@@ -43,7 +44,7 @@ from tessera.runtime.settings import Settings
 from tessera.studies.pages import markdown
 from tessera.training import loop
 
-BATCH, POOL = 128, 1000  # images of a forward pass; samples of each prior
+BATCH, POOL, CRITICISED = 128, 1000, 365  # images of a forward pass; of each set; that the critic is shown
 NEIGHBOURS, PENALTY, FOLDS, RESAMPLINGS, SMALLEST = 5, 0.01, 5, 1000, 30
 REPEATED = 10  # times that each of the copies is there
 TEMPERATURES = (0.9, 0.7, 0.5)
@@ -59,8 +60,9 @@ class Set(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What judges see of a set: features by network, families, groups, and bits per code."""
+    """What judges see of a set: codes, features by network, families, groups, and bits per code."""
 
+    codes: Int[np.ndarray, "n t"]
     features: dict[str, Float[np.ndarray, "n f"]]
     families: Shaped[np.ndarray, " n"]
     groups: Int[np.ndarray, " n"]
@@ -68,7 +70,7 @@ class Seen(NamedTuple):
 
     def rows(self, chosen: Int[np.ndarray, " m"]) -> Seen:
         features = {name: each[chosen] for name, each in self.features.items()}
-        return Seen(features, self.families[chosen], self.groups[chosen], self.bits[chosen])
+        return Seen(self.codes[chosen], features, self.families[chosen], self.groups[chosen], self.bits[chosen])
 
 
 class Workspace:
@@ -275,7 +277,7 @@ class Gallery:
             for each, rows in zip(np.unique(group), drawn, strict=True):
                 spread[group == each] = bits[rows]
             bits = spread
-        return Seen(features, made.families, group, bits)
+        return Seen(made.codes, features, made.families, group, bits)
 
     @torch.no_grad()
     def bits(self, codes: Int[np.ndarray, "n t"]) -> Float[np.ndarray, " n"]:
@@ -355,26 +357,56 @@ def members(seen: Seen, group: int | None) -> Int[np.ndarray, " m"]:
     return np.arange(len(seen.groups)) if group is None else np.flatnonzero(seen.groups == group)
 
 
+def named(space: Workspace) -> dict[str, int | None]:
+    """Groups by name, and `all`."""
+    return {"all": None} | {name: at for at, name in enumerate(space.group_names)}
+
+
 def values(gallery: Gallery, counts: Sequence[int], draws: int, smallest: int, seed: int) -> pd.DataFrame:
-    """One row for each group, number of images, set, draw and judge. A group has at most as many images as test and val."""
-    named = {"all": None} | {name: at for at, name in enumerate(gallery.space.group_names)}
-    rows = []
-    for name, group in named.items():
-        have = members(gallery.real, group)
-        for count in sorted({min(count, len(have)) for count in counts if len(have) >= smallest}):
-            for draw in range(draws):
-                rng = numpy_generator(seed, "judges", name, count, draw)
-                real = gallery.real.rows(rng.choice(have, count, replace=False))
-                for of, each in gallery.sets.items():
-                    fake = each[draw % len(each)]
-                    own = members(fake, group)
-                    if len(own) < smallest:
-                        continue
-                    fake = fake.rows(rng.choice(own, min(count, len(own)), replace=False))
-                    place = {"group": name, "images": count, "draw": draw, "set": of, "of_set": len(fake.groups)}
-                    rows += [{**place, "judge": judge, "value": v} for judge, v in judged(fake, real).items()]
-            print(f"judged: {name}, {count} images", file=sys.stderr, flush=True)
-    return pd.DataFrame(rows)
+    """One row for each group, number of images, set, draw and judge; see `of_group` and `of_critic`."""
+    rows = [row for name in named(gallery.space) for row in of_group(gallery, name, counts, draws, smallest, seed)]
+    return pd.DataFrame([*rows, *of_critic(gallery, CRITICISED, draws, smallest, seed)])
+
+
+def of_group(
+    gallery: Gallery, name: str, counts: Sequence[int], draws: int, smallest: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    """All judges but the critic, within a group; no more images than test and val have there."""
+    group = named(gallery.space)[name]
+    have = members(gallery.real, group)
+    for count in sorted({min(count, len(have)) for count in counts if len(have) >= smallest}):
+        for draw in range(draws):
+            rng = numpy_generator(seed, "judges", name, count, draw)
+            real = gallery.real.rows(rng.choice(have, count, replace=False))
+            for of, each in gallery.sets.items():
+                own = members(each[draw % len(each)], group)
+                if len(own) < smallest:
+                    continue
+                fake = each[draw % len(each)].rows(rng.choice(own, min(count, len(own)), replace=False))
+                place = {"group": name, "images": count, "draw": draw, "set": of}
+                yield from ({**place, "judge": judge, "value": value} for judge, value in judged(fake, real).items())
+        print(f"judged: {name}, {count} images", file=sys.stderr, flush=True)
+
+
+def of_critic(gallery: Gallery, count: int, draws: int, smallest: int, seed: int) -> Iterator[dict[str, Any]]:
+    """The critic on codes, trained on all groups, for all images and, with the same critics, within each group."""
+    config = Params(read()).config("evaluation", "two_sample")
+    for draw in range(draws):
+        rng = numpy_generator(seed, "judges", "critic", draw)
+        real = gallery.real.rows(
+            rng.choice(len(gallery.real.groups), min(count, len(gallery.real.groups)), replace=False)
+        )
+        for of, each in gallery.sets.items():
+            fake = each[draw % len(each)]
+            fake = fake.rows(rng.choice(len(fake.groups), min(count, len(fake.groups)), replace=False))
+            sides = (Images(side.codes, None, side.families, {}) for side in (fake, real))
+            scores = criticised(*sides, gallery.space.tokenizer, config, derive(seed, "judges", "critic", draw, of))
+            for name, group in named(gallery.space).items():
+                own = [one[members(side, group)] for one, side in zip(scores, (fake, real), strict=True)]
+                if min(map(len, own)) >= smallest:
+                    place = {"group": name, "images": count, "draw": draw, "set": of, "judge": "critic"}
+                    yield {**place, "value": two_sample.accuracy(*own).value}
+        print(f"judged: critic, draw {draw}", file=sys.stderr, flush=True)
 
 
 # what the values say
@@ -437,13 +469,12 @@ def sizes(space: Workspace, options: argparse.Namespace) -> pd.DataFrame:
         for rung in ladder.rungs(space.space)
     }
     shown = {rung: [space.decoded(one.codes) for one in each] for rung, each in made.items()}
-    named = {"all": None} | {name: at for at, name in enumerate(space.group_names)}
     rows = []
     for size in options.sizes:
         network = scorer(size, options.weights, shape)
         see: Callable[[Any], Any] = lambda x, network=network: arrays.mapped(network, x, BATCH)  # noqa: E731
         real, fake = see(pixels), {rung: [see(one) for one in each] for rung, each in shown.items()}
-        for name, group in named.items():
+        for name, group in named(space).items():
             own = np.arange(len(images.groups)) if group is None else np.flatnonzero(images.groups == group)
             if len(own) < options.smallest:
                 continue
