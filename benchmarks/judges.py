@@ -155,16 +155,19 @@ def denoiser(pixels: UInt8[np.ndarray, "n h w c"], seed: int) -> Denoiser:
             noisy = x[where] + Denoiser.NOISE * torch.randn(x[where].shape, generator=rng)
             optimizer.zero_grad()
             F.mse_loss(network.restored(noisy), x[where]).backward()
-            optimizer.step()
+            optimizer.each()
     return network.eval()
 
 
 # sets
 
 
-def damaged(images: ladder.Images, space: CodeSpace, seed: int, draws: int) -> dict[str, list[Set]]:
+def damaged(images: ladder.Images, space: CodeSpace, seed: int, repetitions: int) -> dict[str, list[Set]]:
     return {
-        rung: [Set(ladder.damaged(images, space, rung, seed, draw).codes, images.families) for draw in range(draws)]
+        rung: [
+            Set(ladder.damaged(images, space, rung, seed, repetition).codes, images.families)
+            for repetition in range(repetitions)
+        ]
         for rung in ladder.rungs(space)
     }
 
@@ -227,8 +230,8 @@ class Gallery:
         self.real = self.seen(real_set, real.groups)
         self.sets: dict[str, list[Seen]] = {"train": [plain._replace(groups=train.groups)]}
         part = ladder.Images(*(each[chosen] for each in train))
-        held_out = damaged(real, space.space, seed, options.draws)
-        for rung, each in damaged(part, space.space, seed, options.draws).items():
+        held_out = damaged(real, space.space, seed, options.repetitions)
+        for rung, each in damaged(part, space.space, seed, options.repetitions).items():
             # the prior has seen the training images: bits are of damaged test and val images
             self.sets[rung] = [
                 self.seen(one, part.groups, bits_of=other.codes, bit_groups=real.groups)
@@ -270,11 +273,11 @@ class Gallery:
         bits = self.bits(made.codes if bits_of is None else bits_of)
         if bits_of is not None:
             assert bit_groups is not None
-            drawn = [
+            spread_rows = [
                 np.resize(np.flatnonzero(bit_groups == each), int((group == each).sum())) for each in np.unique(group)
             ]
             spread = np.zeros(len(group))
-            for each, rows in zip(np.unique(group), drawn, strict=True):
+            for each, rows in zip(np.unique(group), spread_rows, strict=True):
                 spread[group == each] = bits[rows]
             bits = spread
         return Seen(made.codes, features, made.families, group, bits)
@@ -362,51 +365,55 @@ def named(space: Workspace) -> dict[str, int | None]:
     return {"all": None} | {name: at for at, name in enumerate(space.group_names)}
 
 
-def values(gallery: Gallery, counts: Sequence[int], draws: int, smallest: int, seed: int) -> pd.DataFrame:
-    """One row for each group, number of images, set, draw and judge; see `of_group` and `of_critic`."""
-    rows = [row for name in named(gallery.space) for row in of_group(gallery, name, counts, draws, smallest, seed)]
-    return pd.DataFrame([*rows, *of_critic(gallery, CRITICISED, draws, smallest, seed)])
+def values(gallery: Gallery, counts: Sequence[int], repetitions: int, smallest: int, seed: int) -> pd.DataFrame:
+    """One row for each group, number of images, set, repetition and judge; see `of_group` and `of_critic`."""
+    rows = [
+        row for name in named(gallery.space) for row in of_group(gallery, name, counts, repetitions, smallest, seed)
+    ]
+    return pd.DataFrame([*rows, *of_critic(gallery, CRITICISED, repetitions, smallest, seed)])
 
 
 def of_group(
-    gallery: Gallery, name: str, counts: Sequence[int], draws: int, smallest: int, seed: int
+    gallery: Gallery, name: str, counts: Sequence[int], repetitions: int, smallest: int, seed: int
 ) -> Iterator[dict[str, Any]]:
     """All judges but the critic, within a group; no more images than test and val have there."""
     group = named(gallery.space)[name]
     have = members(gallery.real, group)
     for count in sorted({min(count, len(have)) for count in counts if len(have) >= smallest}):
-        for draw in range(draws):
-            rng = numpy_generator(seed, "judges", name, count, draw)
+        for repetition in range(repetitions):
+            rng = numpy_generator(seed, "judges", name, count, repetition)
             real = gallery.real.rows(rng.choice(have, count, replace=False))
             for of, each in gallery.sets.items():
-                own = members(each[draw % len(each)], group)
+                own = members(each[repetition % len(each)], group)
                 if len(own) < smallest:
                     continue
-                fake = each[draw % len(each)].rows(rng.choice(own, min(count, len(own)), replace=False))
-                place = {"group": name, "images": count, "draw": draw, "set": of}
+                fake = each[repetition % len(each)].rows(rng.choice(own, min(count, len(own)), replace=False))
+                place = {"group": name, "images": count, "repetition": repetition, "set": of}
                 yield from ({**place, "judge": judge, "value": value} for judge, value in judged(fake, real).items())
         print(f"judged: {name}, {count} images", file=sys.stderr, flush=True)
 
 
-def of_critic(gallery: Gallery, count: int, draws: int, smallest: int, seed: int) -> Iterator[dict[str, Any]]:
+def of_critic(gallery: Gallery, count: int, repetitions: int, smallest: int, seed: int) -> Iterator[dict[str, Any]]:
     """The critic on codes, trained on all groups, for all images and, with the same critics, within each group."""
     config = Params(read()).config("evaluation", "two_sample")
-    for draw in range(draws):
-        rng = numpy_generator(seed, "judges", "critic", draw)
+    for repetition in range(repetitions):
+        rng = numpy_generator(seed, "judges", "critic", repetition)
         real = gallery.real.rows(
             rng.choice(len(gallery.real.groups), min(count, len(gallery.real.groups)), replace=False)
         )
         for of, each in gallery.sets.items():
-            fake = each[draw % len(each)]
+            fake = each[repetition % len(each)]
             fake = fake.rows(rng.choice(len(fake.groups), min(count, len(fake.groups)), replace=False))
             sides = (Images(side.codes, None, side.families, {}) for side in (fake, real))
-            scores = criticised(*sides, gallery.space.tokenizer, config, derive(seed, "judges", "critic", draw, of))
+            scores = criticised(
+                *sides, gallery.space.tokenizer, config, derive(seed, "judges", "critic", repetition, of)
+            )
             for name, group in named(gallery.space).items():
                 own = [one[members(side, group)] for one, side in zip(scores, (fake, real), strict=True)]
                 if min(map(len, own)) >= smallest:
-                    place = {"group": name, "images": count, "draw": draw, "set": of, "judge": "critic"}
+                    place = {"group": name, "images": count, "repetition": repetition, "set": of, "judge": "critic"}
                     yield {**place, "value": two_sample.accuracy(*own).value}
-        print(f"judged: critic, draw {draw}", file=sys.stderr, flush=True)
+        print(f"judged: critic, repetition {repetition}", file=sys.stderr, flush=True)
 
 
 # what the values say
@@ -415,15 +422,15 @@ def of_critic(gallery: Gallery, count: int, draws: int, smallest: int, seed: int
 def badness(table: pd.DataFrame) -> pd.DataFrame:
     """Values with the sign that makes more of them worse, judges' sets by draws."""
     sign = np.where(table["judge"].isin(HIGH), -1.0, 1.0)
-    return table.assign(value=table["value"] * sign).pivot_table("value", "draw", "set")
+    return table.assign(value=table["value"] * sign).pivot_table("value", "repetition", "set")
 
 
 def order(worse: pd.DataFrame, sets: Sequence[str]) -> str:
     """`yes`: each set is worse than the one before it in every draw; `mean`: only in the mean of draws; `no`, and which pair."""
-    steps = {f"{b} < {a}": worse[b] - worse[a] for a, b in pairwise(each for each in sets if each in worse)}
-    if all((step > 0).all() for step in steps.values()):
+    differences = {f"{b} < {a}": worse[b] - worse[a] for a, b in pairwise(each for each in sets if each in worse)}
+    if all((each > 0).all() for each in differences.values()):
         return "yes"
-    wrong = [name for name, step in steps.items() if step.mean() <= 0]
+    wrong = [name for name, each in differences.items() if each.mean() <= 0]
     return "no: " + ", ".join(wrong) if wrong else "mean"
 
 
@@ -450,14 +457,14 @@ def verdicts(table: pd.DataFrame, gallery: Gallery) -> pd.DataFrame:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over draws."""
     grouped = table.groupby(["group", "images", "judge", "set"], sort=False)["value"]
-    return grouped.agg(["mean", "std", "count"]).reset_index().rename(columns={"count": "draws"})
+    return grouped.agg(["mean", "std", "count"]).reset_index().rename(columns={"count": "repetitions"})
 
 
 # input sizes
 
 
 def sizes(space: Workspace, options: argparse.Namespace) -> pd.DataFrame:
-    """KID of each rung of the test images against their reconstructions, mean of `--draws` repetitions, by input size and
+    """KID of each rung of the test images against their reconstructions, mean of `--repetitions` repetitions, by input size and
     group; `difference`: the lower end of the 95 % interval of its difference to the rung before it."""
     seed, images = read()["seed"], space.images("test")
     where = arrays.evenly(len(images.codes), options.pool)
@@ -465,7 +472,7 @@ def sizes(space: Workspace, options: argparse.Namespace) -> pd.DataFrame:
     pixels = space.decoded(images.codes)
     shape = (pixels.shape[3], *pixels.shape[1:3])
     made = {
-        rung: [ladder.damaged(images, space.space, rung, seed, draw) for draw in range(options.draws)]
+        rung: [ladder.damaged(images, space.space, rung, seed, repetition) for repetition in range(options.repetitions)]
         for rung in ladder.rungs(space.space)
     }
     shown = {rung: [space.decoded(one.codes) for one in each] for rung, each in made.items()}
@@ -519,7 +526,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", type=int, nargs="+", help="only the table of these input sizes")
     parser.add_argument("--images", type=int, nargs="+", default=[100, 365, 730], help="images on each side")
     parser.add_argument("--pool", type=int, default=POOL, help=f"images of each set at most (default {POOL})")
-    parser.add_argument("--draws", type=int, default=3, help="default 3")
+    parser.add_argument("--repetitions", type=int, default=3, help="default 3")
     parser.add_argument("--smallest", type=int, default=SMALLEST, help="images that a set must have in a group")
     parser.add_argument("--threads", type=int, default=1, help="default 1")
     parser.add_argument("--table", type=Path, help="CSV of all values")
@@ -532,7 +539,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             shown = [in_order(table)]
         else:
             gallery = Gallery(space, options)
-            found = values(gallery, options.images, options.draws, options.smallest, read()["seed"])
+            found = values(gallery, options.images, options.repetitions, options.smallest, read()["seed"])
             table, shown = summary(found), [verdicts(found, gallery)]
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

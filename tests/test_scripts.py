@@ -154,7 +154,20 @@ def judges(
     monkeypatch.setattr(benchmark, "CRITICISED", 6)
     monkeypatch.setattr(benchmark, "TEMPERATURES", (0.5,))
     monkeypatch.setattr(benchmark.Denoiser, "EPOCHS", 1)
-    tiny = ("--pool", "20", "--draws", "1", "--smallest", "2", "--images", "4", "--size", "32", "--table", "judges.csv")
+    tiny = (
+        "--pool",
+        "20",
+        "--repetitions",
+        "1",
+        "--smallest",
+        "2",
+        "--images",
+        "4",
+        "--size",
+        "32",
+        "--table",
+        "judges.csv",
+    )
     said = start("benchmarks.judges", *tiny, "--classifier", "artifacts/scorer")
     table = pd.read_csv(workspace / "judges.csv")
     for judge in (
@@ -172,7 +185,7 @@ def judges(
     table["split"] = table["split"].map({"train": "test", "test": "train", "val": "val"})
     files.write_table(files.ARTIFACTS / "dataset" / "table.csv", table)
     files.save_array(files.ARTIFACTS / "codes" / "test.npy", codes)
-    said = start("benchmarks.judges", "--sizes", "32", "--smallest", "2", "--draws", "1")
+    said = start("benchmarks.judges", "--sizes", "32", "--smallest", "2", "--repetitions", "1")
     assert re.search(r"^\| 32 \| all \| \d+ \| (yes|no: \w+)", said, re.M)
 
 
