@@ -155,7 +155,7 @@ def denoiser(pixels: UInt8[np.ndarray, "n h w c"], seed: int) -> Denoiser:
             noisy = x[where] + Denoiser.NOISE * torch.randn(x[where].shape, generator=rng)
             optimizer.zero_grad()
             F.mse_loss(network.restored(noisy), x[where]).backward()
-            optimizer.each()
+            optimizer.step()
     return network.eval()
 
 
