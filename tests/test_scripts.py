@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -22,6 +24,7 @@ from ruamel.yaml import YAML
 
 from tessera import presets
 from tessera.core import files
+from tessera.features import frechet
 from tessera.runtime import provenance
 from tessera.studies import __main__ as studies
 from tessera.studies import queue, sweep
@@ -140,6 +143,53 @@ def noise(start: Callable[..., str], artefacts: Callable[..., None], **_: Any) -
         assert re.search(rf"^\| {re.escape(name)} \| 2 \| 5 \| [\d.]+ ± [\d.]+ \|", said, re.M)
 
 
+def judges(
+    start: Callable[..., str], artefacts: Callable[..., None], workspace: Path, monkeypatch: Any, **_: Any
+) -> None:
+    benchmark = script("benchmarks.judges")
+    artefacts()
+    codes = files.load_array(files.ARTIFACTS / "codes" / "train.npy")
+    files.save_array(files.ARTIFACTS / "codes" / "augmented.npy", np.stack([codes]))
+    files.save_array(files.ARTIFACTS / "samples" / "samples" / "codes.npy", codes)
+    monkeypatch.setattr(benchmark, "EPOCHS", (1,))
+    monkeypatch.setattr(benchmark, "CRITICISED", 6)
+    monkeypatch.setattr(benchmark, "TEMPERATURES", (0.5,))
+    monkeypatch.setattr(benchmark.Denoiser, "EPOCHS", 1)
+    tiny = (
+        "--pool",
+        "20",
+        "--repetitions",
+        "1",
+        "--smallest",
+        "2",
+        "--images",
+        "4",
+        "--size",
+        "32",
+        "--table",
+        "judges.csv",
+    )
+    said = start("benchmarks.judges", *tiny, "--classifier", "artifacts/scorer")
+    table = pd.read_csv(workspace / "judges.csv")
+    for judge in (
+        "fd efficientnet",
+        "kid classifier",
+        "fd denoiser",
+        *benchmark.HIGH,
+        "two-sample",
+        "1-nearest",
+        "bits",
+    ):
+        assert f"| all | 4 | {judge} |" in said
+    assert {"train", "halves", "histogram", "temperature 0.5", "copies"} <= set(table["set"])
+    table = pd.read_csv(files.ARTIFACTS / "dataset" / "table.csv")  # a ladder needs more images than test has here
+    table["split"] = table["split"].map({"train": "test", "test": "train", "val": "val"})
+    files.write_table(files.ARTIFACTS / "dataset" / "table.csv", table)
+    files.save_array(files.ARTIFACTS / "codes" / "test.npy", codes)
+    said = start("benchmarks.judges", "--sizes", "32", "--smallest", "2", "--repetitions", "1")
+    assert re.search(r"^\| 32 \| all \| \d+ \| (yes|no: \w+)", said, re.M)
+
+
 def elbo(start: Callable[..., str], artefacts: Callable[..., None], workspace: Path, **_: Any) -> None:
     artefacts("vae, kmeans")
     said = start("benchmarks.elbo")
@@ -211,6 +261,7 @@ SMOKE: dict[str, Callable[..., None]] = {
     "benchmarks.sampling": sampling,
     "benchmarks.speed": speed,
     "benchmarks.noise": noise,
+    "benchmarks.judges": judges,
     "benchmarks.elbo": elbo,
     "benchmarks.receptive_fields": receptive_fields,
     "benchmarks.overview": overview,
@@ -272,6 +323,24 @@ def test_documented_arguments_of_studies_are_understood(
 
 
 # what they say
+
+
+@pytest.mark.parametrize("images", [5, 12])
+def test_the_frechet_distance_of_few_images_is_that_of_torch_fidelity(images: int) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(images, 20)), 1.5 * rng.normal(size=(images + 1, 20)) + 0.5
+    assert script("benchmarks.judges").frechet(a, b) == pytest.approx(frechet.distance(a, b), rel=1e-4)
+
+
+@pytest.mark.parametrize(("values", "said"), [([1, 2, 3], "yes"), ([1, 3, 2], "no: c < b")])
+def test_an_order_is_kept_where_each_set_is_worse_than_the_one_before(values: list[int], said: str) -> None:
+    worse = pd.DataFrame([values, values], columns=["a", "b", "c"], dtype=float)
+    assert script("benchmarks.judges").order(worse, ["a", "b", "c"]) == said
+
+
+def test_an_order_that_one_draw_breaks_is_kept_in_the_mean_alone() -> None:
+    worse = pd.DataFrame({"a": [1.0, 1.0], "b": [0.9, 2.0]})
+    assert script("benchmarks.judges").order(worse, ["a", "b"]) == "mean"
 
 
 @pytest.mark.parametrize(
