@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ from tessera.images.arrays import to_model
 from tessera.runtime import provenance
 from tessera.runtime.validation import sections
 
+# Libraries read it once, when the first of them is imported: timm by one test would decide for the data sets of another.
+os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ("round", "square")
 LONGEST = (
