@@ -212,6 +212,14 @@ def test_folds_hold_whole_families_and_everything_once():
         assert not fold[train].any()
 
 
+def test_no_fold_holds_a_whole_set():
+    """Else the classifier of the other folds has seen one set alone."""
+    families = np.array(["r1"] * 28 + ["r2"] * 2 + ["t1"] * 15 + ["t2"] * 15)
+    sets = np.repeat([1, 0], 30)
+    for train, fold in two_sample.split(families, sets, 2):
+        assert len(np.unique(sets[train])) == len(np.unique(sets[fold])) == 2
+
+
 def test_the_order_of_images_does_not_matter():
     a, b = rng().normal(size=(30, 4)), rng().normal(0.5, 1, size=(30, 4))
     first = two_sample.cross_fitted(a, b, (singles(30), singles(30, "b")), 0.1, 5)
@@ -237,6 +245,7 @@ def test_too_few_families_are_refused():
         (("cat", "dog"), ["cat", "dog"], [0, 1]),  # no pattern matches: each label
         (("A b", "a-b", "all", "rest", "!"), ["a_b_0", "a_b_1", "all_2", "rest_3", "label"], [0, 1, 2, 3, 4]),
         (("person-role",), ["people"], [0]),
+        (("A b", "a-b", "a b 0"), ["a_b_0_0", "a_b_1", "a_b_0"], [0, 1, 2]),
     ],
 )
 def test_groups_of_labels(labels, names, of):

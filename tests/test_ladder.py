@@ -441,3 +441,13 @@ def test_pictures_show_each_image_on_every_rung_and_where_the_samples_stand(repo
     side = 68  # of an image of 8 pixels, enlarged to 64, and the gap
     assert sheet.shape == (2 * side + 4, (1 + 5 + 1 + 1) * side + 4, 1)
     assert len(report.pictures["scale"].axes) == 3
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_group_in_which_a_damaged_image_holds_codes_of_all_others_is_named(full):
+    """With many codes and few images: no pair of different images would be left to it."""
+    related = np.eye(4, dtype=bool)
+    related[2] = full
+    of = measure_of_ladder.Set(np.zeros((4, 2)), np.arange(4).astype(str), {"all": np.arange(4)}, related)
+    made = SimpleNamespace(damaged={"single_codes": [of]}, real=of)
+    assert (measure_of_ladder.Split.unpaired(made, "all") is not None) == full

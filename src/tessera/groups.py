@@ -41,7 +41,12 @@ def _slugs(label_names: Sequence[str]) -> list[str]:
     """Labels as names of metrics: lower case, digits and `_`; a number behind those that would be equal."""
     plain = [re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_") or "label" for label in label_names]
     taken = {name for name in plain if plain.count(name) > 1} | {ALL, REST}
-    return [f"{name}_{at}" if name in taken else name for at, name in enumerate(plain)]
+    found: list[str] = []
+    for at, name in enumerate(plain):
+        while name in taken or name in found or (name != plain[at] and name in plain):
+            name = f"{name}_{at}"
+        found.append(name)
+    return found
 
 
 class Assigner:

@@ -60,7 +60,7 @@ def split(
     families: Shaped[np.ndarray, " n"], sets: Int[np.ndarray, " n"], folds: int
 ) -> Iterator[tuple[Int[np.ndarray, " i"], Bool[np.ndarray, " n"]]]:
     """(indices to train on, mask of the fold) for each fold. Folds are of whole families, as equal as these allow: the
-    largest family first goes to the smallest fold. The order of the images does not matter.
+    largest family first goes to the fold with the fewest images of its set. The order of the images does not matter.
 
     Raises:
         InputError: a set has fewer families than folds.
@@ -68,11 +68,14 @@ def split(
     for which in np.unique(sets):
         if (have := len(np.unique(families[sets == which]))) < folds:
             raise InputError(f"a two-sample test in {folds} folds needs as many families in each set, got {have}")
-    names, index, counts = np.unique(families, return_inverse=True, return_counts=True)
-    fold, sizes = np.zeros(len(names), np.int64), np.zeros(folds)
-    for family in np.lexsort((names, -counts)):
-        fold[family] = sizes.argmin()
-        sizes[fold[family]] += counts[family]
+    names, index = np.unique(families, return_inverse=True)
+    kinds = np.unique(sets)
+    counts = np.array([np.bincount(index[sets == kind], minlength=len(names)) for kind in kinds])
+    fold, sizes = np.zeros(len(names), np.int64), np.zeros((len(kinds), folds))
+    for family in np.lexsort((names, -counts.sum(0))):
+        own = counts[:, family].argmax()  # each set is spread over all folds: no fold holds the whole of one
+        fold[family] = np.lexsort((sizes.sum(0), sizes[own]))[0]
+        sizes[:, fold[family]] += counts[:, family]
     for each in range(folds):
         held = fold[index] == each
         yield np.flatnonzero(~held), held

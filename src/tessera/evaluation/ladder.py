@@ -92,7 +92,7 @@ def measure(config: Config, run: Run) -> Report:
         made = Split(config, run, split)
         metrics[split] = {}
         for group in made.real.groups:
-            reason = made.too_few(made.real, group)
+            reason = made.too_few(made.real, group) or made.unpaired(group)
             if reason is not None:
                 sets.append({"split": split, "group": group, "set": REAL[split], "said": reason})
                 continue
@@ -169,6 +169,12 @@ class Split:
             return "too few images"
         return "one family" if len(np.unique(of.families[members])) < 2 else None
 
+    def unpaired(self, group: str) -> str | None:
+        """Why a group has no ladder, or None: with many codes and few images one may hold codes of all others."""
+        related = [of.within(group, self.real).related for repetitions in self.damaged.values() for of in repetitions]
+        mixed = any(each is not None and each.all(1).any() for each in related)
+        return "too few images for so many codes: a damaged one holds codes of all others" if mixed else None
+
     def sets(self, group: str) -> Iterator[tuple[str, Measured | str]]:
         """Samples and what stands beside them, as many images as the split has; where that says nothing of the group, why."""
         for of in ("samples", TRAIN, *(of for of in self.run.sample_sets if of != "samples")):
@@ -182,6 +188,11 @@ class Split:
         theirs = kernel.resampled(real.families, config.resamplings, generator)
         # a damaged set has the families of the images that it was made from, and is resampled with them
         ours = theirs if fake.related is not None else kernel.resampled(fake.families, config.resamplings, generator)
+        if fake.related is None:  # families that both sets have, as with a random split, are resampled together
+            place = {family: at for at, family in enumerate(real.families)}
+            for at, family in enumerate(fake.families):
+                if family in place:
+                    ours[:, at] = theirs[:, place[family]]
         (value,) = kernel.estimate(pairs, np.ones((1, len(fake.features))), np.ones((1, len(real.features))))
         accuracy = two_sample.Accuracy(np.nan, np.nan, np.nan)
         if told_apart:

@@ -220,7 +220,7 @@ def code_vectors(tokenizer: Tokenizer, codes: Int[np.ndarray, "n t"], device: De
 def standardised(x: Float[Tensor, "n d h w"], train: Int[np.ndarray, " i"]) -> Float[Tensor, "n d h w"]:
     """Each dimension with mean 0 and variance 1 over the training images; one that never varies is 0."""
     deviation, mean = torch.std_mean(x[train], dim=(0, 2, 3), keepdim=True, correction=0)
-    return (x - mean) / deviation.clamp(min=torch.finfo(x.dtype).eps)
+    return torch.where(deviation > 0, (x - mean) / deviation.clamp(min=torch.finfo(x.dtype).eps), 0)
 
 
 class Critic(nn.Module):
