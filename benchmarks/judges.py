@@ -491,8 +491,8 @@ def sizes(space: Workspace, options: argparse.Namespace) -> pd.DataFrame:
             for rung, each in fake.items():
                 value, resampled = [], []
                 for features, damage in zip(each, made[rung], strict=True):
-                    related = damage.sources[np.ix_(own, own)]
-                    found = kernel.pairs(features[own], real[own], (families, families), related)
+                    related = damage.side[own][:, None] == damage.side[own]
+                    found = kernel.pairs(features[own], real[own], (families, families), related, related)
                     value.append(float(kernel.estimate(found, ones, ones)[0]))
                     resampled.append(kernel.estimate(found, weights, weights))
                 now = np.mean(resampled, 0)

@@ -15,8 +15,9 @@ from tessera import ladder
 from tessera.core.space import CodeSpace
 from tessera.evaluation import ladder as measure_of_ladder
 from tessera.evaluation.ladder import TRAIN, Measured, headline, rung
+from tessera.features import kernel
 from tessera.images import arrays
-from tessera.two_sample import Accuracy
+from tessera.two_sample import Accuracy, accuracy, cross_fitted
 
 SPACE = CodeSpace(((8, 8),), (4,))
 FIVE = ("halves", "quadrants", "blocks", "single_codes", "shuffled")
@@ -71,9 +72,9 @@ def test_a_rung_with_the_regions_of_the_one_before_is_left_out(grids, expected):
 
 
 def test_where_no_code_can_be_exchanged_there_is_no_ladder_and_a_reason():
-    families = np.array(["a", "b"])
+    families = np.array(["a", "b", "c", "d"])
     assert "one code per grid" in ladder.why_not(space_of((1, 1)), families)
-    assert "one family" in ladder.why_not(SPACE, np.array(["a", "a"]))
+    assert "of 3 families, and 4 are needed" in ladder.why_not(SPACE, np.array(["a", "b", "b", "c"]))
     assert ladder.why_not(SPACE, families) is None
 
 
@@ -101,11 +102,56 @@ def test_codes_come_from_another_family_of_the_same_group_and_keep_their_place(g
 
 
 @pytest.mark.parametrize("rung", FIVE)
-def test_sources_are_exactly_the_images_that_codes_come_from_and_the_image_itself(rung):
-    codes, sources = ladder.damaged(marked(SPACE), SPACE, rung, 0, 0)
+def test_all_codes_of_an_image_come_from_its_side_so_that_the_sides_have_none_in_common(rung):
+    images = marked(SPACE)
+    codes, side = ladder.damaged(images, SPACE, rung, 0, 0)
     image, _ = origin(codes, SPACE)
-    for own, (found, expected) in enumerate(zip(sources, image, strict=True)):
-        assert set(np.flatnonzero(found)) == {own, *expected}
+    assert (side[image] == side[:, None]).all()
+    assert not set(codes[side == 0].flat) & set(codes[side == 1].flat)
+    for each in np.unique(images.families):
+        assert len(set(side[images.families == each])) == 1
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 12, (9, 1, 1, 1), (5, 3, 2, 2, 2, 1, 1), (1, 1, 1, 1)])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_sides_have_as_many_families_and_where_these_allow_as_many_images(sizes, groups):
+    families = np.repeat(np.arange(len(sizes)), sizes)
+    names = np.array([f"image {i}" for i in range(len(families))])
+    images = ladder.Images(np.zeros((len(names), 64), int), names, families, families % groups)
+    side = ladder.sides(images, 0, 0)
+    for group in np.unique(images.groups):
+        found = [len(np.unique(families[(side == one) & (images.groups == group)])) for one in (0, 1)]
+        assert abs(found[0] - found[1]) <= 1
+    assert abs(np.subtract(*(len(np.unique(families[side == one])) for one in (0, 1)))) <= 1
+    if groups == 1:
+        assert abs(int((side == 0).sum()) - int((side == 1).sum())) <= max(sizes)
+    if len(sizes) == 12:
+        assert len({tuple(ladder.sides(images, 0, number)) for number in range(5)}) == 5  # repetitions differ
+
+
+def test_a_family_of_several_groups_has_one_side():
+    images = marked(SPACE)._replace(groups=np.arange(24) % 2)
+    side = ladder.sides(images, 0, 0)
+    assert (side[::2] == side[1::2]).all()
+
+
+def test_kid_of_damaged_images_is_unbiased_also_where_all_have_many_partners():
+    """Pixels are codes and codes are independent, so that damage changes nothing: KID is 0 in the mean. With pairs that share a
+    partner it would be 1/n of the kernel's values, many standard deviations above."""
+    found, biased = [], []
+    for trial in range(40):
+        codes = np.random.default_rng(trial).integers(0, 2, (40, 64))
+        names = np.array([f"image {i}" for i in range(40)])
+        images = ladder.Images(codes, names, names, np.zeros(40, int))
+        damage, side = ladder.damaged(images, SPACE, "single_codes", trial, 0)
+        related = side[:, None] == side
+        a, b = (np.eye(2)[of].reshape(40, -1) * 4 for of in (damage, codes))
+        ones = np.ones((1, 40))
+        found.append(kernel.estimate(kernel.pairs(a, b, (names, names), related, related), ones, ones)[0])
+        biased.append(kernel.estimate(kernel.pairs(a, b, (names, names), np.eye(40, dtype=bool)), ones, ones)[0])
+    deviation = np.std(found) / 40**0.5
+    assert abs(np.mean(found)) < 3 * deviation
+    assert abs(np.mean(biased)) > 6 * deviation
 
 
 @pytest.mark.parametrize(("grid", "rung", "exchanged"), [
@@ -141,12 +187,11 @@ def test_each_region_has_a_partner_of_its_own(rung, side):
 
 def test_shuffled_codes_are_all_there_at_other_places():
     images = marked(SPACE)
-    codes, sources = ladder.damaged(images, SPACE, "shuffled", 0, 0)
+    codes = ladder.damaged(images, SPACE, "shuffled", 0, 0).codes
     np.testing.assert_array_equal(np.sort(codes, 1), images.codes)
     _, place = origin(codes, SPACE)
     assert (place != np.arange(64)).mean() > 0.9
     assert len(set(map(tuple, place))) == len(codes)  # each image has a permutation of its own
-    np.testing.assert_array_equal(sources, np.eye(len(codes), dtype=bool))
 
 
 @pytest.mark.parametrize("rung", EXCHANGED[:3])
@@ -167,11 +212,12 @@ def test_depths_are_exchanged_and_shuffled_together(rung):
 
 
 def test_where_a_group_is_one_family_partners_are_of_other_groups():
-    images = marked(SPACE, 8)._replace(groups=np.array([0, 0, 1, 1, 1, 1, 1, 1]))
-    _, sources = ladder.damaged(images, SPACE, "blocks", 0, 0)
-    assert sources[:2, 2:].any(1).all()
-    assert not sources[0, 1]
-    assert not sources[2:, :2].any()
+    images = marked(SPACE, 10)._replace(groups=np.array([0, 0, 1, 1, 1, 1, 1, 1, 1, 1]))
+    image, _ = origin(ladder.damaged(images, SPACE, "blocks", 0, 0).codes, SPACE)
+    foreign = image != np.arange(10)[:, None]
+    assert foreign.any(1).all()
+    assert (image[:2][foreign[:2]] > 1).all()
+    assert (image[2:] > 1).all()
 
 
 # order and seeds
@@ -180,10 +226,10 @@ def test_where_a_group_is_one_family_partners_are_of_other_groups():
 @pytest.mark.parametrize("rung", FIVE)
 def test_images_in_another_order_give_the_same_damage_in_that_order(rung):
     images, order = marked(SPACE), np.random.default_rng(0).permutation(24)
-    codes, sources = ladder.damaged(images, SPACE, rung, 3, 1)
+    codes, side = ladder.damaged(images, SPACE, rung, 3, 1)
     again = ladder.damaged(permuted(images, order), SPACE, rung, 3, 1)
     np.testing.assert_array_equal(again.codes, codes[order])
-    np.testing.assert_array_equal(again.sources, sources[np.ix_(order, order)])
+    np.testing.assert_array_equal(again.side, side[order])
 
 
 @pytest.mark.parametrize("rung", FIVE)
@@ -202,7 +248,7 @@ def test_seed_and_repetition_alone_decide(rung):
 
 def constant(kid: float, resampled: Any = None) -> Measured:
     values = np.full(100, kid) if resampled is None else np.asarray(resampled, float)
-    return Measured(kid, values, Accuracy(0.75, 0.7, 0.8), 10)
+    return Measured(kid, values, values, Accuracy(0.75, 0.7, 0.8), 10)
 
 
 def scale_of(*kids: float) -> dict[str, Measured]:
@@ -433,7 +479,7 @@ def test_one_code_per_image_and_one_family_say_why_there_is_no_ladder(capsys):
     run = ToyRun()
     run.families = lambda of: np.array(["one" if of == "reconstruction_val" else str(i) for i in range(run.n)])
     assert report_of(run).metrics == {"applies": 0}
-    assert "all images are of one family" in capsys.readouterr().out
+    assert "the images are of 1 families" in capsys.readouterr().out
 
 
 def test_pictures_show_each_image_on_every_rung_and_where_the_samples_stand(report):
@@ -443,11 +489,35 @@ def test_pictures_show_each_image_on_every_rung_and_where_the_samples_stand(repo
     assert len(report.pictures["scale"].axes) == 3
 
 
-@pytest.mark.parametrize("full", [True, False])
-def test_a_group_in_which_a_damaged_image_holds_codes_of_all_others_is_named(full):
-    """With many codes and few images: no pair of different images would be left to it."""
-    related = np.eye(4, dtype=bool)
-    related[2] = full
-    of = measure_of_ladder.Set(np.zeros((4, 2)), np.arange(4).astype(str), {"all": np.arange(4)}, related)
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_group_whose_images_are_all_on_one_side_is_named(side):
+    """Where families are in several groups, so that another group decides: no pair of independent images would be left."""
+    of = measure_of_ladder.Set(
+        np.zeros((4, 2)), np.arange(4).astype(str), {"all": np.arange(4)}, np.array([0, 0, 0, side])
+    )
     made = SimpleNamespace(damaged={"single_codes": [of]}, real=of)
-    assert (measure_of_ladder.Split.unpaired(made, "all") is not None) == full
+    assert (measure_of_ladder.Split.unpaired(made, "all") is not None) == (side == 0)
+
+
+def test_the_interval_given_the_split_is_the_narrower_one_and_holds_the_rung(report):
+    for split in ("val", "test"):
+        found = report.metrics[split]["all"]
+        assert found["rung_given_low"] <= found["rung"] <= found["rung_given_high"]
+        assert found["rung_given_high"] - found["rung_given_low"] < found["rung_high"] - found["rung_low"]
+
+
+def test_the_accuracy_compares_as_many_images_of_each_side_and_kid_all():
+    run = ToyRun()
+    run.sampled["samples"] = np.concatenate([run.sampled["samples"], run.sampled["baseline"]])
+    run.half = np.arange(2 * run.n) // 2 % 2
+    row = (
+        report_of(run, repetitions=1).tables["sets"].set_index(["split", "group", "set"]).loc["test", "all", "samples"]
+    )
+    fake, real = run.features("samples"), run.features("reconstruction")
+    families = run.families("samples"), run.families("reconstruction")
+    chosen = arrays.evenly(len(fake), len(real))
+    few = fake[chosen], real, (families[0][chosen], families[1])
+    expected = accuracy(*cross_fitted(*few, example(measure_of_ladder.Config).penalty, 2))
+    assert row["accuracy"] == pytest.approx(expected.value)
+    pairs = kernel.pairs(fake, real, families)
+    assert row["kid_toy"] == pytest.approx(kernel.estimate(pairs, *(np.ones((1, len(of))) for of in (fake, real)))[0])

@@ -12,6 +12,10 @@ its values a scale. On each rung an image exchanges half of its regions with oth
 The other image, the partner, is of the same group and of another family. Each region has a partner of its own: with one
 partner for all of them, halves and quadrants could hardly be told apart.
 
+Two damaged images may share a partner, so they are no independent images, and a mean over such pairs is too large. Therefore
+the families are divided into two sides, and a partner is always of the same side: an image of one side shares no code with any
+of the other, damaged or not.
+
 All grids of an image exchange the same places. A region is defined on the finest grid; a code of a coarser grid belongs to
 the region in which its centre lies. A rung with the same regions as the rung before it is left out: `blocks` of a 4x4 grid
 are its quadrants, and the quadrants of a 2x2 grid are its single codes. A grid of odd sides has unequal halves and
@@ -25,12 +29,13 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Int, Shaped
 
 from tessera.core.seeding import numpy_generator
 from tessera.core.space import CodeSpace
 
 SHUFFLED = "shuffled"
+FEWEST = 4  # families
 Regions = Int[np.ndarray, " t"]  # region of each code of an image
 
 
@@ -44,10 +49,10 @@ class Images(NamedTuple):
 
 
 class Damaged(NamedTuple):
-    """`sources[i, j]`: image i holds codes of image j; it always holds some of its own."""
+    """`side` is 0 or 1: all codes of an image come from images of its side."""
 
     codes: Int[np.ndarray, "n t"]
-    sources: Bool[np.ndarray, "n n"]
+    side: Int[np.ndarray, " n"]
 
 
 def rungs(space: CodeSpace) -> tuple[str, ...]:
@@ -59,15 +64,15 @@ def why_not(space: CodeSpace, families: Shaped[np.ndarray, " n"]) -> str | None:
     """Why there is no ladder for these images, or None."""
     if not rungs(space):
         return "an image has one code per grid, of which no part can be exchanged"
-    if len(np.unique(families)) < 2:
-        return "all images are of one family, so none has a partner"
+    if (have := len(np.unique(families))) < FEWEST:
+        return f"the images are of {have} families, and {FEWEST} are needed: two for each side"
     return None
 
 
 def damaged(images: Images, space: CodeSpace, rung: str, seed: int, number: int) -> Damaged:
     """All images on one rung. `number` counts the repetitions; each has other regions and partners."""
-    codes, sources = np.array(images.codes), np.eye(len(images.codes), dtype=bool)
-    partners = _Partners(images)
+    codes, side = np.array(images.codes), sides(images, seed, number)
+    partners = _Partners(images, side)
     partitions = _partitions(space)
     for at, name in enumerate(images.names):
         generator = numpy_generator(seed, "ladder", rung, number, name)
@@ -80,24 +85,42 @@ def damaged(images: Images, space: CodeSpace, rung: str, seed: int, number: int)
         for region, partner in zip(exchanged, partners(at, len(exchanged), generator), strict=True):
             where = regions == region
             codes[at, where] = images.codes[partner, where]
-            sources[at, partner] |= where.any()
-    return Damaged(codes, sources)
+    return Damaged(codes, side)
+
+
+def sides(images: Images, seed: int, number: int) -> Int[np.ndarray, " n"]:
+    """The side of each image, 0 or 1: that of its family. In each group both sides have as many families, give or take one,
+    and as many images as that allows. Each repetition has other sides."""
+    names, family, counts = np.unique(images.families, return_inverse=True, return_counts=True)
+    lots = numpy_generator(seed, "ladder", "sides", number).permutation(len(names))
+    found, taken, size = np.full(len(names), -1), np.zeros(2, np.int64), np.zeros(2, np.int64)
+    for group in np.unique(images.groups):
+        own, here = np.unique(family[images.groups == group]), np.zeros(2, np.int64)
+        for each in own[np.lexsort((lots[own], -counts[own]))]:
+            if found[each] < 0:
+                side = np.lexsort((size, taken, here))[0]
+                found[each] = side
+                taken[side] += 1
+                size[side] += counts[each]
+            here[found[each]] += 1
+    return found[family]
 
 
 class _Partners:
-    """Images of the same group and another family; of any group, where all of the group are one family."""
+    """Images of the same side, the same group and another family; of any group, where those are of one family."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Images, side: Int[np.ndarray, " n"]) -> None:
         order = np.lexsort((images.names, images.families))
         self.families = np.unique(images.families, return_inverse=True)[1]
-        self.members = {group: order[images.groups[order] == group] for group in np.unique(images.groups)}
-        for group, members in self.members.items():
-            if len(np.unique(self.families[members])) < 2:
-                self.members[group] = order
-        self.groups = images.groups
+        self.kinds = list(zip(side.tolist(), images.groups.tolist(), strict=True))
+        self.members = {}
+        for one, group in set(self.kinds):
+            alike = order[side[order] == one]
+            members = alike[images.groups[alike] == group]
+            self.members[one, group] = alike if len(np.unique(self.families[members])) < 2 else members
 
     def __call__(self, at: int, count: int, generator: np.random.Generator) -> Int[np.ndarray, " c"]:
-        members = self.members[self.groups[at]]
+        members = self.members[self.kinds[at]]
         others = members[self.families[members] != self.families[at]]
         return others[generator.integers(len(others), size=count)]
 

@@ -10,12 +10,16 @@ between two rungs it is linear in KID. A rung is relative to its tokenizer, scor
 compare the KID and the accuracy beside it. Dull samples can have a low KID, so read the accuracy beside the rung.
 
 Everything is measured on val, by which values are chosen, and on test, for all images and for each group. Intervals (95 %)
-resample families, the same ones for all rungs, so that differences of neighbouring rungs have intervals too.
+resample families, the same ones for all rungs, so that differences of neighbouring rungs have intervals too. They say how
+well a figure is known of all images that could have been in the split. A second interval of the rung, `given`, says how well it
+is known of the images of this split: only the samples and the draws of the damage are resampled. It is the one to compare two
+priors by, since both are judged by the same images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -54,27 +58,44 @@ class Config(Strict):
 
 
 class Set(NamedTuple):
-    """Features of images, their families, and the members of each group; `related`: which hold codes of which real images."""
+    """Features of images, their families, and the members of each group. `side`, of damaged images: none shares a code with an
+    image, damaged or not, of the other side."""
 
     features: Float[np.ndarray, "n f"]
     families: Shaped[np.ndarray, " n"]
     groups: dict[str, Int[np.ndarray, " _"]]
-    related: Bool[np.ndarray, "n m"] | None = None
+    side: Int[np.ndarray, " n"] | None = None
 
-    def within(self, group: str, real: Set) -> Set:
-        """The members of a group, against those of `real`."""
+    def within(self, group: str) -> Set:
+        """The members of a group."""
         own = self.groups[group]
-        related = None if self.related is None else self.related[np.ix_(own, real.groups[group])]
-        return Set(self.features[own], self.families[own], {}, related)
+        return Set(self.features[own], self.families[own], {}, None if self.side is None else self.side[own])
+
+    @property
+    def related(self) -> Bool[np.ndarray, "n n"] | None:
+        """Which images may share codes with which real ones, or among themselves."""
+        return None if self.side is None else self.side[:, None] == self.side
 
 
 class Measured(NamedTuple):
-    """KID of a set, its resampled values [R], and the accuracy of the two-sample test."""
+    """KID of a set, its values [R] with the families of both sets resampled, and with those of the split as they are (`given`), and
+    the accuracy of the two-sample test."""
 
     kid: float
     resampled: Float[np.ndarray, " r"]
+    given: Float[np.ndarray, " r"]
     accuracy: two_sample.Accuracy
     images: int
+
+
+class Real(NamedTuple):
+    """Of the real images of a group: how often each counts in each resampling, and the kernel's mean within them, as they are and
+    resampled."""
+
+    images: Set
+    weights: Float[np.ndarray, "r n"]
+    within: float
+    resampled: Float[np.ndarray, " r"]
 
 
 def measure(config: Config, run: Run) -> Report:
@@ -139,6 +160,7 @@ class Split:
         self.images = ladder.Images(codes, table["name"].to_numpy(str)[chosen], self.real.families, group)
         self._first: dict[str, UInt8[np.ndarray, "n h w c"]] = {}  # pixels for the picture
         self.damaged = {rung: list(self._damaged(rung)) for rung in ladder.rungs(run.space)}
+        self._real = cache(self._real_of)
 
     def _set(self, of: str, chosen: Int[np.ndarray, " n"]) -> Set:
         members = {name: np.flatnonzero(np.isin(chosen, rows)) for name, rows in self.run.groups(of).items()}
@@ -146,20 +168,24 @@ class Split:
 
     def _damaged(self, rung: str) -> Iterator[Set]:
         for number in range(self.config.repetitions):
-            codes, sources = ladder.damaged(self.images, self.run.space, rung, self.run.params.seed, number)
+            codes, side = ladder.damaged(self.images, self.run.space, rung, self.run.params.seed, number)
             pixels = self._decoded(codes)
             if number == 0:
                 self._first[rung] = pixels[arrays.evenly(len(pixels), self.config.shown)]
             features = arrays.mapped(self.scorer, pixels, self.config.batch_size, self.run.device)
-            yield Set(features, self.real.families, self.real.groups, sources)
+            yield Set(features, self.real.families, self.real.groups, side)
 
     def rungs(self, group: str) -> dict[str, Measured]:
         """Each rung in a group: KID is the mean over the repetitions, the accuracy that of the first."""
         found = {}
         for rung, repetitions in self.damaged.items():
-            each = [self._measured(of.within(group, self.real), group, at == 0) for at, of in enumerate(repetitions)]
-            mean = np.mean([one.resampled for one in each], axis=0)
-            found[rung] = each[0]._replace(kid=float(np.mean([one.kid for one in each])), resampled=mean)
+            sets = [of.within(group) for of in repetitions]
+            each = [self._measured(of, group, of if of is sets[0] else None) for of in sets]
+            kids = np.array([one.kid for one in each])
+            lots = numpy_generator(self.run.params.seed, "ladder", "draws", self.split, group, rung)
+            given = lots.choice(kids, (self.config.resamplings, len(kids))).mean(1)
+            resampled = np.mean([one.resampled for one in each], axis=0)
+            found[rung] = each[0]._replace(kid=float(kids.mean()), resampled=resampled, given=given)
         return found
 
     def too_few(self, of: Set, group: str) -> str | None:
@@ -170,38 +196,64 @@ class Split:
         return "one family" if len(np.unique(of.families[members])) < 2 else None
 
     def unpaired(self, group: str) -> str | None:
-        """Why a group has no ladder, or None: with many codes and few images one may hold codes of all others."""
-        related = [of.within(group, self.real).related for repetitions in self.damaged.values() for of in repetitions]
-        mixed = any(each is not None and each.all(1).any() for each in related)
-        return "too few images for so many codes: a damaged one holds codes of all others" if mixed else None
+        """Why a group has no ladder, or None: an image is compared with those of the other side."""
+        related = (of.within(group).related for repetitions in self.damaged.values() for of in repetitions)
+        alone = any(each is not None and each.all() for each in related)
+        return (
+            "all images are on one side of the ladder, since their families are in other groups too" if alone else None
+        )
 
     def sets(self, group: str) -> Iterator[tuple[str, Measured | str]]:
-        """Samples and what stands beside them, as many images as the split has; where that says nothing of the group, why."""
+        """Samples and what stands beside them; where that says nothing of the group, why."""
         for of in ("samples", TRAIN, *(of for of in self.run.sample_sets if of != "samples")):
-            fake = self._set(of, arrays.evenly(len(self.run.features(of)), len(self.real.features)))
-            yield of, self.too_few(fake, group) or self._measured(fake.within(group, self.real), group)
+            whole = self._set(of, np.arange(len(self.run.features(of))))
+            reason = self.too_few(whole, group)
+            if reason is None:
+                fake = whole.within(group)
+                yield of, self._measured(_spread(fake, self.config.count), group, fake)
+            else:
+                yield of, reason
 
-    def _measured(self, fake: Set, group: str, told_apart: bool = True) -> Measured:
-        config, real = self.config, self.real.within(group, self.real)
-        pairs = kernel.pairs(fake.features, real.features, (fake.families, real.families), fake.related)
+    def _real_of(self, group: str) -> Real:
+        images = self.real.within(group)
         generator = numpy_generator(self.run.params.seed, "ladder", "families", self.split, group)
-        theirs = kernel.resampled(real.families, config.resamplings, generator)
-        # a damaged set has the families of the images that it was made from, and is resampled with them
-        ours = theirs if fake.related is not None else kernel.resampled(fake.families, config.resamplings, generator)
-        if fake.related is None:  # families that both sets have, as with a random split, are resampled together
-            place = {family: at for at, family in enumerate(real.families)}
-            for at, family in enumerate(fake.families):
-                if family in place:
-                    ours[:, at] = theirs[:, place[family]]
-        (value,) = kernel.estimate(pairs, np.ones((1, len(fake.features))), np.ones((1, len(real.features))))
+        weights = kernel.resampled(images.families, self.config.resamplings, generator)
+        pairs, ones = kernel.within(images.features, images.families), np.ones((1, len(images.features)))
+        return Real(images, weights, float(kernel.mean(pairs, ones, ones)[0]), kernel.mean(pairs, weights, weights))
+
+    def _measured(self, fake: Set, group: str, told_apart: Set | None) -> Measured:
+        """KID of `fake`; accuracy of as many images of `told_apart` as there are real ones."""
+        config, (real, theirs, real_within, real_resampled) = self.config, self._real(group)
+        families = (fake.families, real.families)
+        within = kernel.within(fake.features, fake.families, fake.related)
+        between = kernel.between(fake.features, real.features, families, fake.related)
+        one, as_they_are = np.ones((1, len(fake.features))), np.ones((1, len(real.features)))
+        value = real_within + (kernel.mean(within, one, one) - 2 * kernel.mean(between, one, as_they_are))[0]
+        ours = theirs if fake.side is not None else self._resampled(fake, group)
+        own = kernel.mean(within, ours, ours)
+        resampled = real_resampled + own - 2 * kernel.mean(between, ours, theirs)
+        given = real_within + own - 2 * kernel.mean(between, ours, np.broadcast_to(as_they_are, theirs.shape))
         accuracy = two_sample.Accuracy(np.nan, np.nan, np.nan)
-        if told_apart:
-            families = (fake.families, real.families)
-            folds = min(config.folds, *(len(np.unique(of)) for of in families))
+        if told_apart is not None:
+            few, many = _spread(told_apart, len(real.features)), _spread(real, len(told_apart.features))
+            pair = (few.families, many.families)
+            folds = min(config.folds, *(len(np.unique(of)) for of in pair))
             accuracy = two_sample.accuracy(
-                *two_sample.cross_fitted(fake.features, real.features, families, config.penalty, folds)
+                *two_sample.cross_fitted(few.features, many.features, pair, config.penalty, folds)
             )
-        return Measured(float(value), kernel.estimate(pairs, ours, theirs), accuracy, len(fake.features))
+        return Measured(float(value), resampled, given, accuracy, len(fake.features))
+
+    def _resampled(self, fake: Set, group: str) -> Float[np.ndarray, "r n"]:
+        """How often each image counts; families that the real images have too, as with a random split, count as there. (A damaged
+        set has the families of the images that it was made from.)"""
+        real, theirs = self._real(group)[:2]
+        generator = numpy_generator(self.run.params.seed, "ladder", "samples", self.split, group)
+        found = kernel.resampled(fake.families, self.config.resamplings, generator)
+        place = {family: at for at, family in enumerate(real.families)}
+        for at, family in enumerate(fake.families):
+            if family in place:
+                found[:, at] = theirs[:, place[family]]
+        return found
 
     def _decoded(self, codes: Int[np.ndarray, "n t"]) -> UInt8[np.ndarray, "n h w c"]:
         return arrays.decoded(self.tokenizer, codes.astype(np.int64), self.config.batch_size, self.run.device)
@@ -214,6 +266,12 @@ class Split:
         samples = self.run.samples()
         columns.append(np.asarray(samples[arrays.evenly(len(samples), len(chosen))]))
         return pictures.sheet(np.stack(columns, 1).reshape(-1, *columns[0].shape[1:]), len(columns))
+
+
+def _spread(of: Set, count: int) -> Set:
+    """At most `count` images, evenly spaced."""
+    chosen = arrays.evenly(len(of.features), count)
+    return Set(of.features[chosen], of.families[chosen], {}, None if of.side is None else of.side[chosen])
 
 
 def headline(
@@ -233,13 +291,15 @@ def headline(
         row |= {"accuracy": measured.accuracy.value, "accuracy_low": measured.accuracy.low}
         row |= {"accuracy_high": measured.accuracy.high, "said": "no rung"}
         if in_order(rungs):
-            at = rung(measured, rungs)
+            at, given = (rung(measured, rungs, which) for which in ("resampled", "given"))
             row |= {"rung": at.value, "rung_low": at.low, "rung_high": at.high}
+            row |= {"rung_given_low": given.low, "rung_given_high": given.high}
             row["said"] = f">{len(rungs)}" if at.value >= len(rungs) else f"{at.value:.1f}"
         rows.append(row)
         before = {"samples": "", TRAIN: "train_"}.get(of)
         if before is not None:
-            keys = ("rung", "rung_low", "rung_high", kid, "accuracy") if not before else ("rung", kid, "accuracy")
+            of_rung = [f"rung{which}" for which in ("", "_low", "_high", "_given_low", "_given_high")]
+            keys = (*of_rung, kid, "accuracy") if not before else ("rung", kid, "accuracy")
             found |= {f"{before}{key}": row[key] for key in keys if key in row}
     return found, rows
 
@@ -259,11 +319,11 @@ def differences(rungs: dict[str, Measured]) -> list[tuple[float, float]]:
     return found
 
 
-def rung(measured: Measured, rungs: dict[str, Measured]) -> kernel.Interval:
-    """The rung of a set, from 0 to the number of rungs, and its interval: both ladder and set are resampled. A resampled ladder
-    that is out of order counts with the running maximum of its rungs."""
+def rung(measured: Measured, rungs: dict[str, Measured], which: str = "resampled") -> kernel.Interval:
+    """The rung of a set, from 0 to the number of rungs, and its interval: both ladder and set are resampled, `which` says how. A
+    resampled ladder that is out of order counts with the running maximum of its rungs."""
     value = _interpolated(np.array([measured.kid]), np.array([[of.kid] for of in rungs.values()]))
-    resampled = _interpolated(measured.resampled, np.array([of.resampled for of in rungs.values()]))
+    resampled = _interpolated(getattr(measured, which), np.array([getattr(of, which) for of in rungs.values()]))
     return kernel.interval(float(value[0]), resampled)
 
 
