@@ -81,9 +81,14 @@ def test_features_are_those_of_timms_own_model(network, theirs):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_batch_normalisation_has_the_epsilon_of_tensorflow(network):
+def test_batch_normalisation_has_the_epsilon_of_tensorflow_and_is_folded_into_convolutions(network):
     """It stands in no file, and torch's own is 1e-5."""
-    assert {layer.eps for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)} == {1e-3}
+    normalisations = [layer for layer in efficientnet.architecture().modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert {layer.eps for layer in normalisations} == {1e-3}
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
+    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    assert len(convolutions) == len(normalisations)
+    assert all(layer.bias is not None for layer in convolutions)
 
 
 def cropped(picture: np.ndarray) -> np.ndarray:
