@@ -322,14 +322,14 @@ def test_weights_that_cannot_be_loaded_are_named_with_their_section(section, tin
         feature_training.make(section, tiny_run())
 
 
-def written(run: Run, train: int = 12) -> dict[str, np.ndarray]:
+def seen_sets(run: Run) -> dict[str, np.ndarray]:
     """What the stage features reads, on disk: its sets, by name."""
     sets = {split: run.images(split) for split in SPLITS}
     decoded = {split: pictures(len(sets[split])) for split in SPLITS}
     for split, pixels in decoded.items():
         files.save_array(run.folder("reconstruction") / f"{split}.npy", pixels)
     sets |= {"reconstruction": decoded["test"], "reconstruction_val": decoded["val"]}
-    sets |= {"reconstruction_train": decoded["train"][arrays.evenly(train, 8)], "samples": pictures(7)}
+    sets |= {"reconstruction_train": decoded["train"][arrays.evenly(12, 8)], "samples": pictures(7)}
     sets |= {"baseline": pictures(6)}
     for of in ("samples", "baseline"):
         files.save_array(run.folder("samples") / of / "images.npy", sets[of])
@@ -339,7 +339,7 @@ def written(run: Run, train: int = 12) -> dict[str, np.ndarray]:
 
 def test_features_stage_sees_every_set_through_the_scorer(tiny_run):
     run = tiny_run()
-    sets = written(run)
+    sets = seen_sets(run)
     stages.features.main(run)
     network = run.scorer()
     for name, pixels in sets.items():
@@ -362,7 +362,7 @@ def test_features_stage_sees_every_set_through_the_scorer(tiny_run):
 def test_a_family_of_a_data_set_is_never_that_of_a_sample(tiny_run):
     """Whatever its name; else a sample and a real image were variants of one image, and no pair of KID."""
     run = tiny_run()
-    written(run)
+    seen_sets(run)
     table = files.read_table(run.folder("dataset") / "table.csv")
     table["family"] = [("samples/0", "baseline/1", "real/samples/2")[at % 3] for at in range(len(table))]
     files.write_table(run.folder("dataset") / "table.csv", table)
@@ -375,7 +375,7 @@ def test_a_family_of_a_data_set_is_never_that_of_a_sample(tiny_run):
 
 def test_features_that_are_not_finite_are_refused_by_set_number_and_scorer(tiny_run, monkeypatch):
     run = tiny_run()
-    samples = written(run)["samples"].copy()
+    samples = seen_sets(run)["samples"].copy()
     samples[[2, 5]] = 0
     files.save_array(run.folder("samples") / "samples" / "images.npy", samples)
     network = run.scorer()
@@ -391,7 +391,9 @@ def test_features_that_are_not_finite_are_refused_by_set_number_and_scorer(tiny_
             return found
 
     monkeypatch.setattr(run, "scorer", Broken)
-    with pytest.raises(InputError, match=r"^samples: features must be finite, and those of 2 of 7 .* scorer classifier"):
+    with pytest.raises(
+        InputError, match=r"^samples: features must be finite, and those of 2 of 7 .* scorer classifier"
+    ):
         stages.features.main(run)
     assert not (run.folder("features") / "samples.npy").exists()
 

@@ -418,9 +418,8 @@ def test_a_group_of_too_few_images_or_of_one_family_is_named_and_not_measured():
     assert set(report.tables["rungs"]["group"]) == {"all"}
 
 
-@pytest.mark.parametrize("values", [{"smallest": 65}, {"smallest": 20, "count": 19}])
-def test_a_split_of_too_few_images_is_said(capsys, values):
-    config = example(measure_of_ladder.Config, **{"count": 1000} | values)
+def test_a_split_of_too_few_images_is_said(capsys):
+    config = example(measure_of_ladder.Config, count=1000, smallest=65)
     assert measure_of_ladder.measure(config, ToyRun()).metrics == {"applies": 0}
     assert "evaluation@ladder does not apply: val has 64 images" in capsys.readouterr().out
 
@@ -451,3 +450,50 @@ def test_a_group_in_which_a_damaged_image_holds_codes_of_all_others_is_named(ful
     of = measure_of_ladder.Set(np.zeros((4, 2)), np.arange(4).astype(str), {"all": np.arange(4)}, related)
     made = SimpleNamespace(damaged={"single_codes": [of]}, real=of)
     assert (measure_of_ladder.Split.unpaired(made, "all") is not None) == full
+
+
+def test_a_smallest_group_larger_than_count_is_refused():
+    """No set could ever be compared."""
+    with pytest.raises(
+        ValueError, match="smallest must be at most count, got 20 and 19: no set would have images enough"
+    ):
+        example(measure_of_ladder.Config, count=19, smallest=20)
+    example(measure_of_ladder.Config, count=20, smallest=20)
+
+
+def test_families_of_both_sets_are_resampled_together(monkeypatch):
+    """As with a random split, where variants of one image stand in train and test."""
+    given = []
+    monkeypatch.setattr(
+        measure_of_ladder.kernel, "estimate", lambda pairs, *weights: given.append(weights) or np.zeros(1)
+    )
+    features, everything = np.random.default_rng(0).normal(size=(12, 3)), {"all": np.arange(12)}
+    real = measure_of_ladder.Set(features, np.array(list("aabbccddeeff")), everything)
+    fake = measure_of_ladder.Set(features[::-1], np.array(list("faxfbyyzabzz")), everything)
+    run = SimpleNamespace(params=SimpleNamespace(seed=0))
+    made = SimpleNamespace(config=example(measure_of_ladder.Config), run=run, split="test", real=real)
+    measure_of_ladder.Split._measured(made, fake, "all", told_apart=False)
+    ours, theirs = given[-1]
+    for family in "abf":
+        counts = theirs[:, real.families == family][:, :1]
+        assert counts.std() > 0
+        assert (ours[:, fake.families == family] == counts).all()
+    assert (ours[:, fake.families == "x"] != theirs[:, :1]).any()
+
+
+@pytest.mark.parametrize("first", [0.94, 1.1, 2.4, 0.0094])
+def test_ticks_of_the_scale_do_not_crowd(first):
+    """In pixels, of labels 14 high. Linear up to .94, the axis had ticks at -.1, 0 and .1."""
+    kid = first * np.array([1.0, 1.9, 3.3, 6.0, 14.0])
+    rungs = pd.DataFrame({"rung": FIVE, "kid": kid, "kid_low": kid / 2, "kid_high": 1.2 * kid})
+    sets = pd.DataFrame({"set": ["samples", TRAIN], "kid": [1.3 * first, 0.4 * first], "kid_low": [0.7 * first, 0.1 * first],
+                         "kid_high": [1.8 * first, first], "said": ["1.4", "0.4"]})  # fmt: skip
+    for table in (rungs, sets):
+        table[["split", "group"]] = ("test", "all")
+    figure = measure_of_ladder.scale(rungs, sets, "kid")
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    low, high = axis.get_ylim()
+    ticks = np.array([tick for tick in axis.get_yticks() if low <= tick <= high])
+    assert len(ticks) >= 2
+    assert np.diff(axis.transData.transform(np.stack([0 * ticks, ticks], 1))[:, 1]).min() > 20
