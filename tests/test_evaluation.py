@@ -279,6 +279,13 @@ def test_a_control_without_images_of_a_group_is_left_out(measured, tiny_run, cap
     said = capsys.readouterr().out
     assert "evaluation.frechet: baseline, group people: not measured, there are fewer than 5 images" in said
     assert "evaluation.frechet: group rest: not measured, a set has only 0 images" in said
+    pairs = report.tables["pairs"].set_index(["group", "first", "second"]).sort_index()
+    for group in ("people", "rest"):  # as in coverage, a row that is not measured is there and empty
+        assert list(pairs.loc[group].index) == list(pairs.loc["all"].index)
+    assert pairs.loc[("people", "baseline", "test"), "says"] == "not measured"
+    assert pairs.loc[("people", "baseline", "test"), ["fd_classifier", "kid_classifier"]].isna().all()
+    assert pairs.loc[("people", "train", "test"), ["fd_classifier", "kid_classifier"]].notna().all()
+    assert set(pairs.loc["rest", "says"]) == {"not measured"}
     covered = measured("coverage")
     table = covered.tables["coverage"].set_index(["group", "fake"])
     assert table.loc[("people", "baseline"), "images"] == 5
@@ -395,6 +402,15 @@ def test_coverage_compares_equal_numbers_against_reconstructions(measured, tiny_
     ]
     expected = figures(real[chosen["reconstruction"]], run.features("baseline")[chosen["baseline"]], singles(10), 3)
     assert dict(found.loc[("all", "baseline"), names]) == pytest.approx(expected)
+
+
+def test_a_decoder_of_one_image_has_no_good_samples_and_the_log_says_why(measured, tiny_run, capsys):
+    run = tiny_run("coverage")
+    for name in ("reconstruction", "reconstruction_train", "samples", "baseline"):
+        write_features(name, 0 * run.features(name) + 3, run.families(name), np.arange(len(run.features(name))) % 2)
+    found = measured("coverage", count=1000)
+    assert found.metrics["all"]["samples"] == {"clipped_density": 0, "clipped_coverage": 0, "recall": 0}
+    assert "group all: 0, since the reconstructions of most test images are the same" in capsys.readouterr().out
 
 
 def singles(n: int) -> np.ndarray:
