@@ -31,7 +31,7 @@ REAL = "real/"  # no set of samples has this name
 class Settings(Strict):
     batch_size: int = Field(ge=1, description="images per forward pass")
     decoded: int = Field(ge=8, description="reconstructions of training images, at most: the classifier of groups is trained "
-                         "on them, and they stand for real images in comparisons with samples")  # fmt: skip
+                         "on them, and samples are compared with them, also to find copies")  # fmt: skip
     groups: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], list[str]] = Field(
         description="figures are printed for each group: its name, and patterns of its labels; other labels are `rest`"
     )

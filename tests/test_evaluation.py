@@ -553,6 +553,23 @@ def test_features_are_compared_with_decoded_training_images(measured, tiny_run):
     assert left.shape == (64, 64, 3)
 
 
+@pytest.mark.parametrize("seen", [12, 8])
+def test_how_many_training_images_are_looked_at_is_said(measured, tiny_run, capsys, seen):
+    """Of 12; two augmented copies of each have codes too."""
+    run = tiny_run("memorisation")
+    write_features(
+        "reconstruction_train", run.features("train")[:seen], run.families("train")[:seen], np.arange(seen) % 2
+    )
+    table = measured("memorisation").tables["compared"]
+    n = len(run.codes("train"))
+    for space, number in {"features": seen, "pixels": 12, "codes": 3 * n}.items():
+        assert set(table.loc[table["space"] == space, "references"]) == {number}
+    said = (
+        "in features 8 of 12 training images are looked at, and copies of others are not found; raise features.decoded"
+    )
+    assert (said in capsys.readouterr().out) == (seen == 8)
+
+
 def test_a_group_without_samples_has_no_figures(measured, tiny_run):
     run = tiny_run("memorisation")
     write_features("samples", run.features("samples"), run.families("samples"), np.zeros(16, int))
@@ -573,7 +590,7 @@ def test_histograms_are_shares(measured):
 @pytest.mark.parametrize(("length", "each"), [(16, 1), (64, 2), (100, 3)])
 def test_bins_hold_as_many_possible_distances(length, each):
     far = np.arange(length + 1) / length
-    shares = memorisation._histogram({"all": memorisation.Far(far, {})}, 1 / length)["all"].to_numpy()
+    shares = memorisation._histogram({"all": memorisation.Far(far, {}, 1)}, 1 / length)["all"].to_numpy()
     assert shares.sum() == pytest.approx(1)
     assert shares[:-1] == pytest.approx(each / (length + 1))
 
