@@ -13,7 +13,8 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from pydantic import Field, field_validator
 
 from tessera import groups
-from tessera.core import files
+from tessera.core import files, models
+from tessera.core.errors import InputError
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
 from tessera.images import pictures
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN, COLUMNS = 40, 10  # images of each block of the sheet
+REAL = "real/"  # no set of samples has this name
 
 
 class Settings(Strict):
     batch_size: int = Field(ge=1, description="images per forward pass")
     decoded: int = Field(ge=8, description="reconstructions of training images, at most: the classifier of groups is trained "
-                         "on them, and they stand for real images in comparisons with samples")  # fmt: skip
+                         "on them, and samples are compared with them, also to find copies")  # fmt: skip
     groups: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], list[str]] = Field(
         description="figures are printed for each group: its name, and patterns of its labels; other labels are `rest`"
     )
@@ -53,8 +55,11 @@ def main(run: Run) -> None:
     for of, pixels in images(run, own.decoded).items():
         path, shape = run.folder("features") / f"{of}.npy", (len(pixels), scorer.dim)
         with files.streamed_array(path, shape, "float32") as out:
+            broken = 0
             for where, batch in map_batches(scorer, pixels, own.batch_size, run.runtime.device):
                 out[where] = batch.cpu().numpy()
+                broken += int((~np.isfinite(out[where]).all(1)).sum())
+            require_finite(broken, len(pixels), of, run)
         features[of] = files.load_array(path)
     for of, family in families(run, features).items():
         files.save_array(run.folder("features") / "families" / f"{of}.npy", family)
@@ -74,14 +79,28 @@ def images(run: Run, decoded: int) -> dict[str, UInt8[np.ndarray, "n h w c"]]:
     return pixels | {of: run.samples(of) for of in run.sample_sets}
 
 
+def require_finite(broken: int, images: int, of: str, run: Run) -> None:
+    """
+    Raises:
+        InputError: `broken` images of a set have a feature that is NaN or infinite; one of them would spoil every mean.
+    """
+    if broken:
+        scorer = models.read_recipe(run.folder("scorer")).name
+        raise InputError(
+            f"{of}: features must be finite, and those of {broken} of {images} images by the scorer {scorer} are not (NaN or "
+            "infinite), so its weights are broken: run `dvc repro -f scorer`, or choose another scorer.name"
+        )
+
+
 def families(run: Run, features: dict[str, Float[np.ndarray, "n f"]]) -> dict[str, Shaped[np.ndarray, " n"]]:
-    """The family of each image of every set, text; a sample, of which none is known, is a family of its own."""
+    """The family of each image of every set, text; a sample, of which none is known, is a family of its own. That of a real image
+    begins with `REAL`, that of a sample with the name of its set: they are never equal, whatever a data set calls its own."""
     found = {}
     for of, array in features.items():
         split = {"reconstruction": "test"}.get(of, of.removeprefix("reconstruction_"))
         if split in SPLITS:
             known = run.table(split)["family"].to_numpy(str)
-            found[of] = known[evenly(len(known), len(array))]
+            found[of] = np.strings.add(REAL, known[evenly(len(known), len(array))])
         else:
             found[of] = np.array([f"{of}/{index}" for index in range(len(array))])
     return found

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from tessera.core.errors import InputError
-from tessera.features.clipped import Clipped, clipped, directions, expected_coverage, figures, others
+from tessera.features.clipped import Clipped, clipped, collapsed, directions, expected_coverage, figures, others
 from tessera.features.neighbours import radii, recall
 
 LINE = np.array([[0.0], [1.0], [3.0], [7.0]])  # distances to the nearest other: 1, 1, 2, 4; their median is 1.5
@@ -162,6 +162,16 @@ def test_families_are_what_is_left_out():
     assert clipped(points, np.array([[-0.9]]), families, 1).coverage > 0
 
 
+def test_other_real_images_reach_one_where_each_is_alone_and_less_in_families():
+    """Of 30 families 10 variants each, and of as many images without families; the mean over pairs of sets."""
+    found = {}
+    for each in (1, 10):
+        sets = [variants(seed, 300 // each, each) for seed in range(6)]
+        found[each] = np.mean([clipped(sets[i][0], sets[i + 1][0], sets[i][1], 5) for i in (0, 2, 4)], 0)
+    assert found[1] == pytest.approx([1, 1], abs=0.06)
+    assert found[10][1] < 0.7
+
+
 # directions
 
 
@@ -182,6 +192,23 @@ def test_noise_has_nothing_in_common_with_images_whose_precision_is_high():
 def test_directions_have_length_one_and_the_origin_stays():
     found = directions(np.array([[3.0, 4.0], [0.0, 0.0], [0.0, -1e-9]]))
     assert found == pytest.approx(np.array([[0.6, 0.8], [0, 0], [0, -1]]))
+
+
+# collapse
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-7])
+def test_one_image_for_everything_is_no_good_sample(rounding):
+    """All distances are 0, within the rounding of a forward pass: every sample would lie in every ball."""
+    image = np.abs(gaussian(1, 40))
+    real, fake = (image * (1 + rounding * gaussian(30, 40, seed)) for seed in (0, 1))
+    assert clipped(real, fake, alone(30), 5) == (0, 0)
+    assert set(figures(real, fake, alone(30), 5).values()) == {0}
+    assert set(figures(0 * real, 0 * fake, alone(30), 5).values()) == {0}
+    assert collapsed(real, alone(30), 5)
+    few = np.concatenate([real[:10], gaussian(20, 40)])  # a third of the images are one
+    assert not collapsed(few, alone(30), 5)
+    assert clipped(few, few, alone(30), 5).density > 0.9
 
 
 # order, and what cannot be measured

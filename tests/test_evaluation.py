@@ -279,6 +279,13 @@ def test_a_control_without_images_of_a_group_is_left_out(measured, tiny_run, cap
     said = capsys.readouterr().out
     assert "evaluation.frechet: baseline, group people: not measured, there are fewer than 5 images" in said
     assert "evaluation.frechet: group rest: not measured, a set has only 0 images" in said
+    pairs = report.tables["pairs"].set_index(["group", "first", "second"]).sort_index()
+    for group in ("people", "rest"):  # as in coverage, a row that is not measured is there and empty
+        assert list(pairs.loc[group].index) == list(pairs.loc["all"].index)
+    assert pairs.loc[("people", "baseline", "test"), "says"] == "not measured"
+    assert pairs.loc[("people", "baseline", "test"), ["fd_classifier", "kid_classifier"]].isna().all()
+    assert pairs.loc[("people", "train", "test"), ["fd_classifier", "kid_classifier"]].notna().all()
+    assert set(pairs.loc["rest", "says"]) == {"not measured"}
     covered = measured("coverage")
     table = covered.tables["coverage"].set_index(["group", "fake"])
     assert table.loc[("people", "baseline"), "images"] == 5
@@ -395,6 +402,15 @@ def test_coverage_compares_equal_numbers_against_reconstructions(measured, tiny_
     ]
     expected = figures(real[chosen["reconstruction"]], run.features("baseline")[chosen["baseline"]], singles(10), 3)
     assert dict(found.loc[("all", "baseline"), names]) == pytest.approx(expected)
+
+
+def test_a_decoder_of_one_image_has_no_good_samples_and_the_log_says_why(measured, tiny_run, capsys):
+    run = tiny_run("coverage")
+    for name in ("reconstruction", "reconstruction_train", "samples", "baseline"):
+        write_features(name, 0 * run.features(name) + 3, run.families(name), np.arange(len(run.features(name))) % 2)
+    found = measured("coverage", count=1000)
+    assert found.metrics["all"]["samples"] == {"clipped_density": 0, "clipped_coverage": 0, "recall": 0}
+    assert "group all: 0, since the reconstructions of most test images are the same" in capsys.readouterr().out
 
 
 def singles(n: int) -> np.ndarray:
@@ -537,6 +553,23 @@ def test_features_are_compared_with_decoded_training_images(measured, tiny_run):
     assert left.shape == (64, 64, 3)
 
 
+@pytest.mark.parametrize("seen", [12, 8])
+def test_how_many_training_images_are_looked_at_is_said(measured, tiny_run, capsys, seen):
+    """Of 12; two augmented copies of each have codes too."""
+    run = tiny_run("memorisation")
+    write_features(
+        "reconstruction_train", run.features("train")[:seen], run.families("train")[:seen], np.arange(seen) % 2
+    )
+    table = measured("memorisation").tables["compared"]
+    n = len(run.codes("train"))
+    for space, number in {"features": seen, "pixels": 12, "codes": 3 * n}.items():
+        assert set(table.loc[table["space"] == space, "references"]) == {number}
+    said = (
+        "in features 8 of 12 training images are looked at, and copies of others are not found; raise features.decoded"
+    )
+    assert (said in capsys.readouterr().out) == (seen == 8)
+
+
 def test_a_group_without_samples_has_no_figures(measured, tiny_run):
     run = tiny_run("memorisation")
     write_features("samples", run.features("samples"), run.families("samples"), np.zeros(16, int))
@@ -557,7 +590,7 @@ def test_histograms_are_shares(measured):
 @pytest.mark.parametrize(("length", "each"), [(16, 1), (64, 2), (100, 3)])
 def test_bins_hold_as_many_possible_distances(length, each):
     far = np.arange(length + 1) / length
-    shares = memorisation._histogram({"all": memorisation.Far(far, {})}, 1 / length)["all"].to_numpy()
+    shares = memorisation._histogram({"all": memorisation.Far(far, {}, 1)}, 1 / length)["all"].to_numpy()
     assert shares.sum() == pytest.approx(1)
     assert shares[:-1] == pytest.approx(each / (length + 1))
 

@@ -322,18 +322,24 @@ def test_weights_that_cannot_be_loaded_are_named_with_their_section(section, tin
         feature_training.make(section, tiny_run())
 
 
-def test_features_stage_sees_every_set_through_the_scorer(tiny_run):
-    run = tiny_run()
+def seen_sets(run: Run) -> dict[str, np.ndarray]:
+    """What the stage features reads, on disk: its sets, by name."""
     sets = {split: run.images(split) for split in SPLITS}
     decoded = {split: pictures(len(sets[split])) for split in SPLITS}
     for split, pixels in decoded.items():
         files.save_array(run.folder("reconstruction") / f"{split}.npy", pixels)
-    some = arrays.evenly(12, 8)
     sets |= {"reconstruction": decoded["test"], "reconstruction_val": decoded["val"]}
-    sets |= {"reconstruction_train": decoded["train"][some], "samples": pictures(7), "baseline": pictures(6)}
+    sets |= {"reconstruction_train": decoded["train"][arrays.evenly(12, 8)], "samples": pictures(7)}
+    sets |= {"baseline": pictures(6)}
     for of in ("samples", "baseline"):
         files.save_array(run.folder("samples") / of / "images.npy", sets[of])
     files.write_json(run.folder("samples") / "facts.json", {"sets": ["samples", "baseline"]})
+    return sets
+
+
+def test_features_stage_sees_every_set_through_the_scorer(tiny_run):
+    run = tiny_run()
+    sets = seen_sets(run)
     stages.features.main(run)
     network = run.scorer()
     for name, pixels in sets.items():
@@ -341,7 +347,8 @@ def test_features_stage_sees_every_set_through_the_scorer(tiny_run):
         assert features.dtype == np.float32
         np.testing.assert_allclose(features, network(arrays.to_model(pixels.copy())).detach(), rtol=1e-4, atol=1e-5)
     assert run.distance == "fd_classifier"
-    assert list(run.families("reconstruction_train")) == list(run.table("train")["family"][some])
+    some = arrays.evenly(12, 8)
+    assert list(run.families("reconstruction_train")) == [f"real/{name}" for name in run.table("train")["family"][some]]
     assert len(set(run.families("samples"))) == 7
     members = run.groups("test")
     assert list(members) == ["all", *LABELS]  # no pattern of people matches: each label is a group
@@ -350,6 +357,45 @@ def test_features_stage_sees_every_set_through_the_scorer(tiny_run):
     found = files.read_json(Path("metrics/features.json"))
     for of in ("test", "samples", "baseline"):
         assert sum(found[of].values()) == pytest.approx(1)
+
+
+def test_a_family_of_a_data_set_is_never_that_of_a_sample(tiny_run):
+    """Whatever its name; else a sample and a real image were variants of one image, and no pair of KID."""
+    run = tiny_run()
+    seen_sets(run)
+    table = files.read_table(run.folder("dataset") / "table.csv")
+    table["family"] = [("samples/0", "baseline/1", "real/samples/2")[at % 3] for at in range(len(table))]
+    files.write_table(run.folder("dataset") / "table.csv", table)
+    stages.features.main(run)
+    real = ("train", "val", "test", "reconstruction", "reconstruction_val", "reconstruction_train")
+    assert len(np.unique(np.concatenate([run.families(of) for of in real]))) == 3
+    for of in real:
+        assert not np.isin(run.families(of), np.concatenate([run.families("samples"), run.families("baseline")])).any()
+
+
+def test_features_that_are_not_finite_are_refused_by_set_number_and_scorer(tiny_run, monkeypatch):
+    run = tiny_run()
+    samples = seen_sets(run)["samples"].copy()
+    samples[[2, 5]] = 0
+    files.save_array(run.folder("samples") / "samples" / "images.npy", samples)
+    network = run.scorer()
+
+    class Broken:
+        """Of black images one feature is infinite."""
+
+        dim, distance = network.dim, network.distance
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            found = network(x).clone()
+            found[(x == -1).flatten(1).all(1), 1] = torch.inf
+            return found
+
+    monkeypatch.setattr(run, "scorer", Broken)
+    with pytest.raises(
+        InputError, match=r"^samples: features must be finite, and those of 2 of 7 .* scorer classifier"
+    ):
+        stages.features.main(run)
+    assert not (run.folder("features") / "samples.npy").exists()
 
 
 def test_groups_too_small_are_named_and_have_no_figures(tiny_run, capsys):

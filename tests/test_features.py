@@ -116,6 +116,20 @@ def test_families_of_both_sets_are_resampled_together():
     assert together.high - together.low < 0.1 * (apart.high - apart.low)
 
 
+def test_only_the_families_of_both_sets_are_resampled_together(monkeypatch):
+    given, estimate = [], kernel.estimate
+    monkeypatch.setattr(kernel, "estimate", lambda pairs, *weights: given.append(weights) or estimate(pairs, *weights))
+    first, second = np.array(list("aabbccdd")), np.array(list("xdyaax"))
+    kernel.kid(rng().normal(size=(8, 3)), rng().normal(size=(6, 3)), (first, second), 50, rng())
+    ours, theirs = given[-1]
+    for family in "ad":
+        counts = ours[:, first == family][:, :1]
+        assert counts.std() > 0
+        assert (theirs[:, second == family] == counts).all()
+    assert (theirs[:, second == "x"][:, 0] != ours[:, 0]).any()
+    assert (theirs[:, second == "x"][:, 0] == theirs[:, second == "x"][:, 1]).all()
+
+
 def test_an_image_is_no_pair_with_its_reconstruction():
     points = 3 * rng().normal(size=(40, 3))
     families = (singles(40), singles(40))

@@ -464,9 +464,8 @@ def test_a_group_of_too_few_images_or_of_one_family_is_named_and_not_measured():
     assert set(report.tables["rungs"]["group"]) == {"all"}
 
 
-@pytest.mark.parametrize("values", [{"smallest": 65}, {"smallest": 20, "count": 19}])
-def test_a_split_of_too_few_images_is_said(capsys, values):
-    config = example(measure_of_ladder.Config, **{"count": 1000} | values)
+def test_a_split_of_too_few_images_is_said(capsys):
+    config = example(measure_of_ladder.Config, count=1000, smallest=65)
     assert measure_of_ladder.measure(config, ToyRun()).metrics == {"applies": 0}
     assert "evaluation@ladder does not apply: val has 64 images" in capsys.readouterr().out
 
@@ -521,3 +520,48 @@ def test_the_accuracy_compares_as_many_images_of_each_side_and_kid_all():
     assert row["accuracy"] == pytest.approx(expected.value)
     pairs = kernel.pairs(fake, real, families)
     assert row["kid_toy"] == pytest.approx(kernel.estimate(pairs, *(np.ones((1, len(of))) for of in (fake, real)))[0])
+
+
+def test_a_smallest_group_larger_than_count_is_refused():
+    """No set could ever be compared."""
+    with pytest.raises(
+        ValueError, match="smallest must be at most count, got 20 and 19: no set would have images enough"
+    ):
+        example(measure_of_ladder.Config, count=19, smallest=20)
+    example(measure_of_ladder.Config, count=20, smallest=20)
+
+
+def test_families_of_both_sets_are_resampled_together():
+    """As with a random split, where variants of one image stand in train and test."""
+    features, everything = np.random.default_rng(0).normal(size=(12, 3)), {"all": np.arange(12)}
+    real = measure_of_ladder.Set(features, np.array(list("aabbccddeeff")), everything)
+    fake = measure_of_ladder.Set(features[::-1], np.array(list("faxfbyyzabzz")), {})
+    made = object.__new__(measure_of_ladder.Split)
+    made.config, made.run, made.split, made.real = (
+        example(measure_of_ladder.Config), SimpleNamespace(params=SimpleNamespace(seed=0)), "test", real,
+    )  # fmt: skip
+    made._real = made._real_of
+    ours, theirs = made._resampled(fake, "all"), made._real("all").weights
+    for family in "abf":
+        counts = theirs[:, real.families == family][:, :1]
+        assert counts.std() > 0
+        assert (ours[:, fake.families == family] == counts).all()
+    assert (ours[:, fake.families == "x"] != theirs[:, :1]).any()
+
+
+@pytest.mark.parametrize("first", [0.94, 1.1, 2.4, 0.0094])
+def test_ticks_of_the_scale_do_not_crowd(first):
+    """In pixels, of labels 14 high. Linear up to .94, the axis had ticks at -.1, 0 and .1."""
+    kid = first * np.array([1.0, 1.9, 3.3, 6.0, 14.0])
+    rungs = pd.DataFrame({"rung": FIVE, "kid": kid, "kid_low": kid / 2, "kid_high": 1.2 * kid})
+    sets = pd.DataFrame({"set": ["samples", TRAIN], "kid": [1.3 * first, 0.4 * first], "kid_low": [0.7 * first, 0.1 * first],
+                         "kid_high": [1.8 * first, first], "said": ["1.4", "0.4"]})  # fmt: skip
+    for table in (rungs, sets):
+        table[["split", "group"]] = ("test", "all")
+    figure = measure_of_ladder.scale(rungs, sets, "kid")
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    low, high = axis.get_ylim()
+    ticks = np.array([tick for tick in axis.get_yticks() if low <= tick <= high])
+    assert len(ticks) >= 2
+    assert np.diff(axis.transData.transform(np.stack([0 * ticks, ticks], 1))[:, 1]).min() > 20

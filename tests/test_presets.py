@@ -19,11 +19,11 @@ from committed import project
 from PIL import Image
 
 from tessera import presets
-from tessera.core import models
+from tessera.core import models, seams
 from tessera.core.errors import InputError
-from tessera.core.params import Params, read
+from tessera.core.params import CHOOSES, Params, closed_form, pretrained, read
 from tessera.core.run import Run
-from tessera.runtime.validation import problems
+from tessera.runtime.validation import problems, sections
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,6 +45,47 @@ def whole() -> dict[str, Any]:
 @pytest.mark.parametrize("name", NAMES)
 def test_preset_is_valid_and_changes_something(name, whole):
     assert presets.applied(whole, presets.overrides(name)) != whole or name == "vqvae-medium"
+
+
+def unused(raw: dict[str, Any], name: str) -> bool:
+    """Whether no stage reads the value of a dotted name under the choices of `raw`: it is of a plug-in that is not chosen, not a
+    field of the one that is, or of a training that does not take place."""
+    params, (section, key, *_) = Params(raw), [*name.split("."), ""]
+    if section == "quantizer" and params.value("tokenizer.name") == "pixels":
+        return True
+    if section not in CHOOSES:
+        return False
+    seam, chosen = CHOOSES[section], params.value(f"{section}.name")
+    if key in seams.names(seam):
+        return key != chosen and not (section == "prior" and key == params.value("samples.baseline"))
+    if key in ("training", "augmentation"):
+        trained = {
+            "scorer": not pretrained(params.value("scorer.name")),
+            "perceptual": params.perceptual_network and not pretrained(params.value("perceptual.name")),
+            "tokenizer": params.value("tokenizer.name") != "pixels",
+            "prior": not closed_form(params.value("prior.name")),
+        }
+        return not trained[section]
+    return key in {k for of in seams.names(seam) for k in fields(seam, of)} - set(fields(seam, chosen)) - set(
+        own(section)
+    )
+
+
+def fields(seam: str, plugin: str) -> dict[str, Any]:
+    return seams.plugin(seam, plugin).Config.model_fields
+
+
+def own(section: str) -> dict[str, Any]:
+    """Values that the stage of a section reads."""
+    return sections()[section].model_fields
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_value_of_a_preset_is_read_under_its_own_choices(name, whole):
+    """One that nothing reads says what does not happen: epochs of a network whose weights come from a file."""
+    values = presets.overrides(name)
+    raw = presets.changed(whole, values)
+    assert [key for key in values if not key.startswith("~") and unused(raw, key)] == []
 
 
 @pytest.mark.parametrize("name", NAMES)

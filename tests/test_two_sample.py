@@ -92,6 +92,18 @@ def test_the_seed_decides_and_the_order_of_images_does_not():
     assert not np.array_equal(criticised(GRID, a, b, seed=1).false, first.false)
 
 
+def test_a_dimension_that_is_constant_in_training_is_zero_everywhere():
+    """Also where it varies in the held fold: divided by no deviation, it would be infinite."""
+    x = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    x[:4, 1] = 0.3
+    x[4:, 1] = 7.0
+    found = two_sample.standardised(x, np.arange(4))
+    assert (found[:, 1] == 0).all()
+    for dimension in (0, 2):
+        deviation, mean = torch.std_mean(found[:4, dimension], correction=0)
+        assert (float(mean), float(deviation)) == pytest.approx((0, 1), abs=1e-6)
+
+
 def test_where_families_are_too_few_nothing_is_measured():
     small = images(codes_of(GRID, 40, 0), "a", 20, few=[0, 1, 2])
     many = images(codes_of(GRID, 40, 1), "b", few=[3, 4])

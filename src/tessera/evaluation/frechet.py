@@ -5,9 +5,10 @@ within one data set and one scorer. KID is called `kid` beside `fid`, and otherw
 
 `samples_test` is the figure of the literature: samples, which passed the decoder, against test images, which did not. Much of it is
 the blur of the decoder. In the figures that end in `_decoded` both sides passed the tokenizer: the second set are the
-reconstructions of the test images, and `train_decoded`, reconstructions of training images against them, is the floor: nothing
-drawn from the data is expected below it. `train_test` is the floor of `samples_test`; `reconstruction_test` may lie below it, since
-both sets are of the same images.
+reconstructions of the test images. `train_decoded`, reconstructions of training images against them, says what other real images
+reach, and `train_test` says it without the tokenizer. Neither is a lower bound: training images come in families, of which as
+many images hold fewer, so samples may lie below where families are few and large. `reconstruction_test` is what the tokenizer
+alone loses. It may lie below `train_test`, since both of its sets are of the same images.
 
 For each group of images all sets have the same number of images: the Fréchet distance shrinks as sets grow. KID has the interval of
 its values over resampled families; a figure whose interval holds the values of all other rows against the same set says nothing.
@@ -56,8 +57,9 @@ class Config(Strict):
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Of each group the distances, and KID of the pairs that matter most; the table has every pair. A set with fewer images of a
-    group than the others is left out there, and a group of fewer than `LEAST` images has no figures: the log names both."""
+    """Of each group the distances, and KID of the pairs that matter most; the table has every pair. A control with fewer images
+    of a group than the others is not measured there, nor is a group of fewer than `LEAST` images: their rows are empty, and
+    the log names both."""
     controls = [name for name in CONTROLS if name in run.sample_sets]
     chosen = sets.equal(run, "frechet", config.count, SETS, controls)
     kid = kernel.name(run.distance)
@@ -70,16 +72,20 @@ def measure(config: Config, run: Run) -> Report:
                 f"evaluation.frechet: {name}, group {group}: not measured, there are fewer than {count} images",
                 flush=True,
             )
+        able = set(of) if count >= LEAST else set()
+        own = [
+            _compared(config, run, group, of, *pair) if able.issuperset(pair) else _empty(group, count, *pair)
+            for pair in PAIRS
+            if {*SETS, *controls}.issuperset(pair)
+        ]
+        measured = [row for row in own if kid in row]
+        _mark(measured, group, kid)
+        rows += own
         if count < LEAST:
             print(f"evaluation.frechet: group {group}: not measured, a set has only {count} images", flush=True)
             metrics[group] = {"images": count}
             continue
-        own = [
-            _compared(config, run, group, of, first, second) for first, second in PAIRS if {first, second} <= set(of)
-        ]
-        _mark(own, group, kid)
-        rows += own
-        named = {_name(row["first"], row["second"]): row for row in own}
+        named = {_name(row["first"], row["second"]): row for row in measured}
         metrics[group] = {
             "images": count,
             run.distance: {name: row[run.distance] for name, row in named.items()},
@@ -101,6 +107,11 @@ def _compared(config: Config, run: Run, group: str, of: dict[str, Any], first: s
     )
     values = {run.distance: distance(*pair), kid: found.value, f"{kid}_low": found.low, f"{kid}_high": found.high}
     return {"group": group, "first": first, "second": second, "images": len(pair[0]), **values}
+
+
+def _empty(group: str, images: int, first: str, second: str) -> dict[str, Any]:
+    """A row of the table for what is not measured."""
+    return {"group": group, "first": first, "second": second, "images": images, "says": "not measured"}
 
 
 def _mark(rows: list[dict[str, Any]], group: str, kid: str) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tessera import ladder, two_sample
 from tessera.core.contracts import Report
@@ -55,6 +55,15 @@ class Config(Strict):
     smallest: int = Field(ge=4, description="images that a set must have in a group to be compared there", examples=[4])
     batch_size: int = Field(ge=1, description="images per forward pass", examples=[4])
     shown: int = Field(ge=1, le=64, description="test images in the picture", examples=[2])
+
+    @model_validator(mode="after")
+    def _measurable(self) -> Config:
+        if self.smallest > self.count:
+            raise ValueError(
+                f"smallest must be at most count, got {self.smallest} and {self.count}: no set would have images enough to be "
+                "compared; lower smallest or raise count"
+            )
+        return self
 
 
 class Set(NamedTuple):
@@ -365,7 +374,9 @@ def scale(rungs: pd.DataFrame, sets: pd.DataFrame, kid: str) -> Figure:
             axis.axhline(row[kid], color=colour, linestyle="--", label=f"{row['set']} ({row['said']})")
             axis.axhspan(row[f"{kid}_low"], row[f"{kid}_high"], color=colour, alpha=0.12, linewidth=0)
         axis.set_xticks(range(1, len(own) + 1), own["rung"].str.replace("_", " "), rotation=20)
-        axis.set_yscale("symlog", linthresh=max(1e-6, float(own[kid].iloc[0])))
+        # a power of ten, else ticks of smaller powers crowd around 0
+        first = max(1e-6, float(own[kid].iloc[0]))
+        axis.set_yscale("symlog", linthresh=10.0 ** round(np.log10(first)))
         axis.set(title=f"{group}, test", xlabel="rung of damage", ylabel=kid)
         axis.legend(fontsize=7, frameon=False)
     return figure

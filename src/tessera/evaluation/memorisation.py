@@ -8,6 +8,10 @@ samples, more for samples unlike anything. `near_fraction` is the fraction of sa
 images' distances, and around `quantile` for new samples. Samples of a group are compared with test images of that group, and with
 all training images.
 
+In features only `features.decoded` training images are looked at, evenly spaced, since only they are seen as decoded; of a larger
+split a copy of another image is not found there. Distances of test images are to the same ones, so both figures still compare
+like with like. Pixels and codes look at all. Column `references` has the number, and the log says where it is not all.
+
 Pixels do not find copies: what a tokenizer loses keeps a decoded one as far from its training image as many a test image is.
 Row `copies` shows it: training images as a prior that recites their codes would sample them. Blurred images are nearer in
 pixels without being copies; reconstructions of the test images, which cannot be, show how much.
@@ -44,10 +48,12 @@ class Config(Strict):
 
 
 class Far(NamedTuple):
-    """Distance of each image of a set to the nearest training image [N], and indices of the images of each group."""
+    """Distance of each image of a set to the nearest training image [N], indices of the images of each group, and how many training
+    images, augmented copies included, were looked at."""
 
     distance: Float[np.ndarray, " n"]
     groups: dict[str, np.ndarray]
+    references: int
 
 
 def measure(config: Config, run: Run) -> Report:
@@ -80,7 +86,10 @@ def _compared(sets: dict[str, Far], group: str, quantile: float) -> list[dict[st
         "test_median": float(np.median(unseen)),
         "test_near_fraction": compare(unseen, unseen, quantile)["near_fraction"],
     }
-    return [{"of": name, "images": len(own), **test, **compare(own, unseen, quantile)} for name, own in far.items()]
+    return [
+        {"of": name, "images": len(own), "references": sets[name].references, **test, **compare(own, unseen, quantile)}
+        for name, own in far.items()
+    ]
 
 
 def _metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -118,14 +127,18 @@ def closest(
 def _in_features(run: Run) -> tuple[dict[str, Far], Int[np.ndarray, " n"]]:
     """Distance to the nearest of the training images that were seen as decoded, and which training image is nearest to each sample.
     All sets passed the decoder."""
-    decoded = run.features("reconstruction_train")
+    decoded, images = run.features("reconstruction_train"), len(run.images("train"))
+    if len(decoded) < images:
+        print(f"evaluation.memorisation: in features {len(decoded)} of {images} training images are looked at, and copies of "
+              "others are not found; raise features.decoded to look at more", flush=True)  # fmt: skip
     sets = {"test": run.features("reconstruction"), **{of: run.features(of) for of in ("samples", "baseline")}}
     found = {name: nearest(points, decoded) for name, points in sets.items()}
     groups = {"test": run.groups("reconstruction"), **{of: run.groups(of) for of in ("samples", "baseline")}}
-    far = {name: Far(distance, groups[name]) for name, (_, distance) in found.items()}
+    far = {name: Far(distance, groups[name], len(decoded)) for name, (_, distance) in found.items()}
     some = evenly(len(decoded), len(sets["test"]))
-    far["copies"] = Far(nearest(decoded[some], decoded)[1], _of_some(run.groups("reconstruction_train"), some))
-    originals = evenly(len(run.images("train")), len(decoded))
+    groups_of_copies = _of_some(run.groups("reconstruction_train"), some)
+    far["copies"] = Far(nearest(decoded[some], decoded)[1], groups_of_copies, len(decoded))
+    originals = evenly(images, len(decoded))
     return far, originals[found["samples"][0]]
 
 
@@ -140,7 +153,7 @@ def _in_pixels(run: Run) -> dict[str, Far]:
         "copies": (recited[some], _of_some(run.groups("train"), some)),
     }
     return {
-        name: Far(nearest(_flat(pixels), _flat(train))[1] * train[0].size ** -0.5, groups)
+        name: Far(nearest(_flat(pixels), _flat(train))[1] * train[0].size ** -0.5, groups, len(train))
         for name, (pixels, groups) in sets.items()
     }
 
@@ -148,15 +161,16 @@ def _in_pixels(run: Run) -> dict[str, Far]:
 def _in_codes(run: Run) -> dict[str, Far]:
     """Fraction of the codes, of all grids together, that differ from the nearest training image's or augmented copy's.
     Reconstructions have the codes of the test images: no row of their own."""
-    train, test = run.codes("train"), run.codes("test")
+    train, test, augmented = run.codes("train"), run.codes("test"), run.augmented_codes()
     some = evenly(len(train), len(test))
     sets = {
         "test": (test, run.groups("test")),
         **{of: (run.samples(of, "codes"), run.groups(of)) for of in ("samples", "baseline")},
         "copies": (train[some], _of_some(run.groups("train"), some)),
     }
+    references = len(train) + sum(map(len, augmented))
     return {
-        name: Far(nearest_codes(codes, train, *run.augmented_codes()), groups) for name, (codes, groups) in sets.items()
+        name: Far(nearest_codes(codes, train, *augmented), groups, references) for name, (codes, groups) in sets.items()
     }
 
 
