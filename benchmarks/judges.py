@@ -53,10 +53,12 @@ HIGH = ("precision", "recall", "density", "coverage", "clipped density", "clippe
 
 
 class Set(NamedTuple):
-    """Images as codes, and a family of each: a sample is a family of its own."""
+    """Images as codes, and a family of each: a sample is a family of its own. `side`, of damaged images: those of different sides
+    share no code."""
 
     codes: Int[np.ndarray, "n t"]
     families: Shaped[np.ndarray, " n"]
+    side: Int[np.ndarray, " n"] | None = None
 
 
 class Seen(NamedTuple):
@@ -67,10 +69,12 @@ class Seen(NamedTuple):
     families: Shaped[np.ndarray, " n"]
     groups: Int[np.ndarray, " n"]
     bits: Float[np.ndarray, " n"]
+    side: Int[np.ndarray, " n"] | None = None
 
     def rows(self, chosen: Int[np.ndarray, " m"]) -> Seen:
         features = {name: each[chosen] for name, each in self.features.items()}
-        return Seen(self.codes[chosen], features, self.families[chosen], self.groups[chosen], self.bits[chosen])
+        side = None if self.side is None else self.side[chosen]
+        return Seen(self.codes[chosen], features, self.families[chosen], self.groups[chosen], self.bits[chosen], side)
 
 
 class Workspace:
@@ -163,13 +167,11 @@ def denoiser(pixels: UInt8[np.ndarray, "n h w c"], seed: int) -> Denoiser:
 
 
 def damaged(images: ladder.Images, space: CodeSpace, seed: int, repetitions: int) -> dict[str, list[Set]]:
-    return {
-        rung: [
-            Set(ladder.damaged(images, space, rung, seed, repetition).codes, images.families)
-            for repetition in range(repetitions)
-        ]
-        for rung in ladder.rungs(space)
-    }
+    def made(rung: str, repetition: int) -> Set:
+        codes, side = ladder.damaged(images, space, rung, seed, repetition)
+        return Set(codes, images.families, side)
+
+    return {rung: [made(rung, repetition) for repetition in range(repetitions)] for rung in ladder.rungs(space)}
 
 
 def priors(space: Workspace, params: Params, runtime: Runtime) -> Iterator[tuple[str, Any]]:
@@ -280,7 +282,7 @@ class Gallery:
             for each, rows in zip(np.unique(group), spread_rows, strict=True):
                 spread[group == each] = bits[rows]
             bits = spread
-        return Seen(made.codes, features, made.families, group, bits)
+        return Seen(made.codes, features, made.families, group, bits, made.side)
 
     @torch.no_grad()
     def bits(self, codes: Int[np.ndarray, "n t"]) -> Float[np.ndarray, " n"]:
@@ -315,7 +317,8 @@ def one_nearest(fake: Seen, real: Seen, of: str) -> float:
 
 def kid(fake: Seen, real: Seen, of: str) -> float:
     families = (fake.families, real.families)
-    found = kernel.pairs(fake.features[of], real.features[of], families)
+    related = None if fake.side is None else fake.side[:, None] == fake.side
+    found = kernel.pairs(fake.features[of], real.features[of], families, None, related)
     return float(kernel.estimate(found, np.ones((1, len(families[0]))), np.ones((1, len(families[1]))))[0])
 
 
