@@ -4,7 +4,7 @@ Classifier two-sample tests (Lopez-Paz and Oquab 2017, arXiv 1610.06545; `tesser
 judge finds no difference, 1 that it is never mistaken. There are two judges. `features` is a logistic regression on the scorer's
 features of decoded images, both sides by the same tokenizer. `critic` is a small convolutional network on code vectors: it
 sees no pixel, so that what the decoder blurs or adds cannot help it. Real training images in the place of samples say what
-an accuracy is worth: families differ, so it may be above 1/2 for them too. Samples of the baseline are what both must find.
+an accuracy is worth: families differ, so it may be above 1/2 for them too. Samples of the baseline are what `features` must find.
 
 A judge that finds nothing may be blind. The critic counts (`critic_counts` 1) only where it also tells from real images those
 of which one random half comes from another image of the same group; then the lower end of its interval is above 1/2.
@@ -101,7 +101,7 @@ def measure(config: Config, run: Run) -> Report:
         sets = {of: _in_place_of_samples(run, of) for of in (SAMPLES, TRAIN, BASELINE)}
         for of, false in sets.items():
             found[at, of, FEATURES] = by_features(false, real, config)
-        for of, false in (sets | {HALVES: _of_two_halves(real, run, at)}).items():
+        for of, false in {SAMPLES: sets[SAMPLES], TRAIN: sets[TRAIN], HALVES: _of_two_halves(real, run, at)}.items():
             seed = derive(run.params.seed, "two_sample", at, of)
             found[at, of, CRITIC] = by_critic(false, real, tokenizer, config, seed, run.device)
     rows = [
