@@ -23,11 +23,12 @@ from tessera import sets
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
-from tessera.features.clipped import collapsed, figures
+from tessera.features.clipped import FIGURES, collapsed, figures
 from tessera.features.neighbours import fewer
 
 REAL, TRAIN = "reconstruction", "reconstruction_train"
 FAKE, CONTROLS = ("samples", TRAIN, "baseline"), ("baseline",)
+METRICS = ("*.images", *(f"*.{of}.{name}" for of in ("samples", TRAIN) for name in FIGURES))
 
 
 class Config(Strict):

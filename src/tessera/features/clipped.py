@@ -28,6 +28,7 @@ from jaxtyping import Float, Int, Shaped
 from tessera.core.errors import InputError
 from tessera.features.neighbours import distances, recall
 
+FIGURES = ("clipped_density", "clipped_coverage", "recall")
 ROUNDING = 1e-5  # of the length of a point: what two passes over one image may differ by
 
 
@@ -81,7 +82,7 @@ def figures(
     real, fake = directions(real), directions(fake)
     density, coverage = clipped(real, fake, families, k)
     found = 0.0 if collapsed(real, families, k) else recall(real, fake, k)
-    return {"clipped_density": density, "clipped_coverage": coverage, "recall": found}
+    return dict(zip(FIGURES, (density, coverage, found), strict=True))
 
 
 def collapsed(real: Float[np.ndarray, "n f"], families: Shaped[np.ndarray, " n"], k: int) -> bool:
