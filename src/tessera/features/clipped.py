@@ -74,16 +74,15 @@ def figures(
     real one needs `k` of other families, each sample `k` others. 0 where the real images have `collapsed`."""
     if len(fake) <= k or others(families).min(initial=len(real)) < k:
         return {}
+    real, fake = directions(real), directions(fake)
     if collapsed(real, families, k):
         return dict.fromkeys(FIGURES, 0.0)
-    real, fake = directions(real), directions(fake)
     return dict(zip(FIGURES, (*clipped(real, fake, families, k), recall(real, fake, k)), strict=True))
 
 
 def collapsed(real: Float[np.ndarray, "n f"], families: Shaped[np.ndarray, " n"], k: int) -> bool:
-    """Whether most images have the same direction, within rounding, as `k` of other families."""
-    points = directions(real)
-    own = np.where(families[:, None] == families[None, :], np.inf, distances(points, points))
+    """Whether most images lie, by their directions and within rounding, where `k` of other families do."""
+    own = np.where(families[:, None] == families[None, :], np.inf, distances(real, real))
     return bool(np.median(np.partition(own, k - 1, axis=1)[:, k - 1]) <= ROUNDING)
 
 
