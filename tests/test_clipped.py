@@ -202,13 +202,12 @@ def test_one_image_for_everything_is_no_good_sample(rounding):
     """All distances are 0, within the rounding of a forward pass: every sample would lie in every ball."""
     image = np.abs(gaussian(1, 40))
     real, fake = (image * (1 + rounding * gaussian(30, 40, seed)) for seed in (0, 1))
-    assert clipped(real, fake, alone(30), 5) == (0, 0)
     assert set(figures(real, fake, alone(30), 5).values()) == {0}
     assert set(figures(0 * real, 0 * fake, alone(30), 5).values()) == {0}
-    assert collapsed(real, alone(30), 5)
+    assert collapsed(directions(real), alone(30), 5)
     few = np.concatenate([real[:10], gaussian(20, 40)])  # a third of the images are one
-    assert not collapsed(few, alone(30), 5)
-    assert clipped(few, few, alone(30), 5).density > 0.9
+    assert not collapsed(directions(few), alone(30), 5)
+    assert figures(few, few, alone(30), 5)["clipped_density"] > 0.9
 
 
 # order, and what cannot be measured

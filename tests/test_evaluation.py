@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from conftest import LABELS, ROOT, example, pictures
 
 import stages.evaluation
 from tessera import sets
-from tessera.core import files, seams
+from tessera.core import files, seams, trees
 from tessera.core.errors import InputError
 from tessera.core.params import read
 from tessera.core.run import SPLITS, Run
@@ -106,6 +107,17 @@ def test_metrics_are_finite_and_the_same_twice(measured, name):
     assert first.tables
     for title, table in first.tables.items():
         assert table.equals(again.tables[title])
+
+
+@pytest.mark.parametrize("name", seams.names("evaluation"))
+def test_a_measure_says_which_metrics_it_gives(measured, name):
+    """A threshold on another one is refused."""
+    given = [metric for metric, _ in trees.numbers(measured(name).metrics)]
+    declared = seams.plugin("evaluation", name).METRICS
+    pattern = re.compile("|".join(re.escape(of).replace(r"\*", "[^.]*") for of in declared))
+    assert given
+    assert [metric for metric in given if not pattern.fullmatch(metric)] == []
+    assert len({metric.rpartition(".")[2] for metric in given} & {of.rpartition(".")[2] for of in declared}) > 1
 
 
 @pytest.mark.parametrize("name", seams.names("evaluation"))

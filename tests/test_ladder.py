@@ -460,7 +460,8 @@ def test_a_group_of_too_few_images_or_of_one_family_is_named_and_not_measured():
     named = report.tables["sets"].set_index(["split", "group", "set"])["said"]
     assert named[("test", "few", "reconstruction")] == named[("val", "few", "reconstruction_val")] == "too few images"
     assert named[("test", "alike", "reconstruction")] == "one family"
-    assert set(report.metrics["test"]) == {"all"}
+    assert report.metrics["test"]["few"] == {"images": 19}
+    assert report.metrics["val"]["alike"] == {"images": 24}
     assert set(report.tables["rungs"]["group"]) == {"all"}
 
 

@@ -50,7 +50,8 @@ METRICS = {
     "evaluation/memorisation": {"all": {"features": {"median_ratio": 0.998, "near_fraction": 0.0}}},
     "extensions/interpolation": {"smoothness": 0.9},
     "gate": {"passed": 0, "judged": 2, "failed": 1, "checks": {
-        "usage": {"value": 0.987654, "threshold": 0.5, "margin": 0.487654, "pass": 1},
+        "usage": {"value": 0.987654, "threshold": 0.5, "margin": 0.487654, "pass": 1,
+                  "not_measured": 2},
         "mse": {"value": 0.0264, "threshold": 0.015, "margin": -0.0114, "pass": 0}}},
     "criteria": {"passed": 1, "judged": 0, "failed": 0, "checks": {}},
 }  # fmt: skip
@@ -204,6 +205,8 @@ def test_verdicts_show_every_threshold(run):
     rows = [re.sub(r"<[^>]+>", "|", row) for row in re.findall(r"<tr>(.*?)</tr>", part(page, "verdicts"))]
     assert [row.strip("|").split("|")[0] for row in rows] == ["check", "usage", "mse", "check", "fid"]
     assert "✓ pass" in rows[1]
+    assert "2 not measured" in rows[1]
+    assert "not measured" not in rows[2]
     assert "✗ fail" in rows[2]
     assert "-0.0114" in rows[2]
     assert "not measured" in rows[4]

@@ -62,6 +62,41 @@ def test_summary_counts():
     assert found["checks"]["bad"] == {"value": 2.0, "threshold": 1.0, "margin": -1.0, "pass": False}
 
 
+LADDER = {
+    "val": {
+        "all": {"rung": 0.4},
+        "people": {"images": 3},
+        "rest": {"rung": 0.9, "rung_low": 0.1},
+        "food": {"in_order": 0.0},
+    },
+    "test": {"all": {"rung": 2.0}, "people": {}},
+}
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "missing"),
+    [
+        ("val.*.rung", 0.9, ("val.people", "val.food")),
+        ("*.all.rung", 2.0, ()),
+        ("*.*.rung", 2.0, ("val.people", "val.food", "test.people")),
+        ("*.rest.rung", 0.9, ("test",)),
+        ("val.all.rung", 0.4, ()),
+        ("val.*.rung*", 0.9, ("val.people", "val.food")),
+    ],
+)
+def test_groups_without_the_metric_are_named_and_counted(metric, value, missing):
+    thresholds = {"rung": most(f"evaluation/ladder:{metric}", 1.0)}
+    checks = verdict.judge(thresholds, lambda file: LADDER)
+    assert (checks["rung"].value, checks["rung"].missing) == (value, missing)
+    (line,) = verdict.lines("criteria", thresholds, checks)
+    assert line.endswith(f"<= 1  not measured: {', '.join(missing)}" if missing else "<= 1")
+    assert verdict.summary(checks)["checks"]["rung"].get("not_measured", 0) == len(missing)
+
+
+def test_a_metric_that_no_group_has_is_not_measured():
+    assert verdict.judge({"it": most("evaluation/ladder:val.*.kid", 1.0)}, lambda file: LADDER) == {"it": None}
+
+
 @pytest.mark.parametrize(
     ("bounds", "said"),
     [({}, "at_least or at_most"), ({"at_least": 1.0, "at_most": 2.0}, "not both"), ({"at_least": math.nan}, "finite")],
@@ -85,6 +120,37 @@ def test_a_metric_that_no_stage_before_writes_is_a_mistake(section, metric):
     assert problem.startswith(
         f"{section}.thresholds.mine.metric: no stage before writes metrics/{metric.split(':')[0]}"
     )
+
+
+@pytest.mark.parametrize(
+    ("metric", "hint"),
+    [
+        ("evaluation/ladder:val.*.rnug", "did you mean 'val.*.rung'?"),
+        ("evaluation/ladder:vla.all.rung", "did you mean 'val.*.rung'?"),
+        ("evaluation/coverage:*.sample.clipped_density", "did you mean '*.samples.clipped_density'?"),
+        ("evaluation/frechet:*.fid.samples_tset", "did you mean '*.fid.samples_test'?"),
+        ("evaluation/memorisation:all.feature.median_ratio", "did you mean '*.features.median_ratio'?"),
+        ("evaluation/coverage:x", "there is *.images, *.samples.clipped_density, "),
+        ("evaluation/two_sample:val.*.halves", "did you mean 'val.*.critic_halves'?"),
+    ],
+)
+def test_a_metric_that_the_measure_never_gives_is_a_mistake(metric, hint):
+    raw = read(project() / "params.yaml")
+    raw["criteria"]["thresholds"]["mine"] = {"metric": metric, "at_most": 1.0}
+    (problem,) = problems(raw)
+    file, _, name = metric.partition(":")
+    assert problem.startswith(f"criteria.thresholds.mine.metric: {file} gives no metric {name!r}; {hint}")
+
+
+@pytest.mark.parametrize("metric", [
+    "evaluation/ladder:val.*.rung", "evaluation/ladder:*.kid_classifier", "evaluation/ladder:test.p*e.train_kid*",
+    "evaluation/frechet:*.fd_*.samples_*", "evaluation/likelihood:*saved_bound", "evaluation/ladder:applies",
+    "evaluation/two_sample:*.rest.critic_train", "evaluation/coverage:*.recall", "prior:val.anything",
+])  # fmt: skip
+def test_a_metric_that_some_run_may_give_is_none(metric):
+    raw = read(project() / "params.yaml")
+    raw["criteria"]["thresholds"]["mine"] = {"metric": metric, "at_most": 1.0}
+    assert problems(raw) == []
 
 
 def test_every_default_threshold_is_of_a_metric_of_the_committed_run():

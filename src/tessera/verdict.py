@@ -21,7 +21,7 @@ Metrics = Callable[[str], dict[str, Any]]  # name of a file of metrics/ -> its c
 
 
 class Threshold(Strict):
-    """One bound on a metric. If `*` matches several metrics, the worst counts."""
+    """One bound on a metric. If `*` matches several metrics, the worst counts; those that have none are named."""
 
     metric: str = Field(pattern=r"^[a-z0-9_/]+:[A-Za-z0-9_.*]+$", description="file of metrics/ and name in it, such as "
                         "diagnostics/usage:grid_*.usage")  # fmt: skip
@@ -47,11 +47,13 @@ class Verdict(Strict):
 
 
 class Check(NamedTuple):
-    """One metric against one threshold. `margin` is in units of the metric, negative if the check fails."""
+    """One metric against one threshold. `margin` is in units of the metric, negative if the check fails. `missing` names what `*`
+    stands for and what has no such metric, such as the group `val.people` of `val.*.rung`."""
 
     value: float
     threshold: float
     margin: float
+    missing: tuple[str, ...]
 
     @property
     def passed(self) -> bool:
@@ -65,13 +67,30 @@ def judge(thresholds: dict[str, Threshold], metrics: Metrics) -> dict[str, Check
 
 def _check(threshold: Threshold, metrics: dict[str, Any]) -> Check | None:
     pattern = threshold.metric.partition(":")[2]
-    values = [float(value) for name, value in trees.numbers(metrics) if fnmatchcase(name, pattern)]
+    values = _matching(metrics, pattern)
     if not values:
         return None
+    missing = tuple(_missing(metrics, pattern.split(".")))
     if threshold.at_least is not None:
-        return Check(min(values), threshold.at_least, min(values) - threshold.at_least)
+        return Check(min(values), threshold.at_least, min(values) - threshold.at_least, missing)
     assert threshold.at_most is not None, "a threshold has one of the two"
-    return Check(max(values), threshold.at_most, threshold.at_most - max(values))
+    return Check(max(values), threshold.at_most, threshold.at_most - max(values), missing)
+
+
+def _matching(metrics: dict[str, Any], pattern: str) -> list[float]:
+    return [float(value) for name, value in trees.numbers(metrics) if fnmatchcase(name, pattern)]
+
+
+def _missing(metrics: dict[str, Any], pattern: list[str]) -> Iterator[str]:
+    """Names, of those that a part of the pattern with `*` matches, under which nothing matches the parts after it."""
+    first, *rest = pattern
+    for name, below in metrics.items():
+        if not rest or not isinstance(below, dict) or not fnmatchcase(name, first):
+            continue
+        if "*" in first and not _matching(below, ".".join(rest)):
+            yield name
+        else:
+            yield from (f"{name}.{found}" for found in _missing(below, rest))
 
 
 def metrics_of(run: Run) -> Metrics:
@@ -103,15 +122,21 @@ def write(stage: str, verdict: Verdict, run: Run) -> None:
 
 
 def summary(checks: dict[str, Check | None]) -> dict[str, Any]:
-    """The content of `metrics/<stage>.json`: only numbers and truth values, because DVC compares them."""
+    """The content of `metrics/<stage>.json`: only numbers and truth values, because DVC compares them. `not_measured` is the number
+    of groups, or whatever `*` stands for, that have no such metric; it is there where it is not 0."""
     judged = {name: check for name, check in checks.items() if check is not None}
     failed = sum(not check.passed for check in judged.values())
     return {
         "passed": not failed,
         "judged": len(judged),
         "failed": failed,
-        "checks": {name: {**check._asdict(), "pass": check.passed} for name, check in judged.items()},
+        "checks": {name: _summary(check) for name, check in judged.items()},
     }
+
+
+def _summary(check: Check) -> dict[str, Any]:
+    found = {"value": check.value, "threshold": check.threshold, "margin": check.margin, "pass": check.passed}
+    return found | ({"not_measured": len(check.missing)} if check.missing else {})
 
 
 def lines(stage: str, thresholds: dict[str, Threshold], checks: dict[str, Check | None]) -> Iterator[str]:
@@ -121,4 +146,5 @@ def lines(stage: str, thresholds: dict[str, Threshold], checks: dict[str, Check 
             yield f"{stage}: {name:14} not measured ({threshold.metric})"
         else:
             sign, word = (">=" if threshold.at_least is not None else "<="), "pass" if check.passed else "FAIL"
-            yield f"{stage}: {name:14} {word}  {check.value:.4g} {sign} {check.threshold:g}"
+            missing = f"  not measured: {', '.join(check.missing)}" if check.missing else ""
+            yield f"{stage}: {name:14} {word}  {check.value:.4g} {sign} {check.threshold:g}{missing}"

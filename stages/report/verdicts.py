@@ -26,7 +26,7 @@ def _line(stage: str) -> str:
 
 
 def body(run: Run) -> str:
-    """One table per verdict, which also lists metrics that were not measured."""
+    """One table per verdict, which also lists metrics that were not measured, and of how many groups one was not."""
     return "".join(_verdict(stage, run) for stage in STAGES)
 
 
@@ -39,6 +39,8 @@ def _verdict(stage: str, run: Run) -> str:
         check = checks.get(name)
         value, margin = (elements.number(check["value"]), elements.number(check["margin"])) if check else ("", "")
         mark = _mark(check["pass"]) if check else '<span class="soft">not measured</span>'
+        if check and "not_measured" in check:
+            mark += f' <span class="soft">{check["not_measured"]:.0f} not measured</span>'
         rows.append([escape(name), mark, value, escape(bound), margin, f"<code>{escape(threshold['metric'])}</code>"])
     after = {"warn": "A check that fails is a warning.", "stop": "A check that fails stops the pipeline."}
     table = elements.table(["check", "verdict", "value", "bound", "margin", "metric"], rows, numeric={2, 4})

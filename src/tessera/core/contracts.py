@@ -11,7 +11,8 @@ shared keys that the plug-in reads. The other is one function, which depends on 
     priors       build(config, space, classes) -> Prior                   closed-form priors also have `fit`
     extractors   build(config, image_shape, classes) -> Extractor
     diagnostics, evaluation, extensions
-                 measure(config, run) -> Report;  requires(params) -> str | None (optional): why it does not apply
+                 measure(config, run) -> Report;  requires(params) -> str | None (optional): why it does not apply;
+                 METRICS (optional): names of its metrics, where `*` stands for text without dots, that thresholds may name
 
 A `Config` may have one method, `rule(params) -> Iterable[str]`. It returns violations of rules across sections, and is called
 before any work, if the plug-in is chosen.

@@ -23,11 +23,12 @@ from tessera import sets
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
-from tessera.features.clipped import collapsed, figures
+from tessera.features.clipped import FIGURES, collapsed, directions, figures
 from tessera.features.neighbours import fewer
 
 REAL, TRAIN = "reconstruction", "reconstruction_train"
 FAKE, CONTROLS = ("samples", TRAIN, "baseline"), ("baseline",)
+METRICS = ("*.images", *(f"*.{of}.{name}" for of in ("samples", TRAIN) for name in FIGURES))
 
 
 class Config(Strict):
@@ -51,7 +52,7 @@ def measure(config: Config, run: Run) -> Report:
         found = {name: figures(points[REAL], points.get(name, nothing), families, k) for name in FAKE}
         for name in [name for name in FAKE if not found[name]]:
             print(f"evaluation.coverage: {name}, group {group}: not measured, there are too few images", flush=True)
-        if any(found.values()) and collapsed(points[REAL], families, k):
+        if any(found.values()) and collapsed(directions(points[REAL]), families, k):
             print(
                 f"evaluation.coverage: group {group}: 0, since the reconstructions of most test images are the same",
                 flush=True,

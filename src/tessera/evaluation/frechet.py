@@ -50,6 +50,19 @@ KID = ("samples_test", "reconstruction_test", "samples_decoded", "train_decoded"
 LEAST = 4  # images; half of the resamplings of 2 hold no pair
 
 
+def _name(first: str, second: str) -> str:
+    """Of a pair in the metrics."""
+    decoded = second == "reconstruction"
+    return f"{first.removeprefix('reconstruction_')}_decoded" if decoded else f"{first}_{second}"
+
+
+METRICS = (
+    "*.images",
+    *(f"*.{distance}.{_name(*pair)}" for distance in ("fid", "fd_*") for pair in PAIRS),
+    *(f"*.kid*.{name}{end}" for name in KID for end in ("", "_low", "_high")),
+)
+
+
 class Config(Strict):
     count: int = Field(ge=LEAST, description="images of every set, chosen by the seed; fewer where a set has fewer",
                        examples=[8])  # fmt: skip
@@ -122,12 +135,6 @@ def _mark(rows: list[dict[str, Any]], group: str, kid: str) -> None:
         if row["says"] == "nothing":
             print(f"evaluation.frechet: {kid} of {row['first']} against {row['second']}, group {group}, says nothing: its interval "
                   f"{row[f'{kid}_low']:.3f} to {row[f'{kid}_high']:.3f} holds the values of all others", flush=True)  # fmt: skip
-
-
-def _name(first: str, second: str) -> str:
-    """Of a pair in the metrics."""
-    decoded = second == "reconstruction"
-    return f"{first.removeprefix('reconstruction_')}_decoded" if decoded else f"{first}_{second}"
 
 
 def says(of: Interval, others: Iterable[float]) -> str:

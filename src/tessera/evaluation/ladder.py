@@ -40,6 +40,12 @@ if TYPE_CHECKING:
 
 REAL = {"val": "reconstruction_val", "test": "reconstruction"}  # split -> features of its reconstructions
 TRAIN = "reconstruction_train"  # real training images in the place of samples
+METRICS = tuple(
+    f"{split}.*.{name}"
+    for split in REAL
+    for name in ("images", "in_order", "ordered", "rung", "rung_low", "rung_high", "kid*", "accuracy", "train_rung",
+                 "train_kid*", "train_accuracy")
+)  # fmt: skip
 
 
 class Config(Strict):
@@ -108,7 +114,8 @@ class Real(NamedTuple):
 
 
 def measure(config: Config, run: Run) -> Report:
-    """Metrics of the samples for each split and group: their rung and its interval, KID, accuracy, and those of training images.
+    """Metrics of the samples for each split and group: their rung and its interval, KID, accuracy, and those of training images;
+    of a group that is not measured, the number of real images.
     `in_order`: each rung has a larger KID than the one before; without it there is no rung. `ordered`: also each difference
     is above 0 at 95 %. Table `rungs` has the damaged sets, `sets` everything else; picture `damage` shows images on each rung
     beside samples, `scale` where the samples stand."""
@@ -125,6 +132,7 @@ def measure(config: Config, run: Run) -> Report:
             reason = made.too_few(made.real, group) or made.unpaired(group)
             if reason is not None:
                 sets.append({"split": split, "group": group, "set": REAL[split], "said": reason})
+                metrics[split][group] = {"images": len(made.real.groups[group])}
                 continue
             measured = made.rungs(group)
             metrics[split][group], own = headline(measured, dict(made.sets(group)), made.kid)

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
     from tessera.core.space import CodeSpace
 
+METRICS = (
+    *(f"*.{split}.{name}{bound}{unit}" for split in ("val", "test") for bound in ("", "_bound")
+      for name, unit in (("nll", "_bits_per_code"), ("fraction_saved", ""))),
+    "*.gap_bits_per_code", "*.gap_bound_bits_per_code",
+)  # fmt: skip
+
 
 class Config(Strict):
     batch_size: int = Field(ge=1, description="images per forward pass", examples=[4])

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 OF = ("samples", "baseline", "reconstruction", "copies")  # those of them that a space has
 COLUMNS, BINS = 8, 40
+SPACES, FIGURES = ("features", "pixels", "codes"), ("median_ratio", "near_fraction")
+METRICS = tuple(f"*.{space}.{name}" for space in SPACES for name in FIGURES)
 
 
 class Config(Strict):
@@ -62,7 +64,7 @@ def measure(config: Config, run: Run) -> Report:
     are. A set without images of a group has no row there. Picture `pairs`: the samples nearest in feature space, over their
     nearest training images; like the histograms, of all images."""
     features, index = _in_features(run)
-    spaces = {"features": features, "pixels": _in_pixels(run), "codes": _in_codes(run)}
+    spaces = dict(zip(SPACES, (features, _in_pixels(run), _in_codes(run)), strict=True))
     metrics: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     for group in run.groups("test"):
@@ -94,9 +96,7 @@ def _compared(sets: dict[str, Far], group: str, quantile: float) -> list[dict[st
 
 def _metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Of the samples; empty where the group has none."""
-    return next(
-        ({name: row[name] for name in ("median_ratio", "near_fraction")} for row in rows if row["of"] == "samples"), {}
-    )
+    return next(({name: row[name] for name in FIGURES} for row in rows if row["of"] == "samples"), {})
 
 
 def compare(distances: Float[np.ndarray, " n"], unseen: Float[np.ndarray, " m"], quantile: float) -> dict[str, float]:

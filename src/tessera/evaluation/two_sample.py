@@ -40,6 +40,15 @@ FEATURES, CRITIC = JUDGES = ("features", "critic")
 SAMPLES, TRAIN, BASELINE, HALVES = "samples", "train", "baseline", "halves"
 COLUMNS, BINS, GAP = 12, 20, 24
 AT_ONCE = 256  # images whose codes become vectors in one pass
+METRICS = tuple(
+    f"{split}.*.{name}"
+    for split in REAL
+    for name in (
+        *(f"{judge}{end}" for judge in JUDGES for end in ("", "_low", "_high", f"_{TRAIN}")),
+        f"{CRITIC}_{HALVES}",
+        f"{CRITIC}_counts",
+    )
+)
 
 
 class Config(Strict):

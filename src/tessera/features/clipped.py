@@ -2,20 +2,17 @@
 
 Salvy, Talbot and Thirion 2026 (Enhanced Generative Model Evaluation with Clipped Density and Coverage, arXiv 2507.01761).
 Points are features [N,F] of real images and [M,F] of samples. Each real point has a ball, as large as the distance to its k-th
-nearest other real point. Where images are independent, both measures are about 1 for samples of the real distribution, and about x
-where a fraction x of the samples are of it and the others lie far away. So a value means the same for sets of any size. NumPy and
-SciPy, no torch.
+nearest other real point. Of independent images, both measures are about 1 for samples of the real distribution, and about x where
+a fraction x of the samples are of it and the others lie far away. So a value means the same for sets of any size. No torch.
 
 Three things here are not in the paper:
 
 - Variants of one image stand in one family, and are no independent images: neighbours are counted among other families. Else a
   ball would be as small as the difference between two skin tones, and not even other real images would lie in it. Where each
-  image is its own family, the measures are those of the paper. Where there are families, other real images come in families too,
-  which lie in few balls together, and their coverage is below 1, the more the fewer families there are.
-- `directions`: of the features of an image, only their direction counts. All activations are weak where a network recognises
-  nothing. Such an image, noise or a blank, lies near the origin, and so nearer to each real image than these to one another.
-- `collapsed`: where most balls have no extent, as of a decoder that yields one image for all codes, everything would lie on its
-  centre, and so in it. Both measures are 0 there.
+  image is its own family, the measures are those of the paper. Else other real images, which come in families too, cover less.
+- `directions`: of features only the direction counts. Where a network recognises nothing all activations are weak: noise would
+  lie near the origin, and so nearer to each real image than these to one another.
+- `collapsed`: where most balls have no extent, as of a decoder that yields one image for all codes, everything would lie in them.
 """
 
 from __future__ import annotations
@@ -28,7 +25,8 @@ from jaxtyping import Float, Int, Shaped
 from tessera.core.errors import InputError
 from tessera.features.neighbours import distances, recall
 
-ROUNDING = 1e-5  # of the length of a point: what two passes over one image may differ by
+FIGURES = ("clipped_density", "clipped_coverage", "recall")
+ROUNDING = 1e-5  # distance that two passes over one image may leave between its directions
 
 
 class Clipped(NamedTuple):
@@ -49,7 +47,7 @@ def clipped(
     real: Float[np.ndarray, "n f"], fake: Float[np.ndarray, "m f"], families: Shaped[np.ndarray, " n"], k: int
 ) -> Clipped:
     """Both measures of `fake` against `real`, whose families are given. Balls are closed for the density, and open for the
-    coverage, as the authors' are. 0 and 0 where the real points have `collapsed`.
+    coverage, as the authors' are.
 
     Raises:
         InputError: there is no sample, or a real point has fewer than `k` others of other families.
@@ -60,10 +58,8 @@ def clipped(
             f"clipped density and coverage need a sample, and for each real image {k} of other families (k), got {len(fake)} "
             f"samples and {least} such images; lower k or take more images"
         )
-    own, reach = _balls(real, families, k)
-    if _flat(real, reach):
-        return Clipped(0.0, 0.0)
-    between = distances(real, fake)
+    own = np.where(families[:, None] == families[None, :], np.inf, distances(real, real))
+    between, reach = distances(real, fake), np.partition(own, k - 1, axis=1)[:, k - 1]
     held = np.minimum((between < reach[:, None]).sum(1) / k, 1).mean()
     sizes, counts = np.unique(others(families), return_counts=True)
     good = np.arange(len(fake) + 1) / len(fake)
@@ -75,38 +71,25 @@ def figures(
     real: Float[np.ndarray, "n f"], fake: Float[np.ndarray, "m f"], families: Shaped[np.ndarray, " n"], k: int
 ) -> dict[str, float]:
     """`clipped_density`, `clipped_coverage` and `recall` of the directions of features. Empty where there are too few images: each
-    real one needs `k` of other families, each sample `k` others. All are 0 where the real images have `collapsed`."""
+    real one needs `k` of other families, each sample `k` others. 0 where the real images have `collapsed`."""
     if len(fake) <= k or others(families).min(initial=len(real)) < k:
         return {}
     real, fake = directions(real), directions(fake)
-    density, coverage = clipped(real, fake, families, k)
-    found = 0.0 if collapsed(real, families, k) else recall(real, fake, k)
-    return {"clipped_density": density, "clipped_coverage": coverage, "recall": found}
+    if collapsed(real, families, k):
+        return dict.fromkeys(FIGURES, 0.0)
+    return dict(zip(FIGURES, (*clipped(real, fake, families, k), recall(real, fake, k)), strict=True))
 
 
 def collapsed(real: Float[np.ndarray, "n f"], families: Shaped[np.ndarray, " n"], k: int) -> bool:
-    """Whether most of the directions of real features are those of `k` images of other families, within rounding."""
-    real = directions(real)
-    return _flat(real, _balls(real, families, k)[1])
+    """Whether most images lie, by their directions and within rounding, where `k` of other families do."""
+    own = np.where(families[:, None] == families[None, :], np.inf, distances(real, real))
+    return bool(np.median(np.partition(own, k - 1, axis=1)[:, k - 1]) <= ROUNDING)
 
 
 def others(families: Shaped[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """For each image the number of images of other families."""
     _, index, counts = np.unique(families, return_inverse=True, return_counts=True)
     return len(families) - counts[index]
-
-
-def _balls(
-    real: Float[np.ndarray, "n f"], families: Shaped[np.ndarray, " n"], k: int
-) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, " n"]]:
-    """Distances of real points to one another, infinite within a family, and to the k-th nearest of other families."""
-    own = np.where(families[:, None] == families[None, :], np.inf, distances(real, real))
-    return own, np.partition(own, k - 1, axis=1)[:, k - 1]
-
-
-def _flat(real: Float[np.ndarray, "n f"], reach: Float[np.ndarray, " n"]) -> bool:
-    """Whether the median ball has no extent: the balls of the density are no larger."""
-    return bool(np.median(reach) <= ROUNDING * np.linalg.norm(np.asarray(real, np.float64), axis=1).max())
 
 
 def _density(

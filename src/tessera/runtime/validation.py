@@ -322,8 +322,8 @@ def _rules(params: Params) -> Iterator[str]:
 
 
 def _unknown_metrics(params: Params) -> Iterator[str]:
-    """Problems of thresholds on files that no stage writes: they would never be judged. A threshold on a plug-in that is not run
-    is no problem: it is not judged either, but the stage says so."""
+    """Problems of thresholds on files that no stage writes, and on metrics that a plug-in never gives: they would never be
+    judged. A threshold on a plug-in that is not run is no problem: it is not judged either, but the stage says so."""
     for section, stages in JUDGES.items():
         files = [name for stage in stages for name in _metric_files(stage)]
         for name, threshold in cast("Verdict", params.section(section, sections()[section])).thresholds.items():
@@ -335,6 +335,30 @@ def _unknown_metrics(params: Params) -> Iterator[str]:
                 near = difflib.get_close_matches(threshold.file, files, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(files)}"
                 yield f"{section}.thresholds.{name}.metric: no stage before writes metrics/{threshold.file}.json; {hint}"
+            else:
+                yield from _not_given(f"{section}.thresholds.{name}.metric", *threshold.metric.split(":"))
+
+
+def _not_given(where: str, file: str, metric: str) -> Iterator[str]:
+    """A problem if the plug-in that writes a file says which metrics it gives (`METRICS`), and none of them can be meant."""
+    seam, _, plugin = file.partition("/")
+    given = getattr(seams.plugin(seam, plugin), "METRICS", ()) if seam in PLURAL else ()
+    if given and not any(_meet(metric, of) for of in (*given, "applies")):
+        near = difflib.get_close_matches(metric, given, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(given)}"
+        yield f"{where}: {file} gives no metric {metric!r}; {hint}"
+
+
+@cache
+def _meet(wanted: str, given: str) -> bool:
+    """Whether some name matches both patterns. `*` of a threshold stands for any text, that of `METRICS` for text without dots."""
+    if not wanted or not given:
+        return not (wanted + given).strip("*")
+    if wanted[0] == "*":
+        return _meet(wanted[1:], given) or _meet(wanted, given[1:])
+    if given[0] == "*":
+        return _meet(wanted, given[1:]) or (wanted[0] != "." and _meet(wanted[1:], given))
+    return wanted[0] == given[0] and _meet(wanted[1:], given[1:])
 
 
 def _metric_files(stage: str) -> list[str]:
