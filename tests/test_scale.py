@@ -94,7 +94,7 @@ for name, recipe in given["recipes"].items():
         return {"val": objective(to_model(pixels[:8]).double())["mse"].item()}
 
     task = Task("tokenizer", objective, len(pixels), batch, evaluate, lambda row: row["epoch"])
-    fitted = fit(task, Training(**given["training"]), 0, runtime)
+    fitted = fit(task, Training(**given["training"] | {"optimizer": given["optimizers"][name]}), 0, runtime)
     rows = {f"history/{key}": torch.tensor([row[key] for row in fitted.history]) for key in fitted.history[0]}
     found |= {f"{name}/{key}": value for key, value in {**objective.state_dict(), **rows}.items()}
     found[f"{name}/moved"] = torch.tensor(moved)
@@ -117,12 +117,13 @@ models.save_weights(Path(f"{sys.argv[1]}.safetensors"), found)
 runtime.leave()
 """
 
-CASES = {  # quantizer, first codes
-    "ema": ("ema", "latents"),
-    "ema, few latents": ("ema", "latents"),
-    "ema by kmeans": ("ema", "kmeans"),
-    "gradient": ("gradient", "latents"),
-    "residual": ("residual", "kmeans"),
+CASES = {  # quantizer, first codes, optimizer
+    "ema": ("ema", "latents", "adam"),
+    "ema, few latents": ("ema", "latents", "adam"),
+    "ema by kmeans": ("ema", "kmeans", "adam"),
+    "ema by Muon": ("ema", "latents", "muon"),
+    "gradient": ("gradient", "latents", "adam"),
+    "residual": ("residual", "kmeans", "adam"),
 }
 
 
@@ -131,7 +132,7 @@ def trained(_raw: dict[str, Any], make_images: Any, tmp_path_factory: pytest.Tem
     """What rank 0, rank 1 and one process alone end with, after 16 steps."""
     folder = tmp_path_factory.mktemp("ranks")
     recipes = {}
-    for name, (quantizer, initialisation) in CASES.items():
+    for name, (quantizer, initialisation, _) in CASES.items():
         raw = json.loads(json.dumps(_raw))
         raw["tokenizer"]["name"], raw["quantizer"]["name"] = "vqvae", quantizer
         raw["tokenizer"]["vqvae"] |= {"normalisation": "group", "dropout": 0.0}
@@ -143,7 +144,9 @@ def trained(_raw: dict[str, Any], make_images: Any, tmp_path_factory: pytest.Tem
         recipes[name] = models.tokenizer_recipe(Params(raw), (3, 8, 8))._asdict()
     training = _raw["tokenizer"]["training"] | {"epochs": 2, "batch_size": 8, "lr": 0.01, "clip_norm": 1.0}
     files.save_array(folder / "images.npy", make_images(64))
-    files.write_json(folder / "given.json", {"recipes": recipes, "training": training, "settings": SETTINGS})
+    given = {"recipes": recipes, "training": training, "settings": SETTINGS}
+    given["optimizers"] = {name: optimizer for name, (_, _, optimizer) in CASES.items()}
+    files.write_json(folder / "given.json", given)
     before = os.getcwd()
     os.chdir(folder)
     try:

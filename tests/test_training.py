@@ -184,7 +184,9 @@ def test_a_cycle_is_no_longer_than_the_training(epochs, warmup):
     ("schedule", "expected"),
     [
         ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
-        # 8 steps are left after the warm-up: (1 + cos(pi i / 8)) / 2
+        # 8 steps are left after the warm-up: 1 - i / 8
+        ("linear", [0.25, 0.5, 0.75, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        # (1 + cos(pi i / 8)) / 2
         ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, 0.9619398, 0.8535534, 0.6913417, 0.5, 0.3086583, 0.1464466, 0.0380602]),
         # cycles of one epoch = 4 steps: (1 + cos(pi i / 4)) / 2
         ("restarts", [0.25, 0.5, 0.75, 1.0, 1.0, 0.8535534, 0.5, 0.1464466, 1.0, 0.8535534, 0.5, 0.1464466]),
@@ -197,8 +199,9 @@ def test_learning_rate_by_hand(schedule, expected):
     assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_cosine_ends_at_zero():
-    assert learning_rate(12, training(lr=1.0, schedule="cosine"), 4) == 0
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_linear_and_cosine_end_at_zero(schedule):
+    assert learning_rate(12, training(lr=1.0, schedule=schedule), 4) == 0
 
 
 def test_restarts_of_two_epochs():
@@ -206,7 +209,7 @@ def test_restarts_of_two_epochs():
     assert found == pytest.approx([1, 0.8535534, 0.5, 0.1464466, 1, 0.8535534], abs=1e-6)
 
 
-SCHEDULES = st.sampled_from(["constant", "cosine", "restarts"])
+SCHEDULES = st.sampled_from(["constant", "linear", "cosine", "restarts"])
 
 
 @given(st.integers(0, 30), st.integers(0, 20), SCHEDULES, st.integers(1, 4), st.integers(1, 4))
@@ -497,9 +500,12 @@ def assert_same(one: tuple[dict[str, torch.Tensor], Fitted], other: tuple[dict[s
     assert all(torch.equal(value, other[1].snapshots[name]) for name, value in one[1].snapshots.items())
 
 
-@pytest.mark.parametrize("every", [1, 2, 5])
-def test_interrupted_every_few_steps_ends_with_the_same_bits(workspace, everything_moves, make_images, every, capsys):
+@pytest.mark.parametrize(("optimizer", "every"), [("adamw", 1), ("adamw", 2), ("adamw", 5), ("muon", 2)])
+def test_interrupted_every_few_steps_ends_with_the_same_bits(
+    workspace, everything_moves, make_images, optimizer, every, capsys
+):
     """12 steps in 3 epochs. Stopped and resumed again and again, until it gets through."""
+    everything_moves["tokenizer"]["training"]["optimizer"] = optimizer
     pixels = make_images(17)
     whole = train_tokenizer(everything_moves, pixels, Runtime(SETTINGS))
 
@@ -588,7 +594,8 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_two_ranks_agree_and_resume(workspace):
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_two_ranks_agree_and_resume(workspace, optimizer):
     """Batch statistics are each rank's own until they are shared: ranks that score differently would stop at different
     epochs, and wait for each other for ever."""
     with socket.socket() as free:
@@ -596,7 +603,7 @@ def test_two_ranks_agree_and_resume(workspace):
         port = free.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(seams.PACKAGE.parent), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
                    "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}  # fmt: skip
-    given_by = training(epochs=3, weight_ema=0.5, lr=0.05).model_dump_json()
+    given_by = training(epochs=3, weight_ema=0.5, lr=0.05, optimizer=optimizer).model_dump_json()
     ranks = [forked.start("-c", RANK, given_by, **environment, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in (0, 1)]
     errors = forked.ended(*ranks, timeout=100)
     assert all("resuming prior at step 4" in error for error in errors)

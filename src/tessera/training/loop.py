@@ -23,6 +23,7 @@ from tessera.core import collectives
 from tessera.core.contracts import Runtime
 from tessera.core.errors import InputError, NonFiniteError
 from tessera.core.seeding import generator, numpy_generator, seed_globally
+from tessera.training.muon import Muon
 from tessera.training.settings import Training
 
 STEPS = 8  # per epoch, at least; a larger batch is made smaller
@@ -75,8 +76,16 @@ class Fitted(NamedTuple):
 
 
 def learning_rate(step: int, training: Training, steps_per_epoch: int) -> float:
-    """Learning rate of step `step` (from 0): linear warm-up, then constant, cosine to zero (Loshchilov & Hutter 2017, eq. 5,
-    with eta_min = 0), or cosine with restarts every `restart_epochs` epochs (one cycle if there are fewer epochs)."""
+    """Learning rate of step `step` (from 0): linear warm-up over W steps, then by `schedule`, where
+    x = (step - W) / (all steps - W):
+
+    - `constant`: lr;
+    - `linear`: lr (1 - x), to zero;
+    - `cosine`: lr (1 + cos(pi x)) / 2, to zero (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5, with eta_min = 0);
+    - `restarts`: the same, where x begins anew every `restart_epochs` epochs (one cycle if there are fewer epochs).
+
+    None ends before the training does: to end early is to have fewer `epochs`.
+    """
     if step < training.warmup_steps:
         return training.lr * (step + 1) / training.warmup_steps
     done, total = step - training.warmup_steps, training.epochs * steps_per_epoch - training.warmup_steps
@@ -85,6 +94,8 @@ def learning_rate(step: int, training: Training, steps_per_epoch: int) -> float:
     if training.schedule == "restarts":
         total = max(1, min(total, training.restart_epochs * steps_per_epoch))
         done %= total
+    if training.schedule == "linear":
+        return training.lr * max(0.0, 1 - done / max(1, total))
     return training.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done / max(1, total))))
 
 
@@ -192,16 +203,23 @@ def _row_of_rank_0(row: Row, device: torch.device) -> Row:
     return dict(zip(row, values.tolist(), strict=True))
 
 
+def optimizer_of(objective: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """The optimizer of every parameter of `objective` that requires a gradient."""
+    if training.optimizer == "muon":
+        return Muon(objective, training.lr, training.weight_decay)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    # fused: one kernel instead of eight per parameter, which saves a tenth of a step of a small model
+    return kind(parameters, lr=training.lr, weight_decay=training.weight_decay, fused=True)
+
+
 class _State:
     """The state of a training between steps, which a checkpoint holds."""
 
     def __init__(self, task: Task, training: Training, runtime: Runtime) -> None:
         self.task, self.training, self.runtime = task, training, runtime
         self.objective = task.objective
-        optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
-        parameters = [p for p in self.objective.parameters() if p.requires_grad]
-        # fused: one kernel instead of eight per parameter, which saves a tenth of a step of a small model
-        self.optimizer = optimizer(parameters, lr=training.lr, weight_decay=training.weight_decay, fused=True)
+        self.optimizer = optimizer_of(self.objective, training)
         self.step, self.waited, self.stopped = 0, 0, False
         self.best_epoch, self.best_score = 0, -math.inf
         self.best: dict[str, Tensor] = {}

@@ -15,12 +15,18 @@ class Training(Strict):
     epochs: int = Field(ge=1, description="passes over the train split", examples=[2])
     batch_size: int = Field(ge=1, description="examples per step, over all devices together; fewer if the train split is "
                             "small, see `training.loop.suited`", examples=[4])  # fmt: skip
-    optimizer: Literal["adam", "adamw"] = Field(description="Adam, or AdamW (decoupled decay)", examples=["adam"])
-    lr: float = Field(gt=0, description="peak learning rate", examples=[1e-3])
+    optimizer: Literal["adam", "adamw", "muon"] = Field(
+        description="Adam, AdamW (decoupled decay), or Muon for weight matrices beside AdamW for the rest",
+        examples=["adam"],
+    )
+    lr: float = Field(
+        gt=0, description="peak learning rate; muon scales its updates to those of AdamW", examples=[1e-3]
+    )
     weight_decay: float = Field(ge=0, description="weight decay", examples=[0.0])
     warmup_steps: int = Field(ge=0, description="steps of linear warm-up to lr, at most a tenth of all", examples=[2])
-    schedule: Literal["constant", "cosine", "restarts"] = Field(
-        description="after warm-up: constant, cosine to zero, or cosine with warm restarts", examples=["cosine"]
+    schedule: Literal["constant", "linear", "cosine", "restarts"] = Field(
+        description="after warm-up: constant, linear to zero, cosine to zero, or cosine with warm restarts",
+        examples=["cosine"],
     )
     restart_epochs: int = Field(ge=1, description="length of each cosine cycle under `restarts`", examples=[1])
     clip_norm: float = Field(ge=0, description="largest gradient norm; 0: no clipping", examples=[1.0])
