@@ -10,8 +10,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from committed import project
 
+from tessera.core.params import read
 from tessera.runtime import process
+from tessera.runtime.devices import Runtime
+from tessera.runtime.settings import Settings
 
 FAULTS = """
 import resource, sys
@@ -107,3 +112,18 @@ def test_every_library_computes_on_as_many_threads_as_it_is_told():
 def test_other_threads_than_the_committed_runs_are_said_to_give_other_bits(count, said):
     text = process.other_bits(count)
     assert text is None if said is None else said in text and "not to the bit" in text
+
+
+@pytest.mark.parametrize(("amx", "precision", "better"), [
+    (True, "float32", "bf16"), (True, "bf16", None), (False, "float32", None), (False, "bf16", "float32"),
+])  # fmt: skip
+def test_the_log_names_the_precision_that_would_be_faster_on_this_machine(monkeypatch, capsys, amx, precision, better):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    runtime = Runtime(
+        Settings.model_validate(read(project() / "params.yaml")["runtime"] | {"device": "cpu", "threads": 0})
+    )
+    assert runtime.faster(precision) == better
+    model = torch.nn.Linear(1, 1)
+    runtime.prepare(model, torch.optim.SGD(model.parameters()), precision)
+    said = f"training.precision is {precision}; {better} would be faster on this machine"
+    assert (said in capsys.readouterr().out) == (better is not None)
