@@ -190,6 +190,35 @@ def judges(
     assert re.search(r"^\| 32 \| all \| \d+ \| (yes|no: \w+)", said, re.M)
 
 
+def optimizers(start: Callable[..., str], artefacts: Callable[..., None], workspace: Path, **_: Any) -> None:
+    artefacts()
+    codes = files.load_array(files.ARTIFACTS / "codes" / "train.npy")
+    files.save_array(files.ARTIFACTS / "codes" / "augmented.npy", np.stack([codes]))
+    table = workspace / "optimizers.csv"
+    trainings = workspace / "trainings.yaml"
+    trainings.write_text("- {lr: 0.01, epochs: 2}\n- {lr: 0.02, optimizer: muon, schedule: linear, epochs: 3}\n")
+    for kind, mark, beyond in (("tokenizer", "0.5", "99"), ("prior", "99", "0.01")):
+        marks = ("--marks", mark, beyond, "--table", str(table), "--batch-size", "4")
+        start("benchmarks.optimizers", kind, *marks, "--settings", str(trainings))
+        found = pd.read_csv(table)
+        assert list(found["optimizer"]) == ["adam", "muon"]
+        assert list(found["steps"]) == [6, 9]  # 12 images
+        assert (found["seconds"] > 0).all()
+        assert list(found[f"steps to {mark}"]) == [3, 3]
+        assert found[[f"steps to {beyond}", f"seconds to {beyond}"]].isna().all(axis=None)
+        table.rename(workspace / f"{kind}.csv")
+    before, given = (
+        (workspace / "prior.csv").read_text(),
+        ("prior", *marks[:-4], "--batch-size", "4", "--table", "prior.csv"),
+    )
+    start("benchmarks.optimizers", *given, "--settings", str(trainings))  # nothing is left to train
+    assert (workspace / "prior.csv").read_text() == before
+    start("benchmarks.optimizers", *given, "--epochs", "1", "--weight-ema", "0.5", "--lr", "0.01")
+    assert (workspace / "prior.csv").read_text().startswith(before)
+    with pytest.raises(AssertionError):
+        start("benchmarks.optimizers", "prior", "--marks", "1", "--table", "prior.csv")
+
+
 def elbo(start: Callable[..., str], artefacts: Callable[..., None], workspace: Path, **_: Any) -> None:
     artefacts("vae, kmeans")
     said = start("benchmarks.elbo")
@@ -262,6 +291,7 @@ SMOKE: dict[str, Callable[..., None]] = {
     "benchmarks.speed": speed,
     "benchmarks.noise": noise,
     "benchmarks.judges": judges,
+    "benchmarks.optimizers": optimizers,
     "benchmarks.elbo": elbo,
     "benchmarks.receptive_fields": receptive_fields,
     "benchmarks.overview": overview,

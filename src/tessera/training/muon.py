@@ -130,6 +130,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, model: nn.Module, lr: float, weight_decay: float) -> None:
         self._matrices = {matrix.parameter: matrix for matrix in matrices(model) if matrix.parameter.requires_grad}
+        self._shapes = {parameter: matrix.view(parameter).shape[1:] for parameter, matrix in self._matrices.items()}
         others = [p for p in model.parameters() if p.requires_grad and p not in self._matrices]
         self._adamw = torch.optim.AdamW([{"params": others}], lr=lr, weight_decay=weight_decay, fused=True)
         groups = [*self._adamw.param_groups, {"params": list(self._matrices)}]
@@ -160,8 +161,7 @@ class Muon(torch.optim.Optimizer):
         found: dict[Any, list[Matrix]] = defaultdict(list)
         for parameter in parameters:
             if parameter.grad is not None:
-                matrix = self._matrices[parameter]
-                found[matrix.view(parameter).shape[1:], parameter.dtype].append(matrix)
+                found[self._shapes[parameter], parameter.dtype].append(self._matrices[parameter])
         return found.values()
 
     def _directions(self, alike: list[Matrix]) -> Float[Tensor, "n rows columns"]:
