@@ -2,7 +2,7 @@
 
 Runs the instances of the stages one by one in a copy of the repository and of its artefacts, and prints the CPU seconds of each:
 of the interpreter; of imports, and of these torch; of the guard around the work (params, digests of inputs and outputs); of the
-work itself. Last comes what DVC takes beside the stages, for the whole pipeline. Several repositories take turns, so that two
+work itself. Last comes what DVC takes beside the stages, for the whole pipeline: by itself, and as `make repro` starts it. Several repositories take turns, so that two
 versions can be compared; of `--rounds` the cheapest run counts. CPU seconds, since others on the machine lengthen wall seconds.
 """
 
@@ -30,14 +30,15 @@ from tessera.studies.pages import markdown
 TRAINED = ("tokenizer", "prior")  # left out unless they are named
 FIRST = ("tessera.runtime.validation", "tessera.runtime.lockfile")  # what `make repro` runs before DVC
 LEFT = shutil.ignore_patterns(".git", ".venv", ".scratch", ".dvc", "docs", "tests", "__pycache__", ".*_cache")
+COMMANDS = {"dvc repro": "dvc.cli", "make repro": "tessera.runtime.command"}
 DVC = """
 import json, resource, sys, time
 begun = time.perf_counter()
-from dvc.cli import main
+from {module} import main
 code = main(sys.argv[2:])
 usage = resource.getrusage(resource.RUSAGE_SELF)  # without the commands that it starts
 cpu = usage.ru_utime + usage.ru_stime
-json.dump({"work": cpu, "cpu": cpu, "wall": time.perf_counter() - begun}, open(sys.argv[1], "w"))
+json.dump(dict(work=cpu, cpu=cpu, wall=time.perf_counter() - begun), open(sys.argv[1], "w"))
 sys.exit(code)
 """
 WRITTEN = ("artifacts", "metrics", "plots", "report.html")  # what the stages write
@@ -73,10 +74,11 @@ def module(name: str, arguments: Sequence[str], folder: Path, empty: float) -> d
     return {"interpreter": empty, **parts, "guard": guard, **seconds}
 
 
-def dvc(folder: Path, names: Sequence[str]) -> dict[str, float]:
-    """What DVC itself takes to run the whole pipeline anew, or the stages of these names. Each command is replaced by one that
-    puts back what DVC removed."""
+def dvc(command: str, folder: Path, names: Sequence[str]) -> dict[str, float]:
+    """What DVC itself takes, started by the `main` of a module, to run the whole pipeline anew, or the stages of these names. Each
+    command is replaced by one that puts back what DVC removed."""
     scratch, pipe = folder / ".scratch", folder / "dvc.yaml"
+    shutil.rmtree(scratch / "kept", ignore_errors=True)
     (scratch / "kept").mkdir()
     there = [name for name in WRITTEN if (folder / name).exists()]
     run(["cp", "-r", *there, ".scratch/kept"], folder)
@@ -85,7 +87,10 @@ def dvc(folder: Path, names: Sequence[str]) -> dict[str, float]:
     pipe.write_text(committed.replace("cmd: python ", "cmd: sh .scratch/put_back "))
     run(["dvc", "init", "--no-scm", "--force", "-q"], folder)
     targets = ["--single-item", *names] if names else []
-    run([sys.executable, "-c", DVC, str(scratch / "dvc.json"), "repro", "--force", *targets], folder)
+    run(
+        [sys.executable, "-c", DVC.format(module=command), str(scratch / "dvc.json"), "repro", "--force", *targets],
+        folder,
+    )
     pipe.write_text(committed)
     return dict.fromkeys(PARTS, 0.0) | json.loads((scratch / "dvc.json").read_text())
 
@@ -99,7 +104,8 @@ def rows(folder: Path, names: Sequence[str]) -> Iterator[dict[str, str | float]]
     for stage in chosen(folder, names):
         arguments = [stage.key] if stage.key else []
         yield {"stage": stage.name, **module(f"stages.{stage.stage}", arguments, folder, empty)}
-    yield {"stage": "dvc", **dvc(folder, names)}
+    for title, command in COMMANDS.items():
+        yield {"stage": title, **dvc(command, folder, names)}
 
 
 def chosen(folder: Path, names: Sequence[str]) -> list[pipeline.Stage]:

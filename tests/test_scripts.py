@@ -144,7 +144,7 @@ def startup(start: Callable[..., str], artefacts: Callable[..., None], workspace
     before = (files.ARTIFACTS / "codes" / "facts.json").stat().st_mtime_ns
     said = start("benchmarks.startup", "--stages", "codes", "--table", "startup.csv")
     table = pd.read_csv(workspace / "startup.csv").set_index("stage")
-    assert list(table.index) == ["validation", "lockfile", "codes", "dvc"]
+    assert list(table.index) == ["validation", "lockfile", "codes", "dvc repro", "make repro"]
     assert all(f"| {name} |" in said for name in table.index)
     codes = table.loc["codes"]
     assert 0 < codes["torch"] < codes["imports"]
@@ -263,6 +263,14 @@ def lock_looked_at(start: Callable[..., str], workspace: Path, **_: Any) -> None
     assert start("tessera.runtime.lockfile") == ""
 
 
+def repository_made(start: Callable[..., str], monkeypatch: pytest.MonkeyPatch, workspace: Path, **_: Any) -> None:
+    from dvc import dvcfile
+
+    monkeypatch.setattr(dvcfile, "modify_yaml", dvcfile.modify_yaml)  # put back at the end
+    start("tessera.runtime.command", "init", "--no-scm", "--quiet")
+    assert (workspace / ".dvc").is_dir()
+
+
 def versions_written(start: Callable[..., str], workspace: Path, **_: Any) -> None:
     """`versions.yaml` anew from the lock: the same packages, and the versions of today."""
     for name in ("versions.yaml", "requirements.lock"):
@@ -288,6 +296,7 @@ SMOKE: dict[str, Callable[..., None]] = {
     "tessera.studies": studies_listed,
     "tessera.runtime.validation": params_checked,
     "tessera.runtime.lockfile": lock_looked_at,
+    "tessera.runtime.command": repository_made,
     "tessera.runtime.versions": versions_written,
 }
 
