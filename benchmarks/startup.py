@@ -2,8 +2,9 @@
 
 Runs the instances of the stages one by one in a copy of the repository and of its artefacts, and prints the CPU seconds of each:
 of the interpreter; of imports, and of these torch; of the guard around the work (params, digests of inputs and outputs); of the
-work itself. Last comes what DVC takes beside the stages, for the whole pipeline: by itself, and as `make repro` starts it. Several repositories take turns, so that two
-versions can be compared; of `--rounds` the cheapest run counts. CPU seconds, since others on the machine lengthen wall seconds.
+work itself. Last comes what DVC takes beside the stages, for the whole pipeline: by itself, and as `make repro` starts it.
+Several repositories take turns, so that two versions can be compared; of `--rounds` the cheapest run counts. CPU seconds, since
+others on the machine lengthen wall seconds.
 """
 
 from __future__ import annotations
