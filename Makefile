@@ -9,9 +9,9 @@ export PATH := $(BIN):$(PATH)
 
 repro: check
 ifdef PRESET
-	arguments=$$(python -m tessera.presets $(PRESET)) && dvc exp run $$arguments
+	arguments=$$(python -m tessera.presets $(PRESET)) && python -m tessera.runtime.command exp run $$arguments
 else
-	dvc repro
+	python -m tessera.runtime.command repro
 endif
 
 check: setup

@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 from committed import project
+from dvc.utils.serialize import modify_yaml
+from ruamel.yaml.representer import RepresenterError
 
 from tessera.core.errors import InputError
-from tessera.runtime import lockfile
+from tessera.runtime import command, lockfile
 
 TEXT = """\
 schema: '2.0'
@@ -48,8 +51,8 @@ def repository(workspace: Path) -> Path:
 
 def _commit(*first: str) -> None:
     who = ("-c", "user.name=t", "-c", "user.email=t@t")
-    for command in (("init", "-q"), first, (*who, "commit", "-q", "--allow-empty", "-m", "all")):
-        subprocess.run(["git", *command], check=True, capture_output=True)
+    for arguments in (("init", "-q"), first, (*who, "commit", "-q", "--allow-empty", "-m", "all")):
+        subprocess.run(["git", *arguments], check=True, capture_output=True)
 
 
 def test_a_sound_file_is_left_alone(repository):
@@ -153,3 +156,63 @@ def test_a_file_that_is_being_written_is_left_to_its_writer(repository):
     assert lockfile.mend(patience=0.6) is None
     writer.join()
     assert Path("dvc.lock").read_text() == new
+
+
+# the faster way to write it
+
+ENTRY = {
+    "cmd": "python -m stages.codes " + "é and more " * 20,
+    "deps": [OrderedDict(path="a folder #1/ü: x", hash="md5", size=3), OrderedDict(path="2024", nfiles=1)],
+    "params": {
+        "params.yaml": OrderedDict(
+            small=1e-05,
+            large=1e16,
+            tenth=0.1,
+            count=7,
+            on=True,
+            word="no",
+            number="1",
+            empty="",
+            lines="a\nb",
+            tilde="~",
+            date="2024-01-01",
+            none=[],
+            nothing={},
+            nested=[1, [2, "3"]],
+            infinite=float("inf"),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "before", [None, TEXT, (project() / "dvc.lock").read_text()], ids=["none", "short", "committed"]
+)
+def test_libyaml_writes_the_bytes_that_dvc_writes(before, workspace):
+    written = []
+    for modify in (modify_yaml, command.modifying(modify_yaml)):
+        Path("dvc.lock").unlink(missing_ok=True)
+        if before is not None:
+            Path("dvc.lock").write_text(before)
+        with modify("dvc.lock") as content:
+            content.setdefault("stages", {}).update(OrderedDict({"codes": OrderedDict(ENTRY), "another": {"cmd": "x"}}))
+        written.append(Path("dvc.lock").read_text())
+    assert written[0] == written[1]
+    assert "another" in written[0]
+
+
+def test_dvc_writes_its_lock_by_libyaml_and_nothing_else(workspace, monkeypatch):
+    """A lock that cannot be written stays as it was, and the comments of dvc.yaml stay."""
+    from dvc import dvcfile
+
+    monkeypatch.setattr(dvcfile, "modify_yaml", modify_yaml)  # put back at the end
+    Path("dvc.lock").write_text(TEXT)
+    with pytest.raises(SystemExit):
+        command.main(["--version"])
+    with pytest.raises(RepresenterError), dvcfile.modify_yaml("dvc.lock") as content:
+        content["stages"]["codes"] = object()
+    assert Path("dvc.lock").read_text() == TEXT
+    Path("dvc.yaml").write_text("stages: {}  # none\n")
+    with dvcfile.modify_yaml("dvc.yaml") as content:
+        content["vars"] = []
+    assert Path("dvc.yaml").read_text() == "stages: {}  # none\nvars: []\n"

@@ -710,7 +710,7 @@ def test_shared_values_that_the_chosen_plug_in_does_not_read_are_named(raw, plug
     assert {"quantizer.beta", "quantizer.code_dim", "quantizer.estimator"} <= set(unread)
     assert "quantizer.codebook_size" not in unread
     files.write_json(workspace / "good.json", {"unread": {"quantizer": unread}})
-    monkeypatch.setattr(stage, "_found_good", lambda: workspace / "good.json")
+    monkeypatch.setattr(stage, "found_good", lambda: workspace / "good.json")
     stage._name_unread(Params(raw), Declared("tokenizer", (), ("quantizer.name", "quantizer.beta")))
     printed = capsys.readouterr().out
     assert all(name in printed for name in unread)
@@ -722,6 +722,16 @@ def test_nothing_is_unread_by_ema(raw):
 
 
 # the command
+
+
+def test_a_file_that_the_command_finds_valid_is_not_validated_by_the_stages(raw, workspace, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(workspace))
+    write(workspace / "params.yaml", raw)
+    assert validation.main(["params.yaml"]) == 0  # any file may be looked at
+    assert not validation.found_good().exists()
+    assert validation.main([]) == 0
+    monkeypatch.setattr(stage, "_check", None)
+    assert stage._validated() == raw
 
 
 def test_main_lists_the_seams_with_the_chosen_marked(raw, tmp_path, monkeypatch, capsys):

@@ -182,10 +182,17 @@ def test_make_runs_a_preset_as_an_experiment_and_stops_at_an_unknown_one(tmp_pat
         done = subprocess.run(command, cwd=ROOT, env=plain, capture_output=True, text=True, check=True)
         return done.stdout.splitlines()[-1]
 
-    assert line() == "dvc repro"
-    assert line("PRESET=quick") == "arguments=$(python -m tessera.presets quick) && dvc exp run $arguments"
-    (tmp_path / "dvc").write_text("#!/bin/sh\necho dvc was run\n")
-    (tmp_path / "dvc").chmod(0o755)
+    dvc = "python -m tessera.runtime.command"
+    assert line() == f"{dvc} repro"
+    assert line("PRESET=quick") == f"arguments=$(python -m tessera.presets quick) && {dvc} exp run $arguments"
+    script = f"""#!/bin/sh
+case "$*" in
+  *tessera.runtime.command*) echo dvc was run;;
+  *) exec {sys.executable} "$@";;
+esac
+"""
+    (tmp_path / "python").write_text(script)
+    (tmp_path / "python").chmod(0o755)
     path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(["sh", "-c", line("PRESET=quikc")], cwd=ROOT, env=plain | {"PATH": path}, capture_output=True,
                           text=True, check=False)  # fmt: skip

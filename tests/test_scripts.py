@@ -136,6 +136,24 @@ def speed(start: Callable[..., str], artefacts: Callable[..., None], monkeypatch
     )
 
 
+def startup(start: Callable[..., str], artefacts: Callable[..., None], workspace: Path, **_: Any) -> None:
+    artefacts()
+    provenance.write_code(["artifacts/tokenizer"])
+    for name in ("src", "stages", "versions.yaml"):
+        (workspace / name).symlink_to(ROOT / name)
+    before = (files.ARTIFACTS / "codes" / "facts.json").stat().st_mtime_ns
+    said = start("benchmarks.startup", "--stages", "codes", "--table", "startup.csv")
+    table = pd.read_csv(workspace / "startup.csv").set_index("stage")
+    assert list(table.index) == ["validation", "lockfile", "codes", "dvc repro", "make repro"]
+    assert all(f"| {name} |" in said for name in table.index)
+    codes = table.loc["codes"]
+    assert 0 < codes["torch"] < codes["imports"]
+    assert min(codes["guard"], codes["work"]) > 0
+    parts = ["interpreter", "imports", "guard", "work"]
+    assert table[parts].sum(axis=1).to_list() == pytest.approx(table["cpu"].to_list(), abs=0.003)
+    assert (files.ARTIFACTS / "codes" / "facts.json").stat().st_mtime_ns == before, "it works in a copy"
+
+
 def noise(start: Callable[..., str], artefacts: Callable[..., None], **_: Any) -> None:
     artefacts()
     said = start("benchmarks.noise", "--threads", "1")
@@ -274,6 +292,14 @@ def lock_looked_at(start: Callable[..., str], workspace: Path, **_: Any) -> None
     assert start("tessera.runtime.lockfile") == ""
 
 
+def repository_made(start: Callable[..., str], monkeypatch: pytest.MonkeyPatch, workspace: Path, **_: Any) -> None:
+    from dvc import dvcfile
+
+    monkeypatch.setattr(dvcfile, "modify_yaml", dvcfile.modify_yaml)  # put back at the end
+    start("tessera.runtime.command", "init", "--no-scm", "--quiet")
+    assert (workspace / ".dvc").is_dir()
+
+
 def versions_written(start: Callable[..., str], workspace: Path, **_: Any) -> None:
     """`versions.yaml` anew from the lock: the same packages, and the versions of today."""
     for name in ("versions.yaml", "requirements.lock"):
@@ -289,6 +315,7 @@ SMOKE: dict[str, Callable[..., None]] = {
     "benchmarks.tokenizers": tokenizers,
     "benchmarks.sampling": sampling,
     "benchmarks.speed": speed,
+    "benchmarks.startup": startup,
     "benchmarks.noise": noise,
     "benchmarks.judges": judges,
     "benchmarks.optimizers": optimizers,
@@ -299,6 +326,7 @@ SMOKE: dict[str, Callable[..., None]] = {
     "tessera.studies": studies_listed,
     "tessera.runtime.validation": params_checked,
     "tessera.runtime.lockfile": lock_looked_at,
+    "tessera.runtime.command": repository_made,
     "tessera.runtime.versions": versions_written,
 }
 
@@ -330,7 +358,7 @@ def test_a_command_of_a_document_is_there_and_has_a_smoke_test(module: str) -> N
 
 def test_documents_name_every_benchmark() -> None:
     own = {f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py")}
-    assert own - {"benchmarks.__init__", "benchmarks.memory"} == {
+    assert own - {"benchmarks.__init__", "benchmarks.memory", "benchmarks.clock"} == {
         name for name in MODULES if name.startswith("benchmarks")
     }
 

@@ -105,6 +105,8 @@ def _out_of_date(entry: dict[str, Any], made: dict[str, tuple[str, str]], raw: d
     for name, value in entry.get("params", {}).get("params.yaml", {}).items():
         if value != trees.value(raw, name, None):
             yield f"{name} has changed since"
-    for name, value in entry.get("params", {}).get(inputs.VERSIONS, {}).items():
-        if value != inputs.versions([name])[f"{inputs.VERSIONS}: {name}"]:
+    versions = entry.get("params", {}).get(inputs.VERSIONS, {})
+    now = inputs.versions(versions)  # read once, not once for each package
+    for name, value in versions.items():
+        if value != now[f"{inputs.VERSIONS}: {name}"]:
             yield f"the version of {name} has changed since"

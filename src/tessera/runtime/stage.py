@@ -6,7 +6,6 @@ python -m stages.tokenizer            python -m stages.diagnostics usage
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import multiprocessing
 import os
 import signal
@@ -26,6 +25,7 @@ from tessera.runtime.devices import Runtime, require_precisions
 from tessera.runtime.inputs import Declared, Inputs, declared
 from tessera.runtime.scratch import Scratch, root
 from tessera.runtime.settings import Settings
+from tessera.runtime.validation import found_good, record
 
 process.prepare()
 
@@ -129,18 +129,9 @@ def _require_own_code() -> None:
         )
 
 
-def _found_good() -> Path:
-    """The file that records that this version of params.yaml is valid under this version of the code."""
-    digest = hashlib.sha256(Path("params.yaml").read_bytes() if Path("params.yaml").exists() else b"")
-    for folder in (seams.PACKAGE, seams.PACKAGE.parent.parent / "stages"):
-        for file in sorted(folder.rglob("*.py")):
-            digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
-    return (root() / "valid" / f"{digest.hexdigest()[:24]}.json").resolve()
-
-
 def _validated() -> dict[str, Any]:
     """params.yaml, validated as a whole, but only once for each version of the file and the code."""
-    good = _found_good()
+    good = found_good()
     if not good.exists():
         code = _check(good)
         if code < 0:
@@ -170,8 +161,6 @@ def _check(good: Path) -> int:
 
 
 def _record(good: Path) -> None:
-    from tessera.runtime.validation import record
-
     try:
         record("params.yaml", good)
     except InputError as error:
@@ -218,7 +207,7 @@ def _require_declared_imports(what: Declared) -> None:
 
 def _name_unread(params: Params, what: Declared) -> None:
     """Print the shared values that the chosen plug-ins do not read. Only validation knows them, because it imports everything."""
-    good = _found_good()
+    good = found_good()
     for section, values in (files.read_json(good)["unread"] if good.exists() else {}).items():
         if f"{section}.name" in what.params and values:
             chosen = params.value(f"{section}.name")
