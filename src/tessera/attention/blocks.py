@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tessera.attention.dot_product import attended
 from tessera.core.contracts import Grids
 from tessera.networks.dropout import dropped
 
@@ -57,8 +58,7 @@ class Block(nn.Module):
         heads = (self.heads, self.kv_heads, self.kv_heads)
         parts = self.qkv(self.norm_attention(x)).split(self.parts, dim=2)
         q, k, v = (part.unflatten(2, (n, -1)).transpose(1, 2) for part, n in zip(parts, heads, strict=True))
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=self.heads != self.kv_heads)
-        x = x + dropped(self.out(attended.transpose(1, 2).flatten(2)), dropout)
+        x = x + dropped(self.out(attended(q, k, v, causal).transpose(1, 2).flatten(2)), dropout)
         return x + dropped(self.mlp(self.norm_mlp(x)), dropout)
 
 

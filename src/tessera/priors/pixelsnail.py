@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from tessera.attention.dot_product import attended
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.condition import Condition
 from tessera.autoregression.sampling import CodeWalk
@@ -169,8 +170,8 @@ class Attention(nn.Module):
         memory = self.memory(torch.cat([x, embedded], dim=-1)).flatten(1, 2)
         moved = F.pad(memory[:, :-1], (0, 0, 1, 0))
         keys, values = moved.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, keys, values, is_causal=True)
-        return attended.transpose(1, 2).flatten(2).unflatten(1, x.shape[1:3])
+        found = attended(query, keys, values, causal=True)
+        return found.transpose(1, 2).flatten(2).unflatten(1, x.shape[1:3])
 
 
 class Block(nn.Module):
@@ -310,8 +311,8 @@ class _Walk:
         self.hidden = hidden
         keys, values = self.memory[:, :, :, : self.filled]
         query = self.query(hidden).view(len(hidden), keys.shape[1], 1, -1)
-        attended = F.scaled_dot_product_attention(query, keys, values).flatten(1)
-        return hidden + F.glu(self.merge(F.silu(torch.cat([hidden, attended], dim=-1))), dim=-1)
+        seen = F.scaled_dot_product_attention(query, keys, values).flatten(1)
+        return hidden + F.glu(self.merge(F.silu(torch.cat([hidden, seen], dim=-1))), dim=-1)
 
     def remember(self, embedded: Float[Tensor, "n c"]) -> None:
         """Caches key and value of the last position given to `at`, whose code is now known."""
