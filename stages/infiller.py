@@ -104,7 +104,7 @@ class Data:
     def __init__(self, run: Run, classes: int) -> None:
         self.device, splits = run.runtime.device, ("train", "val")
         self.codes = {split: torch.from_numpy(run.codes(split).astype(np.int64)) for split in splits}
-        self.labels = {split: torch.from_numpy(run.required_labels(split)) if classes else None for split in splits}
+        self.labels = {split: torch.tensor(run.required_labels(split)) if classes else None for split in splits}
 
     def batch(self, split: str, rows: np.ndarray, rng: Generator) -> tuple[Tensor, Tensor | None, Tensor]:
         codes, labels = self.codes[split][rows].to(self.device), self.labels[split]
