@@ -261,7 +261,7 @@ def test_every_term_has_a_curve(run):
     ]
     assert re.findall(r'<polyline class="(\w+)"', training) == ["train", "val", "value", "train", "val", "train", "val"]
     assert '<span class="val">val 0.03</span>' in training
-    assert training.count('class="kept"') == 6
+    assert training.count('class="kept"') == 5
     assert "Nothing was trained" in training
     assert "upper bound" in training
 
