@@ -5,10 +5,8 @@ from tessera.runtime.stage import enter
 
 
 def main(run: Run) -> None:
-    report = run.measure("extensions")
-    if run.runtime.main:
-        run.write("extensions", report)
+    run.write("extensions", run.measure("extensions"))
 
 
 if __name__ == "__main__":
-    enter(main, trains=True)  # some extensions train a network, which resumes like those of other stages
+    enter(main)

@@ -6,12 +6,10 @@ a tokenizer that does not use the network is never trained anew for its sake.
 
 from __future__ import annotations
 
-import shutil
-
 from pydantic import field_validator
 
 from tessera import feature_training
-from tessera.core import files, models, seams
+from tessera.core import seams
 from tessera.core.run import Run
 from tessera.runtime.stage import enter
 
@@ -28,14 +26,10 @@ class Settings(feature_training.Settings):
 
 
 def main(run: Run) -> None:
-    if run.runtime.main:  # of what another run made here nothing may stay beside the new
-        shutil.rmtree(run.folder("perceptual"), ignore_errors=True)
     if run.params.perceptual_network:
         feature_training.make("perceptual", run)
     elif run.runtime.main:
-        files.write_json(run.folder("perceptual") / models.UNUSED, {"reason": REASON})
-        files.write_metrics("perceptual", {"applies": 0})
-        files.write_history("perceptual", feature_training.UNTRAINED)
+        run.save_unused("perceptual", REASON)
 
 
 if __name__ == "__main__":

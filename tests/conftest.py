@@ -116,6 +116,7 @@ TINY = {
     "reconstruction": {"batch_size": 4},
     "probe": {"channels": 8, "layers": 2, "dropout": 0.1, "count": 8},
     "prior": {"conditional": False, "label_dropout": 0.0, "augmented": 0.9, "annealing": 0.0},
+    "infiller": {"channels": 8, "layers": 1, "heads": 2, "steps": 3},
     "samples": {"count": 4, "batch_size": 2},
     "features": {"batch_size": 4, "decoded": 8, "smallest_group": 2},
     "runtime": {"device": "cpu", "devices": 1, "nodes": 1, "threads": 1, "checkpoint_seconds": 0.0, "keep_scratch": 2},

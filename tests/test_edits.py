@@ -27,7 +27,7 @@ def every(stage: str) -> set[str]:
 
 
 NETWORKS = {"scorer", "perceptual"}  # of features
-TRAINED = {*NETWORKS, "tokenizer", "probe", "prior"}
+TRAINED = {*NETWORKS, "tokenizer", "probe", "prior", "upsampler", "infiller"}
 SEEN = {"evaluation", "extensions", "diagnostics"}
 ALL = {
     "dataset", *TRAINED, "codes", "reconstruction", "gate", "samples", "features", "criteria", "report",
@@ -39,18 +39,22 @@ TABLE = {  # what is edited -> the file, and which stages are stale at once
     "a bound of samples": ("stages/samples.py", {"samples"}),
     "a bound of the prior's section": ("stages/prior.py", {"prior"}),
     "the sampling walk": (
-        "src/tessera/autoregression/sampling.py", {"probe", "prior", "samples", *every("extensions")}
+        "src/tessera/autoregression/sampling.py", {"probe", "prior", "infiller", "samples", *every("extensions")}
     ),
     "the formula of a diagnostic": ("src/tessera/diagnostics/usage.py", {"diagnostics@usage", "report"}),
     "the formula of a measure": ("src/tessera/evaluation/coverage.py", {"evaluation@coverage", "report"}),
     "the style of the report": ("stages/report/style.py", {"report"}),
+    "the network that upsamples": ("src/tessera/upsamplers/bicubic_residual.py", {"upsampler"}),
+    "how enlargements are judged": ("src/tessera/upsampling.py", {"upsampler", *every("extensions")}),
+    "the prior that fills in": ("src/tessera/priors/masked.py", {"infiller"}),
+    "attention": ("src/tessera/attention/blocks.py", {"tokenizer", "prior", "infiller"}),
     "a quantizer that is not chosen": ("src/tessera/quantizers/fsq.py", set()),
     "the quantizer that is chosen": ("src/tessera/quantizers/ema.py", {"tokenizer"}),
     "how codebooks move": ("src/tessera/codebooks/codebook.py", {"tokenizer"}),
     "a prior that is not chosen": ("src/tessera/priors/transformer.py", set()),
     "a data set that is not chosen": ("src/tessera/datasets/huggingface/imagefolder.py", set()),
     "SSIM": (
-        "src/tessera/scores.py", {"tokenizer", "reconstruction", *every("diagnostics"), *every("extensions")}
+        "src/tessera/scores.py", {"tokenizer", "reconstruction", "upsampler", *every("diagnostics"), *every("extensions")}
     ),
     "the Fréchet distance": (
         "src/tessera/features/frechet.py", every("diagnostics") | every("evaluation") | every("extensions")
@@ -60,7 +64,7 @@ TABLE = {  # what is edited -> the file, and which stages are stale at once
     "the perceptual network that is chosen": ("src/tessera/extractors/classifier.py", {"perceptual"}),
     "a feature network that is not chosen": ("src/tessera/extractors/inception.py", set()),
     "how weights from elsewhere are read": ("src/tessera/pretrained.py", {*NETWORKS, "tokenizer"}),
-    "the training loop": ("src/tessera/training/loop.py", {*TRAINED, *every("extensions")}),
+    "the training loop": ("src/tessera/training/loop.py", TRAINED),
     "how images are decoded": ("src/tessera/decoding/compressed.py", {"dataset"}),
     "thresholds against metrics": ("src/tessera/verdict.py", {"gate", "criteria"}),
     "devices and scratch": ("src/tessera/runtime/devices.py", set()),

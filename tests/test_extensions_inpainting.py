@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from stages import infiller
 from tessera import scores
 from tessera.autoregression import sampling
 from tessera.autoregression.base import Autoregressive
@@ -41,11 +42,14 @@ def config(tiny):
 
 @pytest.fixture
 def inpainting_run(raw, tiny, tiny_run):
-    """`inpainting_run(kind="residual", prior="masked", conditional=True)`: a run whose models are not trained."""
+    """`inpainting_run(kind="residual", prior="masked", conditional=True)`: a run whose models are not trained, but for a moment
+    the infiller."""
 
     def make(kind: str = "one grid", prior: str = "pixelsnail", conditional: bool = False, **values: Any) -> Run:
         raw["extensions"]["inpainting"] = tiny(inpainting.Config, **values).model_dump()
-        return kinds.untrained(KINDS[kind], raw, tiny_run().runtime, "inpainting", prior, conditional)
+        run = kinds.untrained(KINDS[kind], raw, tiny_run().runtime, "inpainting", prior, conditional)
+        infiller.main(run)
+        return run
 
     return make
 
@@ -312,7 +316,7 @@ def test_what_is_known_stays(inpainting_run, config, kind, prior, conditional):
     own, tokenizer, model = config(samples=3, updates=3), run.tokenizer(), run.prior()
     pixels = np.asarray(run.images("test")[:3])
     labels = torch.tensor([0, 1, 0]) if conditional else None
-    bidirectional = inpainting._trained(own, run, model) if model.exact else model
+    bidirectional = run.infiller() if model.exact else model
     for name, mask in masks.masks(config(structured={}), 3, 8, 8, seed=0).items():
         scene = masks.seen(tokenizer, pixels, mask, None, labels, "cpu")
         np.testing.assert_array_equal(scene.hidden, masks.cells(mask, tokenizer.space))
@@ -421,32 +425,6 @@ def test_biharmonic_is_that_of_each_image_alone(make_images):
         assert abs(filled - (255 * alone.clip(0, 1))).max() <= 1
 
 
-def test_the_bidirectional_prior_learns_what_neighbours_say(inpainting_run, config, tiny):
-    """Codes that are all equal: given three of four, the last is certain."""
-    run = inpainting_run()
-    for split in ("train", "val"):
-        n = len(run.codes(split))
-        files.save_array(
-            run.folder("codes") / f"{split}.npy", np.repeat(np.arange(n)[:, None] % 4, 4, 1).astype(np.int32)
-        )
-    training = config().training.model_copy(update={"epochs": 60, "lr": 0.02, "batch_size": 12})
-    own = config(training=training.model_dump(), network={"channels": 32, "layers": 1, "heads": 2})
-    network = inpainting._trained(own, run, run.prior())
-    known = torch.tensor([[0, 9, 0, 0], [1, 1, 9, 1], [9, 2, 2, 2], [3, 3, 3, 9]])
-    drawn = network.sample(4, generator(0), Sampling(), None, known.clamp(max=3), known != 9)
-    assert torch.equal(drawn, torch.arange(4)[:, None].expand(-1, 4))
-
-
-def test_training_goes_through_fit_and_can_be_resumed(inpainting_run, config, runtime, monkeypatch):
-    asked, saved = [], []
-    monkeypatch.setattr(runtime, "resume", asked.append)
-    monkeypatch.setattr(runtime, "checkpoint", lambda task, pack, force=False: saved.append(task), raising=False)
-    run = inpainting_run()
-    inpainting._trained(config(), run, run.prior())
-    assert asked == ["extensions.inpainting"]
-    assert set(saved) == {"extensions.inpainting"}
-
-
 # judgement
 
 
@@ -515,6 +493,14 @@ def test_report(inpainting_run, kind, prior, conditional, capsys):
         assert (row.spread == 0) == (row.method in ("biharmonic", "autoencoder"))
         assert row.psnr_db_overall > row.psnr_db
     assert set(report.pictures) == {"methods"}
+
+
+def test_without_an_infiller_the_method_is_left_out(inpainting_run, raw, capsys):
+    raw["infiller"]["enabled"] = False
+    report = inpainting_run(centre=[], random=[], patches=[], structured={}).measure("extensions")
+    assert report.metrics["applies"] == {"raster": 1, "gibbs": 1, "masked": 0}
+    assert set(report.tables["methods"]["method"]) == {"biharmonic", "autoencoder", "raster", "gibbs"}
+    assert "inpainting: masked does not apply: infiller.enabled is false" in capsys.readouterr().out
 
 
 def test_report_is_the_same_whatever_the_global_generators_hold(inpainting_run):

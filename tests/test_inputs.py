@@ -273,7 +273,7 @@ def test_stage_fails_by_name_when_an_input_changes(stage_of_the_test):
 
 @pytest.mark.parametrize(
     "place",
-    ["scorer", "perceptual", "tokenizer", "probe", "prior", "extensions.inpainting", "extensions.super_resolution"],
+    ["scorer", "perceptual", "tokenizer", "probe", "prior", "infiller", "upsampler"],
 )
 @pytest.mark.parametrize("there", [False, True])
 def test_a_precision_that_this_machine_lacks_stops_the_first_stage(stage_of_the_test, raw, monkeypatch, place, there):

@@ -70,9 +70,12 @@ def loaded(stage: str, key: str | None) -> set[Path]:
         "prior": ("prior",),
         "scorer": ("scorer",),
         "perceptual": ("perceptual",),
+        "upsampler": ("upsampler",),
     }.items():
         if f"artifacts/{section}" in deps:
             of_models |= imports.model_code((CHOOSES[name], PARAMS[name]["name"]) for name in seams_of_it)
+    if "artifacts/infiller" in deps:
+        of_models |= imports.model_code([("priors", "masked")])
     return {file for file in closure({script(stage), *plugins(stage, key)} | of_models) if counts(file)}
 
 

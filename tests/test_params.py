@@ -245,6 +245,21 @@ def test_a_name_of_before_is_answered_by_the_one_of_today(raw: dict[str, Any], n
     assert validation.gone(f"{name}s") is None
 
 
+READERS = {"upsampler": "super_resolution", "infiller": "inpainting"}
+
+
+@pytest.mark.parametrize("section", READERS)
+def test_a_network_that_no_extension_reads_is_not_trained(raw: dict[str, Any], section: str) -> None:
+    kept = raw["extensions"].pop(READERS[section])
+    said = problem(raw, f"{section}.enabled")
+    assert "must be false without" in said
+    assert f"extensions.{READERS[section]}, got true" in said
+    raw[section]["enabled"] = False
+    assert validation.problems(raw) == []
+    raw["extensions"][READERS[section]] = kept  # which then says that it does not apply
+    assert validation.problems(raw) == []
+
+
 def test_a_name_of_before_is_told_beside_other_problems(raw: dict[str, Any]) -> None:
     raw["prior"]["pixelcnn"]["architecture"] = "gated"
     raw["features"]["batch_size"] = 0
@@ -531,14 +546,14 @@ def test_a_threshold_on_a_metric_that_is_gone_names_what_replaces_it(raw: dict[s
 
 @pytest.mark.parametrize("old", ["no", False])
 def test_precision_no_is_answered_by_float32(raw: dict[str, Any], old: Any) -> None:
-    raw["prior"]["training"]["precision"] = raw["extensions"]["inpainting"]["training"]["precision"] = old
-    places = ("prior", "extensions.inpainting")
+    raw["prior"]["training"]["precision"] = raw["infiller"]["training"]["precision"] = old
+    places = ("prior", "infiller")
     assert validation.problems(raw) == [f"{place}.training.precision: no is float32 now" for place in places]
 
 
 @pytest.mark.parametrize(
     "place",
-    ["scorer", "perceptual", "tokenizer", "probe", "prior", "extensions.inpainting", "extensions.super_resolution"],
+    ["scorer", "perceptual", "tokenizer", "probe", "prior", "infiller", "upsampler"],
 )
 def test_fp16_is_not_for_cpus(raw, place):
     section = raw
@@ -566,7 +581,7 @@ def test_batch_normalisation_needs_two_values_of_a_channel(raw, name, devices, n
     raw["tokenizer"][name] |= own | {"normalisation": "batch"}
     raw["runtime"] |= {"devices": devices, "nodes": nodes}
     raw["tokenizer"]["training"]["batch_size"] = least
-    raw["extensions"] = {}
+    raw["upsampler"]["enabled"] = False
     assert validation.problems(raw) == []
     raw["tokenizer"]["training"]["batch_size"] = least // 2
     line = problem(raw, "tokenizer.training.batch_size")
@@ -588,15 +603,11 @@ def test_group_normalisation_needs_two_values_too(raw, name, narrow):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_the_decoder_of_super_resolution_needs_two_values_of_a_channel(raw, batch_size):
+def test_the_upsampler_needs_two_values_of_a_channel(raw, batch_size):
     raw["tokenizer"]["vqvae"]["downsampling"] = 8
-    raw["extensions"]["super_resolution"] |= {"normalisation": "batch"}
-    raw["extensions"]["super_resolution"]["training"]["batch_size"] = batch_size
-    found = [
-        line
-        for line in validation.problems(raw)
-        if line.startswith("extensions.super_resolution.training.batch_size: ")
-    ]
+    raw["upsampler"]["bicubic_residual"] |= {"normalisation": "batch"}
+    raw["upsampler"]["training"]["batch_size"] = batch_size
+    found = [line for line in validation.problems(raw) if line.startswith("upsampler.training.batch_size: ")]
     assert len(found) == (batch_size == 1)
     raw["dataset"]["target_size"] = 8  # it does not apply then
     assert validation.problems(raw) == []

@@ -18,7 +18,7 @@ import pytest
 from committed import project
 from PIL import Image
 
-from tessera import presets
+from tessera import presets, upsampling
 from tessera.core import models, seams
 from tessera.core.errors import InputError
 from tessera.core.params import CHOOSES, Params, closed_form, pretrained, read
@@ -64,6 +64,7 @@ def unused(raw: dict[str, Any], name: str) -> bool:
             "perceptual": params.perceptual_network and not pretrained(params.value("perceptual.name")),
             "tokenizer": params.value("tokenizer.name") != "pixels",
             "prior": not closed_form(params.value("prior.name")),
+            "upsampler": upsampling.unused(params) is None,
         }
         return not trained[section]
     return key in {k for of in seams.names(seam) for k in fields(seam, of)} - set(fields(seam, chosen)) - set(

@@ -11,12 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stages.infiller import Objective
 from tessera.attention import masking
-from tessera.attention.causal import Size
 from tessera.autoregression.sampling import truncate
 from tessera.core.contracts import Grids, Sampling
 from tessera.core.space import CodeSpace
-from tessera.extensions.inpainting import bidirectional
 from tessera.priors import masked as plugin
 
 GRIDS: Grids = ((1, 2), (2, 1))  # T = 4
@@ -282,21 +281,18 @@ def test_no_row_of_a_batch_hides_more_than_another() -> None:
     assert float((hidden - 8.5).abs().max()) < 0.5  # the standard error is 0.1
 
 
-@pytest.mark.parametrize("study", [False, True], ids=["masked", "bidirectional"])
-def test_training_hides_as_much_of_every_row(study: bool, tiny: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("alone", [True, False], ids=["prior", "infiller"])
+def test_training_hides_as_much_of_every_row(alone: bool, tiny: Callable[..., Any]) -> None:
     """The numbers that training draws, not only what is made of them: without the offset the first row hides 1 of 8 codes."""
     space, codes, found, draws = CodeSpace(((2, 4),), (3,)), torch.zeros(4, 8, dtype=torch.int64), [], generator(7)
-    if study:
-        model = bidirectional.Bidirectional(tiny(Size), passes=4, space=space, classes=0)
-    else:
-        model = plugin.build(tiny(plugin.Config), space=space, classes=0).train()
+    model = plugin.build(tiny(plugin.Config), space=space, classes=0).train()
     model.network.register_forward_pre_hook(lambda _, given: found.append(given[2].sum(1)))
     with torch.no_grad():
         for _ in range(1000):
-            if study:
-                model(codes, None, torch.rand(4, 9, generator=draws))
-            else:
+            if alone:
                 model.losses(codes, None)
+            else:
+                Objective(model)(codes, None, torch.rand(4, 9, generator=draws))
     hidden = torch.stack(found).double().mean(0)
     assert float((hidden - 4.5).abs().max()) < 0.4  # the standard error is 0.07
 

@@ -21,11 +21,14 @@ STAGES = {  # as in dvc.yaml: what each reads, and its folder
     "codes": ("artifacts/dataset", "artifacts/tokenizer"),
     "reconstruction": ("artifacts/dataset", "artifacts/tokenizer"),
     "prior": ("artifacts/dataset/table.csv", "artifacts/codes", "artifacts/gate.txt"),
+    "upsampler": ("artifacts/dataset", "artifacts/tokenizer", "artifacts/codes"),
+    "infiller": ("artifacts/codes",),
     "samples": ("artifacts/dataset", "artifacts/codes", "artifacts/tokenizer", "artifacts/prior"),
     "features": ("artifacts/dataset", "artifacts/scorer", "artifacts/reconstruction", "artifacts/samples"),
     "evaluation": ("artifacts/codes", "artifacts/prior", "artifacts/reconstruction", "artifacts/samples", "artifacts/features"),
+    "extensions": ("artifacts/dataset", "artifacts/codes", "artifacts/tokenizer", "artifacts/upsampler", "artifacts/infiller"),
 }  # fmt: skip
-MODELS = ("scorer", "perceptual", "tokenizer", "prior")
+MODELS = ("scorer", "perceptual", "tokenizer", "prior", "upsampler", "infiller")
 
 
 def text(stage: str, version: str) -> None:
@@ -63,7 +66,7 @@ def test_what_belongs_together_is_read(stage, run):
     make(stage)
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("dataset", "evaluation")])
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("dataset", "evaluation", "extensions")])
 def test_what_was_made_anew_in_its_order_is_read(stage, run):
     for later in list(STAGES)[list(STAGES).index(stage) :]:
         make(later, "second")
@@ -80,6 +83,8 @@ MIXED = {  # what was made anew alone, who reads it next -> what that says
     ("samples", "evaluation"): "artifacts/features was made from artifacts/samples",
     ("scorer", "evaluation"): None,
     ("perceptual", "codes"): None,
+    ("codes", "extensions"): "artifacts/upsampler was made from artifacts/codes",
+    ("infiller", "extensions"): None,
 }
 
 

@@ -41,6 +41,8 @@ METRICS = {
     "reconstruction": {"test": {"mse": 0.02, "psnr_db": 22.52, "ssim": 0.8418, "psnr_db_from_z": 23.91}, "val": {"mse": 0.0264}},
     "prior": {"epoch": 30, "val": {"nll_bits_per_code": 4.6086, "accuracy": 0.3},
               "train": {"nll_bits_per_code": 3.32, "accuracy": 0.44}},
+    "upsampler": {"epoch": 8, "val": {"mse": 0.03, "psnr_db": 21.4}},
+    "infiller": {"applies": 0},
     "diagnostics/usage": {"grid_0": {"usage": 0.987654}, "grid_1": {"applies": 0}},
     "diagnostics/oracle": {"grid_0": {"left": 0.1, "above": 0.09, "better": 0.1, "random": 0.004}},
     "diagnostics/semantics": {"applies": 0},
@@ -61,6 +63,8 @@ CURVES = {
     "tokenizer": {"epoch": [5, 10], "lr": [0.002, 0.001], "train_mse": [0.1, 0.03], "val_mse": [0.04, 0.03],
                   "train_commitment": [0.01, 0.009], "val_ssim": [0.74, 0.78]},
     "prior": {"epoch": [0], "bound": [1], "val_nll_bits_per_code": [4.6086]},
+    "upsampler": {"epoch": [4, 8], "train_mse": [0.05, 0.03], "val_mse": [0.04, 0.03]},
+    "infiller": {"epoch": [0]},
 }  # fmt: skip
 ORACLE = {"left": 0.1, "above": 0.09, "better": 0.1, "either": 0.17, "constant": 0.07, "random": 0.004}
 PICTURES = (
@@ -247,10 +251,17 @@ def test_without_an_oracle_the_page_says_what_is_missing(run):
 
 def test_every_term_has_a_curve(run):
     training = part(render(run), "training")
-    assert re.findall(r"<figcaption><b>(\w+)</b>", training) == ["mse", "lr", "commitment", "ssim", "nll_bits_per_code"]
-    assert re.findall(r'<polyline class="(\w+)"', training) == ["train", "val", "value", "train", "val"]
+    assert re.findall(r"<figcaption><b>(\w+)</b>", training) == [
+        "mse",
+        "lr",
+        "commitment",
+        "ssim",
+        "nll_bits_per_code",
+        "mse",
+    ]
+    assert re.findall(r'<polyline class="(\w+)"', training) == ["train", "val", "value", "train", "val", "train", "val"]
     assert '<span class="val">val 0.03</span>' in training
-    assert training.count('class="kept"') == 4
+    assert training.count('class="kept"') == 5
     assert "Nothing was trained" in training
     assert "upper bound" in training
 

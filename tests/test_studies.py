@@ -256,6 +256,18 @@ def test_values_of_the_stage_extractor_are_read_as_those_of_its_successors():
     assert plan.today(kept | on) == scorer | perceptual | on
 
 
+def test_values_of_networks_that_extensions_trained_are_read_as_those_of_the_stages():
+    kept = {
+        "extensions.super_resolution.channels": 8, "extensions.super_resolution.training.lr": 0.1,
+        "extensions.inpainting.network.heads": 2, "extensions.inpainting.training.precision": "no",
+        "extensions.inpainting.steps": 3, "extensions.inpainting.shown": 2,
+    }  # fmt: skip
+    assert plan.today(kept) == {
+        "upsampler.bicubic_residual.channels": 8, "upsampler.training.lr": 0.1, "infiller.heads": 2,
+        "infiller.training.precision": "float32", "infiller.steps": 3, "extensions.inpainting.shown": 2,
+    }  # fmt: skip
+
+
 def test_a_network_that_the_loss_does_not_ask_for_counts_for_no_result():
     raw = read(project() / "params.yaml")
     assert not [name for name in plan.counted(["tokenizer"], raw, ROOT) if "perceptual" in name]

@@ -653,9 +653,7 @@ def test_bf16_trains_too(everything_moves, make_images):
     assert all(value.dtype == torch.float32 for value in state.values() if value.is_floating_point())
 
 
-@pytest.mark.parametrize(
-    "name", ["tokenizer", "prior", "scorer", "extensions.inpainting", "extensions.super_resolution"]
-)
+@pytest.mark.parametrize("name", ["tokenizer", "prior", "scorer", "infiller", "upsampler"])
 def test_fp16_is_refused_on_a_cpu_before_any_step(name):
     """Accelerate would compute in float32, and the card would say fp16."""
     line = Line()

@@ -14,6 +14,7 @@ CONTRACTS = {  # seam -> the function that its plug-ins export, and the contract
     "losses": ("build", {"Loss"}),
     "priors": ("build", {"Prior", "ExactPrior", "ClosedFormPrior"}),
     "extractors": ("build", {"Extractor", "TrainedExtractor", "PretrainedExtractor"}),
+    "upsamplers": ("build", {"Upsampler"}),
     "diagnostics": ("measure", {"Report"}),
     "evaluation": ("measure", {"Report"}),
     "extensions": ("measure", {"Report"}),

@@ -17,17 +17,14 @@ from tessera.core import trees
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("src/tessera", "stages", "benchmarks")
-CONTRACTS = ("Tokenizer", "Quantizer", "Prior", "Extractor")
+CONTRACTS = ("Tokenizer", "Quantizer", "Prior", "Extractor", "Upsampler")
 STAGE = "probe"  # a stage, and the section and the threshold of its name
 # Public names that hold a word in another meaning. To rename one costs every params.yaml or result that holds it.
 PARAMS = {
     # name in params.yaml: the file of its `Config`, and why it stays
     "prior.masked.bound_draws": ("src/tessera/priors/masked.py", "recipes of saved priors hold it"),
     "prior.masked.steps": ("src/tessera/priors/masked.py", "passes; recipes of saved priors hold it"),
-    "extensions.inpainting.steps": (
-        "src/tessera/extensions/inpainting/__init__.py",
-        "the same word as of the prior `masked`",
-    ),
+    "infiller.steps": ("stages/infiller.py", "the same word as of the prior `masked`, which it is"),
 }
 
 

@@ -17,13 +17,11 @@ from tessera.core import files, models
 from tessera.core.contracts import Device, Extractor, PretrainedExtractor, Runtime, TrainedExtractor
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
-from tessera.core.run import Run
+from tessera.core.run import UNTRAINED, Run
 from tessera.core.seeding import seed_globally
 from tessera.images.arrays import batches, to_model
 from tessera.training.loop import Fitted, Row, Task, fit
 from tessera.training.settings import Training
-
-UNTRAINED: list[Row] = [{"epoch": 0}]  # the curve of a network that was not trained here
 
 
 class Settings(Strict):

@@ -12,7 +12,7 @@ from tessera.core import files
 if TYPE_CHECKING:
     import pandas as pd
 
-TRAINED = ("scorer", "perceptual", "tokenizer", "prior")
+TRAINED = ("scorer", "perceptual", "tokenizer", "prior", "upsampler", "infiller")
 
 LEGEND = (
     '<p>Every term of every loss at each evaluation, <span class="train">training split</span> and '

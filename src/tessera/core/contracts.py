@@ -10,8 +10,9 @@ shared keys that the plug-in reads. The other is one function, which depends on 
     losses       build(config, run, tokenizer) -> Loss
     priors       build(config, space, classes) -> Prior                   closed-form priors also have `fit`
     extractors   build(config, image_shape, classes) -> Extractor
+    upsamplers   build(config, image_shape, vectors) -> Upsampler
     diagnostics, evaluation, extensions
-                 measure(config, run) -> Report;  requires(params) -> str | None (optional): why it does not apply;
+                 measure(config, run) -> Report;  requires(run) -> str | None (optional): why it does not apply;
                  METRICS (optional): names of its metrics, where `*` stands for text without dots, that thresholds may name
 
 A `Config` may have one method, `rule(params) -> Iterable[str]`. It returns violations of rules across sections, and is called
@@ -67,7 +68,7 @@ class Source(NamedTuple):
 
 
 class Model(Protocol):
-    """The part of `torch.nn.Module` that tokenizers, quantizers, losses, priors and extractors offer; their classes are modules."""
+    """The part of `torch.nn.Module` that plug-ins which are networks offer; their classes are modules."""
 
     training: bool
 
@@ -250,6 +251,15 @@ class TrainedExtractor(Extractor, Protocol):
 
 class PretrainedExtractor(Extractor, Protocol):
     def load_pretrained(self) -> None: ...
+
+
+class Upsampler(Model, Protocol):
+    """Maps the code vectors of images, level by level and coarse first, and their reconstructions in [-1, 1] to images of twice
+    the size in [-1, 1]; it may leave that range a little."""
+
+    def __call__(
+        self, vectors: tuple[Float[Tensor, "b _ _ _"], ...], reconstruction: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b c 2*h 2*w"]: ...
 
 
 class Report(NamedTuple):

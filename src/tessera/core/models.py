@@ -7,7 +7,7 @@ plug-in's name, its `Config` and its other arguments, so a model can be loaded w
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,32 +38,43 @@ class Recipe(NamedTuple):
 
 def tokenizer_recipe(params: Params, image_shape: ImageShape) -> Recipe:
     quantizer = (params.value("quantizer.name"), params.config("quantizer").model_dump())
-    return _recipe(
+    return recipe(
         "tokenizers", params.value("tokenizer.name"), params.config("tokenizer"), quantizer, image_shape=image_shape
     )
 
 
 def prior_recipe(params: Params, space: CodeSpace, classes: int, name: str | None = None) -> Recipe:
     name = name or params.value("prior.name")
-    return _recipe("priors", name, params.config("prior", name), **space.facts, classes=classes)
+    return recipe("priors", name, params.config("prior", name), **space.facts, classes=classes)
 
 
 def extractor_recipe(params: Params, section: str, image_shape: ImageShape, classes: int) -> Recipe:
     """Of the network that `section` chooses: `scorer` or `perceptual`."""
     name = params.value(f"{section}.name")
-    return _recipe("extractors", name, params.config(section), image_shape=image_shape, classes=classes)
+    return recipe("extractors", name, params.config(section), image_shape=image_shape, classes=classes)
 
 
-def _recipe(
+def upsampler_recipe(params: Params, image_shape: ImageShape, vectors: Sequence[tuple[int, ...]]) -> Recipe:
+    """`vectors`: shape (D, h, w) of the code vectors of each level, coarse first."""
+    name, config = params.value("upsampler.name"), params.config("upsampler")
+    return recipe("upsamplers", name, config, image_shape=image_shape, vectors=vectors)
+
+
+def recipe(
     seam: str, name: str, config: BaseModel, quantizer: tuple[str, dict[str, Any]] | None = None, **arguments: Any
 ) -> Recipe:
-    plain = json.loads(json.dumps(arguments))  # tuples become lists, as when the recipe is read back
-    return Recipe(seam, name, config.model_dump(), plain, quantizer)
+    """Of a plug-in, its values and the other arguments of its `build`."""
+    return Recipe(seam, name, config.model_dump(), plain(arguments), quantizer)
+
+
+def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Tuples become lists, as when a recipe is read back."""
+    return json.loads(json.dumps(arguments))
 
 
 def build(recipe: Recipe) -> Any:
-    """The model of a recipe, initialised from torch's global generator. `recipe.seam` decides whether it is a `Tokenizer`, a
-    `Prior` or an `Extractor`; the caller annotates which.
+    """The model of a recipe, initialised from torch's global generator. `recipe.seam` decides which contract it meets, such as
+    `Tokenizer` or `Prior`; the caller annotates which.
 
     Raises:
         InputError: the plug-in does not exist any more, or does not accept the recipe's values.

@@ -31,6 +31,7 @@ CHOOSES = {
     "tokenizer": "tokenizers",
     "quantizer": "quantizers",
     "prior": "priors",
+    "upsampler": "upsamplers",
 }  # singular section -> its seam
 PLURAL = ("losses", "diagnostics", "evaluation", "extensions")  # each key is a plug-in of the seam of the same name
 

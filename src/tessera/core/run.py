@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,10 @@ from tessera.core.space import CodeSpace
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tessera.core.contracts import Device, Extractor, ImageShape, Model, Prior, Runtime, Tokenizer
+    from tessera.core.contracts import Device, Extractor, ImageShape, Model, Prior, Runtime, Tokenizer, Upsampler
     from tessera.core.params import Params
+
+UNTRAINED: list[dict[str, float]] = [{"epoch": 0}]  # the curve of a network that was not trained here
 
 
 class Run:
@@ -112,9 +115,12 @@ class Run:
         return self._model("tokenizer", models.tokenizer_recipe(self._whole, self.image_shape))
 
     def prior(self) -> Prior:
-        classes = len(self.label_names) if self._whole.value("prior.conditional") else 0
-        recipe = models.prior_recipe(self._whole, self.space, classes)
-        return self._model("prior", recipe)
+        return self._model("prior", models.prior_recipe(self._whole, self.space, self._classes))
+
+    @property
+    def _classes(self) -> int:
+        """Number of labels that priors are conditioned on."""
+        return len(self.label_names) if self._whole.value("prior.conditional") else 0
 
     def scorer(self) -> Extractor:
         """The feature network that images are compared by; nothing is ever trained against it."""
@@ -126,17 +132,38 @@ class Run:
         Raises:
             InputError: the stage `perceptual` made none, since the loss did not ask for it.
         """
-        folder = self.folder("perceptual")
-        if (folder / models.UNUSED).exists():
-            reason = files.read_json(folder / models.UNUSED)["reason"]
+        if reason := self.unused("perceptual"):
             raise InputError(
-                f"{folder} holds no network: when the stage perceptual ran, {reason}. Set a weight above 0 and no file of "
-                "weights, and run `dvc repro perceptual`"
+                f"{self.folder('perceptual')} holds no network: when the stage perceptual ran, {reason}. Set a weight above 0 and "
+                "no file of weights, and run `dvc repro perceptual`"
             )
         return self._model("perceptual", self._extractor_recipe("perceptual"))
 
     def _extractor_recipe(self, section: str) -> models.Recipe:
         return models.extractor_recipe(self._whole, section, self.image_shape, len(self.label_names))
+
+    def upsampler(self, tokenizer: Tokenizer) -> Upsampler:
+        """The network that decodes the tokenizer's code vectors at twice the size. See `unused`."""
+        return self._model("upsampler", self.upsampler_recipe(tokenizer))
+
+    def upsampler_recipe(self, tokenizer: Tokenizer) -> models.Recipe:
+        import torch
+
+        with torch.no_grad():
+            levels = tokenizer.vectors(torch.zeros(1, tokenizer.space.length, dtype=torch.int64, device=self.device))
+        return models.upsampler_recipe(self._whole, self.image_shape, [tuple(level.shape[1:]) for level in levels])
+
+    def infiller(self) -> Prior:
+        """The masked prior that fills in hidden codes. See `unused`."""
+        stored = models.read_recipe(self.folder("infiller"))
+        own = {key: value for key, value in self._whole.value("infiller").items() if key in stored.config}
+        arguments = {**models.plain(self.space.facts), "classes": self._classes}
+        return self._model("infiller", stored._replace(config=stored.config | own, arguments=arguments))
+
+    def unused(self, stage: str) -> str | None:
+        """Why a stage made no network when it ran, since nothing asked for one; None if there is one."""
+        path = self.folder(stage) / models.UNUSED
+        return files.read_json(path)["reason"] if path.exists() else None
 
     def _model(self, stage: str, wanted: models.Recipe) -> Any:
         folder = self.folder(stage)
@@ -153,7 +180,15 @@ class Run:
         """Write `artifacts/<stage>/` and `metrics/<stage>.json`. The model's card shows params, `notes` and metrics."""
         files.write_metrics(stage, metrics)
         folder = self.folder(stage)
+        (folder / models.UNUSED).unlink(missing_ok=True)
         models.save(folder, model, recipe, models.card(folder.as_posix(), recipe, self.params.chosen(), metrics, notes))
+
+    def save_unused(self, stage: str, reason: str) -> None:
+        """Write the reason in the place of a network that nothing asks for, and of its metrics and curve."""
+        shutil.rmtree(self.folder(stage), ignore_errors=True)  # of what another run made nothing may stay beside it
+        files.write_json(self.folder(stage) / models.UNUSED, {"reason": reason})
+        files.write_metrics(stage, {"applies": 0})
+        files.write_history(stage, UNTRAINED)
 
     # samples and features
 
@@ -202,7 +237,7 @@ class Run:
     def measure(self, seam: str) -> Report:
         """The report of this instance's plug-in. If the plug-in does not apply, print why and report only `applies: 0`."""
         module = seams.plugin(seam, str(self.key))
-        reason = module.requires(self.params) if hasattr(module, "requires") else None
+        reason = module.requires(self) if hasattr(module, "requires") else None
         if reason is not None:
             print(f"{seam}@{self.key} does not apply: {reason}", flush=True)
             return Report({"applies": 0})

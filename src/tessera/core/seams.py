@@ -19,6 +19,7 @@ SEAMS = (
     "losses",
     "priors",
     "extractors",
+    "upsamplers",
     "diagnostics",
     "evaluation",
     "extensions",

@@ -38,6 +38,8 @@ ORDER = (
     "reconstruction",
     "probe",
     "prior",
+    "upsampler",
+    "infiller",
     "samples",
     "features",
     "gate",
@@ -57,6 +59,20 @@ JUDGES = {
     "criteria": ("prior", "evaluation"),
 }  # section -> stages whose metrics its thresholds may name
 
+READERS = {
+    "upsampler": "super_resolution",
+    "infiller": "inpainting",
+}  # section of a network -> the one extension that reads it
+MOVED = {  # former name in params.yaml, of a value or a section -> its name today
+    "extensions.super_resolution.training": "upsampler.training",
+    **{f"extensions.super_resolution.{key}": f"upsampler.{key}" for key in ("flip", "shift")},
+    **{
+        f"extensions.super_resolution.{key}": f"upsampler.bicubic_residual.{key}"
+        for key in ("channels", "outer_channels", "blocks", "outer_blocks", "normalisation")
+    },
+    "extensions.inpainting.network": "infiller",
+    **{f"extensions.inpainting.{key}": f"infiller.{key}" for key in ("steps", "training")},
+}
 RENAMED = {  # former name in params.yaml -> what to write instead
     "extractor": "it is two sections: write scorer for the network that images are compared by, and perceptual for that of the "
     "loss; each has name, augmentation, training and the values of its networks",
@@ -64,6 +80,7 @@ RENAMED = {  # former name in params.yaml -> what to write instead
     "prior.pixelcnn.architecture": "set prior.name to gated_pixelcnn or pixelcnn; each has a sub-section of its own",
     "diagnostics.positions.share": "write diagnostics.positions.fraction",
     "extensions.variations.shares": "write extensions.variations.fractions",
+    **{old: f"a stage of its own trains the network: write {now}" for old, now in MOVED.items()},
     **{
         f"{place}.{key}": f"KID is over all pairs; write {place}.resamplings, of the families, for its interval"
         for place in ("evaluation.frechet", "extensions.temperature")
@@ -92,6 +109,7 @@ RENAMED_METRICS = {  # former beginning of a metric `file:name` -> its beginning
     },
     **{f"evaluation/frechet:{name}": f"evaluation/frechet:all.{name}" for name in ("images", "fid", "fd_", "kid")},
     "evaluation/coverage:samples.recall": "evaluation/coverage:all.samples.recall",
+    "extensions/super_resolution:epoch": "upsampler:epoch",
     "extensions/atlas:context_share": "extensions/atlas:context_fraction",
     "extensions/variations:share_": "extensions/variations:fraction_",
     **{f"reconstruction:{name}": f"reconstruction:test.{name}" for name in ("mse", "psnr_db", "ssim", "by_family")},
@@ -314,6 +332,7 @@ def _rules(params: Params) -> Iterator[str]:
             f"perceptual.name: must not be {scorer}, whose weights are those of the network that scores (scorer.name): nothing "
             "is trained against its judge; choose classifier, or give VGG16 in losses.perceptual.weights"
         )
+    yield from _trained_for_nothing(params)
     guidance, conditional, dropout = map(params.value, ("samples.guidance", "prior.conditional", "prior.label_dropout"))
     if guidance != 1 and not params.guidable:
         yield (
@@ -332,6 +351,16 @@ def _rules(params: Params) -> Iterator[str]:
         except InputError as error:  # a rule built a model that cannot be built: the owner's rule reports the same
             found.append(str(error))
     yield from dict.fromkeys(found)
+
+
+def _trained_for_nothing(params: Params) -> Iterator[str]:
+    """DVC cannot know whether a key is there, so a section says whether its network is wanted, and this compares the two."""
+    for section, extension in READERS.items():
+        if params.value(f"{section}.enabled") and extension not in params.keys("extensions"):
+            yield (
+                f"{section}.enabled: must be false without extensions.{extension}, got true: nothing else reads its network. "
+                f"Set it to false, or put extensions.{extension} back"
+            )
 
 
 def _unknown_metrics(params: Params) -> Iterator[str]:

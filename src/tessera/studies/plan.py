@@ -9,6 +9,7 @@ from typing import Any
 from tessera.core import trees
 from tessera.core.params import Params
 from tessera.runtime.pipeline import Stage, instances, of, within
+from tessera.runtime.validation import MOVED
 
 __all__ = ["Stage", "instances", "of", "within"]
 VERDICTS = ("gate", "criteria")  # they judge metrics, which are kept; so thresholds may change without a new run
@@ -31,7 +32,8 @@ def counted(targets: Iterable[str], raw: dict[str, Any], root: Path = Path()) ->
 RENAMED = {
     "diagnostics.positions.share": "diagnostics.positions.fraction",
     "extensions.variations.shares": "extensions.variations.fractions",
-}  # former name of a value -> its name today
+    **MOVED,
+}  # former name of a value or a section -> its name today
 
 
 def today(values: dict[str, Any]) -> dict[str, Any]:
@@ -40,11 +42,14 @@ def today(values: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
         section, _, place = name.partition(".")
-        names = (
-            [f"{successor}.{place}" for successor in sections] if section == "extractor" else [RENAMED.get(name, name)]
-        )
+        names = [f"{successor}.{place}" for successor in sections] if section == "extractor" else [_renamed(name)]
         found |= dict.fromkeys(names, "float32" if place.endswith("training.precision") and value == "no" else value)
     return found
+
+
+def _renamed(name: str) -> str:
+    old = next((old for old in RENAMED if f"{name}.".startswith(f"{old}.")), "")
+    return RENAMED.get(old, "") + name.removeprefix(old)
 
 
 def _plain(value: Any) -> Any:

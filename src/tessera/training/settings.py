@@ -10,7 +10,7 @@ from tessera.core.params import Strict
 
 
 class Training(Strict):
-    """Hyperparameters of `training.loop.fit`, the same under scorer, perceptual, tokenizer, probe and prior."""
+    """Hyperparameters of `training.loop.fit`, the same in every section that has `training`."""
 
     epochs: int = Field(ge=1, description="passes over the train split", examples=[2])
     batch_size: int = Field(ge=1, description="examples per step, over all devices together; fewer if the train split is "

@@ -2,8 +2,8 @@
 
 `autoencoder` decodes the codes of the image with its mean colour under the mask. `raster` samples hidden codes from the prior in
 raster order. `gibbs` improves these by Metropolis-within-Gibbs sweeps, whose stationary distribution is the prior's p(hidden
-codes | known codes). `masked` samples from a bidirectional prior. `biharmonic` (scikit-image; Damelin & Hoang 2018) continues
-the surroundings smoothly, without codes.
+codes | known codes). `masked` samples from a bidirectional prior: that of the stage `infiller`, or the chosen prior if it is one.
+`biharmonic` (scikit-image; Damelin & Hoang 2018) continues the surroundings smoothly, without codes.
 
 No method sees a hidden pixel. The image is encoded with a fill-in under the mask, and a code is hidden if its cell of the
 image overlaps the mask, on every grid. Hidden codes are sampled and decoded, and only masked pixels are replaced. `raster`
@@ -29,17 +29,14 @@ from jaxtyping import Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from tessera.attention.causal import Size
 from tessera.core.contracts import ExactPrior, Prior, Report, Sampling
 from tessera.core.params import Strict
 from tessera.core.run import Run
-from tessera.core.seeding import generator, seed_globally
+from tessera.core.seeding import generator
 from tessera.extensions.inpainting import figures, mask_scores, masks
-from tessera.extensions.inpainting.bidirectional import Bidirectional, fitted
 from tessera.extensions.inpainting.masks import KINDS, Masks, Pixels, Scene, decoded, seen
 from tessera.extensions.inpainting.metropolis import gibbs
 from tessera.images import arrays
-from tessera.training.settings import Training
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Relative = Annotated[float, Field(ge=0, le=1)]
@@ -81,9 +78,6 @@ class Config(Strict):
     proposals: int = Field(ge=1, description="of gibbs: m; proposals come from the m likeliest codes", examples=[4])
     exploration: float = Field(gt=0, le=1, description="of gibbs: probability of a proposal from all codes instead; at 0, codes "
                                "outside the m likeliest could be neither reached nor left", examples=[0.1])  # fmt: skip
-    steps: int = Field(ge=1, description="of masked: most forward passes per fill-in", examples=[3])
-    network: Size  # of `masked`; trained here unless the chosen prior is bidirectional itself
-    training: Training  # of that network
 
     @model_validator(mode="after")
     def _masks(self) -> Config:
@@ -106,13 +100,12 @@ def measure(config: Config, run: Run) -> Report:
     squared error than single samples. `seam`: mean absolute difference across the mask's edge in grey levels; compare with
     `seam_original`. `spread`: standard deviation over an image's samples, in grey levels. `hidden`: fraction of hidden codes.
     `bits`: -log2 p of an image's codes by the exact prior. `accepted`: fraction of accepted gibbs proposals. `applies`: 0 for
-    `raster` and `gibbs` if the prior has no exact likelihood (`masked`), which both need."""
+    `raster` and `gibbs` if the prior has no exact likelihood (`masked`), which both need, and for `masked` if there is no
+    bidirectional prior."""
     tokenizer, prior = run.tokenizer(), run.prior()
     device, chosen = run.runtime.device, arrays.evenly(len(run.images("test")), config.images)
-    pixels, labels = np.asarray(run.images("test")[chosen]), _labels(run, prior, "test", chosen)
-    bidirectional = _trained(config, run, prior) if prior.exact else prior
-    if not prior.exact:
-        print("inpainting: the prior has no exact likelihood, so raster and gibbs do not apply", flush=True)
+    pixels, labels = np.asarray(run.images("test")[chosen]), _labels(run, prior, chosen)
+    bidirectional = _bidirectional(run, prior)
     n, height, width, _ = pixels.shape
     regions = masks.masks(config, n, height, width, run.params.seed)
     bar = run.runtime.progress(total=len(regions), desc="inpainting")
@@ -145,12 +138,13 @@ def measure(config: Config, run: Run) -> Report:
 
 
 def fill_ins(
-    config: Config, scene: Scene, prior: Prior, bidirectional: Bidirectional | Prior, seed: int, name: str
+    config: Config, scene: Scene, prior: Prior, bidirectional: Prior | None, seed: int, name: str
 ) -> dict[str, tuple[Int[Tensor, "s n t"], dict[str, float]]]:
     """For each method: `samples` fill-ins of every image, and metrics about them. Each batch has its own random stream."""
     known, hidden = scene.known.repeat(config.samples, 1), scene.hidden.repeat(config.samples, 1)
     labels = scene.labels.repeat(config.samples) if scene.labels is not None else None
-    parts: dict[str, list[Tensor]] = {method: [] for method in (EXACT if prior.exact else ()) + ("masked",)}
+    methods = (*(EXACT if prior.exact else ()), *(("masked",) if bidirectional is not None else ()))
+    parts: dict[str, list[Tensor]] = {method: [] for method in methods}
     bits: dict[str, list[Tensor]] = {method: [] for method in parts}
     proposed, accepted = 0, 0
     for index, where in enumerate(arrays.batches(len(known), config.batch_size)):
@@ -165,6 +159,7 @@ def fill_ins(
                 proposed, accepted = proposed + counts[0], accepted + counts[1]
             else:
                 source = bidirectional if method == "masked" else prior
+                assert source is not None, "or there were no such method"
                 codes = source.sample(len(given[0]), rng, Sampling(config.temperature), label, *given)
             own.append(codes)
             if prior.exact:
@@ -176,21 +171,20 @@ def fill_ins(
     return {method: (torch.cat(own).unflatten(0, (config.samples, -1)), facts[method]) for method, own in parts.items()}
 
 
-# the bidirectional prior that is trained here
+def _bidirectional(run: Run, prior: Prior) -> Prior | None:
+    """The prior that sees all known codes; None, and a line for the log, if there is none."""
+    if not prior.exact:
+        print("inpainting: the prior has no exact likelihood, so raster and gibbs do not apply", flush=True)
+        return prior
+    if reason := run.unused("infiller"):
+        print(f"inpainting: masked does not apply: {reason}", flush=True)
+        return None
+    return run.infiller()
 
 
-def _trained(config: Config, run: Run, prior: Prior) -> Bidirectional:
-    """The bidirectional prior, fitted to the training codes."""
-    seed, runtime = run.params.seed, run.runtime
-    codes = {split: torch.from_numpy(run.codes(split).astype(np.int64)) for split in ("train", "val")}
-    labels = {split: _labels(run, prior, split, np.arange(len(own))) for split, own in codes.items()}
-    seed_globally(seed, "inpainting", "initialisation")
-    network = Bidirectional(config.network, config.steps, prior.space, prior.classes)
-    return fitted(network, codes, labels, config.training, seed, runtime, "inpainting")
-
-
-def _labels(run: Run, prior: Prior, split: str, rows: np.ndarray) -> Int[Tensor, " n"] | None:
-    return torch.from_numpy(run.required_labels(split)[rows]).to(run.runtime.device) if prior.classes else None
+def _labels(run: Run, prior: Prior, rows: np.ndarray) -> Int[Tensor, " n"] | None:
+    """Of test images."""
+    return torch.from_numpy(run.required_labels("test")[rows]).to(run.runtime.device) if prior.classes else None
 
 
 # picture
