@@ -198,7 +198,7 @@ esac
     done = subprocess.run(["sh", "-c", line("PRESET=quikc")], cwd=ROOT, env=plain | {"PATH": path}, capture_output=True,
                           text=True, check=False)  # fmt: skip
     assert done.returncode != 0
-    assert "presets/quikc.yaml: there is no such preset; there are emoji-64" in done.stderr
+    assert "presets/quikc.yaml: there is no such preset; there are bf16, emoji-64" in done.stderr
     assert "dvc was run" not in done.stdout
 
 
@@ -237,6 +237,7 @@ def test_sizes_of_rotation_differ_in_their_size_alone(size):
 # whole systems
 
 SYSTEMS = {  # preset: pixels of a tiny image, its channels, grids of its codes
+    "bf16": (8, 3, ((2, 2),)),
     "emoji-64": (16, 3, ((2, 2),)),
     "geodesic-mnist": (8, 1, ((2, 2),)),
     "pixels-mnist": (8, 1, ((8, 8),)),
@@ -297,7 +298,7 @@ def test_system_runs_from_images_to_samples(name, raw, sources, workspace, runti
     values = read(ROOT / "presets" / f"{name}.yaml")
     structure = {key: value for key, value in values.items() if key.rpartition(".")[2] not in SIZES}
     put(raw, {key: value for key, value in structure.items() if not key.startswith("~")})
-    copies = min(2, values["codes.copies"])
+    copies = min(2, values.get("codes.copies", 2))
     raw["dataset"] |= {"image_size": size, "target_size": size}
     raw["codes"]["copies"] = copies
     raw["samples"]["count"], raw["tokenizer"]["snapshot_epochs"] = 4, []
