@@ -72,9 +72,9 @@ def test_a_rung_with_the_regions_of_the_one_before_is_left_out(grids, expected):
 
 
 def test_where_no_code_can_be_exchanged_there_is_no_ladder_and_a_reason():
-    families = np.array(["a", "b", "c", "d"])
+    families = np.array(list("abcdef"))
     assert "one code per grid" in ladder.why_not(space_of((1, 1)), families)
-    assert "of 3 families, and 4 are needed" in ladder.why_not(SPACE, np.array(["a", "b", "b", "c"]))
+    assert "of 3 families, and 6 are needed" in ladder.why_not(SPACE, np.array(["a", "b", "b", "c"]))
     assert ladder.why_not(SPACE, families) is None
 
 
@@ -127,6 +127,15 @@ def test_sides_have_as_many_families_and_where_these_allow_as_many_images(sizes,
         assert abs(int((side == 0).sum()) - int((side == 1).sum())) <= max(sizes)
     if len(sizes) == 12:
         assert len({tuple(ladder.sides(images, 0, number)) for number in range(5)}) == 5  # repetitions differ
+
+
+def test_a_family_of_all_groups_leaves_no_side_short():
+    families = np.array(list("AABACADAEAFAGAHA"))
+    names = np.array([f"image {i}" for i in range(16)])
+    images = ladder.Images(np.arange(16 * 64).reshape(16, 64), names, families, np.arange(16) // 2)
+    side = ladder.sides(images, 0, 0)
+    assert [len(np.unique(families[side == one])) for one in (0, 1)] == [4, 4]
+    ladder.damaged(images, SPACE, "halves", 0, 0)
 
 
 def test_a_family_of_several_groups_has_one_side():
@@ -454,12 +463,14 @@ def test_a_set_with_too_few_images_of_a_group_is_named_and_not_measured():
 
 def test_a_group_of_too_few_images_or_of_one_family_is_named_and_not_measured():
     run = ToyRun()
-    run.groups = lambda of: {"all": np.arange(64), "few": np.arange(19), "alike": np.arange(20, 44)}
+    run.groups = lambda of: {"all": np.arange(64), "few": np.arange(19), "alike": np.arange(20, 44),
+                             "five": np.r_[20:40, 44:48]}  # fmt: skip
     run.families = lambda of: np.array(["one" if 20 <= i < 44 else f"{of} {i}" for i in range(64)])
     report = report_of(run, repetitions=1)
     named = report.tables["sets"].set_index(["split", "group", "set"])["said"]
     assert named[("test", "few", "reconstruction")] == named[("val", "few", "reconstruction_val")] == "too few images"
     assert named[("test", "alike", "reconstruction")] == "one family"
+    assert named[("test", "five", "reconstruction")] == "5 families, fewer than 6"
     assert report.metrics["test"]["few"] == {"images": 19}
     assert report.metrics["val"]["alike"] == {"images": 24}
     assert set(report.tables["rungs"]["group"]) == {"all"}
@@ -493,7 +504,7 @@ def test_pictures_show_each_image_on_every_rung_and_where_the_samples_stand(repo
 def test_a_group_whose_images_are_all_on_one_side_is_named(side):
     """Where families are in several groups, so that another group decides: no pair of independent images would be left."""
     of = measure_of_ladder.Set(
-        np.zeros((4, 2)), np.arange(4).astype(str), {"all": np.arange(4)}, np.array([0, 0, 0, side])
+        np.zeros((6, 2)), np.arange(6).astype(str), {"all": np.arange(6)}, np.array([0, 0, 0, 0, 0, side])
     )
     made = SimpleNamespace(damaged={"single_codes": [of]}, real=of)
     assert (measure_of_ladder.Split.unpaired(made, "all") is not None) == (side == 0)

@@ -203,3 +203,12 @@ def test_an_older_metric_of_a_diagnostic_that_is_not_run_is_not_judged(gate, raw
     del raw["diagnostics"]["usage"]
     gate(0.1, "stop")
     assert "usage          not measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pattern", ["*.rung", "*rung", "*.*.rung", "test.*rung"])
+def test_a_star_over_several_levels_names_the_group_without_the_metric(pattern):
+    groups = {
+        "val": {"all": {"rung": 1}, "people": {"rung": 2}},
+        "test": {"all": {"rung": 0.5}, "people": {"images": 3}},
+    }
+    assert list(verdict._missing(groups, pattern)) == ["test.people"]

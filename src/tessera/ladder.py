@@ -35,7 +35,7 @@ from tessera.core.seeding import numpy_generator
 from tessera.core.space import CodeSpace
 
 SHUFFLED = "shuffled"
-FEWEST = 4  # families
+FEWEST = 6  # families: with fewer a resampling of them too often holds those of one side alone
 Regions = Int[np.ndarray, " t"]  # region of each code of an image
 
 
@@ -65,7 +65,7 @@ def why_not(space: CodeSpace, families: Shaped[np.ndarray, " n"]) -> str | None:
     if not rungs(space):
         return "an image has one code per grid, of which no part can be exchanged"
     if (have := len(np.unique(families))) < FEWEST:
-        return f"the images are of {have} families, and {FEWEST} are needed: two for each side"
+        return f"the images are of {have} families, and {FEWEST} are needed: half of them for each side"
     return None
 
 
@@ -89,8 +89,8 @@ def damaged(images: Images, space: CodeSpace, rung: str, seed: int, number: int)
 
 
 def sides(images: Images, seed: int, number: int) -> Int[np.ndarray, " n"]:
-    """The side of each image, 0 or 1: that of its family. In each group both sides have as many families, give or take one,
-    and as many images as that allows. Each repetition has other sides."""
+    """The side of each image, 0 or 1: that of its family. Both sides have as many families, give or take one, also in each group
+    if no family is in several, and as many images as that allows. Each repetition has other sides."""
     names, family, counts = np.unique(images.families, return_inverse=True, return_counts=True)
     lots = numpy_generator(seed, "ladder", "sides", number).permutation(len(names))
     found, taken, size = np.full(len(names), -1), np.zeros(2, np.int64), np.zeros(2, np.int64)
@@ -98,7 +98,8 @@ def sides(images: Images, seed: int, number: int) -> Int[np.ndarray, " n"]:
         own, here = np.unique(family[images.groups == group]), np.zeros(2, np.int64)
         for each in own[np.lexsort((lots[own], -counts[own]))]:
             if found[each] < 0:
-                side = np.lexsort((size, taken, here))[0]
+                full = taken >= (len(names) + 1) // 2
+                side = np.lexsort((size, taken, here, full))[0]
                 found[each] = side
                 taken[side] += 1
                 size[side] += counts[each]

@@ -70,7 +70,7 @@ def _check(threshold: Threshold, metrics: dict[str, Any]) -> Check | None:
     values = _matching(metrics, pattern)
     if not values:
         return None
-    missing = tuple(_missing(metrics, pattern.split(".")))
+    missing = tuple(_missing(metrics, pattern))
     if threshold.at_least is not None:
         return Check(min(values), threshold.at_least, min(values) - threshold.at_least, missing)
     assert threshold.at_most is not None, "a threshold has one of the two"
@@ -81,8 +81,21 @@ def _matching(metrics: dict[str, Any], pattern: str) -> list[float]:
     return [float(value) for name, value in trees.numbers(metrics) if fnmatchcase(name, pattern)]
 
 
-def _missing(metrics: dict[str, Any], pattern: list[str]) -> Iterator[str]:
-    """Names, of those that a part of the pattern with `*` matches, under which nothing matches the parts after it."""
+def _missing(metrics: dict[str, Any], pattern: str) -> Iterator[str]:
+    """Names under which `pattern` would match a metric and there is none: of those that a part of it with `*` matches. Where a `*`
+    stands for several parts, of those as deep in the tree as the ones that hold a match."""
+    matched = [name for name, _ in trees.numbers(metrics) if fnmatchcase(name, pattern)]
+    depths, ends = {name.count(".") for name in matched}, {name.rpartition(".")[2] for name in matched}
+    if depths == {pattern.count(".")}:
+        yield from _without(metrics, pattern.split("."))
+        return
+    for name, below in _groups(metrics):
+        asked = [end for end in ends if fnmatchcase(f"{name}.{end}", pattern)]
+        if name.count(".") + 1 in depths and asked and not any(end in below for end in asked):
+            yield name
+
+
+def _without(metrics: dict[str, Any], pattern: list[str]) -> Iterator[str]:
     first, *rest = pattern
     for name, below in metrics.items():
         if not rest or not isinstance(below, dict) or not fnmatchcase(name, first):
@@ -90,7 +103,14 @@ def _missing(metrics: dict[str, Any], pattern: list[str]) -> Iterator[str]:
         if "*" in first and not _matching(below, ".".join(rest)):
             yield name
         else:
-            yield from (f"{name}.{found}" for found in _missing(below, rest))
+            yield from (f"{name}.{found}" for found in _without(below, rest))
+
+
+def _groups(metrics: dict[str, Any], before: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, below in metrics.items():
+        if isinstance(below, dict):
+            yield f"{before}{name}", below
+            yield from _groups(below, f"{before}{name}.")
 
 
 def metrics_of(run: Run) -> Metrics:

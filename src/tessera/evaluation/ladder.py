@@ -43,7 +43,8 @@ TRAIN = "reconstruction_train"  # real training images in the place of samples
 METRICS = tuple(
     f"{split}.*.{name}"
     for split in REAL
-    for name in ("images", "in_order", "ordered", "rung", "rung_low", "rung_high", "kid*", "accuracy", "train_rung",
+    for name in ("images", "in_order", "ordered", "rung", "rung_low", "rung_high", "rung_given_low",
+                 "rung_given_high", "kid*", "accuracy", "train_rung",
                  "train_kid*", "train_accuracy")
 )  # fmt: skip
 
@@ -148,7 +149,7 @@ def why_not(config: Config, run: Run) -> str | None:
     """Why there is no ladder on val and test, or None."""
     for split, of in REAL.items():
         families = run.families(of)
-        reason = ladder.why_not(run.space, families)
+        reason = ladder.why_not(run.space, families[arrays.evenly(len(families), config.count)])
         if reason is None and min(len(families), config.count) < config.smallest:
             reason = (
                 f"{split} has {len(families)} images, of which evaluation.ladder.count {config.count} are taken, and "
@@ -213,7 +214,10 @@ class Split:
         return "one family" if len(np.unique(of.families[members])) < 2 else None
 
     def unpaired(self, group: str) -> str | None:
-        """Why a group has no ladder, or None: an image is compared with those of the other side."""
+        """Why a group has no ladder, or None: an image is compared with those of the other side, and with few families a resampling
+        holds those of one side alone."""
+        if (have := len(np.unique(self.real.families[self.real.groups[group]]))) < ladder.FEWEST:
+            return f"{have} families, fewer than {ladder.FEWEST}"
         related = (of.within(group).related for repetitions in self.damaged.values() for of in repetitions)
         alone = any(each is not None and each.all() for each in related)
         return (
@@ -253,6 +257,8 @@ class Split:
         accuracy = two_sample.Accuracy(np.nan, np.nan, np.nan)
         if told_apart is not None:
             few, many = _spread(told_apart, len(real.features)), _spread(real, len(told_apart.features))
+            if min(len(np.unique(of.families)) for of in (few, many)) < 2:  # none is left for a second fold
+                few, many = told_apart, real
             pair = (few.families, many.families)
             folds = min(config.folds, *(len(np.unique(of)) for of in pair))
             accuracy = two_sample.accuracy(

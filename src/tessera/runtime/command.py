@@ -2,8 +2,9 @@
 
 After each stage DVC reads the whole dvc.lock and writes it again, by those parts of ruamel.yaml that keep comments and are written
 in Python: 0.9 CPU seconds for the lock of this pipeline, and nine tenths of what DVC itself takes. DVC writes no comment into
-dvc.lock, so here libyaml reads and writes it, to the same bytes in a fifth of the time (but a null, which no value of params.yaml
-may be, is written out). The file also appears whole or not at all, where DVC writes it in place. All other files are left to DVC.
+dvc.lock, so here libyaml reads and writes it: the same content in a fifth of the time. The bytes are DVC's own too, but for nulls,
+very long words, quotes within quotes and characters beyond the basic plane, and DVC reads those all the same. The file appears
+whole or not at all, where DVC writes it in place. All other files are left to DVC.
 """
 
 from __future__ import annotations
