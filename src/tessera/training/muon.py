@@ -26,7 +26,7 @@ SMALLEST = 1e-7  # a smaller norm counts as this: a gradient of zero stays zero
 NARROW = 128  # rows up to which float32 is as fast as bfloat16 on a CPU: its products take microseconds
 NAMES = ("weight", "direction", "original1")  # of matrices; the last two hold the direction under weight normalisation
 NO_PRODUCTS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)  # layers that do not multiply by their weights
-HEAD = re.compile(r"(^|\.)heads?\.")  # in the name of a parameter: it is of the layers that make logits
+HEAD = re.compile(r"(^|\.)heads?\.")  # in the name of a parameter: it makes logits
 PARAMETRIZED = ".parametrizations."  # in the name of a parameter: the layer that it belongs to comes before
 
 
