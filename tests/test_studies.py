@@ -777,7 +777,9 @@ def test_committed_page_is_that_of_the_committed_runs(name, monkeypatch):
     study = sweep.load(name)
     pool, owner = sweep.pool_of(name, study)
     found = {result.run: result for result in results.load(pool)}
-    rows = [found[run] for run in sweep.shown(name, study)]
+    rows = [
+        found[run] for run in sweep.shown(name, study) if run in found
+    ]  # the page names runs that have not been run
     values = sweep.counted(owner)
     own = [row for row in rows if results.fitting(row, values[row.run]) is row]  # others are of an edited params.yaml
     page = (results.PAGES / f"{name}.md").read_text()
