@@ -22,7 +22,7 @@ from tessera.core.errors import InputError
 from tessera.core.params import Params, read
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
-from tessera.features.clipped import figures
+from tessera.features.clipped import coverage
 from tessera.features.frechet import distance
 from tessera.images import arrays
 from tessera.runtime import provenance
@@ -47,7 +47,7 @@ def new_samples(count: int, threads: int) -> Float[np.ndarray, "n f"]:
 def scores(
     real: Float[np.ndarray, "m f"], fake: Float[np.ndarray, "m f"], families: Shaped[np.ndarray, " m"], k: int
 ) -> dict[str, float]:
-    return {"fd": distance(fake, real), **figures(real, fake, families, k)}
+    return {"fd": distance(fake, real), "clipped_coverage": coverage(real, fake, families, k)}
 
 
 def measured(threads: int) -> pd.DataFrame:

@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 
 from tessera.core.errors import InputError
-from tessera.features.clipped import Clipped, clipped, collapsed, directions, expected_coverage, figures, others
-from tessera.features.neighbours import radii, recall
+from tessera.features.clipped import Clipped, clipped, collapsed, coverage, directions, expected_coverage, others
+from tessera.features.neighbours import distances, radii
 
 LINE = np.array([[0.0], [1.0], [3.0], [7.0]])  # distances to the nearest other: 1, 1, 2, 4; their median is 1.5
 
@@ -22,6 +22,11 @@ def gaussian(n: int, f: int = 6, seed: int = 0) -> np.ndarray:
 def alone(n: int) -> np.ndarray:
     """Every image is its own family."""
     return np.array([f"family {index}" for index in range(n)])
+
+
+def precision(real: np.ndarray, fake: np.ndarray, k: int) -> float:
+    """Fraction of the fake points that lie in some real point's ball (Kynkäänniemi et al. 2019, eq. 3)."""
+    return float((distances(fake, real) <= radii(real, k)).any(1).mean())
 
 
 def mixture(good: int, bad: int, seed: int) -> np.ndarray:
@@ -118,7 +123,7 @@ def test_a_real_outlier_does_not_make_junk_good():
     """Its ball reaches over everything: precision is 1."""
     real = np.concatenate([gaussian(60), [[40.0, 0, 0, 0, 0, 0]]])
     junk = gaussian(60, seed=1) + np.array([20.0, 0, 0, 0, 0, 0])
-    assert recall(junk, real, 5) == 1  # precision: the fraction of the junk in some real ball
+    assert precision(real, junk, 5) == 1
     found = clipped(real, junk, alone(61), 5)
     assert found.density == 0
     assert found.coverage < 0.05
@@ -181,12 +186,11 @@ def test_noise_has_nothing_in_common_with_images_whose_precision_is_high():
     image, weak = np.repeat([10.0, 0.1], [30, 10]), np.repeat([0.1, 0.5], [30, 10])
     real, other = (np.abs(gaussian(200, 40, seed)) ** 3 * image for seed in (0, 1))
     noise = (1 + 0.1 * gaussian(200, 40, 2)) * weak
-    assert recall(noise, real, 5) > 0.95
+    assert precision(real, noise, 5) > 0.95
     assert clipped(real, noise, alone(200), 5).density > 0.9
-    found = figures(real, noise, alone(200), 5)
-    assert (found["clipped_density"], found["recall"]) == (0, 0)
-    assert found["clipped_coverage"] < 0.02
-    assert min(figures(real, other, alone(200), 5).values()) > 0.75
+    assert clipped(directions(real), directions(noise), alone(200), 5).density == 0
+    assert coverage(real, noise, alone(200), 5) < 0.02
+    assert coverage(real, other, alone(200), 5) > 0.75
 
 
 def test_directions_have_length_one_and_the_origin_stays():
@@ -202,12 +206,11 @@ def test_one_image_for_everything_is_no_good_sample(rounding):
     """All distances are 0, within the rounding of a forward pass: every sample would lie in every ball."""
     image = np.abs(gaussian(1, 40))
     real, fake = (image * (1 + rounding * gaussian(30, 40, seed)) for seed in (0, 1))
-    assert set(figures(real, fake, alone(30), 5).values()) == {0}
-    assert set(figures(0 * real, 0 * fake, alone(30), 5).values()) == {0}
+    assert coverage(real, fake, alone(30), 5) == coverage(0 * real, 0 * fake, alone(30), 5) == 0
     assert collapsed(directions(real), alone(30), 5)
     few = np.concatenate([real[:10], gaussian(20, 40)])  # a third of the images are one
     assert not collapsed(directions(few), alone(30), 5)
-    assert figures(few, few, alone(30), 5)["clipped_density"] > 0.9
+    assert coverage(few, few, alone(30), 5) > 0
 
 
 # order, and what cannot be measured
@@ -217,14 +220,14 @@ def test_the_order_of_images_does_not_matter():
     (real, families), fake = variants(0), gaussian(50, seed=3)
     generator = np.random.default_rng(0)
     first, second = generator.permutation(len(real)), generator.permutation(50)
-    assert figures(real[first], fake[second], families[first], 5) == pytest.approx(figures(real, fake, families, 5))
+    assert coverage(real[first], fake[second], families[first], 5) == pytest.approx(coverage(real, fake, families, 5))
 
 
-def test_too_few_images_have_no_figures():
+def test_too_few_images_have_no_coverage():
     real, families = variants(0, count=3, each=2)
-    assert figures(real, gaussian(9), families, 5) == {}  # 4 of other families
-    assert figures(real, gaussian(4), families, 4) == {}
-    assert set(figures(real, gaussian(5), families, 4)) == {"clipped_density", "clipped_coverage", "recall"}
+    assert math.isnan(coverage(real, gaussian(9), families, 5))  # 4 of other families
+    assert math.isnan(coverage(real, gaussian(4), families, 4))
+    assert 0 <= coverage(real, gaussian(5), families, 4) <= 1
     for wrong in (
         (real, gaussian(9), families, 5),
         (real, gaussian(0), families, 2),

@@ -529,7 +529,6 @@ def test_the_loss_perceptual_is_switched_off_by_its_weight_alone(raw):
         ("evaluation/likelihood:gap_bits_per_code", "evaluation/likelihood:all.gap_bits_per_code"),
         ("evaluation/frechet:fd_*.samples_test", "evaluation/frechet:all.fd_*.samples_test"),
         ("evaluation/memorisation:codes.near_share", "evaluation/memorisation:all.codes.near_fraction"),
-        ("evaluation/coverage:samples.recall", "evaluation/coverage:all.samples.recall"),
     ],
 )
 def test_metrics_of_before_there_were_groups_are_those_of_all(raw: dict[str, Any], old: str, now: str) -> None:
@@ -538,9 +537,18 @@ def test_metrics_of_before_there_were_groups_are_those_of_all(raw: dict[str, Any
     assert validation.problems(raw) == [f"criteria.thresholds.mine.metric: {old} is {now} now"]
 
 
-def test_a_threshold_on_a_metric_that_is_gone_names_what_replaces_it(raw: dict[str, Any]) -> None:
-    raw["criteria"]["thresholds"] = {"mine": {"metric": "evaluation/coverage:samples.precision", "at_least": 0.5}}
-    line = "evaluation/coverage:samples.precision is gone; set a threshold for evaluation/coverage:all.samples.clipped_density"
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ("samples.precision", "two_sample:val.all.features"),
+        ("people.samples.clipped_density", "two_sample:val.all.features"),
+        ("samples.recall", "coverage:all.samples.clipped_coverage"),
+        ("all.samples.recall", "coverage:all.samples.clipped_coverage"),
+    ],
+)
+def test_a_threshold_on_a_metric_that_is_gone_names_what_replaces_it(raw: dict[str, Any], old: str, now: str) -> None:
+    raw["criteria"]["thresholds"] = {"mine": {"metric": f"evaluation/coverage:{old}", "at_least": 0.5}}
+    line = f"evaluation/coverage:{old} is gone; set a threshold for evaluation/{now}"
     assert validation.problems(raw) == [f"criteria.thresholds.mine.metric: {line}"]
 
 

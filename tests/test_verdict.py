@@ -127,10 +127,10 @@ def test_a_metric_that_no_stage_before_writes_is_a_mistake(section, metric):
     [
         ("evaluation/ladder:val.*.rnug", "did you mean 'val.*.rung'?"),
         ("evaluation/ladder:vla.all.rung", "did you mean 'val.*.rung'?"),
-        ("evaluation/coverage:*.sample.clipped_density", "did you mean '*.samples.clipped_density'?"),
+        ("evaluation/coverage:*.sample.clipped_coverage", "did you mean '*.samples.clipped_coverage'?"),
         ("evaluation/frechet:*.fid.samples_tset", "did you mean '*.fid.samples_test'?"),
         ("evaluation/memorisation:all.feature.median_ratio", "did you mean '*.features.median_ratio'?"),
-        ("evaluation/coverage:x", "there is *.images, *.samples.clipped_density, "),
+        ("evaluation/coverage:x", "there is *.images, *.samples.clipped_coverage, "),
         ("evaluation/two_sample:val.*.halves", "did you mean 'val.*.critic_halves'?"),
     ],
 )
@@ -145,7 +145,7 @@ def test_a_metric_that_the_measure_never_gives_is_a_mistake(metric, hint):
 @pytest.mark.parametrize("metric", [
     "evaluation/ladder:val.*.rung", "evaluation/ladder:*.kid_classifier", "evaluation/ladder:test.p*e.train_kid*",
     "evaluation/frechet:*.fd_*.samples_*", "evaluation/likelihood:*saved_bound", "evaluation/ladder:applies",
-    "evaluation/two_sample:*.rest.critic_train", "evaluation/coverage:*.recall", "prior:val.anything",
+    "evaluation/two_sample:*.rest.critic_train", "evaluation/coverage:*.clipped_coverage", "prior:val.anything",
 ])  # fmt: skip
 def test_a_metric_that_some_run_may_give_is_none(metric):
     raw = read(project() / "params.yaml")

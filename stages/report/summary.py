@@ -53,8 +53,6 @@ HEADLINE = (
              Figure("evaluation/two_sample", "test.all.features_train", ".0%", "{} of real training images in their place")),
     Headline("Fréchet distance, samples to test", Figure("evaluation/frechet", "all.f[di]*.samples_test", ".2f"),
              Figure("evaluation/frechet", "all.f[di]*.train_test", ".2f", "{} from train to test")),
-    Headline("clipped density of the samples", Figure("evaluation/coverage", "all.samples.clipped_density", ".2f"),
-             Figure("evaluation/coverage", "all.reconstruction_train.clipped_density", ".2f", "{} of training images")),
     Headline("clipped coverage of the samples", Figure("evaluation/coverage", "all.samples.clipped_coverage", ".2f"),
              Figure("evaluation/coverage", "all.reconstruction_train.clipped_coverage", ".2f", "{} of training images")),
     Headline("distance to training images, samples over test",

@@ -17,15 +17,15 @@ Three things here are not in the paper:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from tessera.core.errors import InputError
-from tessera.features.neighbours import distances, recall
+from tessera.features.neighbours import distances
 
-FIGURES = ("clipped_density", "clipped_coverage", "recall")
 ROUNDING = 1e-5  # distance that two passes over one image may leave between its directions
 
 
@@ -67,17 +67,15 @@ def clipped(
     return Clipped(_density(own, between, reach, k), float(np.interp(held, expected, good)))
 
 
-def figures(
+def coverage(
     real: Float[np.ndarray, "n f"], fake: Float[np.ndarray, "m f"], families: Shaped[np.ndarray, " n"], k: int
-) -> dict[str, float]:
-    """`clipped_density`, `clipped_coverage` and `recall` of the directions of features. Empty where there are too few images: each
-    real one needs `k` of other families, each sample `k` others. 0 where the real images have `collapsed`."""
+) -> float:
+    """Clipped coverage of the directions of features. NaN where there are too few images: each real one needs `k` of other
+    families, and there must be more than `k` samples. 0 where the real images have `collapsed`."""
     if len(fake) <= k or others(families).min(initial=len(real)) < k:
-        return {}
+        return math.nan
     real, fake = directions(real), directions(fake)
-    if collapsed(real, families, k):
-        return dict.fromkeys(FIGURES, 0.0)
-    return dict(zip(FIGURES, (*clipped(real, fake, families, k), recall(real, fake, k)), strict=True))
+    return 0.0 if collapsed(real, families, k) else clipped(real, fake, families, k).coverage
 
 
 def collapsed(real: Float[np.ndarray, "n f"], families: Shaped[np.ndarray, " n"], k: int) -> bool:

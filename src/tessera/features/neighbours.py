@@ -27,12 +27,6 @@ def radii(points: Float[np.ndarray, "n f"], k: int) -> Float[np.ndarray, " n"]:
     return np.partition(distances(points, points), k, axis=1)[:, k]
 
 
-def recall(real: Float[np.ndarray, "n f"], fake: Float[np.ndarray, "m f"], k: int) -> float:
-    """Fraction of the real points that lie in some fake point's ball (Kynkäänniemi et al. 2019, eq. 3), 0 to 1. Balls are closed;
-    k < M."""
-    return float((distances(real, fake) <= radii(fake, k)[None, :]).any(1).mean())
-
-
 def nearest(
     points: Shaped[np.ndarray, "n f"], references: Shaped[np.ndarray, "m f"]
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -115,11 +116,10 @@ RENAMED_METRICS = {  # former beginning of a metric `file:name` -> its beginning
     **{f"reconstruction:{name}": f"reconstruction:test.{name}" for name in ("mse", "psnr_db", "ssim", "by_family")},
 }
 
-GONE_METRICS = {  # beginning of a metric that there was -> what says now what it was read for
-    **{
-        f"evaluation/coverage:samples.{name}": "evaluation/coverage:all.samples.clipped_density"
-        for name in ("precision", "density")
-    },
+GONE_METRICS = {  # pattern of a metric that there was -> what says now what it was read for
+    "evaluation/coverage:samples.precision": "evaluation/two_sample:val.all.features",
+    "evaluation/coverage:*density": "evaluation/two_sample:val.all.features",
+    "evaluation/coverage:*recall": "evaluation/coverage:all.samples.clipped_coverage",
     "evaluation/coverage:samples.coverage": "evaluation/coverage:all.samples.clipped_coverage",
 }
 
@@ -369,10 +369,10 @@ def _unknown_metrics(params: Params) -> Iterator[str]:
     for section, stages in JUDGES.items():
         files = [name for stage in stages for name in _metric_files(stage)]
         for name, threshold in cast("Verdict", params.section(section, sections()[section])).thresholds.items():
-            if (today := metric_today(threshold.metric)) != threshold.metric:
-                yield f"{section}.thresholds.{name}.metric: {threshold.metric} is {today} now"
-            elif instead := next((now for old, now in GONE_METRICS.items() if threshold.metric.startswith(old)), None):
+            if instead := next((now for old, now in GONE_METRICS.items() if fnmatchcase(threshold.metric, old)), None):
                 yield f"{section}.thresholds.{name}.metric: {threshold.metric} is gone; set a threshold for {instead}"
+            elif (today := metric_today(threshold.metric)) != threshold.metric:
+                yield f"{section}.thresholds.{name}.metric: {threshold.metric} is {today} now"
             elif threshold.file not in files:
                 near = difflib.get_close_matches(threshold.file, files, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(files)}"

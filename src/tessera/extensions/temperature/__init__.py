@@ -1,16 +1,15 @@
 """What the temperature of sampling trades: likely, alike samples below 1, varied and less likely ones above.
 
 Samples of each temperature against as many reconstructions of test images, in the feature space of the network that scores:
-Fréchet distance and KID (`features.frechet`, `features.kernel`), clipped density, clipped coverage and recall
-(`features.clipped`, `features.neighbours`), and how many samples are distinct. Beside them reconstructions of training images in
+Fréchet distance and KID (`features.frechet`, `features.kernel`), clipped coverage (`features.clipped`), and how many samples are
+distinct. Beside them reconstructions of training images in
 the place of samples: only the comparison with those says anything. Distances alone may prefer dull samples of low temperature;
-coverage and recall fall there. Codes are sampled from all of logits / temperature, without truncation or guidance, at every
+coverage falls there. Codes are sampled from all of logits / temperature, without truncation or guidance, at every
 temperature from the same random numbers. A conditional prior is given the frequencies of the training labels.
 """
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -27,7 +26,7 @@ from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import generator, numpy_generator
 from tessera.features import kernel
-from tessera.features.clipped import figures
+from tessera.features.clipped import coverage
 from tessera.features.frechet import distance
 from tessera.features.neighbours import fewer, subset
 from tessera.images import arrays, pictures
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 Pixels = UInt8[np.ndarray, "n h w c"]
 REAL = "train"  # what stands beside the temperatures: decoded training images
 ENDS = ("", "_low", "_high")  # of the names of KID and its interval
-FRACTIONS = ("clipped_density", "clipped_coverage", "recall")
+FRACTIONS = ("clipped_coverage", "distinct")
 
 
 class Config(Strict):
@@ -49,8 +48,8 @@ class Config(Strict):
                        examples=[6])  # fmt: skip
     batch_size: int = Field(ge=1, description="samples drawn at once", examples=[4])
     shown: int = Field(ge=1, description="samples of each in the picture", examples=[3])
-    neighbours: int = Field(ge=1, le=100, description="k of clipped density, clipped coverage and recall: how far a "
-                            "ball reaches; at most half of a set", examples=[1])  # fmt: skip
+    neighbours: int = Field(ge=1, le=100, description="k of clipped coverage: how far a ball reaches; at most half of "
+                            "a set", examples=[1])  # fmt: skip
     resamplings: int = Field(ge=20, description="resamplings of the families, for the interval of KID", examples=[20])
 
 
@@ -99,7 +98,7 @@ def measure(config: Config, run: Run) -> Report:
     kid = kernel.name(extractor.distance)
     renamed = {"distance": extractor.distance, **{f"kid{end}": f"{kid}{end}" for end in ENDS}}
     table = pd.DataFrame(rows).rename(columns=renamed)
-    values = table.set_index("of")[[extractor.distance, kid, *FRACTIONS, "distinct"]]
+    values = table.set_index("of")[[extractor.distance, kid, *FRACTIONS]]
     best = table["temperature"][table[extractor.distance][: len(sheets)].idxmin()]
     metrics = {name: values[name].dropna().to_dict() for name in values}
     shown = {"samples": _samples(sheets), "curves": _curves(table, extractor.distance, kid)}
@@ -132,8 +131,7 @@ def compared(real: Points, fake: Points, config: Config, seed: int) -> dict[str,
     return {
         "distance": distance(fake.features, real.features),
         **{f"kid{end}": value for end, value in zip(ENDS, kid, strict=True)},
-        **dict.fromkeys(FRACTIONS, math.nan),  # where the images are too few for k
-        **figures(real.features, fake.features, real.families, config.neighbours),
+        "clipped_coverage": coverage(real.features, fake.features, real.families, config.neighbours),
     }
 
 
@@ -160,7 +158,7 @@ def _curves(table: pd.DataFrame, distance_name: str, kid_name: str) -> Figure:
     """Over the temperature, KID with its interval; dashed, decoded training images in the place of samples."""
     from matplotlib.figure import Figure
 
-    panels = {distance_name: [distance_name], kid_name: [kid_name], "fraction": [*FRACTIONS, "distinct"]}
+    panels = {distance_name: [distance_name], kid_name: [kid_name], "fraction": [*FRACTIONS]}
     sampled, real = table[table["of"] != REAL], table[table["of"] == REAL].iloc[0]
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     for axis, (title, columns) in zip(figure.subplots(1, 3), panels.items(), strict=True):
