@@ -237,6 +237,29 @@ def optimizers(start: Callable[..., str], artefacts: Callable[..., None], worksp
         start("benchmarks.optimizers", "prior", "--marks", "1", "--table", "prior.csv")
 
 
+def rates(start: Callable[..., str], artefacts: Callable[..., None], monkeypatch: pytest.MonkeyPatch, **_: Any) -> None:
+    artefacts()
+    codes = files.load_array(files.ARTIFACTS / "codes" / "train.npy")
+    files.save_array(files.ARTIFACTS / "codes" / "augmented.npy", np.stack([codes]))
+    benchmark = script("benchmarks.rates")
+    monkeypatch.setattr(benchmark, "WARM", 1)
+    said = start("benchmarks.rates", "--threads", "1")
+    for kind in ("tokenizer", "prior"):
+        for precision in benchmark.PRECISIONS:
+            for optimizer in benchmark.OPTIMIZERS:
+                line = re.search(rf"^\| {kind}, images \| {precision} \| {optimizer} \| ([\d.]+) \|$", said, re.M)
+                assert line
+                assert float(line[1]) > 0
+    assert re.search(r"^\| samples, codes \|  \|  \| [\d.]+ \|$", said, re.M)
+    started = []
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda command, **given: started.append((command, given)))
+    assert benchmark.whole_run()["seconds"] >= 0
+    (clone, _), (run, given) = started
+    assert clone[:2] == ["git", "clone"]
+    assert run[1:] == ["-m", "tessera.runtime.command", "repro"]
+    assert given["cwd"] == clone[-1] in given["env"]["PYTHONPATH"]
+
+
 def elbo(start: Callable[..., str], artefacts: Callable[..., None], workspace: Path, **_: Any) -> None:
     artefacts("vae, kmeans")
     said = start("benchmarks.elbo")
@@ -319,6 +342,7 @@ SMOKE: dict[str, Callable[..., None]] = {
     "benchmarks.noise": noise,
     "benchmarks.judges": judges,
     "benchmarks.optimizers": optimizers,
+    "benchmarks.rates": rates,
     "benchmarks.elbo": elbo,
     "benchmarks.receptive_fields": receptive_fields,
     "benchmarks.overview": overview,
