@@ -49,15 +49,15 @@ class Clock:
     """A task whose steps are counted and timed."""
 
     def __init__(self, task: Task, device: torch.device) -> None:
-        self.images, self._steps, self._of, self._device = 0, 0, task, device
+        self.images, self._taken, self._of, self._device = 0, 0, task, device
         self._since = self._last = 0.0
         self.task = task._replace(batch=self._batch, evaluate=self._evaluate, snapshot=None)
 
     def _batch(self, indices: Any, *given: Any) -> tuple[torch.Tensor, ...]:
-        self._steps += 1
-        if self._steps == WARM + 1:
+        self._taken += 1
+        if self._taken == WARM + 1:
             self._since = waited(self._device)
-        self.images += len(indices) if self._steps > WARM else 0
+        self.images += len(indices) if self._taken > WARM else 0
         return self._of.batch(indices, *given)
 
     def _evaluate(self, objective: Any) -> dict[str, float]:
