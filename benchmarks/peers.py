@@ -21,7 +21,8 @@ named and left out.
 Nobody knows how many steps fit into the minutes, so the schedule of our recipe follows the time: the learning rate is that of the
 fraction of the minutes that has passed, and warm-up takes its steps or a tenth of the minutes, whichever ends first. A number of
 steps measured beforehand would end too soon or too late wherever the speed of the machine changes. The last weights count. pythae
-publishes a constant rate. Freed memory is kept for all (`runtime/process.py`).
+publishes a constant rate. Our steps are those of `training/loop.py`, without checkpoints and progress bar. Freed memory is kept for
+all (`runtime/process.py`).
 
 Bits are checked, not believed: scores are of images decoded from the integers alone that a peer emits, whose grid and range must be
 those asked for. `memory_mib` is the most that torch holds while a network is built and takes two steps. pythae holds the training
@@ -591,14 +592,15 @@ def measured(name: str, case: Case, minutes: float, seed: int, split: str) -> di
     """Train a peer and score it. A training that diverges has no scores, which is a result too."""
     clock, train = Clock(60 * minutes), PEERS[name].train
     found: dict[str, Any] = {"bits": case.bits, "changed": PEERS[name].changed(case)}
-    found["memory_mib"] = peak_mib(lambda: train(case, Clock(math.inf, MEASURED), seed))
     try:
+        found["memory_mib"] = peak_mib(lambda: train(case, Clock(math.inf, MEASURED), seed))
         made = train(case, clock, seed)
         found |= {"parameters": made.parameters, **scored(made, case, split, name)}
     except ArithmeticError as error:  # of pythae, or our NonFiniteError
         print(f"{name} diverged: {error}", flush=True)
         clock.stop()
-    return {**found, "seconds": clock.seconds, "steps": clock.steps, "images_per_second": clock.images / clock.seconds}
+    rate = clock.images / clock.seconds if clock.seconds else math.nan
+    return {**found, "seconds": clock.seconds, "steps": clock.steps, "images_per_second": rate}
 
 
 # the table
@@ -696,6 +698,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, default=files.ARTIFACTS / "peers.csv", help="default artifacts/peers.csv")
     options = parser.parse_args(argv)
     process.use_threads(options.threads)
+    torch.set_num_threads(options.threads)
     process.keep_freed_memory()
     try:
         add(options.set, case_of(options.set, options.data, options.codebook_size, options.threads), options)

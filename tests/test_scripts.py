@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 
 from tessera import presets
 from tessera.core import files
-from tessera.core.errors import InputError
+from tessera.core.errors import InputError, NonFiniteError
 from tessera.features import frechet
 from tessera.runtime import provenance
 from tessera.studies import __main__ as studies
@@ -556,6 +556,25 @@ def test_training_that_the_time_cannot_end_is_refused(name: str, wrong: Any, raw
     training = Training.model_validate({**raw["tokenizer"]["training"], "weight_ema": 0.0, name: wrong})
     with pytest.raises(InputError, match=f"tokenizer.training.{name}: must"):
         script("benchmarks.peers").require_done_here(training)
+
+
+def test_a_training_that_diverges_is_a_row_without_scores(
+    fashion: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark = script("benchmarks.peers")
+
+    def diverges(case: Any, clock: Any, seed: int) -> Any:
+        raise NonFiniteError("step 0: the loss is nan")
+
+    monkeypatch.setitem(benchmark.PEERS, "vq-ema", benchmark.PEERS["tessera"]._replace(train=diverges))
+    given = ("fashion-mnist", "--data", str(fashion), "--table", "peers.csv", "--peers", "vq-ema", "tessera", *SECOND)
+    assert benchmark.main(given) == 0
+    said = capsys.readouterr().out
+    assert "vq-ema diverged: step 0: the loss is nan" in said
+    assert re.search(r"^\| vq-ema \| 1 \| 392 \|.* - \| - \| - \| - \|", said, re.M)
+    table = pd.read_csv(workspace / "peers.csv").set_index("peer")
+    assert table.loc["vq-ema", list(benchmark.SCORES)].isna().all()
+    assert table.loc["tessera", list(benchmark.SCORES)].notna().all()
 
 
 def test_rows_of_other_values_are_refused(
