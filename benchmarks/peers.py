@@ -652,7 +652,7 @@ def add(name: str, case: Case, options: argparse.Namespace) -> None:
                 continue
             found = measured(peer, case, minutes, case.params.seed + repeat, options.split)
             row = {**own, **{column: cell(value) for column, value in found.items()}}
-            files.write_table(options.table, pd.DataFrame([*rows, row], columns=COLUMNS).fillna(""))
+            files.write_table(options.table, pd.DataFrame([*rows, row], columns=COLUMNS))
             print(f"{name}, {minutes:g} min, repeat {repeat}, {peer}: {row.get('psnr_db', 'no')} dB", flush=True)
 
 
