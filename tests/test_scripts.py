@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import importlib.util
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,10 +26,13 @@ from ruamel.yaml import YAML
 
 from tessera import presets
 from tessera.core import files
+from tessera.core.errors import InputError, NonFiniteError
 from tessera.features import frechet
 from tessera.runtime import provenance
 from tessera.studies import __main__ as studies
 from tessera.studies import queue, sweep
+from tessera.training.loop import learning_rate
+from tessera.training.settings import Training
 
 SUFFIXES = (".md", ".sh", ".sbatch", ".yaml", ".yml")
 DOCUMENTS = [
@@ -260,6 +265,53 @@ def rates(start: Callable[..., str], artefacts: Callable[..., None], monkeypatch
     assert given["cwd"] == clone[-1] in given["env"]["PYTHONPATH"]
 
 
+FASHION = {"train": 60, "t10k": 20}  # images of each part
+
+
+@pytest.fixture
+def fashion(workspace: Path, raw: dict[str, Any]) -> Path:
+    """A tiny params.yaml in the working folder, and beside it a folder of idx files, as Fashion-MNIST is published."""
+    raw["tokenizer"]["training"] |= {"batch_size": 8, "optimizer": "muon", "schedule": "linear", "warmup_steps": 2}
+    with open("params.yaml", "w") as stream:
+        YAML(typ="safe").dump(raw, stream)
+    folder, rng = workspace / "fashion", np.random.default_rng(0)
+    folder.mkdir()
+    for part, n in FASHION.items():
+        for name, values in {
+            "images-idx3": rng.integers(0, 256, (n, 28, 28)),
+            "labels-idx1": np.arange(n) % 2,
+        }.items():
+            shape = np.array(values.shape, ">u4").tobytes()
+            content = bytes([0, 0, 8, values.ndim]) + shape + values.astype(np.uint8).tobytes()
+            (folder / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(content))
+    return folder
+
+
+SECOND = ("--minutes", "0.002", "--repeats", "1", "--threads", "1")
+
+
+def peers(start: Callable[..., str], fashion: Path, monkeypatch: pytest.MonkeyPatch, workspace: Path, **_: Any) -> None:
+    benchmark = script("benchmarks.peers")
+    given = ("fashion-mnist", "--data", str(fashion), "--table", "peers.csv", *SECOND)
+    there = ["tessera", *benchmark.THEIRS, *["pythae"] * (not benchmark.missing("pythae"))]
+    said = start("benchmarks.peers", *given)
+    table = pd.read_csv(workspace / "peers.csv")
+    assert list(table["peer"]) == there
+    assert set(table["bits"]) == {7 * 7 * 8}
+    assert (table["seconds"] >= 0.12).all()
+    assert (table["steps"] > 0).all()
+    assert table[[*benchmark.SCORES, "memory_mib"]].notna().all(axis=None)
+    assert "fashion-mnist, test split, 0.002 minutes of training on 1 thread\n\n| peer | runs | bits |" in said
+    assert all(f"\n| {peer} | 1 | 392 |" in said for peer in there)
+    before = (workspace / "peers.csv").read_text()
+    monkeypatch.setattr(benchmark, "missing", bool)  # of every package that is not tessera
+    said = start("benchmarks.peers", *given[:-4], *("--repeats", "2", "--threads", "1"), "--minutes", "0.002")
+    assert "pythae is left out: the package pythae is not installed (python -m pip install -e '.[peers]')" in said
+    after = (workspace / "peers.csv").read_text()
+    assert after.startswith(before), "rows that are there are not made again"
+    assert len(after.splitlines()) == len(before.splitlines()) + 1
+
+
 def elbo(start: Callable[..., str], artefacts: Callable[..., None], workspace: Path, **_: Any) -> None:
     artefacts("vae, kmeans")
     said = start("benchmarks.elbo")
@@ -343,6 +395,7 @@ SMOKE: dict[str, Callable[..., None]] = {
     "benchmarks.judges": judges,
     "benchmarks.optimizers": optimizers,
     "benchmarks.rates": rates,
+    "benchmarks.peers": peers,
     "benchmarks.elbo": elbo,
     "benchmarks.receptive_fields": receptive_fields,
     "benchmarks.overview": overview,
@@ -453,3 +506,110 @@ def test_the_profiler_prints_nothing_into_a_table() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=100)
     assert "one full forward pass" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("codes", "said"),
+    [
+        (np.zeros((3, 2, 2)), "must be integers, got float64"),
+        (np.zeros((3, 4, 1), int), r"must have the grid (2, 2), got (4, 1)"),
+        (np.full((3, 2, 2), 8), "must be 0 to 7, got 8 to 8"),
+        (np.full((3, 2, 2), -1), "must be 0 to 7, got -1 to -1"),
+    ],
+)
+def test_codes_of_a_peer_that_cost_other_bits_are_refused(codes: np.ndarray, said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"vq: codes {said}")):
+        script("benchmarks.peers").require_bits(codes, (2, 2), 8, "vq")
+    script("benchmarks.peers").require_bits(np.full((3, 2, 2), 7), (2, 2), 8, "vq")
+
+
+def test_a_peer_is_scored_by_its_codes_alone(images: np.ndarray) -> None:
+    """One that remembers the images which it encoded, and emits zeros, has no more than the zeros say."""
+    benchmark, seen = script("benchmarks.peers"), {}
+
+    def encode(x: torch.Tensor) -> torch.Tensor:
+        seen["x"] = x
+        return torch.zeros(len(x), 2, 2, dtype=torch.long)
+
+    case = benchmark.Case(None, {"test": images}, 8, (2, 2))
+    made = benchmark.Trained(encode, lambda codes: codes[:, None].float().expand(-1, 3, -1, -1).repeat(1, 1, 4, 4), 0)
+    found = benchmark.scored(made, case, "test", "zeros")
+    grey = np.full_like(images, 128)
+    assert found["psnr_db"] == pytest.approx(-10 * np.log10(((images / 255 - grey / 255) ** 2).mean()), rel=1e-5)
+    assert found["perplexity"] == 1
+    assert found["usage"] == 1 / 8
+    assert len(seen["x"]) == len(images)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_rate_by_the_time_is_that_by_steps(schedule: str, raw: dict[str, Any]) -> None:
+    """At a constant speed, where the fraction of the time is that of the steps."""
+    training = Training.model_validate(
+        {**raw["tokenizer"]["training"], "schedule": schedule, "warmup_steps": 5, "epochs": 100}
+    )
+    rate = script("benchmarks.peers").Rate(training)
+    for taken in range(100):
+        assert rate(taken, taken / 100) == pytest.approx(learning_rate(taken, training, 1), rel=1e-4)
+
+
+def test_warm_up_ends_after_a_tenth_of_the_time(raw: dict[str, Any]) -> None:
+    training = Training.model_validate({**raw["tokenizer"]["training"], "schedule": "constant", "warmup_steps": 1000})
+    rate = script("benchmarks.peers").Rate(training)
+    assert rate(0, 0.0) == training.lr / 1000
+    assert rate(3, 0.05) == training.lr / 2
+    assert rate(7, 0.11) == training.lr
+
+
+def test_a_clock_counts_neither_the_first_step_nor_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([10.0, 14.0, 20.0, 21.0, 21.0])
+    benchmark = script("benchmarks.peers")
+    monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    clock = benchmark.Clock(5.0)
+    clock.go_on()
+    clock.count(8)  # at 10 s: the first step has ended
+    clock.stop()  # at 14 s
+    clock.go_on()  # at 20 s
+    clock.count(8)
+    assert clock.seconds == 5  # at 21 s
+    assert clock.over  # likewise
+    assert (clock.steps, clock.images) == (1, 8)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("schedule", "restarts"), ("weight_ema", 0.5), ("precision", "fp16")])
+def test_training_that_the_time_cannot_end_is_refused(name: str, wrong: Any, raw: dict[str, Any]) -> None:
+    training = Training.model_validate({**raw["tokenizer"]["training"], "weight_ema": 0.0, name: wrong})
+    with pytest.raises(InputError, match=f"tokenizer.training.{name}: must"):
+        script("benchmarks.peers").require_done_here(training)
+
+
+def test_a_training_that_diverges_is_a_row_without_scores(
+    fashion: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark = script("benchmarks.peers")
+
+    def diverges(case: Any, clock: Any, seed: int) -> Any:
+        raise NonFiniteError("step 0: the loss is nan")
+
+    monkeypatch.setitem(benchmark.PEERS, "vq-ema", benchmark.PEERS["tessera"]._replace(train=diverges))
+    given = ("fashion-mnist", "--data", str(fashion), "--table", "peers.csv", "--peers", "vq-ema", "tessera", *SECOND)
+    assert benchmark.main(given) == 0
+    said = capsys.readouterr().out
+    assert "vq-ema diverged: step 0: the loss is nan" in said
+    assert re.search(r"^\| vq-ema \| 1 \| 392 \|.* - \| - \| - \| - \|", said, re.M)
+    table = pd.read_csv(workspace / "peers.csv").set_index("peer")
+    assert table.loc["vq-ema", list(benchmark.SCORES)].isna().all()
+    assert table.loc["tessera", list(benchmark.SCORES)].notna().all()
+
+
+def test_rows_of_other_values_are_refused(
+    fashion: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark = script("benchmarks.peers")
+    given = ("fashion-mnist", "--data", str(fashion), "--table", "peers.csv", "--peers", "tessera", *SECOND)
+    assert benchmark.main(given) == 0
+    monkeypatch.setattr(benchmark, "digest", lambda *_: "other")
+    assert benchmark.main(given) == 1
+    assert "has a row of tessera that was made with other values; name another file" in capsys.readouterr().err
+    (fashion / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc"))
+    assert benchmark.main(given) == 1
+    assert "t10k-images-idx3-ubyte.gz must be an idx file of bytes" in capsys.readouterr().err
