@@ -86,7 +86,7 @@ LEVELS = 1000  # of noise, as in the README
 NEVER = 10**9
 SHOWN, COLUMNS = 40, 10  # images of each block of the sheet
 MEASURES = ("accuracy", "kid")
-SPENT = ("seconds", "cpu_seconds", "seconds_per_sample")
+SPENT = ("seconds", "cpu_seconds", "seconds_per_sample", "cpu_seconds_per_sample")
 
 Raw = dict[str, Any]
 
@@ -110,13 +110,13 @@ class Case(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a run made. `reconstruction`: the test images through its tokenizer, if it has one. `sampling`: seconds of all samples.
-    `setting`: in words."""
+    """What a run made, and what its training and its sampling took. `reconstruction`: the test images through its tokenizer, if it
+    has one. `setting`: in words."""
 
     samples: UInt8[np.ndarray, "n h w c"]
     reconstruction: UInt8[np.ndarray, "m h w c"] | None
-    clock: Clock
-    sampling: float
+    training: Clock
+    sampling: Clock
     setting: str
 
 
@@ -217,9 +217,8 @@ def tessera(case: Case, seconds: float, folder: Path) -> Made:
             prior.main(run_of(raw))
             run = run_of(raw)
             models = run.prior(), run.tokenizer()
-        begun = time.perf_counter()
-        made = samples.sample_set("samples", *models, run)["images"]
-        sampling = time.perf_counter() - begun
+        with (sampling := Clock()):
+            made = samples.sample_set("samples", *models, run)["images"]
         decoded = arrays.decoded(models[1], run.codes("test").astype(np.int64), raw["reconstruction"]["batch_size"])
     epochs = {kind: raw[kind]["training"]["epochs"] for kind in ("tokenizer", "prior")}
     setting = ", ".join(f"{kind} {raw[kind]['name']} {number} epochs" for kind, number in epochs.items())
@@ -320,12 +319,13 @@ def diffusion(setting: Setting, case: Case, seconds: float, folder: Path) -> Mad
         trainer.dl = until(end, trainer, batches)
         trainer.train()
         batches.close()  # ends the processes that read images
-    averaged, begun = trainer.ema.ema_model.eval(), time.perf_counter()
-    made = [
-        arrays.to_pixels(averaged.sample(batch_size=where.stop - where.start) * 2 - 1)
-        for where in arrays.batches(case.samples, setting.train_batch_size)
-    ]
-    sampling, way = time.perf_counter() - begun, f"DDIM {case.passes}" if case.passes < LEVELS else f"DDPM {LEVELS}"
+    averaged = trainer.ema.ema_model.eval()
+    with (sampling := Clock()):
+        made = [
+            arrays.to_pixels(averaged.sample(batch_size=where.stop - where.start) * 2 - 1)
+            for where in arrays.batches(case.samples, setting.train_batch_size)
+        ]
+    way = f"DDIM {case.passes}" if case.passes < LEVELS else f"DDPM {LEVELS}"
     size = sum(parameter.numel() for parameter in network.parameters())
     words = f"U-Net {size / 1e6:.1f} M, {trainer.step} updates of {setting.train_batch_size}"
     many = f" x {setting.gradient_accumulate_every}" if setting.gradient_accumulate_every > 1 else ""
@@ -387,8 +387,9 @@ def make(peer: str, minutes: float, case: Case) -> Result:
     files.save_array(folder / SAMPLES, made.samples)
     if made.reconstruction is not None:
         files.save_array(folder / DECODED, made.reconstruction)
-    facts = {"seconds": made.clock.seconds, "cpu_seconds": made.clock.cpu,
-             "seconds_per_sample": made.sampling / len(made.samples), "setting": made.setting}  # fmt: skip
+    number = len(made.samples)
+    took = (made.training.seconds, made.training.cpu, made.sampling.seconds / number, made.sampling.cpu / number)
+    facts = {**dict(zip(SPENT, took, strict=True)), "setting": made.setting}
     files.write_json(folder / DONE, facts)
     return Result(peer, minutes, facts, folder)
 

@@ -81,5 +81,5 @@ def test_the_package_itself_trains_and_samples_in_time(workspace: Path, make_ima
     assert made.samples.shape == (20, *images.shape[1:])
     assert made.samples.dtype == np.uint8
     assert made.samples.std() > 0
-    assert 0.2 <= made.clock.seconds < 10
+    assert 0.2 <= made.training.seconds < 10
     assert "updates of 16, DDIM 3" in made.setting
