@@ -22,8 +22,9 @@ the time was over. Reading and writing images counts for nobody.
 Judged are as many samples of each, unselected, by the scorer's features (EfficientNet-Lite0) against *original* test images, which
 no decoder has blurred: the accuracy of the two-sample test (`tessera.two_sample`; .5 is the best) and KID (0 is the best), with
 95 % intervals, for each group. A classifier trained on original training images assigns samples to groups. Within a group both
-sides have as many images as the smaller. References: training images in the place of samples, and reconstructions of the test
-images by each tokenizer, below which its samples can hardly come.
+sides have as many images as the smaller. References in the place of samples: training images; uniform noise, which says where a
+measure ends (KID gives noise less than blurred samples may get: read it beside the accuracy and the sheet); and reconstructions
+of the test images by each tokenizer, below which its samples can hardly come.
 
 After each run three files are written anew: a table (CSV), a page (Markdown), whose first lines say who is ahead, and a sheet of
 samples (PNG). Runs are kept in .scratch/peers_generation; one that is there is not repeated, so a command that was killed goes on.
@@ -77,7 +78,7 @@ if TYPE_CHECKING:
 
 KEPT = Path(".scratch/peers_generation")
 DONE, SAMPLES, DECODED = "run.json", "samples.npy", "reconstruction.npy"
-OURS, TRAIN = "tessera", "training images"
+OURS, TRAIN, NOISE = "tessera", "training images", "noise"
 OF_TOKENIZER = 0.6  # of the minutes
 MARGIN = 0.98  # of the minutes are planned: stages also write files
 PACKAGE, INSTALL = "denoising_diffusion_pytorch", "python -m pip install -e '.[peers]'"
@@ -453,6 +454,12 @@ class Judge:
         features = self.features(pixels)
         return Side(features, np.array([f"sample/{at}" for at in range(len(pixels))]), self._assign(features))
 
+    def noise(self) -> Side:
+        """As many images of uniform noise as training images, in groups of the same sizes."""
+        shape = (len(self.train.groups), *self._run.images("test").shape[1:])
+        stream = numpy_generator(self._run.params.seed, "peers_generation", NOISE)
+        return self.samples(stream.integers(0, 256, shape, np.uint8))._replace(groups=self.train.groups)
+
     def reconstruction(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Side:
         """Of the test images, in their order."""
         return self.test._replace(features=self.features(pixels))
@@ -480,7 +487,7 @@ class Judge:
 
 def table_of(results: Sequence[Result], judge: Judge) -> pd.DataFrame:
     """The references first, then the runs."""
-    rows = list(judge.rows(TRAIN, judge.train))
+    rows = [*judge.rows(TRAIN, judge.train), *judge.rows(NOISE, judge.noise())]
     for result in results:
         if (decoded := result.images(DECODED)) is not None:
             name = f"test images through the tokenizer of {result.title}"
@@ -588,12 +595,17 @@ def compare(peers: Sequence[str], minutes: Sequence[float], case: Case, to: Path
     torch.set_num_threads(case.threads)
     run, judge = run_of(case.raw), Judge(case.raw, case.samples)
     wanted = [(peer, each) for each in sorted(minutes) for peer in PEERS if peer in peers]
+
+    def written() -> str:
+        return write(to, [found for one in wanted if (found := kept(*one, case)) is not None], judge, run)
+
+    text = ""
     for peer, each in wanted:
         if kept(peer, each, case) is None:
             print(f"{peer}, {each:g} min: started", file=sys.stderr, flush=True)
             make(peer, each, case)
-            write(to, [found for one in wanted if (found := kept(*one, case)) is not None], judge, run)
-    return write(to, [found for one in wanted if (found := kept(*one, case)) is not None], judge, run)
+            text = written()
+    return text or written()
 
 
 def case_of(options: argparse.Namespace) -> Case:
