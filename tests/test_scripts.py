@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fake_diffusion
 import numpy as np
 import pandas as pd
 import pytest
@@ -311,6 +312,47 @@ def peers(start: Callable[..., str], fashion: Path, monkeypatch: pytest.MonkeyPa
     assert after.startswith(before), "rows that are there are not made again"
     assert len(after.splitlines()) == len(before.splitlines()) + 1
 
+def peers_generation(
+    start: Callable[..., str], artefacts: Callable[..., None], workspace: Path, monkeypatch: Any, capsys: Any, **_: Any
+) -> None:
+    benchmark = script("benchmarks.peers_generation")
+    artefacts()
+    monkeypatch.setattr(benchmark, "SMALLEST_SET", 4)
+    monkeypatch.setitem(sys.modules, benchmark.PACKAGE, None)  # installed or not: an import fails
+    tiny = (
+        "--peers",
+        "tessera",
+        "diffusion",
+        "--minutes",
+        "0.001",
+        "--samples",
+        "6",
+        "--threads",
+        "1",
+        "--to",
+        "result",
+    )
+    assert benchmark.main(tiny) == 1
+    assert benchmark.INSTALL in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, benchmark.PACKAGE, fake_diffusion)
+    said = start("benchmarks.peers_generation", *tiny)
+    table = pd.read_csv(workspace / "result.csv").set_index(["set", "group"])
+    assert set(table["peer"].dropna()) == {"tessera", "diffusion"}
+    everything = table.xs("all", level="group")
+    assert everything.loc["diffusion, 0.001 min", "seconds"] >= everything.loc["tessera, 0.001 min", "seconds"]
+    for noise in ("noise", "diffusion, 0.001 min"):
+        assert everything.loc[noise, "kid"] > everything.loc["training images", "kid"]
+    measured = table[table["note"].isna()]
+    for measure in benchmark.MEASURES:
+        assert (measured[f"{measure}_low"] <= measured[f"{measure}_high"]).all()
+    page = (workspace / "result.md").read_text()
+    assert page.startswith("- 0.001 minutes, all: tessera is **")
+    assert said.endswith(page)
+    assert (workspace / "result.png").stat().st_size > 1000
+    before = {path: path.stat().st_mtime_ns for path in (workspace / ".scratch").rglob("run.json")}
+    assert start("benchmarks.peers_generation", *tiny) == page, "nothing is left to run"
+    assert before == {path: path.stat().st_mtime_ns for path in (workspace / ".scratch").rglob("run.json")}
+
 
 def elbo(start: Callable[..., str], artefacts: Callable[..., None], workspace: Path, **_: Any) -> None:
     artefacts("vae, kmeans")
@@ -396,6 +438,8 @@ SMOKE: dict[str, Callable[..., None]] = {
     "benchmarks.optimizers": optimizers,
     "benchmarks.rates": rates,
     "benchmarks.peers": peers,
+
+    "benchmarks.peers_generation": peers_generation,
     "benchmarks.elbo": elbo,
     "benchmarks.receptive_fields": receptive_fields,
     "benchmarks.overview": overview,
