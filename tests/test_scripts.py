@@ -312,6 +312,7 @@ def peers(start: Callable[..., str], fashion: Path, monkeypatch: pytest.MonkeyPa
     assert after.startswith(before), "rows that are there are not made again"
     assert len(after.splitlines()) == len(before.splitlines()) + 1
 
+
 def peers_generation(
     start: Callable[..., str], artefacts: Callable[..., None], workspace: Path, monkeypatch: Any, capsys: Any, **_: Any
 ) -> None:
@@ -438,7 +439,6 @@ SMOKE: dict[str, Callable[..., None]] = {
     "benchmarks.optimizers": optimizers,
     "benchmarks.rates": rates,
     "benchmarks.peers": peers,
-
     "benchmarks.peers_generation": peers_generation,
     "benchmarks.elbo": elbo,
     "benchmarks.receptive_fields": receptive_fields,
