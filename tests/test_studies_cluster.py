@@ -72,7 +72,10 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def _cluster(n: int, folder: Path) -> Any:
     import dask
 
-    with dask.config.set({"distributed.scheduler.allowed-failures": 1, "distributed.scheduler.work-stealing": False}):
+    # a worker may take long to start anew on a busy machine: `LocalCluster` would give it up after 15 s
+    with dask.config.set(
+        {"distributed.scheduler.allowed-failures": 1, "distributed.deploy.lost-worker-timeout": "300s"}
+    ):
         return distributed.LocalCluster(
             n_workers=n, threads_per_worker=2, host="127.0.0.1", dashboard_address="127.0.0.1:0", local_directory=folder,
             silence_logs=50,
@@ -145,9 +148,9 @@ def test_a_worker_with_other_packages_gets_no_run_and_is_named(start, workers, t
     Path("versions.yaml").write_text("fitting: 2.0\nnumpy: 1\n")
     git("commit", "-qam", "a package more")
     with distributed.Client(workers) as client:
+        client.wait_for_workers(2)  # one may be starting anew
         with pytest.raises(InputError, match=r"(?s)requirements.lock: (tcp.*fitting is missing \(here 2.0\)(; |$)){2}"):
             start("good")
-        client.wait_for_workers(2)
         (has, lacks) = client.scheduler_info()["workers"]
         client.run(lambda path: sys.path.insert(0, path), str(tmp_path), workers=[has])
         capsys.readouterr()
@@ -264,10 +267,11 @@ def test_a_run_and_what_it_started_end_with_the_process_that_holds_its_input(tmp
 def test_a_study_has_the_results_of_a_direct_one_although_a_worker_was_killed(
     workers, tmp_path_factory, monkeypatch, capsys
 ):
-    """A real one, of tiny size: the stages up to the tokenizer, in two runs, of which one loses its worker on the way."""
+    """A real one, of tiny size: the stages up to the tokenizer; the run loses its worker after the first."""
     repo = copies.copied(tmp_path_factory.mktemp("study"))
     (repo / "studies/tiny.yaml").write_text(
-        "title: x\ntext: x\ntargets: [tokenizer]\nruns: {one: {}, two: {seed: 1}}\ncolumns: {seed: seed}\n"
+        "title: x\ntext: x\ntargets: [tokenizer]\nruns: {one: {seed: 1}}\ncolumns: {seed: seed}\n"
+        "base: {tokenizer.training.epochs: 1, tokenizer.training.evaluate_every: 1, tokenizer.snapshot_epochs: [0, 1]}\n"
     )
     copies.commit(repo, "study")
     monkeypatch.chdir(repo)
@@ -276,12 +280,12 @@ def test_a_study_has_the_results_of_a_direct_one_although_a_worker_was_killed(
     assert command.main(["tiny", "--on", workers.scheduler_address]) == 0
     killer.join()
     said = capsys.readouterr().out
-    assert said.count(": started on ") == 3
+    assert said.count("one: started on ") == 2
     shutil.move(".scratch/studies/tiny", "there")
-    assert "| two | 1 |" in Path("docs/studies/tiny.md").read_text()
+    assert "| one | 1 |" in Path("docs/studies/tiny.md").read_text()
     assert "Without result" not in Path("docs/studies/tiny.md").read_text()
-    assert command.main(["tiny", "--direct", "--again", "two"]) == 0
-    here, there = direct.folder("tiny", "two"), Path("there/two")
+    assert command.main(["tiny", "--direct", "--again", "one"]) == 0
+    here, there = direct.folder("tiny", "one"), Path("there/one")
     of_itself = (direct.DONE, direct.LOG)
     found = {name: content for name, content in _content(there).items() if name not in of_itself}
     assert {"artifacts/tokenizer/model.safetensors", "metrics/tokenizer.json", "plots/tokenizer.csv"} <= found.keys()
