@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
@@ -69,17 +70,23 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield found
 
 
-def _cluster(n: int, folder: Path) -> Any:
+@contextlib.contextmanager
+def _cluster(n: int, folder: Path) -> Iterator[Any]:
     import dask
 
-    # a worker may take long to start anew on a busy machine: `LocalCluster` would give it up after 15 s
+    # on a busy machine a worker may take long to start anew, and `LocalCluster` would give it up after 15 s
     with dask.config.set(
         {"distributed.scheduler.allowed-failures": 1, "distributed.deploy.lost-worker-timeout": "300s"}
     ):
-        return distributed.LocalCluster(
+        cluster = distributed.LocalCluster(
             n_workers=n, threads_per_worker=2, host="127.0.0.1", dashboard_address="127.0.0.1:0", local_directory=folder,
             silence_logs=50,
         )  # fmt: skip
+        try:
+            yield cluster
+        finally:
+            with contextlib.suppress(TimeoutError):  # of Dask, for processes that it kills
+                cluster.close(timeout=60)
 
 
 @pytest.fixture
@@ -104,7 +111,9 @@ def repository(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> sweep.Study:
 
 
 @pytest.fixture
-def start(repository: sweep.Study, workers: Any) -> Callable[..., dict[str, str]]:
+def start(repository: sweep.Study, workers: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
+    monkeypatch.setattr(cluster, "TIMEOUT", 60.0)
+
     def run(*runs: str, address: str = workers.scheduler_address) -> dict[str, str]:
         return cluster.start("pool", repository, list(runs), address, ["--runtime=threads=1"])
 
@@ -177,6 +186,18 @@ def test_the_class_that_goes_to_a_worker_needs_no_tessera_there():
     assert done.returncode == 0, done.stderr.decode()
     assert b"Runs object" in done.stdout
     assert b"perform" in done.stdout
+
+
+def test_a_scheduler_that_does_not_answer_once_is_not_lost(repository, monkeypatch):
+    class Busy:
+        def nthreads(self) -> None:
+            raise TimeoutError("after 8 s")
+
+    work = cluster.Work(Busy(), "label", "pool", repository, None)
+    assert work._workers() == 0
+    monkeypatch.setattr(cluster, "PATIENCE", 0.0)
+    with pytest.raises(InputError, match=r"the scheduler was lost \(after 8 s\)"):
+        work._workers()
 
 
 # what is refused before any run
@@ -275,6 +296,7 @@ def test_a_study_has_the_results_of_a_direct_one_although_a_worker_was_killed(
     )
     copies.commit(repo, "study")
     monkeypatch.chdir(repo)
+    monkeypatch.setattr(cluster, "TIMEOUT", 60.0)
     killer = threading.Thread(target=_kill_a_worker_at_work, args=(Path(workers.workers[0].local_directory).parent,))
     killer.start()
     assert command.main(["tiny", "--on", workers.scheduler_address]) == 0
@@ -306,7 +328,7 @@ def _content(folder: Path) -> dict[str, bytes]:
 def _kill_a_worker_at_work(folder: Path) -> None:
     """Kill a worker as soon as a run has ended its first stage there."""
     since = time.monotonic()
-    while time.monotonic() - since < 100:
+    while time.monotonic() - since < 280:
         for log in folder.rglob("clone/.scratch/studies/tiny/*/log.txt"):
             if "dataset: " in log.read_text():
                 os.kill(_owner(log), signal.SIGKILL)

@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tessera.core import files
-from tessera.core.errors import InputError
+from tessera.core.errors import InputError, listed
 from tessera.core.params import read
 from tessera.runtime import inputs
 from tessera.studies import direct, plan, queue, sweep
@@ -33,11 +33,8 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 CODE = ("src", "stages", "studies", "presets", "params.yaml", "dvc.yaml", "versions.yaml")
-TIMEOUT, SECONDS, LINES = (
-    5.0,
-    0.5,
-    12,
-)  # to reach a scheduler; between looks at the runs; shown of the log of a failed run
+TIMEOUT, PATIENCE = 8.0, 120.0  # seconds to reach a scheduler; seconds in which one that was reached may not answer
+SECONDS, LINES = 0.5, 12  # between looks at the runs; shown of the log of a failed run
 INSTALL = "pip install -c requirements.lock -e '.[cluster]'"
 
 
@@ -106,7 +103,7 @@ def committed(params: dict[str, dict[str, Any]]) -> Code:
     if edited:
         raise InputError(
             "a run on another machine has the code and values of the last commit, and these differ from it: "
-            f"{', '.join(line[3:] for line in edited)}. Commit them, or `git stash --include-untracked`"
+            f"{listed(line[3:] for line in edited)}. Commit them, or `git stash --include-untracked`"
         )
     archive = _git("archive", "--format=tar", "HEAD", "--", *CODE, *within)
     data = {path: inputs.content(path) for _, path in sources if os.path.isabs(path)}
@@ -143,9 +140,21 @@ def _connected(address: str) -> Client:
         ) from None
 
 
+@contextlib.contextmanager
+def _not_lost() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, CancelledError) as error:
+        raise InputError(
+            f"the scheduler was lost ({error or type(error).__name__}). Results that had come are kept; the same command starts "
+            "the other runs again"
+        ) from None
+
+
 def _require_python(client: Client) -> None:
     """Check what Dask itself needs: functions travel as byte code, which other versions of Python cannot read."""
-    versions: Any = client.get_versions()
+    with _not_lost():
+        versions: Any = client.get_versions()
     own = _python(versions["client"])
     other = [f"{address} has {_python(of)}" for address, of in versions["workers"].items() if _python(of) != own]
     if other:
@@ -157,8 +166,6 @@ def _python(versions: Any) -> str:
 
 
 # while the runs go on
-
-LOST = "the scheduler was lost. Results that had come are kept; the same command starts the other runs again"
 
 
 @contextlib.contextmanager
@@ -177,7 +184,8 @@ def _working(
     versions = worker.environment(read(inputs.VERSIONS))
     plugin = worker.Runs(label, name, code.archive, versions, options, direct.folder(name, "{run}").as_posix())
     try:
-        client.register_plugin(plugin, name=label)
+        with _not_lost():
+            client.register_plugin(plugin, name=label)
         yield news
     finally:
         with contextlib.suppress(OSError):  # the scheduler is gone
@@ -208,6 +216,7 @@ class Work:
         self._fitting: set[str] = set()  # addresses of workers
         self._differing: dict[str, str] = {}  # address -> how its packages differ
         self._waits = False  # whether it has been said that there is no worker
+        self._answered = time.monotonic()  # when the scheduler last did
 
     def follow(self, runs: Iterable[str]) -> dict[str, str]:
         """The final state of each run, printed as soon as it is known.
@@ -253,8 +262,12 @@ class Work:
         """Number of workers that may have a run."""
         try:
             there = set(self._client.nthreads())
-        except OSError as error:
-            raise InputError(f"{LOST} ({error})") from None
+        except OSError:  # a busy scheduler may not answer in time; the futures of one that has ended are cancelled
+            if time.monotonic() - self._answered < PATIENCE:
+                return 0
+            with _not_lost():
+                raise
+        self._answered = time.monotonic()
         if there and there <= self._differing.keys():
             raise InputError(
                 f"no worker has the packages of this machine, and results depend on them. Bring both to requirements.lock: "
@@ -277,7 +290,8 @@ class Work:
             said = f"{allowed + 1} workers died while they ran it, more than Dask's allowed-failures ({allowed})"
             self._leave(run, "lost", said)
         except CancelledError:
-            raise InputError(LOST) from None
+            with _not_lost():
+                raise
         except Exception as error:  # on the side of the worker, such as a full disk
             self._leave(run, "failed", "".join(traceback.format_exception(error)))
         else:

@@ -147,9 +147,12 @@ class Runs(WorkerPlugin):
 
     def _stop(self) -> None:
         """End the run and all processes that it has started, if it still goes on."""
-        if self._process is not None:
+        process = self._process
+        if process is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
+            if process.poll() is not None:  # its number may soon be that of another process
+                self._process = None
 
 
 def packed(folder: Path) -> bytes:
