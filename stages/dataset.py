@@ -8,7 +8,7 @@ Turns a `Source` into arrays: square, opaque images of one size, without duplica
 
 Memory does not grow with the size of the images: each is decoded once and written to an array on disk, beside the artefacts
 (so the disk must hold everything twice while the stage runs). RAM holds about 2 kB per image: a digest, the names, an 8x8
-thumbnail. No torch.
+thumbnail. `runtime.threads` processes divide the images, and their number changes no byte. No torch.
 """
 
 from __future__ import annotations
@@ -34,14 +34,17 @@ from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
 from tessera.decoding.compressed import require_pixels
+from tessera.decoding.forks import spread
 from tessera.images import arrays, pictures
 from tessera.images.arrays import batches
+from tessera.runtime import process
 from tessera.runtime.stage import enter
 
 THUMBNAIL = 8  # side in pixels of the thumbnails on which near duplicates are found
 BLOCK = 256  # rows processed at once
 LEAST = 4  # images per split: KID compares subsets of half of a split, and of at least two images
 SHOWN = 50  # broken images named in an error
+Rendered = bytes | str  # of one image: its digest, or what is wrong with it
 KEPT_FIRST = {"test": 0, "val": 1}  # precedence among identical images in several splits; train comes last
 
 
@@ -86,7 +89,8 @@ def main(run: Run) -> None:
         source,
         dataset,
         numpy_generator(seed, "dataset", "split"),
-        lambda rows: run.runtime.progress(iterable=rows, desc="dataset", unit="image"),
+        process.threads(),
+        lambda rows: run.runtime.progress(iterable=rows, total=len(source.images), desc="dataset", unit="image"),
     )
     prepared.save(folder, run.folder("targets"))
     files.write_table(folder / "table.csv", prepared.table)
@@ -128,20 +132,25 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    source: Source, dataset: Settings, generator: np.random.Generator, progress: Callable[..., Iterable[int]] = iter
+    source: Source,
+    dataset: Settings,
+    generator: np.random.Generator,
+    processes: int = 1,
+    progress: Callable[[Iterable[Rendered]], Iterable[Rendered]] = iter,
 ) -> Prepared:
     """Render every image, drop exact duplicates, divide the rest into splits, and count near duplicates.
 
     Args:
         generator: decides the split, and nothing else.
-        progress: wraps the range of images.
+        processes: number of processes that divide the images; changes no result.
+        progress: wraps an iterable that gives one value an image.
 
     Raises:
         InputError: the source is empty, images cannot be read (the message names up to `SHOWN`), a split would be too small,
             or the disk is full.
     """
     _require_contract(source, dataset)
-    images, targets, digests = _render_all(source, dataset, progress)
+    images, targets, digests = _render_all(source, dataset, processes, progress)
     own = np.array([split or "train" for split in source.splits or [None] * len(images)])
     kept, across = unique(digests, own)
     table = _table(source, kept)
@@ -203,23 +212,24 @@ def _notes(across: int, codes: np.ndarray, splits: np.ndarray, dataset: Settings
 
 
 def _render_all(
-    source: Source, dataset: Settings, progress: Callable[..., Iterable[int]]
+    source: Source, dataset: Settings, processes: int, progress: Callable[[Iterable[Rendered]], Iterable[Rendered]]
 ) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
     n, channels = len(source.images), 1 if dataset.colour == "grey" else 3
     images = _on_disk((n, dataset.image_size, dataset.image_size, channels))
     targets = _on_disk((n, dataset.target_size, dataset.target_size, channels))
-    digests, broken = [], []
-    for i in progress(range(n)):
+
+    def work(i: int) -> Rendered:
+        """Write one image to both arrays, which all processes share."""
         try:
-            small, large = render(source.images[i], dataset, f"image {source.names[i]!r} of {dataset.source}")
+            images[i], targets[i] = render(source.images[i], dataset, f"image {source.names[i]!r} of {dataset.source}")
         except InputError as error:  # go on, so that one message names all broken images
-            broken.append(str(error))
-            continue
-        images[i], targets[i] = small, large
-        digests.append(hashlib.blake2b(small.tobytes(), digest_size=16).digest())
-    if broken:
+            return str(error)
+        return hashlib.blake2b(images[i].tobytes(), digest_size=16).digest()
+
+    found = list(progress(spread(work, n, processes)))
+    if broken := [what for what in found if isinstance(what, str)]:
         raise InputError(_all_broken(broken, n))
-    return images, targets, digests
+    return images, targets, [digest for digest in found if isinstance(digest, bytes)]
 
 
 def _all_broken(errors: list[str], n: int) -> str:
