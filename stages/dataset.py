@@ -8,12 +8,13 @@ Turns a `Source` into arrays: square, opaque images of one size, without duplica
 
 Memory does not grow with the size of the images: each is decoded once and written to an array on disk, beside the artefacts
 (so the disk must hold everything twice while the stage runs). RAM holds about 2 kB per image: a digest, the names, an 8x8
-thumbnail. No torch.
+thumbnail. `runtime.threads` processes divide the images, and their number changes no byte. No torch.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import tempfile
@@ -34,14 +35,22 @@ from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
 from tessera.decoding.compressed import require_pixels
+from tessera.decoding.forks import spread
 from tessera.images import arrays, pictures
 from tessera.images.arrays import batches
+from tessera.runtime import process
 from tessera.runtime.stage import enter
 
 THUMBNAIL = 8  # side in pixels of the thumbnails on which near duplicates are found
 BLOCK = 256  # rows processed at once
 LEAST = 4  # images per split: KID compares subsets of half of a split, and of at least two images
+DIRECTIONS = 3  # in which images are sorted to find near duplicates
+SPREAD = 4096  # images whose spread decides these directions, at most
+COMPARED = 4096  # images that a block is compared with at once
+ROUNDED = 0.1  # more than the rounding of float32 can move an image in a direction
+MOST_CELLS = 1000  # in each direction
 SHOWN = 50  # broken images named in an error
+Rendered = bytes | str  # of one image: its digest, or what is wrong with it
 KEPT_FIRST = {"test": 0, "val": 1}  # precedence among identical images in several splits; train comes last
 
 
@@ -86,7 +95,8 @@ def main(run: Run) -> None:
         source,
         dataset,
         numpy_generator(seed, "dataset", "split"),
-        lambda rows: run.runtime.progress(iterable=rows, desc="dataset", unit="image"),
+        process.threads(),
+        lambda rows: run.runtime.progress(iterable=rows, total=len(source.images), desc="dataset", unit="image"),
     )
     prepared.save(folder, run.folder("targets"))
     files.write_table(folder / "table.csv", prepared.table)
@@ -128,20 +138,25 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    source: Source, dataset: Settings, generator: np.random.Generator, progress: Callable[..., Iterable[int]] = iter
+    source: Source,
+    dataset: Settings,
+    generator: np.random.Generator,
+    processes: int = 1,
+    progress: Callable[[Iterable[Rendered]], Iterable[Rendered]] = iter,
 ) -> Prepared:
     """Render every image, drop exact duplicates, divide the rest into splits, and count near duplicates.
 
     Args:
         generator: decides the split, and nothing else.
-        progress: wraps the range of images.
+        processes: number of processes that divide the images; changes no result.
+        progress: wraps an iterable that gives one value an image.
 
     Raises:
         InputError: the source is empty, images cannot be read (the message names up to `SHOWN`), a split would be too small,
             or the disk is full.
     """
     _require_contract(source, dataset)
-    images, targets, digests = _render_all(source, dataset, progress)
+    images, targets, digests = _render_all(source, dataset, processes, progress)
     own = np.array([split or "train" for split in source.splits or [None] * len(images)])
     kept, across = unique(digests, own)
     table = _table(source, kept)
@@ -203,23 +218,24 @@ def _notes(across: int, codes: np.ndarray, splits: np.ndarray, dataset: Settings
 
 
 def _render_all(
-    source: Source, dataset: Settings, progress: Callable[..., Iterable[int]]
+    source: Source, dataset: Settings, processes: int, progress: Callable[[Iterable[Rendered]], Iterable[Rendered]]
 ) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
     n, channels = len(source.images), 1 if dataset.colour == "grey" else 3
     images = _on_disk((n, dataset.image_size, dataset.image_size, channels))
     targets = _on_disk((n, dataset.target_size, dataset.target_size, channels))
-    digests, broken = [], []
-    for i in progress(range(n)):
+
+    def work(i: int) -> Rendered:
+        """Write one image to both arrays, which all processes share."""
         try:
-            small, large = render(source.images[i], dataset, f"image {source.names[i]!r} of {dataset.source}")
+            images[i], targets[i] = render(source.images[i], dataset, f"image {source.names[i]!r} of {dataset.source}")
         except InputError as error:  # go on, so that one message names all broken images
-            broken.append(str(error))
-            continue
-        images[i], targets[i] = small, large
-        digests.append(hashlib.blake2b(small.tobytes(), digest_size=16).digest())
-    if broken:
+            return str(error)
+        return hashlib.blake2b(images[i].tobytes(), digest_size=16).digest()
+
+    found = list(progress(spread(work, n, processes)))
+    if broken := [what for what in found if isinstance(what, str)]:
         raise InputError(_all_broken(broken, n))
-    return images, targets, digests
+    return images, targets, [digest for digest in found if isinstance(digest, bytes)]
 
 
 def _all_broken(errors: list[str], n: int) -> str:
@@ -338,21 +354,47 @@ def near_pairs(
     """Which images have another image of a different family at a root mean squared error below `rmse`, and which have such
     an image in train.
 
-    The error is at least the difference of the means: RMSE(a, b) >= |mean(a) - mean(b)| (Jensen). So the images are sorted by
-    their mean, and each is compared only with those whose mean is near enough: about 5 % of the pairs of 50,000 photographs.
+    A projection to orthonormal directions makes no distance larger. So the images are sorted into cells, as wide as the largest
+    distance, by the `DIRECTIONS` in which they differ most (principal components), and those of a cell are compared only with
+    its own and with the cells around it: with 1.2 % of all images, of 12,000 photographs (CIFAR-10). The time still grows as
+    the square of their number.
     """
-    means = small.mean(axis=1, dtype=np.float64)
-    order = np.argsort(means, kind="stable")
-    means, small, families, train = means[order], small[order], families[order], train[order]
+    widest = rmse * math.sqrt(small.shape[1])
+    keys, around = _cells(small, widest)
+    order = np.argsort(keys, kind="stable")
+    keys, small, families, train = keys[order], small[order], families[order], train[order]
     near, near_train = np.zeros((2, len(order)), bool)
-    for where in batches(len(order), BLOCK):
-        low = np.searchsorted(means, means[where][0] - rmse - 1e-6)
-        high = np.searchsorted(means, means[where][-1] + rmse + 1e-6)
-        a, b = small[where].astype(np.float64), small[low:high].astype(np.float64)
-        squared = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * (a @ b.T)
-        close = (squared < rmse**2 * small.shape[1]) & (families[where, None] != families[low:high])
-        near[order[where]], near_train[order[where]] = close.any(1), (close & train[low:high]).any(1)
+    for cell in np.split(np.arange(len(keys)), np.flatnonzero(np.diff(keys)) + 1):
+        touching = keys[cell[0]] + around
+        low, high = np.searchsorted(keys, touching - 1, "left"), np.searchsorted(keys, touching + 1, "right")
+        there = np.concatenate([np.arange(*bounds) for bounds in zip(low, high, strict=True)])
+        for rows, others in itertools.product(_blocks(cell, BLOCK), _blocks(there, COMPARED)):
+            a, b = small[rows].astype(np.float64), small[others].astype(np.float64)
+            squared = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * (a @ b.T)
+            close = (squared < rmse**2 * small.shape[1]) & (families[rows, None] != families[others])
+            near[order[rows]] |= close.any(1)
+            near_train[order[rows]] |= (close & train[others]).any(1)
     return near, near_train
+
+
+def _blocks(rows: Int[np.ndarray, " n"], size: int) -> list[Int[np.ndarray, " m"]]:
+    return np.split(rows, range(size, len(rows), size))
+
+
+def _cells(small: Float[np.ndarray, "n d"], width: float) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
+    """The cell of each image, as one number: cells that touch in the last direction differ by 1. And the differences of the
+    numbers of the cells that touch in the other directions, 0 included."""
+    some = small[arrays.evenly(len(small), SPREAD)].astype(np.float64)
+    _, directions = np.linalg.eigh(np.cov(some.T))
+    places = small @ directions[:, -DIRECTIONS:].astype(np.float32)
+    places -= places.min(0)
+    width = max(width + ROUNDED, places.max() / MOST_CELLS)
+    cells = (places / width).astype(np.int64)
+    strides = np.cumprod([1, *(cells.max(0)[::-1] + 3)])[
+        DIRECTIONS - 1 :: -1
+    ]  # + 3: the last cell and the next first do not touch
+    around = [np.dot(offset, strides[:-1]) for offset in itertools.product((-1, 0, 1), repeat=DIRECTIONS - 1)]
+    return cells @ strides, np.array(around)
 
 
 # splits

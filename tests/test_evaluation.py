@@ -561,6 +561,18 @@ def test_how_many_training_images_are_looked_at_is_said(measured, tiny_run, caps
     assert (said in capsys.readouterr().out) == (seen == 8)
 
 
+@pytest.mark.parametrize(("most", "seen"), [(3, {"all": 3, "people": 2, "rest": 1}), (1, {"all": 1, "people": 1})])
+def test_of_a_large_test_split_some_images_are_compared(measured, monkeypatch, most, seen):
+    """Else the time would grow as the square of the number of images. A group that has none of them has no figures."""
+    monkeypatch.setattr(memorisation, "COMPARED", most)
+    report = measured("memorisation")
+    table = report.tables["compared"].query("space == 'pixels' and of == 'reconstruction'")
+    assert dict(zip(table["group"], table["images"], strict=True)) == seen
+    assert list(report.metrics) == list(seen)
+    copies = report.tables["compared"].query("space == 'codes' and of == 'copies' and group == 'all'")
+    assert copies["images"].to_list() == [most]
+
+
 def test_a_group_without_samples_has_no_figures(measured, tiny_run):
     run = tiny_run("memorisation")
     write_features("samples", run.features("samples"), run.families("samples"), np.zeros(16, int))

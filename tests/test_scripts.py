@@ -142,6 +142,44 @@ def speed(start: Callable[..., str], artefacts: Callable[..., None], monkeypatch
     )
 
 
+def codebooks(start: Callable[..., str], monkeypatch: pytest.MonkeyPatch, workspace: Path, **_: Any) -> None:
+    benchmark = script("benchmarks.codebooks")
+    for name, value in {"SIZES": (4, 8), "DIMENSIONS": (3,), "LATENTS": 20, "SCORES": 16}.items():
+        monkeypatch.setattr(benchmark, name, value)
+    said = start("benchmarks.codebooks", "--repeats", "1", "--table", "codebooks.csv")
+    table = pd.read_csv(workspace / "codebooks.csv")
+    assert table[["K", "D"]].to_numpy().tolist() == [[4, 3], [8, 3]]
+    assert (table > 0).all(axis=None)
+    assert "| times_a_pass |" in said
+
+
+def decoding(start: Callable[..., str], **_: Any) -> None:
+    said = start("benchmarks.decoding", "--images", "70", "--rounds", "1")
+    for title in ("PNG, 32x32, folder", "PNG, 32x32, parquet", "JPEG, 256x256, folder", "JPEG, 256x256, parquet"):
+        assert re.search(rf"^\| {title} \| \d+ \| \d+ \| [\d.]+ \| [\d.]+ \|$", said, re.M)
+
+
+def growth(start: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **_: Any) -> None:
+    if not Path("/proc/self/smaps_rollup").exists():
+        pytest.skip("this system has no /proc/PID/smaps_rollup")
+    monkeypatch.chdir(project())
+    size = ("--steps", "3", "--threads", "1", "--folder", str(tmp_path))
+    said = start(
+        "benchmarks.growth", "--images", "40", "80", "--stages", "dataset", *size, "--plot", str(tmp_path / "a.png")
+    )
+    assert re.search(r"^\| dataset \| ([\d.]+ \| ){4}-?[\d.]+ \| -?[\d.]+ \|$", said, re.M)
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    before = (tmp_path / "growth.csv").read_text()
+    start("benchmarks.growth", "--images", "40", "--stages", "scorer", *size, "--table", str(tmp_path / "b.csv"))
+    assert (tmp_path / "growth.csv").read_text().startswith(before)  # dataset is not measured again
+    table = pd.read_csv(tmp_path / "b.csv")
+    assert list(table["stage"]) == ["dataset", "scorer"]
+    assert (table[["seconds", "cpu_seconds", "peak_mib"]] > 0).all(axis=None)
+    assert len(files.load_array(tmp_path / "80/artifacts/dataset/train.npy")) == 64
+    curve = pd.read_csv(tmp_path / "40/plots/scorer.csv")
+    assert list(curve["epoch"]) == [1]  # of 16
+
+
 def startup(start: Callable[..., str], artefacts: Callable[..., None], workspace: Path, **_: Any) -> None:
     artefacts()
     provenance.write_code(["artifacts/tokenizer"])
@@ -434,6 +472,9 @@ SMOKE: dict[str, Callable[..., None]] = {
     "benchmarks.sampling": sampling,
     "benchmarks.speed": speed,
     "benchmarks.startup": startup,
+    "benchmarks.codebooks": codebooks,
+    "benchmarks.decoding": decoding,
+    "benchmarks.growth": growth,
     "benchmarks.noise": noise,
     "benchmarks.judges": judges,
     "benchmarks.optimizers": optimizers,

@@ -10,7 +10,9 @@ all training images.
 
 In features only `features.decoded` training images are looked at, evenly spaced, since only they are seen as decoded; of a larger
 split a copy of another image is not found there. Distances of test images are to the same ones, so both figures still compare
-like with like. Pixels and codes look at all. Column `references` has the number, and the log says where it is not all.
+like with like. Pixels and codes look at all. Column `references` has the number, and the log says where it is not all. There at
+most `COMPARED` test images, their reconstructions and copies are compared, evenly spaced: with all of a large data set, the time
+would grow as the square of the number of images.
 
 Pixels do not find copies: what a tokenizer loses keeps a decoded one as far from its training image as many a test image is.
 Row `copies` shows it: training images as a prior that recites their codes would sample them. Blurred images are nearer in
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 OF = ("samples", "baseline", "reconstruction", "copies")  # those of them that a space has
 COLUMNS, BINS = 8, 40
+COMPARED = 5000  # most images of the test split whose nearest training images in pixels and codes are searched
 SPACES, FIGURES = ("features", "pixels", "codes"), ("median_ratio", "near_fraction")
 METRICS = tuple(f"*.{space}.{name}" for space in SPACES for name in FIGURES)
 
@@ -67,7 +70,7 @@ def measure(config: Config, run: Run) -> Report:
     spaces = dict(zip(SPACES, (features, _in_pixels(run), _in_codes(run)), strict=True))
     metrics: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
-    for group in run.groups("test"):
+    for group in [group for group, images in _unseen(run)[1].items() if len(images)]:
         own = {space: _compared(sets, group, config.quantile) for space, sets in spaces.items()}
         metrics[group] = {space: _metrics(own[space]) for space in spaces}
         rows += [{"group": group, "space": space, **row} for space in spaces for row in own[space]]
@@ -145,11 +148,12 @@ def _in_features(run: Run) -> tuple[dict[str, Far], Int[np.ndarray, " n"]]:
 def _in_pixels(run: Run) -> dict[str, Far]:
     """RMSE in grey levels to the nearest training image."""
     train, recited = run.images("train"), run.images("train", "reconstruction")
-    some = evenly(len(recited), len(run.images("test")))
+    unseen, groups = _unseen(run)
+    some = evenly(len(recited), len(unseen))
     sets = {
-        "test": (run.images("test"), run.groups("test")),
+        "test": (run.images("test")[unseen], groups),
         **{of: (run.samples(of), run.groups(of)) for of in ("samples", "baseline")},
-        "reconstruction": (run.images("test", "reconstruction"), run.groups("test")),
+        "reconstruction": (run.images("test", "reconstruction")[unseen], groups),
         "copies": (recited[some], _of_some(run.groups("train"), some)),
     }
     return {
@@ -161,10 +165,11 @@ def _in_pixels(run: Run) -> dict[str, Far]:
 def _in_codes(run: Run) -> dict[str, Far]:
     """Fraction of the codes, of all grids together, that differ from the nearest training image's or augmented copy's.
     Reconstructions have the codes of the test images: no row of their own."""
-    train, test, augmented = run.codes("train"), run.codes("test"), run.augmented_codes()
-    some = evenly(len(train), len(test))
+    train, augmented = run.codes("train"), run.augmented_codes()
+    unseen, groups = _unseen(run)
+    some = evenly(len(train), len(unseen))
     sets = {
-        "test": (test, run.groups("test")),
+        "test": (run.codes("test")[unseen], groups),
         **{of: (run.samples(of, "codes"), run.groups(of)) for of in ("samples", "baseline")},
         "copies": (train[some], _of_some(run.groups("train"), some)),
     }
@@ -172,6 +177,12 @@ def _in_codes(run: Run) -> dict[str, Far]:
     return {
         name: Far(nearest_codes(codes, train, *augmented), groups, references) for name, (codes, groups) in sets.items()
     }
+
+
+def _unseen(run: Run) -> tuple[Int[np.ndarray, " n"], dict[str, np.ndarray]]:
+    """Indices of the test images that are compared in pixels and codes, and of these the images of each group."""
+    unseen = evenly(len(run.images("test")), COMPARED)
+    return unseen, _of_some(run.groups("test"), unseen)
 
 
 def nearest_codes(codes: Int[np.ndarray, "n t"], *references: Int[np.ndarray, "_ t"]) -> Float[np.ndarray, " n"]:

@@ -49,6 +49,13 @@ def use_threads(count: int) -> None:
         threadpool_limits(count)
 
 
+def threads() -> int:
+    """How many threads the libraries of this process compute on: those of `use_threads`, or one per core that it may use."""
+    stated = os.environ.get(POOLS[0], "").partition(",")[0]  # OpenMP takes a list: one number for each depth of nesting
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(stated) if stated.isdigit() and int(stated) else cores
+
+
 def other_bits(count: int) -> str | None:
     """A note for the log if this process computes on another number of threads than the committed run did; else None."""
     if count == COMMITTED_THREADS:

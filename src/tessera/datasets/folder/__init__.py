@@ -71,4 +71,5 @@ def _classes(paths: list[Path], source: Path) -> tuple[list[int], list[str]]:
             f"{listed(homeless)} {many} no class. Move them into one, or set dataset.folder.labels to false"
         )
     label_names = sorted({path.parts[0] for path in paths})
-    return [label_names.index(path.parts[0]) for path in paths], label_names
+    index = {name: i for i, name in enumerate(label_names)}
+    return [index[path.parts[0]] for path in paths], label_names

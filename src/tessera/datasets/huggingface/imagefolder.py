@@ -7,7 +7,9 @@ Here every file is either read or reported. No torch.
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import re
 import zipfile
 import zlib
@@ -98,8 +100,36 @@ def _opened(path: Path) -> IO[bytes]:
     return open(path, "rb")
 
 
+class _OwnPosition(io.RawIOBase):
+    """A file that is read from a position of this process's own. Forks share the position of a file that they inherit open, so
+    each would read from where another one stands."""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._at = io.FileIO(path), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: os.fstat(self._file.fileno()).st_size}[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        data = os.pread(self._file.fileno(), len(buffer), self._at)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
 def _members(path: Path, where: Path) -> list[File]:
-    archive = zipfile.ZipFile(where)  # kept open while images are read, so that its directory is read only once
+    """The files in a zip archive. It is kept open while images are read, so that its directory is read only once."""
+    archive = zipfile.ZipFile(io.BufferedReader(_OwnPosition(where)) if hasattr(os, "pread") else where)
     inside = {member.filename: member for member in archive.infolist() if not member.is_dir()}
     return [
         File(PurePosixPath(path.as_posix(), name), where, f"{where}/{name}", partial(archive.open, inside[name]))
