@@ -22,6 +22,12 @@ from tessera.core.seeding import numpy_generator
 from tessera.decoding import forks
 from tessera.runtime import process
 
+
+@pytest.fixture(autouse=True)
+def _parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forks, "PART", 64)
+
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from tessera.core.errors import InputError
 
 T = TypeVar("T")
-PART = 64  # images that a process takes at once
+PART = 128  # images that a process takes at once
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 _work: Callable[[int], Any]  # of a fork: set when it begins
