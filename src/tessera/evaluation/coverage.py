@@ -1,7 +1,7 @@
 """Clipped coverage of samples in feature space. Imports no torch.
 
 It is the fraction of the real images that samples cover as independent real ones would (`features.clipped`), and 0 for noise. Its
-companions, recall and clipped density, do not fall as images are damaged (docs/studies/judges.md), so they are not measured.
+companions, recall and clipped density, do not keep the order of damaged images (docs/studies/judges.md), so they are not measured.
 
 The real set are reconstructions of the test images: against training images a prior that copies them would be perfect, and
 against the test images themselves the blur of the decoder would be measured. What real images reach is the row
