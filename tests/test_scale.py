@@ -349,7 +349,7 @@ def test_work_of_one_process_is_refused_to_several(monkeypatch, workspace):
 # data larger than memory
 
 STREAMING = """
-import json, resource, sys
+import ctypes, json, resource, sys
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
@@ -374,6 +374,8 @@ class Corner(torch.nn.Module):
 params = Params(json.loads(Path("raw.json").read_text()))
 run = Run(params, None, Runtime(params.section("runtime", Settings)))
 torch.ones(8, 8) @ torch.ones(8, 8)
+# glibc learns to keep freed blocks of some MiB in its heap, between others by chance: here each is given back at once
+ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
 before, anonymous = status("VmData"), status("RssAnon")
 resource.setrlimit(resource.RLIMIT_DATA, (before + (64 << 20),) * 2)
 try:
