@@ -38,6 +38,8 @@ def numbers(file: str) -> str:
     """Metrics as HTML, in groups as they are nested. A grid to which a diagnostic does not apply is marked so."""
     groups: dict[str, list[str]] = {}
     for name, value in trees.leaves(metrics(file)):
+        if value == {}:  # of a group without samples
+            continue
         group, _, leaf = name.rpartition(".")
         shown = f"<dt>{escape(leaf)}</dt><dd>{number(value)}</dd>"
         absent = "<dt>does not apply</dt>"
