@@ -250,6 +250,8 @@ def plotted(rows: pd.DataFrame) -> Figure:
             line = {"label": name, "zorder": 3} if name in last else {"color": "0.85"}
             axes.plot(own["images"], own[column], marker=".", **line)
         axes.set(xscale="log", yscale="log", xlabel="images", title=title)
+        axes.set_xticks(counts, [f"{count:,}" for count in counts])
+        axes.xaxis.minorticks_off()
     begin = rows[rows["images"] == counts[0]]["cpu_seconds"].max()
     linear = [begin * count / counts[0] for count in counts]
     figure.axes[0].plot(counts, linear, color="black", linestyle=":", label="linear")
