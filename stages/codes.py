@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from tessera.core.run import SPLITS, Run
 from tessera.core.seeding import generator
 from tessera.images import arrays
 from tessera.runtime.stage import enter
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 Where = slice | tuple[int, slice]  # images in an array of codes [N,T]; or copy and images in an array [copies,N,T]
 
@@ -46,10 +50,11 @@ def main(run: Run) -> None:
 
 def encode(tokenizer: Tokenizer, run: Run, folder: Path) -> None:
     """Write `<split>.npy` [N,T] int32 for every split, and `augmented.npy` [copies,N,T] for randomly changed training images,
-    from weak to strong changes (`strengths`). On a small set, a prior that sees each image in only one form memorises it."""
+    from weak to strong changes (`strengths`), in the smallest type that holds the codes: they are most of what is stored.
+    On a small set, a prior that sees each image in only one form memorises it."""
     own, length = run.params.section("codes", Settings), tokenizer.space.length
     for split in SPLITS:
-        _write(folder / f"{split}.npy", (len(run.images(split)), length), _encoded(tokenizer, run, split), run)
+        _write(folder / f"{split}.npy", "int32", (len(run.images(split)), length), _encoded(tokenizer, run, split), run)
 
     def copies() -> Iterator[tuple[tuple[int, slice], np.ndarray]]:
         for copy, strength in enumerate(strengths(own.copies)):
@@ -57,7 +62,8 @@ def encode(tokenizer: Tokenizer, run: Run, folder: Path) -> None:
             change = partial(augmentation.augmented, how=own.augmentation, generator=rng, strength=strength)
             yield from (((copy, where), codes) for where, codes in _encoded(tokenizer, run, "train", change))
 
-    _write(folder / "augmented.npy", (own.copies, len(run.images("train")), length), copies(), run)
+    smallest = np.min_scalar_type(max(tokenizer.space.sizes) - 1)  # uint8 for up to 256 codes, uint16 for up to 65,536
+    _write(folder / "augmented.npy", smallest, (own.copies, len(run.images("train")), length), copies(), run)
 
 
 def metrics(run: Run) -> dict[str, float]:
@@ -75,10 +81,12 @@ def strengths(copies: int) -> tuple[float, ...]:
     return tuple((copy + 1) / copies for copy in range(copies))
 
 
-def _write(path: Path, shape: tuple[int, ...], pieces: Iterator[tuple[Where, np.ndarray]], run: Run) -> None:
+def _write(
+    path: Path, dtype: DTypeLike, shape: tuple[int, ...], pieces: Iterator[tuple[Where, np.ndarray]], run: Run
+) -> None:
     """Write the pieces on one process: memory maps of one file on several machines could lose each other's pages."""
     if run.runtime.main:
-        with files.streamed_array(path, shape, "int32") as stored:
+        with files.streamed_array(path, shape, dtype) as stored:
             for where, codes in pieces:
                 stored[where] = codes
     else:

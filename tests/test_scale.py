@@ -259,6 +259,7 @@ def test_machines_of_a_slurm_job_encode_what_one_process_encodes(repository, raw
     how = run.params.section("codes", step.Settings).augmentation
     changed = encoded(tokenizer, run.images("train"), 4, lambda x: augmentation.augmented(x, how, draws, 1.0))
     assert np.array_equal(run.augmented_codes()[1], changed)
+    assert run.augmented_codes().dtype == np.uint8  # the smallest type that holds them
     assert not np.array_equal(changed, run.codes("train"))
 
 

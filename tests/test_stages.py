@@ -63,6 +63,7 @@ def test_every_tokenizer_goes_all_the_way(kind, raw, tiny_run, stage, runtime):
     length, count = run.space.length, {split: len(run.images(split)) for split in SPLITS}
     assert {split: run.codes(split).shape for split in SPLITS} == {split: (n, length) for split, n in count.items()}
     assert run.augmented_codes().shape == (2, count["train"], length)
+    assert np.iinfo(run.augmented_codes().dtype).max >= max(run.space.sizes) - 1
     assert files.read_json(Path("metrics/tokenizer.json"))["val"]["perplexity"] >= 1
     for diagnostic in ("usage", "autocorrelation"):
         stage("diagnostics")(Run(params, diagnostic, runtime))
