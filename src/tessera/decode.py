@@ -41,8 +41,7 @@ def main(given: Sequence[str] | None = None) -> int:
 
 def work(options: argparse.Namespace) -> None:
     found = encoded.read(options.codes)
-    names = [name if name.lower().endswith(".png") else f"{name}.png" for name in found.names]
-    encoded.require_inside(names)
+    names = encoded.pictures(found.names)
     if options.folder.exists() and not options.folder.is_dir():
         raise InputError(f"{options.folder} is a file. Name a folder for the images")
     models = trained.find(options, "tokenizer")

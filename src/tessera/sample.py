@@ -36,7 +36,9 @@ def arguments() -> line.Parser:
     parser = line.Parser("sample", __doc__)
     parser.add_argument("-n", type=line.whole(1), default=16, metavar="N", help="images")
     parser.add_argument("--seed", type=line.whole(0), default=0, help="decides the images")
-    parser.add_argument("--out", type=line.ending(".png"), required=True, metavar="PNG", help="the picture")
+    parser.add_argument(
+        "--out", type=line.ending(".png"), required=True, metavar="PNG", default=argparse.SUPPRESS, help="the picture"
+    )
     parser.add_argument(
         "--codes",
         type=line.ending(".npz"),

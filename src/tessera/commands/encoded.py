@@ -99,19 +99,19 @@ def _wrong(found: dict[str, np.ndarray]) -> list[str]:
     return []
 
 
-def require_inside(names: Sequence[str]) -> None:
-    """Check that names are paths below the folder that images are written to: a file of codes may come from anyone.
+def pictures(names: Sequence[str]) -> list[str]:
+    """The PNG of each image: its name, with the ending .png behind it unless it has this already.
 
     Raises:
-        InputError: a name is empty, absolute, leads upwards, or holds characters that no file name has; or two are equal.
+        InputError: a name is empty, absolute, leads upwards, or holds characters that no file name has, for a file of codes may
+            come from anyone; or two images would have the same file.
     """
-    bad = [name for name in names if not _inside(name)]
-    if bad:
+    if bad := [name for name in names if not _inside(name)]:
         raise InputError(f"names of images must be paths below the folder, got {listed(map(repr, bad))}. {REMEDY}")
-    if len(set(names)) < len(names):
-        raise InputError(
-            f"names of images must differ, got {len(names) - len(set(names))} that repeat an earlier one. {REMEDY}"
-        )
+    found = [name if name.lower().endswith(".png") else f"{name}.png" for name in names]
+    if twice := len(found) - len(set(found)):
+        raise InputError(f"names of images must differ, also with .png behind them, got {twice} that do not. {REMEDY}")
+    return found
 
 
 def _inside(name: str) -> bool:

@@ -79,12 +79,13 @@ def compare(tokenizer: Tokenizer, folder: Path, pixels: UInt8[np.ndarray, "n h w
     """The files in `folder`, run by onnxruntime on a CPU, beside `tokenizer`."""
     import onnxruntime
 
-    sessions = [
+    encoder, decoder = (
         onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"])
         for name in (ENCODER, DECODER)
-    ]
+    )
     parts = [
-        _compared(tokenizer, *sessions, arrays.to_model(pixels[where])) for where in arrays.batches(len(pixels), BATCH)
+        _compared(tokenizer, encoder, decoder, arrays.to_model(pixels[where]))
+        for where in arrays.batches(len(pixels), BATCH)
     ]
     return Agreement(
         images=len(pixels),

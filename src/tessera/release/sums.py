@@ -18,8 +18,9 @@ def of(folder: Path) -> dict[str, str]:
 
 
 def write(folder: Path) -> None:
+    text = "".join(f"{digest}  {name}\n" for name, digest in of(folder).items())
     with files.writing(folder / FILE) as stream:
-        stream.writelines(f"{digest}  {name}\n" for name, digest in of(folder).items())
+        stream.write(text)
 
 
 def read(folder: Path) -> dict[str, str]:
