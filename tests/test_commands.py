@@ -42,10 +42,12 @@ def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
     def start(status: int, command: str, *arguments: str) -> str:
         capsys.readouterr()
+        ended: Any = None
         try:
-            assert COMMANDS[command].main(arguments) == status
+            ended = COMMANDS[command].main(arguments)
         except SystemExit as end:
-            assert end.code == status
+            ended = end.code
+        assert ended == status
         out, err = capsys.readouterr()
         return out + err
 
@@ -349,7 +351,7 @@ BAD_INPUTS: list[tuple[str, tuple[str, ...], str]] = [
     ("encode", ("empty", "a.npz"), "error: empty holds no file that ends in .png"),
     ("decode", DECODE, "error: a.npz: there is no such file. Make it by `python -m tessera.encode`"),
     ("decode", ("good.npz", "file"), "error: file is a file. Name a folder for the images"),
-    ("sample", (*SAMPLE, "--models", "elsewhere"), "error: --models elsewhere: there is no tokenizer/recipe.json, prior/recipe.json"),
+    ("sample", (*SAMPLE, "--models", "elsewhere"), "--models elsewhere: there is no tokenizer/recipe.json, prior/recipe.json"),
 ]  # fmt: skip
 
 
@@ -372,6 +374,7 @@ def test_help_tells_what_for_and_every_default(command, said):
         assert action.help, action.dest
         assert (action.option_strings or [action.metavar])[-1] in out
     assert "==SUPPRESS==" not in out
+    assert max(map(len, out.splitlines())) <= 80, "the width of a terminal"
     assert "default: None" not in out
 
 

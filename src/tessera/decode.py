@@ -1,9 +1,10 @@
 """Turn codes into images again, one PNG for each, by the tokenizer that made them:
 
-python -m tessera.decode codes.npz images
+    python -m tessera.decode codes.npz images
 
-`codes.npz` is what `python -m tessera.encode` or `python -m tessera.sample --codes` has written. Each image gets its name; one
-that does not end in .png gets this ending too.
+`codes.npz` is what `python -m tessera.encode` or `python -m tessera.sample
+--codes` has written. Each image gets its name; one that does not end in .png
+gets this ending too.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """Turn the images of a folder into codes, by a trained tokenizer:
 
-python -m tessera.encode photos codes.npz
+    python -m tessera.encode photos codes.npz
 
-Images are read as the pipeline reads them: opaque (on white), square, averaged to the size that the tokenizer was trained on.
-`python -m tessera.decode` turns the codes into images again. From Python: `numpy.load("codes.npz")` has `codes` [N,T] and `names`.
+Images are read as the pipeline reads them: opaque (on white), square, averaged
+to the size that the tokenizer was trained on. `python -m tessera.decode` turns
+the codes into images again. In Python, `numpy.load("codes.npz")` has `codes`
+[N,T] and `names`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ def arguments() -> line.Parser:
     parser = line.Parser("encode", __doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="images, also in folders below it")
     parser.add_argument("codes", type=line.ending(".npz"), metavar="NPZ", help="the file that the codes are written to")
-    parser.add_argument("--extensions", nargs="+", default=["png", "jpg", "jpeg", "webp"], help="endings of images")
+    parser.add_argument(
+        "--extensions", default="png,jpg,jpeg,webp", metavar="A,B", help="endings of the files that are images"
+    )
     parser.add_argument(
         "--aspect", choices=get_args(squares.Aspect), default="pad", help="how an image becomes square: white at its sides, "
         "its centre, or stretched",
@@ -48,7 +52,7 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def work(options: argparse.Namespace) -> None:
-    paths = images_of(options.folder, options.extensions)
+    paths = images_of(options.folder, options.extensions.split(","))
     models = trained.find(options, "tokenizer")
     device = trained.device(options)
     tokenizer = models.tokenizer(device)

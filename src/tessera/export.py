@@ -1,11 +1,14 @@
-"""Export the trained tokenizer and prior, for people who have no clone of the repository:
+"""Export the trained tokenizer and prior, for people without a clone:
 
-python -m tessera.export NAME
+    python -m tessera.export NAME
 
-writes models/NAME: safetensors, recipes, model cards, SHA-256 sums. The folder can be copied anywhere; `tessera.load` and the
-commands (--models) need it and the installed package, nothing else. `make wheel` builds the package.
+writes models/NAME: safetensors, recipes, model cards, SHA-256 sums. The folder
+can be copied anywhere; `tessera.load` and the commands (--models) need it and
+the installed package, nothing else. `make wheel` builds the package.
 
-models/default, the committed models, is made by: python -m tessera.export default --onnx --again
+models/default, the committed models, is made from the committed run by
+
+    python -m tessera.export default --onnx --again
 """
 
 from __future__ import annotations

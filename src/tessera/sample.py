@@ -1,10 +1,11 @@
 """Draw new images from a trained prior and show them as one picture:
 
-python -m tessera.sample -n 16 --seed 0 --out sheet.png
+    python -m tessera.sample -n 16 --seed 0 --out sheet.png
 
-The same seed gives the same images on one machine. The images of a smaller -n are the first of a larger one, unless the prior is
-`masked`; with the values and the seed of params.yaml they are the first of the stage `samples`. --codes keeps the codes, which
-`python -m tessera.decode` turns into one file for each image.
+The same seed gives the same images on one machine. The images of a smaller -n
+are the first of a larger one, unless the prior is `masked`; with the values and
+the seed of params.yaml they are the first of the stage `samples`. --codes keeps
+the codes, which `python -m tessera.decode` turns into one file for each image.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ STREAM = "samples"  # as in the stage of that name, whose images have the same r
 def arguments() -> line.Parser:
     parser = line.Parser("sample", __doc__)
     parser.add_argument("-n", type=line.whole(1), default=16, metavar="N", help="images")
-    parser.add_argument("--seed", type=line.whole(0), default=0, help="decides the images")
+    parser.add_argument("--seed", type=line.whole(0), default=0, metavar="S", help="decides the images")
     parser.add_argument(
         "--out", type=line.ending(".png"), required=True, metavar="PNG", default=argparse.SUPPRESS, help="the picture"
     )
