@@ -108,6 +108,7 @@ def fill(folder: Path, options: argparse.Namespace) -> None:
     if options.onnx:
         from tessera.release import onnx_files
 
+        line.say("ONNX: writing two files, and comparing them with torch on the test images ...")
         onnx_files.write(tokenizer, folder / ONNX)
         pixels = files.load_array(files.ARTIFACTS / "dataset" / "test.npy")
         agreement = onnx_files.compare(tokenizer, folder / ONNX, pixels)
