@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: repro test setup check lint lock clean
+.PHONY: repro test setup check lint lock wheel clean
 
 repro: check
 ifdef PRESET
@@ -44,6 +44,11 @@ lock:
 	uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q pyproject.toml --extra test \
 	  -c requirements.lock -o requirements-test.lock
 	python -m tessera.runtime.versions
+
+# The library as one file in dist/, for people without a clone. What an earlier build left would come along.
+wheel: setup
+	rm -rf build
+	python -m pip wheel --disable-pip-version-check -q --no-deps --no-build-isolation -w dist .
 
 clean:
 	rm -rf .scratch dvc_plots .mypy_cache .pytest_cache .ruff_cache

@@ -25,7 +25,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image
 from pydantic import Field, model_validator
 
 from tessera.core import files, seams
@@ -34,7 +33,7 @@ from tessera.core.errors import InputError
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
-from tessera.decoding.compressed import require_pixels
+from tessera.decoding import squares
 from tessera.decoding.forks import spread
 from tessera.images import arrays, pictures
 from tessera.images.arrays import batches
@@ -74,7 +73,7 @@ class Settings(Strict):
     image_size: int = Field(ge=4, le=1024, description="side in pixels")
     target_size: int = Field(ge=4, le=2048, description="side in pixels of the larger copies (super-resolution)")
     colour: Literal["rgb", "grey"] = Field(description="channels of the images")
-    aspect: Literal["pad", "crop", "stretch"] = Field(description="how images are made square")
+    aspect: squares.Aspect = Field(description="how images are made square")
     near_duplicate_rmse: float = Field(ge=0, le=255, description="grey levels: two images of different families with a "
                                        "smaller RMSE on 8x8 thumbnails are near duplicates")  # fmt: skip
     split: Split
@@ -269,45 +268,12 @@ def render(
 ) -> tuple[UInt8[np.ndarray, "s s c"], UInt8[np.ndarray, "t t c"]]:
     """One image, opaque, in `dataset.colour`, made square by `dataset.aspect`, at `image_size` and at `target_size`.
 
-    Both are area averages (`Image.BOX`) of the same square, so they show exactly the same part of it.
-
     Raises:
         InputError: padded to a square, the image would have too many pixels.
     """
-    assert pixels.dtype == np.uint8, pixels.dtype
-    assert pixels.ndim == 2 or pixels.shape[2:] in ((3,), (4,)), pixels.shape
-    mode = "L" if dataset.colour == "grey" else "RGB"
-    image = _square(Image.fromarray(on_white(pixels)).convert(mode), dataset.aspect, title)
-    small, large = (
-        np.asarray(image.resize((size, size), Image.Resampling.BOX)).reshape(size, size, -1)
-        for size in (dataset.image_size, dataset.target_size)
-    )
-    return small, large
-
-
-def on_white(pixels: UInt8[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h w *c"]:
-    """RGBA over white, alpha * colour + (1 - alpha) * 255, exactly rounded. An opaque image is returned unchanged.
-
-    This must precede any resizing: an average over transparent pixels would include their invisible colour.
-    """
-    if pixels.ndim == 2 or pixels.shape[2] == 3:
-        return pixels
-    alpha = pixels[..., 3:].astype(np.uint16)
-    return ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)  # sum at most 65152: fits
-
-
-def _square(image: Image.Image, aspect: str, title: str) -> Image.Image:
-    (width, height), largest = image.size, max(image.size)
-    if width == height or aspect == "stretch":
-        return image
-    if aspect == "crop":
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        return image.crop((left, top, left + side, top + side))
-    require_pixels(largest, largest, f"{title}, padded to a square,", "Set dataset.aspect to crop, or remove it")
-    canvas = Image.new(image.mode, (largest, largest), "white")
-    canvas.paste(image, ((largest - width) // 2, (largest - height) // 2))
-    return canvas
+    remedy = "Set dataset.aspect to crop, or remove it"
+    image = squares.square(pixels, dataset.colour, dataset.aspect, title, remedy)
+    return squares.resized(image, dataset.image_size), squares.resized(image, dataset.target_size)
 
 
 # duplicates

@@ -34,7 +34,7 @@ from tessera.core.params import Params
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
 from tessera.datasets import folder, huggingface, noto
-from tessera.decoding import compressed
+from tessera.decoding import compressed, squares
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = {"by": "family", "train": 0.8, "val": 0.1, "test": 0.1}
@@ -587,7 +587,7 @@ def test_alpha_compositing_is_exact() -> None:
     colour, alpha = np.meshgrid(np.arange(256), np.arange(256))
     pixels = np.stack([colour, 255 - colour, colour // 2, alpha], axis=-1).astype(np.uint8)
     c, a = pixels[..., :3].astype(float), pixels[..., 3:] / 255
-    assert np.array_equal(preparation.on_white(pixels), np.rint(a * c + (1 - a) * 255))
+    assert np.array_equal(squares.on_white(pixels), np.rint(a * c + (1 - a) * 255))
 
 
 def test_the_colour_of_transparent_pixels_never_shows() -> None:
@@ -605,7 +605,7 @@ def blocks(pixels: np.ndarray, size: int) -> np.ndarray:
 def test_resizing_averages_areas() -> None:
     for pixels in (noise(64, 64, 3), noise(64, 64, 4)):
         for result in preparation.render(pixels, section()):
-            error = np.abs(result - blocks(preparation.on_white(pixels).astype(float), len(result)))
+            error = np.abs(result - blocks(squares.on_white(pixels).astype(float), len(result)))
             assert error.max() <= 1  # Pillow rounds between its two passes
             assert error.mean() < 0.4
 

@@ -466,6 +466,27 @@ def versions_written(start: Callable[..., str], workspace: Path, **_: Any) -> No
     assert (workspace / "versions.yaml").read_text() == committed
 
 
+def sampled(start: Callable[..., str], tiny_run: Any, **_: Any) -> None:
+    """The commands over trained models are tested in test_commands.py and test_release.py."""
+    tiny_run()
+    assert "16 samples" in start("tessera.sample", "-n", "16", "--seed", "0", "--out", "sheet.png")
+
+
+def encoded(start: Callable[..., str], tiny_run: Any, **_: Any) -> None:
+    files.write_picture(Path("photos/a.png"), tiny_run().images("test")[0])
+    assert "1 images" in start("tessera.encode", "photos", "codes.npz")
+
+
+def decoded(start: Callable[..., str], tiny_run: Any, **_: Any) -> None:
+    encoded(start, tiny_run)
+    assert "1 images" in start("tessera.decode", "codes.npz", "images")
+
+
+def exported(workspace: Path, capsys: pytest.CaptureFixture[str], **_: Any) -> None:
+    assert script("tessera.export").main(["default"]) == 1
+    assert "artifacts has no tokenizer/recipe.json" in capsys.readouterr().err
+
+
 SMOKE: dict[str, Callable[..., None]] = {
     "benchmarks.quantizers": quantizers,
     "benchmarks.tokenizers": tokenizers,
@@ -484,6 +505,10 @@ SMOKE: dict[str, Callable[..., None]] = {
     "benchmarks.elbo": elbo,
     "benchmarks.receptive_fields": receptive_fields,
     "benchmarks.overview": overview,
+    "tessera.sample": sampled,
+    "tessera.encode": encoded,
+    "tessera.decode": decoded,
+    "tessera.export": exported,
     "tessera.presets": presets_printed,
     "tessera.studies": studies_listed,
     "tessera.runtime.validation": params_checked,
