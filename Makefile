@@ -1,11 +1,12 @@
 # `make repro`: set-up and the whole pipeline.   `make test`: set-up and the tests.   Both work on a bare machine.
 # `make repro PRESET=quick`: the pipeline with the values of presets/quick.yaml, as an experiment.
+# `make vendors`: other vendors' drawings of the emoji, with npm, and what draws SVG; for PRESET=emoji-vendors.
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: repro test setup check lint lock clean
+.PHONY: repro test setup check lint lock clean vendors
 
 repro: check
 ifdef PRESET
@@ -44,6 +45,10 @@ lock:
 	uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q pyproject.toml --extra test \
 	  -c requirements.lock -o requirements-test.lock
 	python -m tessera.runtime.versions
+
+vendors: setup
+	@python -m pip install --disable-pip-version-check -q --no-build-isolation -e '.[svg]'
+	@python data/fetch_vendors.py
 
 clean:
 	rm -rf .scratch dvc_plots .mypy_cache .pytest_cache .ruff_cache

@@ -234,18 +234,17 @@ def _table(source: Source, kept: Int[np.ndarray, " m"]) -> pd.DataFrame:
 
 
 def readable(found: Sequence[Rendered], source: Source) -> Int[np.ndarray, " m"]:
-    """Indices of the images that could be rendered. Of a `Collection` those behind the first `lead` may be broken: a package is
-    as it comes, and cannot be mended.
+    """Indices of the images that could be rendered. Of a `Collection` those that are `optional` may be broken, unless all of
+    their vendor are.
 
     Raises:
-        InputError: any other image is broken, or all of one vendor. The message names up to `SHOWN`.
+        InputError: any other image is broken. The message names up to `SHOWN`.
     """
     whole = np.array([isinstance(what, bytes) for what in found])
+    optional = np.zeros(len(whole), bool)
     if isinstance(source, Collection):
         vendors = np.asarray(source.vendors)
-        optional = np.isin(vendors, vendors[whole]) & (np.arange(len(whole)) >= source.lead)
-    else:
-        optional = np.zeros(len(whole), bool)
+        optional = np.asarray(source.optional) & np.isin(vendors, vendors[whole])
     if broken := [what for what, may in zip(found, optional, strict=True) if isinstance(what, str) and not may]:
         raise InputError(_all_broken(broken, len(whole)))
     return np.flatnonzero(whole)

@@ -51,18 +51,18 @@ class Config(Strict):
 
 
 class Drawing(NamedTuple):
-    """One vendor's drawing of one emoji, encoded: the file or row `name` of `place`. `codepoints`, in the common spelling of all
-    vendors (`decoding.emoji.spelling`), are None if its file is not named as an emoji."""
+    """One vendor's drawing of one emoji, encoded: the file or row `name` of its vendor. `title` names it in errors.
 
-    place: str
+    `codepoints`, in the common spelling of all vendors (`decoding.emoji.spelling`), are None if its file is not named as an emoji.
+    `of_package`: it is of a package as it comes.
+    """
+
+    title: str
     name: str
     vendor: str
     codepoints: str | None
     read: Callable[[], bytes]
-
-    @property
-    def title(self) -> str:
-        return f"{self.place}, {self.name}"
+    of_package: bool = False
 
     @property
     def is_svg(self) -> bool:
@@ -142,7 +142,7 @@ def _rows(path: Path, meanings: Meanings) -> list[Drawing]:
     for row in zip(codepoints, labels, names, strict=True):
         meanings.add(row[0], row[1], [row[2]])
     return [
-        Drawing(str(path), repr(name), path.stem, spelling(points), partial(_row, table, i))
+        Drawing(f"{path}, {name!r}", repr(name), path.stem, spelling(points), partial(_row, table, i))
         for i, (name, points) in enumerate(zip(names, codepoints, strict=True))
     ]
 
@@ -155,14 +155,14 @@ def _of_packages(known: Iterable[packages.Package], meanings: Meanings) -> Itera
     for package in known:
         for vendor, path in package.drawings():
             codepoints = meanings.codepoints(Path(path).stem, package.layout.slugs)
-            yield Drawing(package.title, path, vendor, codepoints, package.files[path])
+            yield Drawing(f"{package.title}, {path}", path, vendor, codepoints, package.files[path], of_package=True)
 
 
 def _of_folders(source: Path, shown: Iterable[Path], meanings: Meanings) -> Iterator[Drawing]:
     for path in shown:
         codepoints = meanings.codepoints(path.stem, slugs=False)
         name = path.relative_to(path.parts[0]).as_posix()
-        yield Drawing(str(source / path.parts[0]), name, path.parts[0], codepoints, (source / path).read_bytes)
+        yield Drawing(str(source / path), name, path.parts[0], codepoints, (source / path).read_bytes)
 
 
 def _wanted(drawings: Sequence[Drawing], vendors: Sequence[str]) -> list[Drawing]:
@@ -242,6 +242,7 @@ def _collection(
     return Collection.of(
         source,
         lead=sum(drawing.vendor == lead for drawing, _ in kept),
+        optional=[drawing.of_package for drawing, _ in kept],
         vendors=[vendor_of[drawing.vendor] for drawing, _ in kept],
         vendor_names=list(left_out),
         left_out={vendor: {why: len(names) for why, names in reasons.items()} for vendor, reasons in left_out.items()},

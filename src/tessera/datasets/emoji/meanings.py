@@ -135,7 +135,8 @@ class Meanings:
         return f"{spelt}-{LAST_TAG}" if TAG.fullmatch(spelt) and not spelt.endswith(LAST_TAG) else spelt
 
     def _of_slug(self, stem: str) -> str | None:
-        for words in dict.fromkeys([stem, *(re.sub(old, new, stem) for old, new in REWORDED)]):
+        reworded = (re.sub(old, new, stem) for old, new in REWORDED)
+        for words in [*(words for words in reworded if words != stem), stem]:
             if found := self._slugs.get(words):
                 return found
             for end, tone in TONES.items():
