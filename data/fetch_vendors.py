@@ -1,8 +1,8 @@
 """Fetch the packages of emoji drawings that everyone may use into data/vendors, beside the included emoji: `make vendors`.
 
-data/vendors-lock.json pins them: name, version, and the SHA-512 of the archive as npm writes it. npm's own client fetches; an archive
-that lies there already, put there by hand or by an earlier run, is only checked. Nothing is unpacked, and no script of a
-package runs. docs/data.md says what each licence allows.
+data/vendors-lock.json pins them: name, version, and the SHA-512 of the archive as npm writes it. npm's own client fetches; an
+archive that lies there already, put there by hand or by an earlier run, is only checked. Nothing is unpacked, and no script
+of a package runs. docs/data.md says what each licence allows.
 """
 
 from __future__ import annotations
@@ -79,17 +79,18 @@ def main() -> int:
     parser.add_argument("--lock", type=Path, default=HERE / "vendors-lock.json")
     parser.add_argument("--to", type=Path, default=HERE / "vendors", help="folder, a dataset.source of dataset.name=emoji")
     given = parser.parse_args()
-    given.to.mkdir(parents=True, exist_ok=True)
+    folder = given.to.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
     for name, pin in json.loads(given.lock.read_text(encoding="utf-8")).items():
         try:
-            fetched = fetch(name, pin["version"], pin["integrity"], given.to)
+            fetched = fetch(name, pin["version"], pin["integrity"], folder)
         except FetchError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
         print(f"{archive(name, pin['version'])}: {'fetched' if fetched else 'is there'}, checked", flush=True)
-    with tempfile.TemporaryDirectory(dir=given.to) as temporary:  # a copy: DVC looks at no file outside the folder
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:  # a copy: DVC looks at no file outside the folder
         shutil.copy(HERE / "noto-emoji.parquet", temporary)
-        os.replace(Path(temporary) / "noto-emoji.parquet", given.to / "noto.parquet")
+        os.replace(Path(temporary) / "noto-emoji.parquet", folder / "noto.parquet")
     return 0
 
 
