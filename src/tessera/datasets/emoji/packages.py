@@ -39,7 +39,7 @@ class Layout(NamedTuple):
 LAYOUTS = {
     "emoji-datasource-apple": Layout({"apple": "img/apple/64"}, MEASURE_ONLY, "emoji.json"),
     "emoji-datasource-facebook": Layout({"facebook": "img/facebook/64"}, MEASURE_ONLY, "emoji.json"),
-    "emoji-datasource-google": Layout({}, "OFL 1.1", "emoji.json"),  # Noto again, newer: not a second vendor
+    "emoji-datasource-google": Layout({}, "Apache 2.0", "emoji.json"),  # Noto again, newer: not a second vendor
     "emoji-datasource-twitter": Layout({"twitter": "img/twitter/64"}, "CC BY 4.0", "emoji.json"),
     "@lobehub/fluent-emoji-3d": Layout({"fluent-3d": "assets"}, "MIT"),
     "fluentui-emoji": Layout({"fluent-flat": "icons/flat", "fluent-modern": "icons/modern"}, "MIT", slugs=True),
