@@ -77,7 +77,9 @@ def _require(path: Path, wanted: str, remedy: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lock", type=Path, default=HERE / "vendors-lock.json")
-    parser.add_argument("--to", type=Path, default=HERE / "vendors", help="folder, a dataset.source of dataset.name=emoji")
+    parser.add_argument(
+        "--to", type=Path, default=HERE / "vendors", help="folder, a dataset.source of dataset.name=emoji"
+    )
     given = parser.parse_args()
     folder = given.to.resolve()
     folder.mkdir(parents=True, exist_ok=True)
