@@ -110,10 +110,10 @@ def load(config: Config, source: Path, generator: np.random.Generator) -> Source
         svg.renderer()
 
     kept, left_out = _kept([*own, *others], meanings)
-    unread = [path for path in [*loose, *hidden] if path not in parquets and path not in shown]
+    unread = sorted({*loose, *hidden} - {*parquets, *shown})
     notes = [*_of_licences(known, others), *_of_left_out(left_out)]
     if unread:
-        notes.append(f"{len(unread)} files are not read, being hidden or of other kinds: {listed(sorted(unread))}")
+        notes.append(f"{len(unread)} files are not read, being hidden or of other kinds: {listed(unread)}")
     return _collection(kept, left_out, meanings.label_names, own[0].vendor, config.svg_size, notes)
 
 
