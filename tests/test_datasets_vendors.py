@@ -378,7 +378,7 @@ def test_svg_without_resvg_is_refused_at_once_and_only_where_it_is_read(
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     for i, name in enumerate(("openmoji", "emojione-assets")):
         pack(source / f"{i}.tgz", name, LAYOUTS[name][0])
-    with pytest.raises(InputError, match=r"Run `python -m pip install -e '\.\[svg\]'`, or leave their vendors out of"):
+    with pytest.raises(InputError, match=r"Run `python -m pip install -e '\.\[svg\]'`, or name only other vendors in"):
         load(source)
     assert load(source, vendors=["emojione"]).vendor_names == ["noto", "emojione"]
 

@@ -20,7 +20,7 @@ def renderer() -> Any:
     except ModuleNotFoundError:
         raise InputError(
             "dataset.source holds SVG drawings, and the package that draws them is not installed. Run "
-            "`python -m pip install -e '.[svg]'`, or leave their vendors out of dataset.emoji.vendors"
+            "`python -m pip install -e '.[svg]'`, or name only other vendors in dataset.emoji.vendors"
         ) from None
 
 
