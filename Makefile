@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: repro test setup check lint lock clean vendors
+.PHONY: repro test setup check lint lock clean
 
 repro: check
 ifdef PRESET
@@ -30,6 +30,11 @@ lint: $(VENV)/installed-test
 
 setup: $(VENV)/installed
 
+.PHONY: vendors
+vendors: setup
+	@python -m pip install --disable-pip-version-check -q --no-build-isolation -e '.[svg]'
+	@python data/fetch_vendors.py
+
 # Installs once; again only when a lock or the package's metadata changed.
 $(VENV)/installed: requirements.lock pyproject.toml set-up
 	@sh set-up "$(PYTHON)" "$(VENV)" requirements.lock
@@ -45,10 +50,6 @@ lock:
 	uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q pyproject.toml --extra test \
 	  -c requirements.lock -o requirements-test.lock
 	python -m tessera.runtime.versions
-
-vendors: setup
-	@python -m pip install --disable-pip-version-check -q --no-build-isolation -e '.[svg]'
-	@python data/fetch_vendors.py
 
 clean:
 	rm -rf .scratch dvc_plots .mypy_cache .pytest_cache .ruff_cache
