@@ -1,5 +1,6 @@
 # `make repro`: set-up and the whole pipeline.   `make test`: set-up and the tests.   Both work on a bare machine.
 # `make repro PRESET=quick`: the pipeline with the values of presets/quick.yaml, as an experiment.
+# `make vendors`: other vendors' drawings of the emoji, with npm, and what draws SVG; for PRESET=emoji-vendors.
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
@@ -28,6 +29,11 @@ lint: $(VENV)/installed-test
 	mypy
 
 setup: $(VENV)/installed
+
+.PHONY: vendors
+vendors: setup
+	@python -m pip install --disable-pip-version-check -q --no-build-isolation -e '.[svg]'
+	@python data/fetch_vendors.py
 
 # Installs once; again only when a lock or the package's metadata changed.
 $(VENV)/installed: requirements.lock pyproject.toml set-up

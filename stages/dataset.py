@@ -34,6 +34,7 @@ from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
 from tessera.decoding import squares
+from tessera.decoding.collection import Collection
 from tessera.decoding.forks import spread
 from tessera.images import arrays, pictures
 from tessera.images.arrays import batches
@@ -54,8 +55,10 @@ KEPT_FIRST = {"test": 0, "val": 1}  # precedence among identical images in sever
 
 
 class Split(Strict):
-    by: Literal["family", "random"] = Field(description="unit of the split: whole families, or single images",
-                                            examples=["family"])  # fmt: skip
+    by: Literal["family", "vendor_and_family", "random"] = Field(
+        description="unit of the split: whole families, the drawings of a family by one vendor, or single images",
+        examples=["family"],
+    )
     train: float = Field(gt=0, lt=1, description="fraction of the rows")
     val: float = Field(gt=0, lt=1, description="fraction of the rows")
     test: float = Field(gt=0, lt=1, description="fraction of the rows")
@@ -84,6 +87,15 @@ class Settings(Strict):
             raise ValueError(f"target_size must be at least image_size {self.image_size}, got {self.target_size}")
         return self
 
+    @model_validator(mode="after")
+    def _divisible(self) -> Settings:
+        if self.split.by == "vendor_and_family" and not getattr(seams.plugin("datasets", self.name), "VENDORS", False):
+            raise ValueError(
+                f"split.by must be family or random while name is {self.name}, which knows no vendors, got vendor_and_family; "
+                "set it, or name to emoji"
+            )
+        return self
+
 
 def main(run: Run) -> None:
     dataset, seed, folder = run.params.section("dataset", Settings), run.params.seed, run.folder("dataset")
@@ -99,12 +111,26 @@ def main(run: Run) -> None:
     )
     prepared.save(folder, run.folder("targets"))
     files.write_table(folder / "table.csv", prepared.table)
-    files.write_json(folder / "facts.json", {"label_names": list(source.label_names)})
+    files.write_json(folder / "facts.json", facts(source))
     files.write_metrics("dataset", prepared.metrics)
     train = run.images("train")
     shown = train[arrays.evenly(len(train), 60)]
     files.write_picture(files.PLOTS / "dataset" / "examples.png", pictures.sheet(shown, columns=12))
     log(prepared.notes)
+
+
+def facts(source: Source) -> dict[str, Any]:
+    """Names of the values of each label column of the table: of `label` under `label_names`, and so on."""
+    return {f"{column}_names": names for column, (_, names) in label_columns(source).items()}
+
+
+def label_columns(source: Source) -> dict[str, tuple[Sequence[int] | None, list[str]]]:
+    """Label column of the table -> its value for each image, and the names of the values. `label` is always there (None, []: the
+    set has no labels); a `Collection` has `vendor` too."""
+    columns = {"label": (source.labels, list(source.label_names))}
+    if isinstance(source, Collection):
+        columns["vendor"] = source.vendors, list(source.vendor_names)
+    return columns
 
 
 def log(notes: Sequence[str]) -> None:
@@ -116,7 +142,7 @@ class Prepared(NamedTuple):
     """`images` and `targets` lie on disk in the order of the source. `rows` holds the indices of the images of each split.
 
     `table` has the columns split, name, family, label, label_name, in the order train, val, test (label -1 and an empty
-    label_name if the set has no labels). `notes` are lines for the log.
+    label_name if the set has no labels); of several vendors also vendor and vendor_name. `notes` are lines for the log.
     """
 
     images: UInt8[np.ndarray, "n s s c"]
@@ -151,44 +177,104 @@ def prepare(
         progress: wraps an iterable that gives one value an image.
 
     Raises:
-        InputError: the source is empty, images cannot be read (the message names up to `SHOWN`), a split would be too small,
-            or the disk is full.
+        InputError: the source is empty, images cannot be read (the message names up to `SHOWN`; see `readable` for those of
+            several vendors), a split would be too small, or the disk is full.
     """
     _require_contract(source, dataset)
-    images, targets, digests = _render_all(source, dataset, processes, progress)
+    images, targets, found = _render_all(source, dataset, processes, progress)
+    whole = readable(found, source)
     own = np.array([split or "train" for split in source.splits or [None] * len(images)])
-    kept, across = unique(digests, own)
+    kept, across = unique([digest for digest in found if isinstance(digest, bytes)], own[whole])
+    kept = whole[kept]
     table = _table(source, kept)
-    table["split"] = splits = divide(table["family"], table["label"].to_numpy(), own[kept], dataset.split, generator)
+    lead = int((kept < source.lead).sum()) if isinstance(source, Collection) else None
+    units = table["family"]
+    if dataset.split.by == "vendor_and_family":
+        units = table["vendor_name"] + "/" + units
+    table["split"] = splits = divide(units, table["label"].to_numpy(), own[kept], dataset.split, generator, lead)
     rows = {split: np.flatnonzero(splits == split) for split in SPLITS}
     families = pd.factorize(table["family"])[0]
     near, near_train = near_pairs(thumbnails(images, kept), families, splits == "train", dataset.near_duplicate_rmse)
-    metrics = {
+    metrics: dict[str, Any] = {
         "rows": {split: len(where) for split, where in rows.items()},
         "families": len(set(families)),
         "classes": len(source.label_names),
-        "duplicates_removed": len(images) - len(kept),
+        "duplicates_removed": len(whole) - len(kept),
         "near_duplicates": {
             "images": near.sum(),
             "val_near_train": near_train[rows["val"]].sum(),
             "test_near_train": near_train[rows["test"]].sum(),
         },
     }
+    notes = _notes(across, families, splits, dataset)
+    if isinstance(source, Collection):
+        metrics["vendors"] = of_vendors(source, whole, table)
+        metrics["families_in_train"] = _in_train(families, rows)
+        notes += _of_vendors(metrics["vendors"], [what for what in found if isinstance(what, str)])
     in_order = table.iloc[np.concatenate(list(rows.values()))].reset_index(drop=True)
     where = {split: kept[places] for split, places in rows.items()}
-    return Prepared(images, targets, where, in_order, metrics, _notes(across, families, splits, dataset))
+    return Prepared(images, targets, where, in_order, metrics, notes)
 
 
 def _table(source: Source, kept: Int[np.ndarray, " m"]) -> pd.DataFrame:
-    labels = [source.labels[i] if source.labels is not None else -1 for i in kept]
-    columns = {
+    columns: dict[str, Any] = {
         "split": "",
         "name": [str(source.names[i]) for i in kept],
         "family": [str(source.families[i]) for i in kept],
-        "label": np.array(labels, np.int64),
-        "label_name": [str(source.label_names[label]) if label >= 0 else "" for label in labels],
     }
+    for column, (values, names) in label_columns(source).items():
+        of_kept = [values[i] if values is not None else -1 for i in kept]
+        columns[column] = np.array(of_kept, np.int64)
+        columns[f"{column}_name"] = [str(names[value]) if value >= 0 else "" for value in of_kept]
     return pd.DataFrame(columns)
+
+
+# several vendors
+
+
+def readable(found: Sequence[Rendered], source: Source) -> Int[np.ndarray, " m"]:
+    """Indices of the images that could be rendered. Of a `Collection` those that are `optional` may be broken, unless all of
+    their vendor are.
+
+    Raises:
+        InputError: any other image is broken. The message names up to `SHOWN`.
+    """
+    whole = np.array([isinstance(what, bytes) for what in found])
+    optional = np.zeros(len(whole), bool)
+    if isinstance(source, Collection):
+        vendors = np.asarray(source.vendors)
+        optional = np.asarray(source.optional) & np.isin(vendors, vendors[whole])
+    if broken := [what for what, may in zip(found, optional, strict=True) if isinstance(what, str) and not may]:
+        raise InputError(_all_broken(broken, len(whole)))
+    return np.flatnonzero(whole)
+
+
+def of_vendors(source: Collection, whole: Int[np.ndarray, " m"], table: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Vendor -> counts. `found` are all of its drawings; it is the sum of `images`, which are in the table, and of those that are
+    left out: without a class, twice, broken, and with the very pixels of an earlier image (`duplicates`)."""
+    vendors = np.asarray(source.vendors)
+    counts = {}
+    for i, vendor in enumerate(source.vendor_names):
+        rows, of_whole, given = table[table["vendor"] == i], (vendors[whole] == i).sum(), (vendors == i).sum()
+        out = {**source.left_out[vendor], "broken": int(given - of_whole), "duplicates": int(of_whole - len(rows))}
+        counts[vendor] = {
+            "found": sum(out.values()) + len(rows),
+            **out,
+            "images": len(rows),
+            "families": rows["family"].nunique(),
+        }
+    return counts
+
+
+def _in_train(families: Int[np.ndarray, " n"], rows: dict[str, Int[np.ndarray, " m"]]) -> dict[str, int]:
+    """Of val and test, the number of images whose family has images in train: 0 where families are divided whole."""
+    return {split: int(np.isin(families[rows[split]], families[rows["train"]]).sum()) for split in ("val", "test")}
+
+
+def _of_vendors(counts: dict[str, dict[str, int]], broken: Sequence[str]) -> tuple[str, ...]:
+    notes = [f"{vendor}: " + ", ".join(f"{n} {what}" for what, n in of.items()) for vendor, of in counts.items()]
+    more = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+    return (*notes, *([f"left out are {len(broken)} broken: {'; '.join(broken[:SHOWN])}{more}"] if broken else []))
 
 
 def _require_contract(source: Source, dataset: Settings) -> None:
@@ -218,7 +304,7 @@ def _notes(across: int, codes: np.ndarray, splits: np.ndarray, dataset: Settings
 
 def _render_all(
     source: Source, dataset: Settings, processes: int, progress: Callable[[Iterable[Rendered]], Iterable[Rendered]]
-) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
+) -> tuple[np.ndarray, np.ndarray, list[Rendered]]:
     n, channels = len(source.images), 1 if dataset.colour == "grey" else 3
     images = _on_disk((n, dataset.image_size, dataset.image_size, channels))
     targets = _on_disk((n, dataset.target_size, dataset.target_size, channels))
@@ -231,10 +317,7 @@ def _render_all(
             return str(error)
         return hashlib.blake2b(images[i].tobytes(), digest_size=16).digest()
 
-    found = list(progress(spread(work, n, processes)))
-    if broken := [what for what in found if isinstance(what, str)]:
-        raise InputError(_all_broken(broken, n))
-    return images, targets, [digest for digest in found if isinstance(digest, bytes)]
+    return images, targets, list(progress(spread(work, n, processes)))
 
 
 def _all_broken(errors: list[str], n: int) -> str:
@@ -367,19 +450,19 @@ def _cells(small: Float[np.ndarray, "n d"], width: float) -> tuple[Int[np.ndarra
 
 
 def divide(
-    families: Sequence[str],
+    units: Sequence[str],
     labels: Int[np.ndarray, " n"],
     own: Sequence[str],
     split: Split,
     generator: np.random.Generator,
+    lead: int | None = None,
 ) -> np.ndarray:
     """The split of each row. Rows in the source's own val and test stay there (`own`; all other rows are "train"). A split that
-    the source lacks is taken from the rest, in proportion to the fractions of `split`.
+    the source lacks is taken from the rest, in proportion to the fractions of `split`. Rows of one unit, say a family, stay in
+    one split; under `by: random` each row is a unit.
 
-    The division is stratified by label; the label of a family is the most frequent one of its rows. Families are assigned in
-    random order, each to the split that lacks most rows. Families larger than the smallest split's part come first: at
-    the end they would overshoot and leave another split short. What a label leaves over or short is carried on to the next
-    label. Otherwise a hundred labels with two families each would all go to train.
+    The first `lead` rows are divided as if there were no others. Later rows follow the unit that they are of, and those
+    of other units are divided then. So figures on the first rows compare with those of a run on them alone.
 
     Raises:
         InputError: a split would have fewer than `LEAST` images.
@@ -389,19 +472,40 @@ def divide(
     wanted = ["train", *(name for name in ("val", "test") if name not in set(result))]
     fractions = np.array([getattr(split, name) for name in wanted])
     fractions /= fractions.sum()
-    by = np.asarray(families, dtype=str)[free] if split.by == "family" else np.arange(len(free))
+    by = np.arange(len(result)) if split.by == "random" else np.asarray(units, dtype=str)
+    first = free if lead is None else free[free < lead]
+    result[first] = np.array(wanted, object)[_assigned(by[first], labels[first], fractions, generator)]
+    placed = dict(zip(by[first], result[first], strict=True))
+    follows = np.array([row >= len(first) and unit in placed for row, unit in enumerate(by[free])], bool)
+    result[free[follows]] = [placed[unit] for unit in by[free[follows]]]
+    rest = free[len(first) :][~follows[len(first) :]]
+    result[rest] = np.array(wanted, object)[_assigned(by[rest], labels[rest], fractions, generator)]
+    _require_rows(result, own, len(set(by[free])), split)
+    return result
+
+
+def _assigned(
+    by: np.ndarray, labels: Int[np.ndarray, " n"], fractions: Float[np.ndarray, " k"], generator: np.random.Generator
+) -> Int[np.ndarray, " n"]:
+    """For each row one of k parts, rows with equal `by` together.
+
+    The division is stratified by label; the label of a unit is the most frequent one of its rows. Units are assigned in
+    random order, each to the part that lacks most rows. Units larger than the smallest part come first: at the end they
+    would overshoot and leave another part short. What a label leaves over or short is carried on to the next label. Otherwise
+    a hundred labels with two units each would all go to the first part.
+    """
+    result = np.zeros(len(by), int)
     groups = _groups(by)
-    strata = np.array([np.bincount(labels[free[group]] + 1).argmax() for group in groups])  # + 1, since no label is -1
-    lacking = np.zeros(len(wanted))
+    strata = np.array([np.bincount(labels[group] + 1).argmax() for group in groups])  # + 1, since no label is -1
+    lacking = np.zeros(len(fractions))
     for stratum in np.unique(strata):
         members = [groups[i] for i in generator.permutation(np.flatnonzero(strata == stratum))]
         rows = fractions * sum(len(group) for group in members)
         lacking += rows
         for group in sorted(members, key=lambda group: len(group) <= rows.min()):
-            where = int(lacking.argmax())
-            result[free[group]] = wanted[where]
-            lacking[where] -= len(group)
-    _require_rows(result, own, len(groups), split)
+            part = int(lacking.argmax())
+            result[group] = part
+            lacking[part] -= len(group)
     return result
 
 

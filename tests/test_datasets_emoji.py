@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from PIL import Image
 
 from stages import dataset as preparation
 from stages.dataset import Settings as Dataset
-from tessera.core.contracts import Source
 from tessera.core.errors import InputError
 from tessera.core.seeding import numpy_generator
 from tessera.datasets import emoji, noto
+from tessera.decoding.collection import Collection
 from tessera.decoding.emoji import spelling
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,11 +67,11 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def load(path: Path, **values: Any) -> Source:
+def load(path: Path, **values: Any) -> Collection:
     return emoji.load(example(emoji.Config, **values), path, numpy_generator(0, "dataset", "load"))
 
 
-def described(loaded: Source) -> dict[str, tuple[str, str]]:
+def described(loaded: Collection) -> dict[str, tuple[str, str]]:
     """Name -> family and class."""
     labels = [loaded.label_names[label] for label in loaded.labels or ()]
     return dict(zip(loaded.names, zip(loaded.families, labels, strict=True), strict=True))
@@ -202,34 +201,30 @@ def test_a_folder_without_a_parquet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["smile.png", "1f600 (2).png", "1f600-.png", "emoji_1f600x.png", "1f6001f44b.png"])
-def test_a_name_that_is_no_code_points(source: Path, name: str) -> None:
+def test_a_name_that_is_no_code_points_has_no_class(source: Path, name: str) -> None:
     write_images(source, f"twemoji/{name}")
-    with pytest.raises(InputError) as caught:
-        load(source)
-    assert str(source / "twemoji" / name) in str(caught.value)
-    assert "is not named by code points" in str(caught.value)
+    loaded = load(source)
+    assert len(loaded.names) == len(ROWS)
+    assert loaded.left_out["twemoji"] == {"without_class": 1, "twice": 0}
+    assert loaded.notes[0].startswith("twemoji: left out are 1 without a class")
+    assert loaded.notes[0].endswith(f": {name}")
 
 
-def test_all_that_is_wrong_with_a_set_is_told_in_one_go(source: Path) -> None:
-    """Seven without a class, two doubled, one misnamed, one in no folder, each by its path."""
-    wrong = [*(f"twemoji/1f1e{i}.png" for i in range(2, 9)), "a/1f600.png", "a/1F600-fe0f.png", "a/x/1f44b.png",
-             "a/y/1f44b.png", "a/smile.png", "1f680.png"]  # fmt: skip
-    write_images(source, *wrong)
-    with pytest.raises(InputError) as caught:
-        load(source)
-    said = str(caught.value)
-    assert [name for name in wrong if str(source / name) not in said] == []
-    assert "7 images have no class, for no parquet has their emoji. Remove" in said
-    for name in ("a", "twemoji"):
-        shutil.rmtree(source / name)
-    (source / "1f680.png").unlink()
-    assert len(load(source).names) == len(ROWS)
-
-
-def test_one_emoji_without_a_class_is_told_alone(source: Path) -> None:
-    write_images(source, "twemoji/1f1e7.png", "twemoji/1f600.png")
-    with pytest.raises(InputError, match=r"^1 image has no class, for no parquet has their emoji.*/1f1e7\.png$"):
-        load(source)
+def test_all_that_is_left_out_of_a_set_is_counted_and_named(source: Path) -> None:
+    """Of twemoji seven without a class, of `a` two doubled and one misnamed; the rest is read."""
+    flags = [f"1f1e{i}.png" for i in range(2, 9)]
+    doubled = ["1f600.png", "1F600-fe0f.png", "x/1f44b.png", "y/1f44b.png"]
+    write_images(source, *(f"twemoji/{name}" for name in flags), *(f"a/{name}" for name in [*doubled, "smile.png"]))
+    loaded = load(source)
+    assert loaded.names[len(ROWS) :] == ["a/grinning face", "a/waving hand"]
+    none = {"without_class": 0, "twice": 0}
+    counts = {"noto": none, "a": {"without_class": 1, "twice": 2}, "twemoji": {"without_class": 7, "twice": 0}}
+    assert loaded.left_out == counts
+    told = {note.partition(":")[0]: note for note in loaded.notes if "without a class" in note}
+    assert all(name in told["twemoji"] for name in flags)
+    assert told["a"].endswith(": smile.png")
+    (twice,) = [note for note in loaded.notes if "drew twice" in note]
+    assert twice.endswith(": 1f600.png, y/1f44b.png")  # of those that are kept the names are first
 
 
 @pytest.mark.parametrize("name", ["twemoji/1f44b.svg", "twemoji/LICENSE", "x.txt", "twemoji/.1f44b.png", ".cache"])
@@ -240,23 +235,26 @@ def test_what_is_not_read_is_named_in_the_log(source: Path, name: str) -> None:
     assert note.endswith(name)
 
 
-@pytest.mark.parametrize("pair", [("1f600.png", "1F600-fe0f.png"), ("36x36/1f600.png", "72x72/1f600.png")])
-def test_two_images_of_one_emoji_and_vendor(source: Path, pair: tuple[str, str]) -> None:
+@pytest.mark.parametrize("pair", [("1F600-fe0f.png", "1f600.png"), ("36x36/1f600.png", "72x72/1f600.png")])
+def test_of_two_images_of_one_emoji_and_vendor_the_first_is_kept(source: Path, pair: tuple[str, str]) -> None:
     write_images(source, *(f"twemoji/{name}" for name in pair))
-    with pytest.raises(InputError, match=r"are both 'twemoji/grinning face'\. Remove one") as caught:
-        load(source)
-    assert all(str(source / "twemoji" / name) in str(caught.value) for name in pair)
+    loaded = load(source)
+    assert loaded.left_out["twemoji"] == {"without_class": 0, "twice": 1}
+    assert loaded.names[len(ROWS) :] == ["twemoji/grinning face"]
+    assert np.array_equal(loaded.images[len(ROWS)], noise(100))
 
 
 def test_two_rows_of_one_emoji(source: Path) -> None:
-    write_parquet(source / "noto.parquet", [ROWS[0], ROWS[0]])
-    with pytest.raises(InputError, match=r"are both 'noto/grinning face'"):
-        load(source)
+    write_parquet(source / "noto.parquet", [ROWS[0], ROWS[0], ROWS[1]])
+    loaded = load(source)
+    assert loaded.names == ["noto/grinning face", "noto/waving hand"]
+    assert loaded.lead == 2
+    assert loaded.left_out["noto"] == {"without_class": 0, "twice": 1}
 
 
 def test_a_folder_called_like_a_parquet(source: Path) -> None:
     write_images(source, "noto/1f600.png")
-    with pytest.raises(InputError, match=r"are both 'noto/grinning face'\. .* rename its folder"):
+    with pytest.raises(InputError, match=r"noto\.parquet and .*/noto are both 'noto'\. Remove one, or rename its"):
         load(source)
 
 

@@ -239,6 +239,7 @@ def test_sizes_of_rotation_differ_in_their_size_alone(size):
 SYSTEMS = {  # preset: pixels of a tiny image, its channels, grids of its codes
     "bf16": (8, 3, ((2, 2),)),
     "emoji-64": (16, 3, ((2, 2),)),
+    "emoji-vendors": (8, 3, ((2, 2),)),
     "geodesic-mnist": (8, 1, ((2, 2),)),
     "pixels-mnist": (8, 1, ((8, 8),)),
     "pixels-mnist-rnn": (8, 1, ((8, 8),)),
@@ -282,7 +283,15 @@ def sources(tmp_path_factory, make_images) -> Path:
     table = pq.read_table(ROOT / "data" / "noto-emoji.parquet")
     (data / "mnist").mkdir(parents=True)
     (data / "cifar10").mkdir()
-    pq.write_table(table.take(list(range(0, table.num_rows, 100))), data / "noto-emoji.parquet")
+    few = table.take(list(range(0, table.num_rows, 100)))
+    pq.write_table(few, data / "noto-emoji.parquet")
+    vendors = read(ROOT / "presets" / "emoji-vendors.yaml")["dataset.emoji.vendors"]
+    for name in vendors:  # as folders of their images: there is no resvg here for the packages that hold SVG
+        (data / "vendors" / name).mkdir(parents=True)
+        for codepoints, image in zip(few["codepoints"].to_pylist()[:8], make_images(8), strict=True):
+            turned = np.roll(image, vendors.index(name), axis=1)
+            Image.fromarray(turned).save(data / "vendors" / name / f"{codepoints}.png")
+    pq.write_table(few, data / "vendors" / "noto.parquet")
     for name, column, channels, size in (("mnist", "image", 1, 28), ("cifar10", "img", 3, 32)):
         stored = encoded(make_images(48, channels=channels), size)
         for split, where in {"train": slice(0, 42), "test": slice(42, 48)}.items():
