@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from functools import partial
+from typing import TypeVar
 
+from tessera import forks
 from tessera.core.errors import InputError
 
 T = TypeVar("T")
 PART = 128  # images that a process takes at once
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-
-_work: Callable[[int], Any]  # of a fork: set when it begins
 
 
 def spread(work: Callable[[int], T], count: int, processes: int) -> Iterator[T]:
@@ -33,13 +29,15 @@ def spread(work: Callable[[int], T], count: int, processes: int) -> Iterator[T]:
         Exception: any exception that `work` raised; the first in order.
     """
     processes = min(processes, -(-count // PART))
-    if processes <= 1 or not _may_fork():
+    if processes <= 1 or not forks.may_fork():
         yield from map(work, range(count))
         return
     context = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(work,))
+    pool = ProcessPoolExecutor(processes, context, initializer=forks.begin, initargs=(partial(_part, work),))
     try:
-        for results in pool.map(_part, (range(first, min(first + PART, count)) for first in range(0, count, PART))):
+        for results in pool.map(
+            forks.of_fork, (range(first, min(first + PART, count)) for first in range(0, count, PART))
+        ):
             yield from results
     except BrokenProcessPool:
         raise InputError(
@@ -49,19 +47,5 @@ def spread(work: Callable[[int], T], count: int, processes: int) -> Iterator[T]:
         pool.shutdown(cancel_futures=True)
 
 
-def _may_fork() -> bool:
-    """A daemon, such as a pool's worker, may have no children."""
-    return sys.platform == "linux" and not multiprocessing.current_process().daemon
-
-
-def _begin(work: Callable[[int], Any]) -> None:
-    """An interrupt is for the parent to answer. A parent that is killed cannot, so its death kills the fork, which would wait for
-    work for ever."""
-    global _work
-    _work = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _part(indices: range) -> list[Any]:
-    return [_work(i) for i in indices]
+def _part(work: Callable[[int], T], indices: range) -> list[T]:
+    return [work(i) for i in indices]

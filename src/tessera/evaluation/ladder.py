@@ -19,7 +19,8 @@ priors by, since both are judged by the same images.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from pydantic import Field, model_validator
 
-from tessera import ladder, two_sample
+from tessera import forks, ladder, two_sample
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
@@ -124,25 +125,38 @@ def measure(config: Config, run: Run) -> Report:
     if reason is not None:
         print(f"evaluation@ladder does not apply: {reason}", flush=True)
         return Report({"applies": 0})
-    metrics: dict[str, Any] = {}
-    rungs, sets = [], []
-    for split in REAL:
-        made = Split(config, run, split)
-        metrics[split] = {}
-        for group in made.real.groups:
-            reason = made.too_few(made.real, group) or made.unpaired(group)
-            if reason is not None:
-                sets.append({"split": split, "group": group, "set": REAL[split], "said": reason})
-                metrics[split][group] = {"images": len(made.real.groups[group])}
-                continue
-            measured = made.rungs(group)
-            metrics[split][group], own = headline(measured, dict(made.sets(group)), made.kid)
-            rungs += [{"split": split, "group": group, **row} for row in rows_of_rungs(measured, made.kid)]
-            sets += [{"split": split, "group": group, **row} for row in own]
-    tables = {"rungs": pd.DataFrame(rungs), "sets": pd.DataFrame(sets)}
-    return Report(
-        metrics, tables, {"damage": made.picture(), "scale": scale(tables["rungs"], tables["sets"], made.kid)}
+    metrics, rungs, sets, kids, damage = zip(
+        *forks.each(partial(_of_split, config, run), list(REAL), run.device), strict=True
     )
+    tables = {"rungs": pd.DataFrame(list(chain(*rungs))), "sets": pd.DataFrame(list(chain(*sets)))}
+    pictured = {"damage": damage[-1], "scale": scale(tables["rungs"], tables["sets"], kids[-1])}
+    return Report(dict(zip(REAL, metrics, strict=True)), tables, pictured)
+
+
+class Found(NamedTuple):
+    """Of one split: the metrics of each group, rows of the tables `rungs` and `sets`, KID's name, the picture `damage`."""
+
+    metrics: dict[str, Any]
+    rungs: list[dict[str, Any]]
+    sets: list[dict[str, Any]]
+    kid: str
+    damage: UInt8[np.ndarray, "height width c"]
+
+
+def _of_split(config: Config, run: Run, split: str) -> Found:
+    made = Split(config, run, split)
+    found = Found({}, [], [], made.kid, made.picture())
+    for group in made.real.groups:
+        reason = made.too_few(made.real, group) or made.unpaired(group)
+        if reason is not None:
+            found.sets.append({"split": split, "group": group, "set": REAL[split], "said": reason})
+            found.metrics[group] = {"images": len(made.real.groups[group])}
+            continue
+        measured = made.rungs(group)
+        found.metrics[group], own = headline(measured, dict(made.sets(group)), made.kid)
+        found.rungs.extend({"split": split, "group": group, **row} for row in rows_of_rungs(measured, made.kid))
+        found.sets.extend({"split": split, "group": group, **row} for row in own)
+    return found
 
 
 def why_not(config: Config, run: Run) -> str | None:

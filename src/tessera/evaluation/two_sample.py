@@ -13,6 +13,7 @@ of which one random half comes from another image of the same group; then the lo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tessera import ladder
+from tessera import forks, ladder
 from tessera.core.contracts import Device, Report, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run
@@ -96,6 +97,7 @@ class Scores(NamedTuple):
 
 
 Verdict = Scores | str  # or why there are none
+Judged = tuple[str, str, str]  # split, set, judge
 
 
 def measure(config: Config, run: Run) -> Report:
@@ -104,15 +106,9 @@ def measure(config: Config, run: Run) -> Report:
     The logistic regression is fitted anew for each group. The critic, which takes longer, is trained once per set, on its images
     of all groups, and its accuracy within a group is read off. Pictures, of validation: `surest`, the samples that the critic
     is surest are false, and under them those that fool it most; `scores`, the histograms of both judges."""
-    tokenizer, found = run.tokenizer(), {}
-    for at in REAL:
-        real = _real(run, at)
-        sets = {of: _in_place_of_samples(run, of) for of in (SAMPLES, TRAIN, BASELINE)}
-        for of, false in sets.items():
-            found[at, of, FEATURES] = by_features(false, real, config)
-        for of, false in {SAMPLES: sets[SAMPLES], TRAIN: sets[TRAIN], HALVES: _of_two_halves(real, run, at)}.items():
-            seed = derive(run.params.seed, "two_sample", at, of)
-            found[at, of, CRITIC] = by_critic(false, real, tokenizer, config, seed, run.device)
+    found: dict[Judged, Mapping[str, Verdict]] = {}
+    for judged in forks.each(partial(_of_split, config, run), list(REAL), run.device):
+        found |= judged
     rows = [
         {"split": at, "group": group, "of": of, "judge": judge, **_row(verdict)}
         for (at, of, judge), groups in found.items()
@@ -120,6 +116,18 @@ def measure(config: Config, run: Run) -> Report:
     ]
     table = pd.DataFrame(rows)
     return Report(_metrics(table), {"accuracy": table}, _pictures(found, run, config))
+
+
+def _of_split(config: Config, run: Run, at: str) -> dict[Judged, Mapping[str, Verdict]]:
+    tokenizer, real = run.tokenizer(), _real(run, at)
+    found: dict[Judged, Mapping[str, Verdict]] = {}
+    sets = {of: _in_place_of_samples(run, of) for of in (SAMPLES, TRAIN, BASELINE)}
+    for of, false in sets.items():
+        found[at, of, FEATURES] = by_features(false, real, config)
+    for of, false in {SAMPLES: sets[SAMPLES], TRAIN: sets[TRAIN], HALVES: _of_two_halves(real, run, at)}.items():
+        seed = derive(run.params.seed, "two_sample", at, of)
+        found[at, of, CRITIC] = by_critic(false, real, tokenizer, config, seed, run.device)
+    return found
 
 
 # what is compared
@@ -298,7 +306,7 @@ def _metrics(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _pictures(
-    found: Mapping[tuple[str, str, str], Mapping[str, Verdict]], run: Run, config: Config
+    found: Mapping[Judged, Mapping[str, Verdict]], run: Run, config: Config
 ) -> dict[str, UInt8[np.ndarray, "h w c"] | Figure]:
     """Of what was measured."""
     scores = {judge: found["val", SAMPLES, judge]["all"] for judge in JUDGES}
