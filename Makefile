@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: repro test setup check lint lock wheel clean
+.PHONY: repro test setup check lint lock vendors wheel clean
 
 repro: check
 ifdef PRESET
@@ -30,7 +30,6 @@ lint: $(VENV)/installed-test
 
 setup: $(VENV)/installed
 
-.PHONY: vendors
 vendors: setup
 	@python -m pip install --disable-pip-version-check -q --no-build-isolation -e '.[svg]'
 	@python data/fetch_vendors.py
