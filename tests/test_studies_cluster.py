@@ -1,4 +1,5 @@
-"""Studies on a Dask cluster: two workers of this machine, and runs that succeed, fail, and kill their worker."""
+"""Studies on a Dask cluster: two workers of this machine, and runs that succeed, fail, and kill their worker; messages that are
+lost, workers and schedulers that hang or die. No test can hang: each is stopped after `BOUND` seconds."""
 
 from __future__ import annotations
 
@@ -12,8 +13,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import copies
@@ -28,7 +31,9 @@ from tessera.studies import __main__ as command
 from tessera.studies import cluster, direct, sweep
 
 distributed = pytest.importorskip("distributed", reason=f"studies on a cluster: {cluster.INSTALL}")
+from tessera.studies import worker  # noqa: E402  it imports distributed
 
+BOUND = 120.0  # seconds of a test, or of the start of a cluster; each takes a few on an idle machine
 POOL = """title: Pool
 text: x
 targets: [tokenizer]
@@ -63,11 +68,37 @@ def git(*arguments: str) -> None:
     subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
 
 
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """What hangs fails, wherever it is."""
+
+    def stop(*_: object) -> None:
+        pytest.fail(f"not ended within {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(autouse=True)
+def _no_test_hangs() -> Iterator[None]:
+    with within(BOUND):
+        yield
+
+
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Two workers, of two threads each so that it is seen that they do one run at a time; a run may kill one worker."""
-    with _cluster(2, tmp_path_factory.mktemp("workers")) as found:
-        yield found
+    stack = contextlib.ExitStack()
+    with within(BOUND):
+        found = stack.enter_context(_cluster(2, tmp_path_factory.mktemp("workers")))
+    yield found
+    with within(BOUND):
+        stack.close()
 
 
 @contextlib.contextmanager
@@ -87,6 +118,40 @@ def _cluster(n: int, folder: Path) -> Iterator[Any]:
         finally:
             with contextlib.suppress(TimeoutError):  # of Dask, for processes that it kills
                 cluster.close(timeout=60)
+
+
+def _wait_for_two(workers: Any) -> None:
+    """Until a worker that a run has killed is there anew."""
+    with distributed.Client(workers) as client:
+        client.wait_for_workers(2)
+
+
+@contextlib.contextmanager
+def _stopped(process: int) -> Iterator[None]:
+    """A process that hangs."""
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def _scheduler(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The process of a scheduler without workers, and its address."""
+    said = folder / "scheduler.json"
+    options = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", said)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli.dask_scheduler", *options], stderr=subprocess.DEVNULL
+    )
+    try:
+        while not said.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        yield process, files.read_json(said)["address"]
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture
@@ -113,6 +178,7 @@ def repository(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> sweep.Study:
 @pytest.fixture
 def start(repository: sweep.Study, workers: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
     monkeypatch.setattr(cluster, "TIMEOUT", 60.0)
+    monkeypatch.setattr(cluster, "SECONDS", 0.1)
 
     def run(*runs: str, address: str = workers.scheduler_address) -> dict[str, str]:
         return cluster.start("pool", repository, list(runs), address, ["--runtime=threads=1"])
@@ -151,14 +217,16 @@ def test_a_run_whose_only_worker_died_is_done_by_the_next_one(start, tmp_path_fa
 
 
 def test_a_worker_with_other_packages_gets_no_run_and_is_named(start, workers, tmp_path, monkeypatch, capsys):
+    _wait_for_two(workers)  # before the path is set, which a worker that starts anew would inherit
     (tmp_path / "fitting-2.0.dist-info").mkdir()
     (tmp_path / "fitting-2.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: fitting\nVersion: 2.0+cpu\n")
     monkeypatch.syspath_prepend(tmp_path)
     Path("versions.yaml").write_text("fitting: 2.0\nnumpy: 1\n")
     git("commit", "-qam", "a package more")
     with distributed.Client(workers) as client:
-        client.wait_for_workers(2)  # one may be starting anew
-        with pytest.raises(InputError, match=r"(?s)requirements.lock: (tcp.*fitting is missing \(here 2.0\)(; |$)){2}"):
+        with pytest.raises(
+            InputError, match=r"no worker may have a run\..*(tcp.*: fitting is missing \(here 2.0\)(; |$)){2}"
+        ):
             start("good")
         (has, lacks) = client.scheduler_info()["workers"]
         client.run(lambda path: sys.path.insert(0, path), str(tmp_path), workers=[has])
@@ -188,16 +256,163 @@ def test_the_class_that_goes_to_a_worker_needs_no_tessera_there():
     assert b"perform" in done.stdout
 
 
-def test_a_scheduler_that_does_not_answer_once_is_not_lost(repository, monkeypatch):
-    class Busy:
-        def nthreads(self) -> None:
-            raise TimeoutError("after 8 s")
+# what is lost, dies or hangs
 
-    work = cluster.Work(Busy(), "label", "pool", repository, None)
-    assert work._workers() == 0
-    monkeypatch.setattr(cluster, "PATIENCE", 0.0)
-    with pytest.raises(InputError, match=r"the scheduler was lost \(after 8 s\)"):
-        work._workers()
+
+def test_runs_are_done_though_all_that_workers_say_is_lost(start, workers, monkeypatch, capsys):
+    monkeypatch.setitem(workers.scheduler.handlers, "log_event", lambda **_: None)
+    assert start("good", "bad") == {"good": "done", "bad": "failed"}
+    assert "started on" not in capsys.readouterr().out
+
+
+def test_workers_of_which_nothing_is_heard_are_named_in_time(start, workers, monkeypatch):
+    _wait_for_two(workers)
+    monkeypatch.setitem(workers.scheduler.handlers, "log_event", lambda **_: None)
+    monkeypatch.setattr(
+        worker, "environment", lambda names: dict.fromkeys(names, str(os.getpid()))
+    )  # differs everywhere
+    monkeypatch.setattr(cluster, "PATIENCE", 1.0)
+    with pytest.raises(InputError, match=r"(tcp.*: for 1 s it has not said which packages it has(; |$)){2}"):
+        start("good")
+
+
+def test_a_worker_that_hangs_holds_up_no_run_and_is_named_if_no_other_is_there(start, workers, monkeypatch):
+    _wait_for_two(workers)
+    monkeypatch.setattr(cluster, "ANSWER", 0.5)
+    first, second = [nanny.pid for nanny in workers.workers.values()]
+    with _stopped(first):
+        assert start("good", "another") == {"good": "done", "another": "done"}
+        monkeypatch.setattr(cluster, "PATIENCE", 1.0)
+        with _stopped(second), pytest.raises(InputError, match=r"(tcp.*: for 1 s it has not said .*){2}"):
+            start("good")
+
+
+def test_a_scheduler_that_hangs_or_ends_is_lost_in_time(start, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cluster, "ANSWER", 0.5)
+    monkeypatch.setattr(cluster, "PATIENCE", 1.0)
+    with _scheduler(tmp_path) as (process, address):
+        for number in signal.SIGSTOP, signal.SIGKILL:
+
+            def sleep(seconds: float, number: signal.Signals = number) -> None:
+                process.send_signal(number)
+                monkeypatch.setattr(cluster, "TIMEOUT", 0.5)
+                time.sleep(seconds)
+
+            monkeypatch.setattr(cluster, "TIMEOUT", 60.0)
+            monkeypatch.setattr(cluster, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+            with pytest.raises(InputError, match="the scheduler was lost"):
+                start("good", address=address)
+            assert "waiting for a worker" in capsys.readouterr().out
+            process.send_signal(signal.SIGCONT)
+
+
+def test_what_goes_wrong_in_the_start_of_a_worker_is_said(start, monkeypatch):
+    monkeypatch.setattr(worker, "differences", lambda *_: 1 / 0)
+    with pytest.raises(InputError, match=r"tcp.*: ZeroDivisionError: division by zero(; |$)"):
+        start("good")
+
+
+def test_a_worker_that_dies_while_it_starts_is_named(start, monkeypatch, capsys):
+    monkeypatch.setattr(cluster, "DEATHS", 2)
+    monkeypatch.setattr(worker, "differences", lambda *_: os._exit(1))
+    with pytest.raises(InputError, match=r"\d workers died while they started, and none is ready"):
+        start("good")
+    assert re.search(r"^tcp://127\.0\.0\.1:\d+ died while it started$", capsys.readouterr().out, re.MULTILINE)
+
+
+class Scripted:
+    """A client whose scheduler says, one after the other, which workers there are (True: with the resource `label`) and what they
+    said, or does not answer."""
+
+    status = "running"
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers, self.events = deque(answers), []
+
+    def sync(self, question: Any, callback_timeout: float) -> Any:
+        answer = self.answers.popleft()
+        if isinstance(answer, Exception):
+            raise answer
+        there, said, *scheduler = answer
+        self.events += [(0.0, event) for event in said]
+        states = {name: {"resources": {"label": 1.0} if has else {}} for name, has in there.items()}
+        return {"id": scheduler[0] if scheduler else "S", "workers": states}, self.events
+
+
+def said(worker: str, *states: str) -> list[dict[str, str]]:
+    return [{"worker": worker, "state": state, "why": "other" if state == "unfit" else ""} for state in states]
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Callable[[], int]]:
+    """`watched(*answers)()`: `Workers.ready` at the next of these answers, each ten seconds after the one before."""
+    now = [1000.0]
+    monkeypatch.setattr(cluster, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(cluster, "PATIENCE", 25.0)
+
+    def ask(*answers: Any) -> Callable[[], int]:
+        workers = cluster.Workers(Scripted(*answers), "label")
+
+        def ready() -> int:
+            now[0] += 10
+            return workers.ready()
+
+        return ready
+
+    return ask
+
+
+def test_a_scheduler_that_does_not_answer_once_is_not_lost(watched):
+    silent = TimeoutError()
+    ready = watched(silent, silent, ({"a": True}, []), silent, silent, silent)
+    assert [ready() for _ in range(5)] == [0, 0, 1, 0, 0]
+    with pytest.raises(InputError, match=r"the scheduler was lost \(no answer for 25 s\)"):
+        ready()
+
+
+def test_a_scheduler_that_cannot_be_reached_again_is_lost_at_once(watched, monkeypatch):
+    monkeypatch.setattr(Scripted, "status", "closed")
+    with pytest.raises(InputError, match=r"the scheduler was lost \(ConnectionError\)"):
+        watched(ConnectionError())()
+
+
+def test_a_scheduler_in_the_place_of_another_knows_nothing_of_the_runs(watched):
+    ready = watched(({"a": True}, []), ({"a": False}, [], "T"))
+    assert ready() == 1
+    with pytest.raises(InputError, match=r"the scheduler was lost \(another has taken its place\)"):
+        ready()
+
+
+def test_a_worker_that_fits_may_start_anew_while_no_other_fits(watched):
+    ready = watched(({"a": True, "b": False}, said("b", "starting", "unfit")), *[({"b": False}, [])] * 3)
+    assert [ready() for _ in range(3)] == [1, 0, 0]
+    with pytest.raises(InputError, match=r"no worker may have a run\..* b: other"):
+        ready()
+
+
+def test_a_worker_that_answers_late_has_runs(watched, capsys):
+    ready = watched(*[({"a": False, "b": True}, [])] * 4, ({"a": True, "b": True}, said("a", "starting", "ready")))
+    assert [ready() for _ in range(5)] == [1, 1, 1, 1, 2]
+    assert capsys.readouterr().out == "a gets no run: for 25 s it has not said which packages it has\n"
+
+
+def test_a_worker_may_come_back_to_its_address_with_other_packages(watched, capsys):
+    ready = watched(
+        ({"a": False, "b": True}, said("a", "starting", "unfit")), ({"b": True}, []),
+        ({"a": True, "b": True}, said("a", "starting", "ready")), ({"b": True}, []),
+    )  # fmt: skip
+    assert [ready() for _ in range(4)] == [1, 1, 2, 1]
+    assert capsys.readouterr().out == "a gets no run: other\n"
+
+
+def test_workers_that_die_one_after_the_other_while_they_start_end_the_wait(watched, capsys):
+    a, b, c, d = [({name: False}, said(name, "starting")) for name in "abcd"]
+    ready = watched(a, ({}, []), ({"x": True}, said("x", "starting", "ready")), b, c, d, ({}, []))
+    assert [ready() for _ in range(6)] == [0, 0, 1, 0, 0, 0]
+    with pytest.raises(InputError, match="3 workers died while they started"):
+        ready()
+    died = [f"{name} died while it started" for name in "abcd"]
+    assert capsys.readouterr().out.splitlines() == [died[0], "waiting for a worker", *died[1:]]
 
 
 # what is refused before any run
@@ -288,7 +503,7 @@ def test_a_run_and_what_it_started_end_with_the_process_that_holds_its_input(tmp
 def test_a_study_has_the_results_of_a_direct_one_although_a_worker_was_killed(
     workers, tmp_path_factory, monkeypatch, capsys
 ):
-    """A real one, of tiny size: the stages up to the tokenizer; the run loses its worker after the first."""
+    """A real one, of tiny size: the stages up to the tokenizer; the run loses its first worker."""
     repo = copies.copied(tmp_path_factory.mktemp("study"))
     (repo / "studies/tiny.yaml").write_text(
         "title: x\ntext: x\ntargets: [tokenizer]\nruns: {one: {seed: 1}}\ncolumns: {seed: seed}\n"
@@ -301,12 +516,12 @@ def test_a_study_has_the_results_of_a_direct_one_although_a_worker_was_killed(
     killer.start()
     assert command.main(["tiny", "--on", workers.scheduler_address]) == 0
     killer.join()
-    said = capsys.readouterr().out
-    assert said.count("one: started on ") == 2
+    assert capsys.readouterr().out.count("one: started on ") == 2
     shutil.move(".scratch/studies/tiny", "there")
     assert "| one | 1 |" in Path("docs/studies/tiny.md").read_text()
     assert "Without result" not in Path("docs/studies/tiny.md").read_text()
-    assert command.main(["tiny", "--direct", "--again", "one"]) == 0
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    assert command.main(["tiny", "--one", "one"]) == 0  # what --direct starts
     here, there = direct.folder("tiny", "one"), Path("there/one")
     of_itself = (direct.DONE, direct.LOG)
     found = {name: content for name, content in _content(there).items() if name not in of_itself}
@@ -326,24 +541,22 @@ def _content(folder: Path) -> dict[str, bytes]:
 
 
 def _kill_a_worker_at_work(folder: Path) -> None:
-    """Kill a worker as soon as a run has ended its first stage there."""
+    """Kill a worker as soon as a process has begun a run for it."""
     since = time.monotonic()
-    while time.monotonic() - since < 280:
+    while time.monotonic() - since < BOUND:
         for log in folder.rglob("clone/.scratch/studies/tiny/*/log.txt"):
-            if "dataset: " in log.read_text():
-                os.kill(_owner(log), signal.SIGKILL)
+            if owner := _owner(log):
+                os.kill(owner, signal.SIGKILL)
                 return
         time.sleep(0.05)
 
 
-def _owner(log: Path) -> int:
+def _owner(log: Path) -> int | None:
     """The worker whose run writes a log."""
     import psutil
 
     for process in psutil.process_iter():
-        try:
-            if process.cwd() and Path(process.cwd()) in log.parents and "--one" in process.cmdline():
+        with contextlib.suppress(psutil.Error):
+            if Path(process.cwd() or "/") in log.parents and "--one" in process.cmdline():
                 return process.ppid()
-        except psutil.Error:
-            continue
-    raise AssertionError(f"no process writes {log}")
+    return None

@@ -6,6 +6,7 @@ library and Dask, and whatever tessera the machine of a worker may hold is never
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.metadata
 import io
@@ -23,6 +24,7 @@ from distributed import Worker, WorkerPlugin
 from distributed.core import Status
 
 SECONDS = 1.0  # between looks whether the result of a run is still wanted
+PATIENCE = 10.0  # seconds in which the scheduler may take note that a run begins; it begins then all the same
 ARRAYS = ".npy"  # images, codes, features: they stay where they are, since the models and the values determine them
 
 
@@ -49,8 +51,8 @@ class Runs(WorkerPlugin):
     """Executes runs of one study on each worker, present or future, whose packages have the versions of the one who asks.
 
     Such a worker offers one piece of the resource `label`, and each run asks for one. So Dask gives the runs to these workers
-    only, and to each of them one at a time, whatever its number of threads. What a worker is and does is logged as an event
-    under `label`: `worker` with `differs` once, and `worker` with `run` whenever a run begins.
+    only, and to each of them one at a time, whatever its number of threads. What a worker is and does the scheduler keeps as events
+    under `label`, each with the address `worker`: its `state` `starting`, then `ready`, or `unfit` and `why`; a `run` that begins.
 
     Args:
         label: name of the plugin, the resource and the topic of the events, of this start of the study alone.
@@ -68,17 +70,30 @@ class Runs(WorkerPlugin):
         self.versions, self.options, self.folder = versions, options, folder
 
     async def setup(self, worker: Worker) -> None:
-        self._worker = worker
+        self._worker, self._loop = worker, asyncio.get_running_loop()
         self._process: subprocess.Popen[bytes] | None = None
         self._own = Path(worker.local_directory) / self.label
-        differs = differences(environment(self.versions), self.versions)
-        if not differs:
-            await worker.set_resources(**{self.label: 1})
-            # A scheduler that learns of a resource does not look again at tasks that wait for it (distributed#6677), and it does
-            # look when a worker goes on after a pause. A run waits when the last worker that could do it has died.
-            worker.status = Status.paused
-            worker.status = Status.running
-        worker.log_event(self.label, {"worker": worker.address, "differs": differs})
+        await self._say(state="starting")
+        try:
+            why = differences(environment(self.versions), self.versions)
+            if not why:
+                await self._offer()
+        except Exception as error:  # said where it is read: not in the log of a worker
+            why = f"{type(error).__name__}: {error}"
+        await self._say(state="unfit" if why else "ready", why=why)
+
+    async def _say(self, **what: str) -> None:
+        """Let the scheduler keep an event. It answers that it does: what `Worker.log_event` sends may be dropped. A client that
+        subscribed to events would miss those before its subscription has arrived."""
+        event = {"worker": self._worker.contact_address, **what}
+        await self._worker.scheduler.log_event(topic=self.label, msg=event)
+
+    async def _offer(self) -> None:
+        await self._worker.set_resources(**{self.label: 1})
+        # A scheduler that learns of a resource does not look again at tasks that wait for it (distributed#6677), and it does
+        # look when a worker goes on after a pause. A run waits when the last worker that could do it has died.
+        self._worker.status = Status.paused
+        self._worker.status = Status.running
 
     def teardown(self, worker: Worker) -> None:
         self._stop()
@@ -98,7 +113,9 @@ class Runs(WorkerPlugin):
         key, clone = self._worker.get_current_task(), self._clone()
         folder = clone / self.folder.format(run=run)
         folder.mkdir(parents=True)
-        self._worker.log_event(self.label, {"worker": self._worker.address, "run": run})
+        said = asyncio.run_coroutine_threadsafe(self._say(run=run), self._loop)
+        with contextlib.suppress(OSError):
+            said.result(PATIENCE)
         command = [sys.executable, "-m", "tessera.studies", self.study, "--one", run, "--tied", *self.options]
         with open(folder / log, "wb") as stream:
             process = self._process = subprocess.Popen(
