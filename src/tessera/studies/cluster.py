@@ -166,7 +166,7 @@ def _require_python(client: Client) -> None:
     """Check what Dask itself needs: functions travel as byte code, which other versions of Python cannot read. A worker that
     does not answer is named later, by `Workers`."""
     try:
-        versions = client.sync(_pythons, client, callback_timeout=PATIENCE)
+        versions = client.sync(_pythons, client, callback_timeout=TIMEOUT + ANSWER)
     except OSError as error:
         raise _lost(error) from None
     own = _minor(platform.python_version())
