@@ -515,7 +515,8 @@ def test_a_study_has_the_results_of_a_direct_one_although_a_worker_was_killed(
     copies.commit(repo, "study")
     monkeypatch.chdir(repo)
     monkeypatch.setattr(cluster, "TIMEOUT", 60.0)
-    killer = threading.Thread(target=_kill_a_worker_at_work, args=(Path(workers.workers[0].local_directory).parent,))
+    monkeypatch.setattr(cluster, "SECONDS", 0.1)
+    killer = threading.Thread(target=_kill_a_worker_at_work, args=(workers,))
     killer.start()
     assert command.main(["tiny", "--on", workers.scheduler_address]) == 0
     killer.join()
@@ -543,23 +544,15 @@ def _content(folder: Path) -> dict[str, bytes]:
     }  # fmt: skip
 
 
-def _kill_a_worker_at_work(folder: Path) -> None:
-    """Kill a worker as soon as a process has begun a run for it."""
-    since = time.monotonic()
-    while time.monotonic() - since < BOUND:
-        for log in folder.rglob("clone/.scratch/studies/tiny/*/log.txt"):
-            if owner := _owner(log):
-                os.kill(owner, signal.SIGKILL)
-                return
-        time.sleep(0.05)
-
-
-def _owner(log: Path) -> int | None:
-    """The worker whose run writes a log."""
+def _kill_a_worker_at_work(workers: Any) -> None:
+    """Kill a worker as soon as it has started the process of a run."""
     import psutil
 
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if Path(process.cwd() or "/") in log.parents and "--one" in process.cmdline():
-                return process.ppid()
-    return None
+    since = time.monotonic()
+    while time.monotonic() - since < BOUND:
+        for pid in filter(None, [nanny.pid for nanny in workers.workers.values()]):
+            with contextlib.suppress(psutil.Error):
+                if any("--one" in child.cmdline() for child in psutil.Process(pid).children()):
+                    os.kill(pid, signal.SIGKILL)
+                    return
+        time.sleep(0.02)
