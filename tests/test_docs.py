@@ -36,7 +36,7 @@ WITH_LINKS = sorted(
     + [project() / folder / "README.md" for folder in ("benchmarks", "data", "examples", "findings")]
 )
 BY_TASK = [page for page in GUIDES if page != "docs/results.md"]
-OTHER_PROGRAMS = ("git", "npm", "pip", "source")  # what the shell blocks use beside our own commands and dvc
+OTHER_PROGRAMS = ("dask", "git", "npm", "pip", "source")  # what the shell blocks use beside our own commands and dvc
 
 
 def holds_plug_in(page: str) -> bool:

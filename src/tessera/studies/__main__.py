@@ -3,6 +3,7 @@ python -m tessera.studies NAME          queues the runs that have no result yet,
     -j N          runs at a time
     --again RUN   only this run, even if it has a result
     --direct      without DVC experiments: each run in a process and folder of its own, under .scratch/studies/
+    --on ADDRESS  on the workers of the Dask cluster whose scheduler has this address, one run at a time on each
     --page        only collect the results there are, and write the page
     --missing     only print which runs have no result for their present values, and why; without NAME: of all studies
     --declare     accept kept results for the present values, if params.yaml only got or lost names since, and you know that
@@ -24,17 +25,26 @@ def options_of(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m tessera.studies", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", nargs="?")
-    parser.add_argument("-j", "--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("-j", "--jobs", type=int, help="runs at a time; 1 if not given")
     parser.add_argument("--again", metavar="RUN", action="append", default=[])
-    parser.add_argument("--direct", action="store_true")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--direct", action="store_true")
+    where.add_argument("--on", metavar="ADDRESS", default="", help="tcp://HOST:8786; a run at a time on each worker")
     parser.add_argument("--page", action="store_true")
     parser.add_argument("--missing", action="store_true")
     parser.add_argument("--declare", action="store_true")
     parser.add_argument(
-        "--runtime", metavar="NAME=VALUE", action="append", default=[], help="with --direct: the machine"
+        "--runtime", metavar="NAME=VALUE", action="append", default=[], help="with --direct and --on: the machine"
     )
-    parser.add_argument("--one", metavar="RUN", help=argparse.SUPPRESS)  # started by --direct
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--one", metavar="RUN", help=argparse.SUPPRESS
+    )  # started by --direct, and by the workers of --on
+    parser.add_argument("--tied", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--data", metavar="PATH=DIGEST", action="append", default=[], help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.on and options.jobs is not None:
+        parser.error("-j is no option of --on: each worker does one run at a time, so start as many workers")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,9 +64,13 @@ def work(options: argparse.Namespace) -> int:
             print(f"{name:20}{study.title}{'' if (sweep.PAGES / f'{pool}.csv').exists() else ' (not run yet)'}")
         return 0
     if options.one:
-        return direct.one(options.name, options.one, direct.options(options.runtime))
+        if options.tied:
+            direct.end_with_input()
+        data = {path: digest for path, _, digest in (text.rpartition("=") for text in options.data)}
+        return direct.one(options.name, options.one, direct.options(options.runtime), data)
+    without_dvc = bool(options.direct or options.on)
     if options.missing:
-        return say_missing([options.name] if options.name else sweep.names(), options.direct)
+        return say_missing([options.name] if options.name else sweep.names(), without_dvc)
     study = sweep.load(options.name)
     pool, owner = sweep.pool_of(options.name, study)
     from tessera.studies import pages, results  # these load seaborn, which --one need not wait for
@@ -65,7 +79,7 @@ def work(options: argparse.Namespace) -> int:
     if options.declare:
         print("\n".join(results.declare(pool, sweep.counted(owner))))
     else:
-        commits = None if options.direct else ["HEAD"]
+        commits = None if without_dvc else ["HEAD"]
         if not options.page:
             ended, commits = run(options, pool, owner, sweep.shown(options.name, study), commits)
         found = results.collect(pool, owner, commits, ended)
@@ -82,15 +96,20 @@ def run(
     options: argparse.Namespace, pool: str, owner: sweep.Study, shown: list[str], commits: list[str] | None
 ) -> tuple[dict[str, str], list[str] | None]:
     """Execute the runs that `options` ask for. Returns the state of each run, and the commits that hold the experiments."""
-    from tessera.studies import queue, results
+    from tessera.studies import cluster, queue, results
 
     there = [result for result in results.collect(pool, owner, commits) if result.run in shown]
     wanted = options.again or [result.run for result in results.missing(there, sweep.counted(owner))]
     if unknown := [name for name in wanted if name not in owner.runs]:
         raise InputError(f"--again: no run {', '.join(unknown)}; there are {', '.join(owner.runs)}")
+    overrides = [f"--runtime={text}" for text in options.runtime]
+    if options.on:
+        direct.options(options.runtime)  # a mistake in them is found here
+        return cluster.start(pool, owner, wanted, options.on, overrides), None
+    jobs = options.jobs or 1
     if not options.direct:
-        return queue.start(pool, owner, wanted, options.jobs)
-    direct.start(pool, wanted, options.jobs, [f"--runtime={text}" for text in options.runtime])
+        return queue.start(pool, owner, wanted, jobs)
+    direct.start(pool, wanted, jobs, overrides)
     return {name: direct.state(pool, name) for name in wanted}, None
 
 

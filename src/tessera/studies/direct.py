@@ -13,10 +13,13 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from tessera.core import files, trees
 from tessera.core.errors import InputError
 from tessera.core.params import Params
 from tessera.runtime import inputs
+from tessera.runtime.process import use_threads
 from tessera.studies import plan, sweep
 from tessera.studies.plan import Stage
 
@@ -54,13 +58,18 @@ def start(name: str, runs: list[str], jobs: int, overrides: list[str]) -> None:
         for run, process in list(running.items()):
             if process.poll() is not None:
                 del running[run]
-                if process.returncode and state(name, run) == "done":  # it failed after it had written its result
-                    (folder(name, run) / DONE).unlink()
+                settle(name, run, process.returncode)
                 print(f"{run}: {state(name, run)}", flush=True)
 
 
+def settle(study: str, run: str, status: int) -> None:
+    """Take the result away from a run whose process failed after it had written it."""
+    if status and state(study, run) == "done":
+        (folder(study, run) / DONE).unlink()
+
+
 def state(study: str, run: str) -> str:
-    """`done`, `failed` (or killed), or `missing`."""
+    """`done`, `failed` (or killed), `missing`, or `lost` with the workers that ran it."""
     where = folder(study, run)
     if not where.exists():
         return "missing"
@@ -73,8 +82,9 @@ def params(study: str, run: str) -> dict[str, Any]:
     return files.read_json(path) if path.exists() else {}
 
 
-def one(name: str, run: str, overrides: dict[str, Any]) -> int:
-    """Execute one run in this process; returns 0 on success, else 1."""
+def one(name: str, run: str, overrides: dict[str, Any], data: Mapping[str, str] | None = None) -> int:
+    """Execute one run in this process; returns 0 on success, else 1. `data`: digests that data outside the repository must have, by
+    path."""
     _, study = sweep.pool_of(name, sweep.load(name))
     where, root = folder(name, run).resolve(), Path.cwd()
     for old in ("artifacts", "metrics", "plots", DONE, PARAMS):
@@ -88,6 +98,7 @@ def one(name: str, run: str, overrides: dict[str, Any]) -> int:
     begun = time.monotonic()
     with contextlib.chdir(where):
         try:
+            _require_data(data or {})
             cache = Cache(raw, root)
             for stage in plan.of(study.targets, raw, root):
                 began = time.monotonic()
@@ -99,6 +110,27 @@ def one(name: str, run: str, overrides: dict[str, Any]) -> int:
             return 1
         files.write_json(Path(DONE), {"state": "done", "seconds": round(time.monotonic() - begun, 1)})
     return 0
+
+
+def _require_data(data: Mapping[str, str]) -> None:
+    other = [path for path, digest in data.items() if inputs.content(path) != digest]
+    if other:
+        raise InputError(
+            f"{', '.join(other)}: missing on this machine, or other than on the one that started the run. Give a path that "
+            "both reach"
+        )
+
+
+def end_with_input() -> None:
+    """Let this process, and all of its group, end when its standard input does. The worker that started a run holds the other end,
+    so that no run outlives its worker and goes on beside its second try."""
+
+    def watch() -> None:
+        while os.read(0, 1):  # not sys.stdin, whose lock a fork would inherit
+            pass
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _make_absolute(raw: dict[str, Any]) -> None:
@@ -113,9 +145,11 @@ def _work(stage: str, key: str | None, raw: dict[str, Any]) -> None:
     from tessera.runtime.devices import Runtime
     from tessera.runtime.settings import Settings
 
-    main = importlib.import_module(f"stages.{stage}").main  # sets up the process before torch is loaded
     params = Params(raw)
-    main(Run(params, key, Runtime(params.section("runtime", Settings))))
+    settings = params.section("runtime", Settings)
+    use_threads(settings.threads)
+    main = importlib.import_module(f"stages.{stage}").main  # sets up the process before torch is loaded
+    main(Run(params, key, Runtime(settings)))
 
 
 class Cache:
