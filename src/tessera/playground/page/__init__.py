@@ -1,0 +1,92 @@
+"""The page: tabs on Gradio, each thin over the module of its name in `tessera.playground`. Nothing here computes.
+
+The server listens on 127.0.0.1 alone. Gradio's share links, analytics, API page, monitoring and web fonts are off, so no request
+leaves the machine. What a visitor makes stands in their own `gr.State`; files for download stand in a folder that is removed
+when the server ends.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from typing import Any
+
+OFF = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_SSR_MODE": "False", "GRADIO_SHARE": "False",
+       "GRADIO_ALLOW_FLAGGING": "never"}  # fmt: skip
+os.environ.update(OFF)  # Gradio reads them when it is imported
+
+import gradio as gr  # noqa: E402
+
+from tessera.core.errors import InputError  # noqa: E402
+from tessera.playground import uploads  # noqa: E402
+from tessera.playground.page import inpaint, reconstruct, samples  # noqa: E402
+from tessera.playground.page.parts import Fresh, Tab  # noqa: E402
+from tessera.playground.workspace import Workspace  # noqa: E402
+
+HOST = "127.0.0.1"
+AT_ONCE = 4  # visitors whose same request is computed at once
+HOUR = 3600
+TABS = (reconstruct, samples, inpaint)
+FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}  # none from the web
+CSS = """
+.pixels img, .pixels canvas { image-rendering: pixelated; }
+footer { display: none !important; }
+"""
+
+
+def build(space: Workspace) -> Any:
+    """All tabs. What they need is looked up whenever the page is loaded, so a page that is loaded again sees a new run."""
+    with gr.Blocks(title="tessera playground", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
+        gr.Markdown("# Playground\nWhat the codes of this run can do. Everything is computed on this machine.")
+        fresh: list[Fresh] = []
+        with gr.Tabs():
+            for module in TABS:
+                with gr.Tab(module.TITLE, elem_id=f"tab-{module.__name__.rpartition('.')[2]}"):
+                    fresh += _tab(space, module)
+        page.load(lambda: [each.make() for each in fresh], None, [each.part for each in fresh], show_progress="hidden")
+    return page
+
+
+def _tab(space: Workspace, module: Any) -> list[Fresh]:
+    """A tab, or in its place the sentence that says what is missing."""
+    note = gr.Markdown(visible=False, elem_classes="missing")
+    with gr.Column() as body:
+        found: Tab = module.build(space)
+
+    def missing() -> Any:
+        reason = module.why_not(space)
+        return gr.Markdown(reason or "", visible=reason is not None)
+
+    return [
+        Fresh(note, missing),
+        Fresh(body, lambda: gr.Column(visible=module.why_not(space) is None)),
+        *found.fresh,
+    ]
+
+
+def serve(space: Workspace, port: int, inbrowser: bool) -> None:
+    """Serve the page until the process is stopped.
+
+    Raises:
+        InputError: the port is taken.
+    """
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind((HOST, port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} of {HOST} is taken ({error.strerror}); choose another one by --port"
+            ) from None
+    with tempfile.TemporaryDirectory(prefix="tessera-playground-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # each component asks for it when it is made
+        page = build(space)
+        page.queue(default_concurrency_limit=AT_ONCE, api_open=False)
+        page.launch(
+            server_name=HOST, server_port=port, share=False, inbrowser=inbrowser, quiet=True, footer_links=[],
+            max_file_size=uploads.MAX_BYTES, enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False,
+            prevent_thread_lock=True, theme=gr.themes.Default(**FONTS), css=CSS,
+        )  # fmt: skip
+        print(f"playground: http://{HOST}:{port}, stop it by Ctrl+C", flush=True)
+        page.block_thread()
