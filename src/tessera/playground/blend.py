@@ -15,7 +15,7 @@ from tessera.extensions import interpolation
 from tessera.extensions.interpolation.paths import Ends, Walk
 from tessera.images import arrays
 from tessera.playground import cells
-from tessera.playground.workspace import Picture, Workspace
+from tessera.playground.workspace import TWO_LEVELS, Picture, Workspace
 
 WAYS: tuple[interpolation.Mode, ...] = ("index", "embedding", "latent", "slerp", "hierarchical", "prior", "learned")
 FRAMES = 25  # both ends included
@@ -58,7 +58,8 @@ def walk(space: Workspace, way: interpolation.Mode) -> Walk:
     else:
         walks, reasons = make()
     if way not in walks:
-        raise InputError(f"{way} does not apply: {reasons[way]}")
+        remedy = f": {TWO_LEVELS} trains one of two" if way == "hierarchical" else ""
+        raise InputError(f"The way {way} does not apply, since {reasons[way]}{remedy}.")
     return walks[way]
 
 

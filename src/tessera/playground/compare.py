@@ -30,7 +30,7 @@ IMAGES = 8  # that both reconstruct
 def why_not() -> str | None:
     """One sentence if the folder is no repository of git and DVC."""
     if _git("rev-parse", "HEAD", otherwise=None) is None:
-        return "This folder is no git repository with a commit, so there are no runs to compare: `git init` and a commit make it one."
+        return "There is no commit of git here, so there are no runs to compare: `git init` and `git commit` make one."
     if not Path(".dvc").is_dir():
         return "This folder has no .dvc, so runs have left no artefacts to compare: `dvc init` makes it a repository of DVC."
     return None
@@ -88,13 +88,14 @@ class Revision:
     def _loaded(self) -> Tokenizer:
         from dvc.api import DVCFileSystem
         from dvc.exceptions import DvcException
+        from dvc_data.index import DataIndexError
 
         with tempfile.TemporaryDirectory() as folder:
             try:
                 system = DVCFileSystem(".", rev=self.commit)
                 for name in (models.WEIGHTS, models.RECIPE):
                     system.get_file((files.ARTIFACTS / "tokenizer" / name).as_posix(), str(Path(folder) / name))
-            except (DvcException, OSError) as error:
+            except (DvcException, DataIndexError, OSError) as error:
                 raise InputError(
                     f"DVC's cache does not hold the tokenizer of {self.name} ({error}). `dvc pull` or `dvc exp apply` brings it"
                 ) from None
@@ -113,7 +114,7 @@ class Revision:
 
 
 def differing(left: dict[str, float], right: dict[str, float]) -> pd.DataFrame:
-    """Metrics whose values are not equal, those of the largest relative difference first; a run that lacks one has nothing there."""
+    """Metrics whose values are not equal, the largest relative difference first; a run that lacks one has NaN there."""
     rows = []
     for name in sorted(set(left) | set(right)):
         a, b = left.get(name, np.nan), right.get(name, np.nan)

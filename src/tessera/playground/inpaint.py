@@ -17,7 +17,6 @@ from tessera.playground import cells
 from tessera.playground.workspace import Picture, Workspace
 
 ORDER = ("raster", "gibbs", "masked", "autoencoder", "biharmonic")
-SAMPLING = (*inpainting.EXACT, "masked")  # methods that sample, whose fill-ins differ
 MOST = 8  # fill-ins of each method
 COVERED = 0.25  # of a pixel of the image that must be painted over for it to be hidden
 SIDE = 160
@@ -74,28 +73,25 @@ def _labels(picture: Picture, prior: Prior) -> torch.Tensor | None:
 def _bidirectional(space: Workspace, prior: Prior) -> tuple[Prior | None, dict[str, str]]:
     """The prior that sees all known codes, and why methods are left out."""
     if not prior.exact:
-        return prior, dict.fromkeys(inpainting.EXACT, "the prior has no exact likelihood")
+        return prior, dict.fromkeys(inpainting.EXACT, "since the prior has no exact likelihood")
     if not space.there("infiller"):
-        why = space.unused("infiller") or "`dvc repro infiller` makes the network that it needs"
-        return None, {"masked": why}
+        unused = space.unused("infiller")
+        why = (
+            f"since {unused}: `dvc exp run -S infiller.enabled=true`"
+            if unused
+            else "for want of its network: `dvc repro infiller`"
+        )
+        return None, {"masked": f"{why} makes it"}
     return space.infiller(), {}
 
 
-def shown(filled: Filled) -> list[tuple[Image.Image, str]]:
-    """One row for each fill-in, one column for each method; a method that does not sample stands in the first row alone, and
-    later rows are shorter."""
-    rows = max(map(len, filled.found.values()))
-    return [
-        (cells.enlarged(found[row], SIDE), name if rows == 1 or name not in SAMPLING else f"{name} {row + 1}")
-        for row in range(rows)
-        for name, found in filled.found.items()
-        if row < len(found)
-    ]
+def shown(filled: Filled, method: str) -> list[Image.Image]:
+    return [cells.enlarged(pixels, SIDE) for pixels in filled.found.get(method, ())]
 
 
-def given(picture: Picture, mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w c"]:
+def given(picture: Picture, mask: Bool[np.ndarray, "h w"]) -> Image.Image:
     """The picture with grey where it is hidden."""
-    return np.where(mask[..., None], np.uint8(inpainting.GREY), picture.pixels)
+    return cells.enlarged(np.where(mask[..., None], np.uint8(inpainting.GREY), picture.pixels), SIDE)
 
 
 def editable(picture: Picture) -> Image.Image:

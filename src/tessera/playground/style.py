@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from tessera.core.errors import InputError
 from tessera.extensions import style_transfer
 from tessera.images import arrays
-from tessera.playground.workspace import Picture, Workspace
+from tessera.playground.workspace import TWO_LEVELS, Picture, Workspace
 
 
 class Styled(NamedTuple):
@@ -32,6 +32,8 @@ def styled(space: Workspace, content: Picture, style: Picture) -> Styled:
     config = config.model_copy(update={"methods": list(style_transfer.METHODS)})
     tokenizer = space.tokenizer()
     methods, reasons = style_transfer.available(config, tokenizer)
+    if "hierarchy" in reasons:
+        reasons["hierarchy"] += f": {TWO_LEVELS} trains one of two"
     x = arrays.to_model(np.stack([content.pixels, style.pixels]), space.device)
     seen = style_transfer.Images(tokenizer.latents(x), tokenizer.encode(x))
     plain = arrays.to_pixels(tokenizer.decode(seen.codes))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tessera.core.contracts import Prior, Tokenizer
 
 Value = TypeVar("Value")
+TWO_LEVELS = "`dvc exp run -S tokenizer.name=vqvae2`"  # the command for what needs several levels
 BATCH = 64  # images encoded or decoded at once
 MADE_BY = {"dataset": "table.csv", "codes": "facts.json", "samples": "facts.json", "features": "facts.json",
            "reconstruction": "test.npy"}  # stage -> a file that is there when it has run  # fmt: skip

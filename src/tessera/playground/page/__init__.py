@@ -20,18 +20,38 @@ import gradio as gr  # noqa: E402
 
 from tessera.core.errors import InputError  # noqa: E402
 from tessera.playground import uploads  # noqa: E402
-from tessera.playground.page import inpaint, reconstruct, samples  # noqa: E402
+from tessera.playground.page import blend, compare, inpaint, judge, reconstruct, samples, style  # noqa: E402
 from tessera.playground.page.parts import Fresh, Tab  # noqa: E402
 from tessera.playground.workspace import Workspace  # noqa: E402
 
 HOST = "127.0.0.1"
 AT_ONCE = 4  # visitors whose same request is computed at once
 HOUR = 3600
-TABS = (reconstruct, samples, inpaint)
+TABS = (reconstruct, samples, inpaint, judge, blend, style, compare)
 FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}  # none from the web
+# Pixels stay squares; titles and captions stand beside pictures, not on them; rows of pictures are as high as the pictures.
 CSS = """
-.pixels img, .pixels canvas { image-rendering: pixelated; }
 footer { display: none !important; }
+.bottom { align-items: flex-end; }
+.pixels img { image-rendering: pixelated; }
+.pixels > label.float { position: static; display: inline-flex; }
+.pixels .image-container { height: auto; }
+.pixels .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
+.pixels .grid-container { grid-template-rows: none; grid-auto-rows: auto; align-items: start; }
+.pixels .thumbnail-item { aspect-ratio: auto; height: auto; background: none; display: flex; flex-direction: column; }
+.pixels .thumbnail-item > img { height: auto; }
+.pixels .thumbnail-item .caption-label { position: static; max-width: none; width: 100%; white-space: normal; border: 0;
+  background: none; text-align: center; overflow-wrap: anywhere; }
+.pixels .thumbnail-lg:hover .caption-label { opacity: 1; }
+.one .grid-container { grid-template-columns: minmax(0, 1fr); }
+.missing { padding: 1rem 0; }
+@media (max-width: 700px) {
+  .pixels .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)); }
+  .pixels.wide .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .pixels.one .grid-container { grid-template-columns: minmax(0, 1fr); }
+  .pixels.whole .grid-container { grid-template-columns: repeat(8, minmax(0, 1fr)); gap: 2px; }
+  .pixels.whole .caption-label { display: none; }
+}
 """
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tessera.core.errors import InputError
 from tessera.playground import cells, inpaint
-from tessera.playground.page.parts import ROW, Tab, picker, told
+from tessera.playground.page.parts import Tab, picker, row, told
 from tessera.playground.workspace import Picture, Workspace
 
 TITLE = "Inpaint"
@@ -37,10 +37,11 @@ def build(space: Workspace) -> Tab:
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="inpaint-seed")
             go = gr.Button("Fill in", variant="primary", elem_id="inpaint-go")
         with gr.Column(scale=3):
-            given = gr.Image(label="What the methods see", height=180, elem_id="inpaint-given", interactive=False,
-                             buttons=[], format="png", elem_classes="pixels")  # fmt: skip
-            found = gr.Gallery(label="Fill-ins", columns=len(inpaint.ORDER), allow_preview=False, elem_id="inpaint-found",
-                               **ROW)  # fmt: skip
+            with gr.Row():
+                given = row("one", label="given", columns=1, min_width=90, elem_id="inpaint-given")
+                found = [
+                    row("one", label=name, columns=1, min_width=90, elem_id=f"inpaint-{name}") for name in inpaint.ORDER
+                ]
             left_out = gr.Markdown(elem_id="inpaint-left-out")
 
     @told
@@ -57,11 +58,15 @@ def build(space: Workspace) -> Tab:
             raise InputError("Seed must be a whole number; write one there")
         mask = inpaint.hidden(_alpha(painted), *picture.pixels.shape[:2])
         filled = inpaint.filled(space, picture, mask, int(count), int(seed))
-        said = "".join(f"- **{name}** is left out: {why}.\n" for name, why in filled.reasons.items())
-        return cells.enlarged(inpaint.given(picture, mask)), inpaint.shown(filled), said
+        said = "".join(f"- **{name}** is left out, {why}.\n" for name, why in filled.reasons.items())
+        columns = [
+            gr.Gallery(inpaint.shown(filled, name), visible=name in filled.found, selected_index=None)
+            for name in inpaint.ORDER
+        ]
+        return [inpaint.given(picture, mask)], *columns, said
 
     chosen.picture.change(choose, chosen.picture, editor, show_progress="hidden")
-    go.click(fill, [chosen.picture, editor, count, seed], [given, found, left_out])
+    go.click(fill, [chosen.picture, editor, count, seed], [given, *found, left_out])
     return Tab(chosen.fresh)
 
 

@@ -18,9 +18,14 @@ from tessera.playground import uploads
 from tessera.playground.workspace import Picture, Workspace
 
 CHOICES = 4000  # names in a list, at most: the browser searches them
-PLAIN: dict[str, Any] = {"interactive": False, "buttons": [], "format": "png", "elem_classes": "pixels"}  # of an image
-ROW: dict[str, Any] = {"interactive": False, "buttons": [], "format": "png", "elem_classes": "pixels",
-                       "object_fit": "contain", "height": "auto"}  # of a gallery  # fmt: skip
+# of an image that is shown only, and of a row of them
+PLAIN: dict[str, Any] = {"interactive": False, "buttons": [], "format": "png", "elem_classes": ["pixels"]}
+
+
+def row(*classes: str, **options: Any) -> Any:
+    """A row of pictures that can be clicked."""
+    return gr.Gallery(interactive=False, buttons=[], format="png", elem_classes=["pixels", *classes], object_fit="contain",
+                      height="auto", allow_preview=False, **options)  # fmt: skip
 
 
 class Fresh(NamedTuple):
@@ -77,7 +82,7 @@ def plain(name: object) -> str:
 
 def picker(space: Workspace, label: str, key: str) -> Picker:
     """`key` begins the ids of its parts."""
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="bottom"):
         names = gr.Dropdown([], value=None, label=label, info="type to search", scale=3, elem_id=f"{key}-name")
         upload = gr.UploadButton("Upload a picture", size="md", scale=1, min_width=140, elem_id=f"{key}-upload")
     picture = gr.State(None)

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from tessera.playground import cells, reconstruct
-from tessera.playground.page.parts import PLAIN, ROW, Tab, picker, told
+from tessera.playground.page.parts import PLAIN, Tab, picker, row, told
 from tessera.playground.reconstruct import Edited
 from tessera.playground.workspace import Picture, Workspace
 
@@ -29,14 +29,13 @@ def build(space: Workspace) -> Tab:
         result = gr.Image(label="Reconstruction", elem_id="reconstruct-result", **PLAIN)
         grid = gr.Image(label="Codes: click a cell", elem_id="reconstruct-grid", **PLAIN)
     facts = gr.Markdown(HINT, elem_id="reconstruct-facts")
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="bottom"):
         code = gr.Number(label="Put this code there", precision=0, minimum=0, elem_id="reconstruct-code")
         put = gr.Button("Replace", variant="primary", elem_id="reconstruct-put")
         undo = gr.Button("Undo all", elem_id="reconstruct-undo")
-    near = gr.Gallery(label="Nearest codes and their distances, each in this cell: click one to put it there",
-                      columns=NEAREST, allow_preview=False, elem_id="reconstruct-near", **ROW)  # fmt: skip
-    uses = gr.Gallery(label="Training images that use this code most, and how often", columns=USES, allow_preview=False,
-                      elem_id="reconstruct-uses", **ROW)  # fmt: skip
+    near = row(label="Nearest codes and their distances, each in this cell: click one to put it there", columns=NEAREST,
+               elem_id="reconstruct-near")  # fmt: skip
+    uses = row(label="Training images that use this code most, and how often", columns=USES, elem_id="reconstruct-uses")
 
     def shown(now: Edited) -> tuple[Any, ...]:
         pixels = reconstruct.reconstruction(space, now)

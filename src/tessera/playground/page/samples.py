@@ -10,13 +10,14 @@ import gradio as gr
 from tessera.core.contracts import Sampling
 from tessera.core.errors import InputError
 from tessera.playground import samples
-from tessera.playground.page.parts import ROW, Fresh, Tab, to_download, told
+from tessera.playground.page.parts import Fresh, Tab, row, to_download, told
 from tessera.playground.samples import Asked, Sample
 from tessera.playground.workspace import Workspace
 
 TITLE = "Sample"
 COLUMNS = 4
 KEEP = "Click a sample to keep it"
+WITHOUT_LABELS = "The prior has no labels to choose from: `dvc exp run -S prior.conditional=true -S prior.label_dropout=0.1` trains one that has."
 
 
 def why_not(space: Workspace) -> str | None:
@@ -34,13 +35,14 @@ def build(space: Workspace) -> Tab:
                 0.01, 1, own["top_p"], label="Top-p", info="among the fewest codes of this probability; 1: all"
             )
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="samples-seed")
+            without = gr.Markdown(WITHOUT_LABELS, visible=False)
             label = gr.Dropdown([], label="Label", visible=False, elem_id="samples-label")
             guidance = gr.Slider(0, 5, own["guidance"], label="Guidance", visible=False,
                                  info="1: p(codes given the label); more exaggerates the label")  # fmt: skip
             go = gr.Button("Draw samples", variant="primary", elem_id="samples-go")
         with gr.Column(scale=3):
-            found = gr.Gallery(label="Samples, each beside the training image with the nearest codes", columns=COLUMNS,
-                               allow_preview=False, elem_id="samples-found", **ROW)  # fmt: skip
+            found = row("wide", label="Samples, each beside the training image with the nearest codes", columns=COLUMNS,
+                        elem_id="samples-found")  # fmt: skip
             keep = gr.DownloadButton(KEEP, interactive=False, elem_id="samples-keep")
     state = gr.State([])
 
@@ -69,7 +71,10 @@ def build(space: Workspace) -> Tab:
 
     go.click(sample, [n, temperature, top_k, top_p, seed, label, guidance], [state, found, keep])
     found.select(kept, state, keep, show_progress="hidden")
-    return Tab([Fresh(label, lambda: _labels(space)), Fresh(guidance, lambda: gr.Slider(visible=_guided(space)))])
+    no_labels = Fresh(without, lambda: gr.Markdown(visible=not why_not(space) and space.prior().classes == 0))
+    return Tab(
+        [no_labels, Fresh(label, lambda: _labels(space)), Fresh(guidance, lambda: gr.Slider(visible=_guided(space)))]
+    )
 
 
 def _labels(space: Workspace) -> Any:
