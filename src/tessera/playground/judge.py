@@ -109,8 +109,8 @@ def vote(space: Workspace, session: int, number: int, pair: Pair, side: str, pat
         raise InputError(f"{path} cannot be written ({error.strerror}). Make its folder writable") from error
 
 
-def votes(of: str, path: Path = VOTES) -> pd.DataFrame:
-    """Those on the samples with this digest; empty where there are none.
+def votes(of: str | None = None, path: Path = VOTES) -> pd.DataFrame:
+    """Those on the samples with the digest `of`, or all; empty where there are none.
 
     Raises:
         InputError: the file has other columns.
@@ -120,7 +120,19 @@ def votes(of: str, path: Path = VOTES) -> pd.DataFrame:
     table = files.read_table(path, text=("samples", "group", "real_side", "voted_side"))
     if tuple(table.columns) != COLUMNS:
         raise InputError(f"{path} must have the columns {', '.join(COLUMNS)}; move it away")
-    return table[table["samples"] == of].reset_index(drop=True)
+    return table if of is None else table[table["samples"] == of].reset_index(drop=True)
+
+
+def by_session(table: pd.DataFrame) -> pd.DataFrame:
+    """Votes as `benchmarks.judges` tells of a judge: columns group, images, judge, set, repetition, value. A session is a
+    repetition; the value is the fraction of its votes that were right, and .5 where samples pass as real."""
+    both = pd.concat([table.assign(group="all"), table[table["group"] != "all"]])
+    rows = []
+    for (group, of), part in both.groupby(["group", "samples"], sort=False):
+        for repetition, (_, own) in enumerate(part.groupby("session", sort=False)):
+            rows.append({"group": group, "images": PAIRS, "judge": "people", "set": f"samples {of}", "repetition": repetition,
+                         "value": own["right"].mean()})  # fmt: skip
+    return pd.DataFrame(rows, columns=["group", "images", "judge", "set", "repetition", "value"])
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
