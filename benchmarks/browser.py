@@ -89,7 +89,9 @@ class Visitor:
         self.page.set_default_timeout(1000 * PATIENCE)
         self.outside: list[str] = []
         self.errors: list[str] = []
-        self.page.on("request", lambda request: None if request.url.startswith(LOCAL) else self.outside.append(request.url))
+        self.page.on(
+            "request", lambda request: None if request.url.startswith(LOCAL) else self.outside.append(request.url)
+        )
         self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(address)

@@ -78,7 +78,9 @@ def actions(space: Workspace) -> Iterator[Action]:
         return torch.full((n,), prior.classes) if prior.classes else None
 
     def shown() -> Any:
-        return [samples.shown(space, each) for batch in samples.sampled(space, samples.AT_ONCE, asked) for each in batch]
+        return [
+            samples.shown(space, each) for batch in samples.sampled(space, samples.AT_ONCE, asked) for each in batch
+        ]
 
     def raster() -> Any:
         scene = masks.seen(tokenizer, first.pixels[None], region[None], None, None, "cpu")
@@ -99,7 +101,9 @@ def actions(space: Workspace) -> Iterator[Action]:
         return [cells.enlarged(pixels) for pixels in style.styled(space, first, last).found.values()]
 
     yield Action("reconstruct: first picture", 1000, encoded, chosen)
-    yield Action("reconstruct: a code replaced", 100, lambda: tokenizer.decode(torch.as_tensor(edited.codes[None])), replaced)
+    yield Action(
+        "reconstruct: a code replaced", 100, lambda: tokenizer.decode(torch.as_tensor(edited.codes[None])), replaced
+    )
     yield Action("sample: 16 samples", 3000, sampled, shown)
     yield Action("inpaint: one fill-in of each method, bare raster", 1000, raster, filled)
     yield Action("blend: first picture", 1000, blended, walked)
@@ -144,22 +148,27 @@ def _turn(visitor: browser.Visitor, names: Sequence[str], turn: int) -> Iterator
     field.press_sequentially(names[turn % len(names)])
     page.wait_for_timeout(500)
     before = visitor.source("reconstruct-result")
-    yield "reconstruct: first picture", browser.seconds(
-        lambda: field.press("Enter"), lambda: visitor.changed("reconstruct-result", before)
+    yield (
+        "reconstruct: first picture",
+        browser.seconds(lambda: field.press("Enter"), lambda: visitor.changed("reconstruct-result", before)),
     )
     visitor.click("reconstruct-grid", 0.1, 0.1)
     visitor.settled()
     code = page.locator("#reconstruct-code input")
     code.fill(str((int(code.input_value()) + 1) % 2))
     before = visitor.source("reconstruct-result")
-    yield "reconstruct: a code replaced", browser.seconds(
-        lambda: page.locator("#reconstruct-put").click(), lambda: visitor.changed("reconstruct-result", before)
+    yield (
+        "reconstruct: a code replaced",
+        browser.seconds(
+            lambda: page.locator("#reconstruct-put").click(), lambda: visitor.changed("reconstruct-result", before)
+        ),
     )
     visitor.tab("Sample")
     page.locator("#samples-seed input").fill(str(turn))
     before = visitor.source("samples-found")
-    yield "sample: 16 samples", browser.seconds(
-        lambda: page.locator("#samples-go").click(), lambda: visitor.changed("samples-found", before)
+    yield (
+        "sample: 16 samples",
+        browser.seconds(lambda: page.locator("#samples-go").click(), lambda: visitor.changed("samples-found", before)),
     )
 
 
@@ -178,7 +187,9 @@ def started() -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.playground", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.playground",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--repeats", type=int, default=7, help="of each action; the median counts (default 7)")
     parser.add_argument("--no-browser", action="store_true", help="leave the page out")

@@ -57,7 +57,11 @@ Made = Callable[..., Workspace]
 @pytest.fixture
 def made(raw: dict[str, Any], tiny: Any, tiny_run: Any, runtime: Any) -> Made:
     """`made(kind="vqvae2", conditional=True)`: the artefacts of a tiny run, with a tokenizer of that kind."""
-    for name, extension in {"inpainting": inpainting, "interpolation": interpolation, "style_transfer": style_transfer}.items():
+    for name, extension in {
+        "inpainting": inpainting,
+        "interpolation": interpolation,
+        "style_transfer": style_transfer,
+    }.items():
         raw["extensions"][name] = tiny(extension.Config).model_dump()
 
     def make(kind: str | None = None, conditional: bool = False) -> Workspace:
@@ -160,6 +164,12 @@ def bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+def cut() -> bytes:
+    """A PNG of which the half is missing."""
+    whole = png(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    return whole[: len(whole) // 2]
+
+
 def test_an_upload_is_what_the_data_set_would_make_of_it(made: Made, workspace: Path) -> None:
     space = made()
     pixels = space.images("test")[0]
@@ -184,7 +194,7 @@ def test_an_upload_is_what_the_data_set_would_make_of_it(made: Made, workspace: 
         (b"just some words", "no image"),
         (b"", "empty"),
         (bomb(30_000), "limit of"),
-        (png(np.zeros((9, 9, 3), np.uint8))[:60], "cut short"),
+        (cut(), "cut short"),
         (pickle.dumps(print), "no image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
     ],
@@ -212,15 +222,12 @@ def test_a_click_hits_the_cell_that_is_there(space: CodeSpace) -> None:
     codes = np.arange(space.length) % min(space.sizes)
     palettes = [np.full((size, 3), 200, np.uint8) for size in space.sizes]
     plain = np.asarray(cells.picture(codes, space, palettes, None)).astype(int)
-    for t in range(space.length):
-        other = [np.full((size, 3), 200, np.uint8) for size in space.sizes]
-        marked = np.asarray(cells.picture(codes, space, other, t)).astype(int)
-        rows, columns = np.nonzero((marked != plain).any(2))
-        found = {cells.position(space, x, y) for x, y in zip(columns[::97], rows[::97], strict=True)}
+    for t in range(0, space.length, 3):
+        marked = np.asarray(cells.picture(codes, space, palettes, t)).astype(int)
+        framed = np.argwhere((marked != plain).any(2))[::7]
         grid, _ = space.locate(t)
         same = {at for at in range(space.length) if space.locate(at)[0] == grid and codes[at] == codes[t]}
-        assert t in {cells.position(space, x, y) for x, y in zip(columns, rows, strict=True)}
-        assert found <= same
+        assert t in {cells.position(space, x, y) for y, x in framed} <= same
     assert cells.position(space, plain.shape[1] + 5, 5) is None
     assert cells.position(space, 5, plain.shape[0] + 5) is None
     for box in cells.boxes(space)[:-1]:
@@ -314,7 +321,9 @@ def test_a_code_that_is_none_and_a_click_beside_are_told(made: Made) -> None:
 
 
 def drawn(space: Workspace, n: int, **asked: Any) -> list[samples.Sample]:
-    return [each for batch in samples.sampled(space, n, samples.Asked(Sampling(), **{"seed": 3, **asked})) for each in batch]
+    return [
+        each for batch in samples.sampled(space, n, samples.Asked(Sampling(), **{"seed": 3, **asked})) for each in batch
+    ]
 
 
 @pytest.mark.parametrize("kind", TWO)
@@ -381,7 +390,9 @@ def test_what_is_painted_over_is_hidden() -> None:
 
 
 @pytest.mark.parametrize(("kind", "conditional"), [("vqvae", False), ("vqvae2, residual", True)])
-def test_methods_fill_in_what_is_hidden_and_nothing_else(made: Made, kind: str, conditional: bool, runtime: Any) -> None:
+def test_methods_fill_in_what_is_hidden_and_nothing_else(
+    made: Made, kind: str, conditional: bool, runtime: Any
+) -> None:
     space = made(kind, conditional)
     infiller.main(Run(space.params, None, runtime))
     (picture,) = of(space, 0)
@@ -413,7 +424,7 @@ def test_what_cannot_be_filled_in_is_told(made: Made, raw: dict[str, Any]) -> No
     files.write_json(space.folder("infiller") / "unused.json", {"reason": "infiller.enabled is false"})
     assert "infiller.enabled=true" in inpaint.filled(space, picture, mask, 1, 0).reasons["masked"]
     del raw["extensions"]["inpainting"]
-    with pytest.raises(InputError, match="no extensions.inpainting"):
+    with pytest.raises(InputError, match=r"no extensions\.inpainting"):
         inpaint.filled(space, picture, mask, 1, 0)
 
 
@@ -490,7 +501,9 @@ def test_every_way_leads_from_one_picture_to_the_other(made: Made, kind: str) ->
     ends = [decoded(space, each.pixels) for each in pictures]
     for way in blend.WAYS:
         if way == "hierarchical" and kind not in kinds.LEVELS:
-            with pytest.raises(InputError, match=r"has one level of codes only: `dvc exp run -S tokenizer\.name=vqvae2`"):
+            with pytest.raises(
+                InputError, match=r"has one level of codes only: `dvc exp run -S tokenizer\.name=vqvae2`"
+            ):
                 blend.frames(space, *pictures, way)
             continue
         found = blend.frames(space, *pictures, way)
@@ -545,7 +558,9 @@ def repository(made: Made, raw: dict[str, Any], workspace: Path) -> Workspace:
     subprocess.run(["git", "init", "-q", "-b", "main", "."], check=True)
     repo = Repo.init(".")
     files.write_metrics("tokenizer", {"val": {"psnr_db": 20.0, "loss": 0.5}, "epoch": 3})
-    files.write_history("tokenizer", [{"epoch": 1, "val_loss": 2.0, "loss": 1.0}, {"epoch": 2, "val_loss": 1.0, "loss": 1.0}])
+    files.write_history(
+        "tokenizer", [{"epoch": 1, "val_loss": 2.0, "loss": 1.0}, {"epoch": 2, "val_loss": 1.0, "loss": 1.0}]
+    )
     repo.add([(files.ARTIFACTS / "tokenizer").as_posix()])
     repo.close()
     subprocess.run(["git", "add", ".dvc", "artifacts/tokenizer.dvc", "metrics", "plots"], check=True)

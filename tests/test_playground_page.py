@@ -1,4 +1,4 @@
-"""The playground in Chromium: pick, click, paint and press as a person does. `make test-playground` runs it; elsewhere it is skipped."""
+"""The playground in Chromium: pick, click, paint and press as a person does. `make test-playground` runs it; elsewhere it skips."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from committed import ROOT
 from PIL import Image
 from ruamel.yaml import YAML
-from test_playground import bomb, png
+from test_playground import bomb, cut, png
 
 from tessera.core import files
 from tessera.playground import cells, judge, samples
@@ -32,30 +32,38 @@ NAMES = ("picture 19", "picture 22")  # test images
 GREY = 128
 
 
-def furnished(folder: Path, artifacts: Path | None, raw: dict[str, Any]) -> Path:
+def furnished(folder: Path, artifacts: Path, raw: dict[str, Any]) -> Path:
     """A workspace with params.yaml and a commit, and with artefacts, reconstructions and samples."""
     folder.mkdir(exist_ok=True)
     with open(folder / "params.yaml", "w") as stream:
         YAML(typ="safe").dump(raw, stream)
     (folder / "metrics").mkdir()
     (folder / "metrics" / "prior.json").write_text(json.dumps({"val": {"nll": 2.0}}))
-    for command in (("init", "-q"), ("add", "metrics"), ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "one")):
+    for command in (
+        ("init", "-q"),
+        ("add", "metrics"),
+        ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "one"),
+    ):
         subprocess.run(["git", *command], cwd=folder, check=True)
-    if artifacts is not None:
-        made = folder / files.ARTIFACTS
-        shutil.copytree(artifacts, made)
-        test = np.load(made / "dataset" / "test.npy")
-        files.save_array(made / "reconstruction" / "test.npy", test)
-        files.save_array(made / "samples" / "samples" / "images.npy", 255 - test)
-        files.write_json(made / "samples" / "facts.json", {"sets": ["samples"]})
-        for stage in ("reconstruction", "samples"):
-            files.write_json(made / stage / "made_from.json", {})
+    made = folder / files.ARTIFACTS
+    shutil.copytree(artifacts, made)
+    test = np.load(made / "dataset" / "test.npy")
+    files.save_array(made / "reconstruction" / "test.npy", test)
+    files.save_array(made / "samples" / "samples" / "images.npy", 255 - test)
+    files.write_json(made / "samples" / "facts.json", {"sets": ["samples"]})
+    for stage in ("reconstruction", "samples"):
+        files.write_json(made / stage / "made_from.json", {})
     return folder
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: Any, _artifacts: Path, _raw: dict[str, Any]) -> Path:
-    folder = furnished(tmp_path_factory.mktemp("playground"), _artifacts, _raw)
+def furnish(_artifacts: Path, _raw: dict[str, Any]) -> Callable[[Path], Path]:
+    return lambda folder: furnished(folder, _artifacts, _raw)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: Any, furnish: Callable[[Path], Path]) -> Path:
+    folder = furnish(tmp_path_factory.mktemp("playground"))
     (folder / ".dvc").mkdir()
     (folder / ".dvc" / "config").write_text("")
     (folder / "metrics" / "prior.json").write_text(json.dumps({"val": {"nll": 1.5}}))
@@ -267,7 +275,7 @@ def test_two_visitors_get_their_own(visit: Any, address: str, house: Path) -> No
 
 
 def test_bad_uploads_are_told_and_a_good_one_is_shown(visitor: browser.Visitor, house: Path, tmp_path: Path) -> None:
-    bad = {"words": b"only words", "bomb": bomb(30_000), "cut": png(np.zeros((40, 40, 3), np.uint8))[:70], "none": b""}
+    bad = {"words": b"only words", "bomb": bomb(30_000), "cut": cut(), "none": b""}
     for name, content in bad.items():
         path = tmp_path / f"{name}.png"
         path.write_bytes(content)
@@ -281,13 +289,14 @@ def test_bad_uploads_are_told_and_a_good_one_is_shown(visitor: browser.Visitor, 
 
 
 def test_without_artefacts_each_tab_says_how_to_make_them(
-    visit: Any, tmp_path: Path, _artifacts: Path, _raw: dict[str, Any]
+    visit: Any, tmp_path: Path, furnish: Callable[[Path], Path]
 ) -> None:
-    folder = furnished(tmp_path / "house", _artifacts, _raw)
+    folder = furnish(tmp_path / "house")
+    kept = tmp_path / "kept"
     with browser.served(folder) as address:
         visitor = visit(address)
         visitor.tab("Sample")
-        shutil.rmtree(folder / files.ARTIFACTS)
+        shutil.move(folder / models_folder(), kept)
         visitor.page.locator("#samples-go").click()
         assert "dvc repro" in visitor.message()
         visitor.page.reload()
@@ -297,7 +306,7 @@ def test_without_artefacts_each_tab_says_how_to_make_them(
             said.wait_for()
             assert ("dvc init" if name == "Compare runs" else "dvc repro") in said.inner_text()
             assert visitor.page.locator("button:visible", has_text="Draw samples").count() == 0
-        shutil.copytree(_artifacts, folder / models_folder())
+        shutil.move(kept, folder / models_folder())
         visitor.page.reload()
         visitor.tab("Sample")
         visitor.page.locator("#samples-go").click()

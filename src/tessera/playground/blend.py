@@ -29,13 +29,13 @@ def frames(space: Workspace, first: Picture, last: Picture, way: interpolation.M
     Raises:
         InputError: the way does not apply to this tokenizer, or what it needs is not there.
     """
-    tokenizer = space.tokenizer()
+    tokenizer, chosen = space.tokenizer(), walk(space, way)
     x = arrays.to_model(np.stack([first.pixels, last.pixels]), space.device)
     with torch.no_grad():
         ends = Ends(
             [first.name, last.name], _labels(space, way, first, last), tokenizer.latents(x), tokenizer.encode(x)
         )
-        found = walk(space, way)(tokenizer, ends, torch.linspace(0, 1, FRAMES))
+        found = chosen(tokenizer, ends, torch.linspace(0, 1, FRAMES))
     return arrays.to_pixels(found)
 
 

@@ -17,7 +17,10 @@ from tessera.playground.workspace import Workspace
 TITLE = "Sample"
 COLUMNS = 4
 KEEP = "Click a sample to keep it"
-WITHOUT_LABELS = "The prior has no labels to choose from: `dvc exp run -S prior.conditional=true -S prior.label_dropout=0.1` trains one that has."
+WITHOUT_LABELS = (
+    "The prior has no labels to choose from: `dvc exp run -S prior.conditional=true -S prior.label_dropout=0.1` "
+    "trains one that has."
+)
 
 
 def why_not(space: Workspace) -> str | None:
