@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")  # fmt: skip
-PATIENCE = 120  # seconds for what may load a model on a busy machine
+PATIENCE = 300  # seconds for what may load a model on a busy machine
 LOCAL = ("http://127.0.0.1:", "data:", "blob:")
 
 
@@ -58,7 +58,11 @@ def served(folder: Path) -> Iterator[str]:
         assert server.poll() is None, f"the server died:\n{''.join(said)}"
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        try:
+            server.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            raise
 
 
 @contextmanager
@@ -95,12 +99,11 @@ class Visitor:
         self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(address)
-        self.page.get_by_role("tab", name="Reconstruct").wait_for()
-        self.settled()
+        self.loaded()
 
-    def settled(self) -> None:
-        """Waits until no request has been under way for half a second."""
-        self.page.wait_for_load_state("networkidle")
+    def loaded(self) -> None:
+        """Waits until the page has looked up what is there."""
+        self.page.locator("#models", has_text=".").wait_for()
 
     def tab(self, name: str) -> None:
         """A tab, from the menu where the page is narrow."""

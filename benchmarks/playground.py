@@ -153,8 +153,9 @@ def _turn(visitor: browser.Visitor, names: Sequence[str], turn: int) -> Iterator
         browser.seconds(lambda: field.press("Enter"), lambda: visitor.changed("reconstruct-result", before)),
     )
     visitor.click("reconstruct-grid", 0.1, 0.1)
-    visitor.settled()
+    page.locator("#reconstruct-facts", has_text="Code").wait_for()
     code = page.locator("#reconstruct-code input")
+    page.wait_for_timeout(500)
     code.fill(str((int(code.input_value()) + 1) % 2))
     before = visitor.source("reconstruct-result")
     yield (

@@ -42,8 +42,7 @@ def sample(visitor: browser.Visitor) -> None:
 
 def inpaint(visitor: browser.Visitor) -> None:
     visitor.choose("inpaint", FIRST)
-    visitor.settled()
-    visitor.page.wait_for_timeout(1500)
+    visitor.page.wait_for_timeout(4000)  # the editor shows no sign of having taken its picture in
     visitor.paint((0.35, 0.5), (0.6, 0.5))
     visitor.page.locator("#inpaint-go").click()
     visitor.changed("inpaint-biharmonic", "")
@@ -92,8 +91,7 @@ def made(browser_: Any, address: str, folder: Path, tabs: Sequence[str]) -> None
 def _show(visitor: browser.Visitor, tab: str, path: Path) -> None:
     visitor.tab(tab)
     TABS[tab](visitor)
-    visitor.settled()
-    visitor.page.wait_for_timeout(500)  # transitions end
+    visitor.page.wait_for_timeout(1000)  # transitions end
     with files.replacing(path) as temporary:
         visitor.page.screenshot(path=temporary, full_page=True)
         Image.open(temporary).convert("RGB").quantize(COLOURS).save(temporary, "PNG", optimize=True)

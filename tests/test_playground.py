@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -633,3 +634,14 @@ def test_the_page_alone_knows_gradio() -> None:
 
 def test_the_folder_of_models_is_that_of_artefacts() -> None:
     assert workspace.models_folder() == files.ARTIFACTS
+
+
+@pytest.mark.parametrize(("kind", "said"), [
+    ("vqvae2, residual", r"Tokenizer vqvae2 with residual, \dx\d codes of \d+ and .*; prior histogram\."),
+    ("pixels", r"Tokenizer pixels, 8x8 codes of \d+ .*"),
+])  # fmt: skip
+def test_the_page_names_its_models(made: Made, kind: str, said: str) -> None:
+    space = made(kind)
+    assert re.fullmatch(said, space.models)
+    shutil.rmtree(files.ARTIFACTS)
+    assert space.models == "There are no models here yet."

@@ -179,9 +179,8 @@ def test_what_is_painted_over_is_filled_in_and_the_rest_stays(visitor: browser.V
     visitor.page.locator("#inpaint-go").click()
     assert "no picture is chosen" in visitor.message()
     visitor.choose("inpaint", NAMES[0])
-    visitor.settled()
     visitor.page.locator("#inpaint-editor canvas").first.wait_for()
-    visitor.page.wait_for_timeout(1000)  # the editor takes its picture in without a request
+    visitor.page.wait_for_timeout(2000)  # the editor shows no sign of having taken its picture in
     visitor.page.locator("#inpaint-go").click()
     assert "nothing is painted over" in visitor.message()
     visitor.paint((0.3, 0.55), (0.6, 0.55))
@@ -300,6 +299,7 @@ def test_without_artefacts_each_tab_says_how_to_make_them(
         visitor.page.locator("#samples-go").click()
         assert "dvc repro" in visitor.message()
         visitor.page.reload()
+        visitor.loaded()
         for name in TABS:
             visitor.tab(name)
             said = visitor.page.locator(".missing:visible")
@@ -308,6 +308,7 @@ def test_without_artefacts_each_tab_says_how_to_make_them(
             assert visitor.page.locator("button:visible", has_text="Draw samples").count() == 0
         shutil.move(kept, folder / models_folder())
         visitor.page.reload()
+        visitor.loaded()
         visitor.tab("Sample")
         visitor.page.locator("#samples-go").click()
         visitor.changed("samples-found", "")

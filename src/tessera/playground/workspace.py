@@ -117,6 +117,21 @@ class Workspace(Run):
         folder = models_folder() / stage
         return folder / models.WEIGHTS, folder / models.RECIPE
 
+    @property
+    def models(self) -> str:
+        """Names of the models that are there, and the grids of codes."""
+        if not self.there("tokenizer"):
+            return "There are no models here yet."
+        recipes = {
+            stage: models.read_recipe(models_folder() / stage) for stage in ("tokenizer", "prior") if self.there(stage)
+        }
+        of = recipes["tokenizer"]
+        space = self.tokenizer().space
+        grids = " and ".join(f"{h}x{w} codes of {k}" for (h, w), k in zip(space.grids, space.sizes, strict=True))
+        quantizer = f" with {of.quantizer[0]}" if of.quantizer and of.name != "pixels" else ""
+        prior = f"; prior {recipes['prior'].name}" if "prior" in recipes else ""
+        return f"Tokenizer {of.name}{quantizer}, {grids}{prior}."
+
     # what is there
 
     def why_not(self, *stages: str) -> str | None:

@@ -17,8 +17,10 @@ OFF = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_SSR_M
 os.environ.update(OFF)  # Gradio reads them when it is imported
 
 import gradio as gr  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from tessera.core.errors import InputError  # noqa: E402
+from tessera.decoding.compressed import MAX_PIXELS  # noqa: E402
 from tessera.playground import uploads  # noqa: E402
 from tessera.playground.page import blend, compare, inpaint, judge, reconstruct, samples, style  # noqa: E402
 from tessera.playground.page.parts import Fresh, Tab  # noqa: E402
@@ -59,7 +61,7 @@ def build(space: Workspace) -> Any:
     """All tabs. What they need is looked up whenever the page is loaded, so a page that is loaded again sees a new run."""
     with gr.Blocks(title="tessera playground", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
         gr.Markdown("# Playground\nWhat the codes of this run can do. Everything is computed on this machine.")
-        fresh: list[Fresh] = []
+        fresh = [Fresh(gr.Markdown(elem_id="models"), lambda: space.models)]
         with gr.Tabs():
             for module in TABS:
                 with gr.Tab(module.TITLE, elem_id=f"tab-{module.__name__.rpartition('.')[2]}"):
@@ -99,6 +101,8 @@ def serve(space: Workspace, port: int, inbrowser: bool) -> None:
             raise InputError(
                 f"port {port} of {HOST} is taken ({error.strerror}); choose another one by --port"
             ) from None
+    # of what Gradio itself decodes, the editor's layers; Pillow refuses what has twice as many
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
     with tempfile.TemporaryDirectory(prefix="tessera-playground-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # each component asks for it when it is made
         page = build(space)
@@ -109,4 +113,7 @@ def serve(space: Workspace, port: int, inbrowser: bool) -> None:
             prevent_thread_lock=True, theme=gr.themes.Default(**FONTS), css=CSS,
         )  # fmt: skip
         print(f"playground: http://{HOST}:{port}, stop it by Ctrl+C", flush=True)
-        page.block_thread()
+        try:
+            page.block_thread()
+        finally:
+            page.close(verbose=False)
