@@ -33,15 +33,20 @@ def missing() -> str | None:
     return None if shutil.which("chromium") else "there is no chromium"
 
 
+def environment() -> dict[str, str]:
+    """In which the project is found from any folder."""
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path}
+
+
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     """The address of the playground over the artefacts in `folder`, which ends with the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     server = subprocess.Popen(
-        [sys.executable, "-m", "tessera.playground", "--port", str(port)], cwd=folder, env={**os.environ, "PYTHONPATH": path},
+        [sys.executable, "-m", "tessera.playground", "--port", str(port)], cwd=folder, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert server.stdout is not None

@@ -492,6 +492,19 @@ def test_intervals_are_exact() -> None:
     assert found.loc["all", "votes"] == 55
 
 
+def test_the_study_of_judges_reads_votes_by_session(judged: Workspace) -> None:
+    for session in (7, 8):
+        for number, pair in enumerate(judge.pairs(judged, session)):
+            judge.vote(judged, session, number, pair, "left" if session == 7 else pair.real_side)
+    found = judge.by_session(judge.votes())
+    whole = found[found["group"] == "all"]
+    assert whole["value"].tolist() == [0.5, 1.0]
+    assert whole["repetition"].tolist() == [0, 1]
+    assert set(found["set"]) == {f"samples {judge.version(judged)}"}
+    assert set(found["group"]) == {"all", "a", "b"}
+    assert {"group", "images", "judge", "set", "repetition", "value"} == set(found)
+
+
 # blend and style
 
 

@@ -254,6 +254,14 @@ def test_runs_are_compared(visitor: browser.Visitor) -> None:
 # visitors
 
 
+def test_a_taken_port_is_told(house: Path, address: str) -> None:
+    port = address.rpartition(":")[2]
+    command = [sys.executable, "-m", "tessera.playground", "--port", port]
+    done = subprocess.run(command, cwd=house, capture_output=True, text=True, check=False, env=browser.environment())
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: port {port} of 127.0.0.1 cannot be had")
+
+
 def test_two_visitors_get_their_own(visit: Any, address: str, house: Path) -> None:
     both = [visit(address), visit(address)]
     for each, name in zip(both, NAMES, strict=True):

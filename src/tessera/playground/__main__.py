@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # through the clean-up, as Ctrl+C
     try:
         serve(options.port, options.open)
+    except KeyboardInterrupt:
+        return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

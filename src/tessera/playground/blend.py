@@ -17,6 +17,7 @@ from tessera.images import arrays
 from tessera.playground import cells
 from tessera.playground.workspace import TWO_LEVELS, Picture, Workspace
 
+Kind = Literal["gif", "apng"]
 WAYS: tuple[interpolation.Mode, ...] = ("index", "embedding", "latent", "slerp", "hierarchical", "prior", "learned")
 FRAMES = 25  # both ends included
 SIDE, SMALL = 256, 96
@@ -76,7 +77,7 @@ def strip(found: UInt8[np.ndarray, "f h w c"], count: int) -> Image.Image:
     return cells.enlarged(np.concatenate(list(chosen), axis=1), SMALL * len(chosen))
 
 
-def animation(found: UInt8[np.ndarray, "f h w c"], kind: Literal["gif", "apng"]) -> bytes:
+def animation(found: UInt8[np.ndarray, "f h w c"], kind: Kind) -> bytes:
     """There and back, endlessly. A GIF has 256 colours a frame; an animated PNG has every one."""
     images = [cells.enlarged(frame, SIDE).convert("RGB") for frame in (*found, *found[-2:0:-1])]
     stream = io.BytesIO()

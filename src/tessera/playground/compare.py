@@ -64,7 +64,7 @@ class Revision:
 
     def metrics(self) -> dict[str, float]:
         """By `file:name`."""
-        found = {}
+        found: dict[str, float] = {}
         for path in self._paths("metrics", ".json"):
             values = json.loads(self._text(path))
             place = Path(path).relative_to("metrics").with_suffix("").as_posix()

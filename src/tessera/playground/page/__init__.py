@@ -10,13 +10,16 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+import webbrowser
 from typing import Any
 
 OFF = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_SSR_MODE": "False", "GRADIO_SHARE": "False",
        "GRADIO_ALLOW_FLAGGING": "never"}  # fmt: skip
 os.environ.update(OFF)  # Gradio reads them when it is imported
 
+import fastapi  # noqa: E402
 import gradio as gr  # noqa: E402
+import uvicorn  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from tessera.core.errors import InputError  # noqa: E402
@@ -90,30 +93,38 @@ def _tab(space: Workspace, module: Any) -> list[Fresh]:
 def serve(space: Workspace, port: int, inbrowser: bool) -> None:
     """Serve the page until the process is stopped.
 
+    Gradio's own `launch` asks the server over the network whether it is up, and wants a public link if it is slow to answer; so
+    the page is mounted on a server of ours.
+
     Raises:
         InputError: the port is taken.
     """
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            taken.bind((HOST, port))
-        except OSError as error:
-            raise InputError(
-                f"port {port} of {HOST} is taken ({error.strerror}); choose another one by --port"
-            ) from None
     # of what Gradio itself decodes, the editor's layers; Pillow refuses what has twice as many
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
-    with tempfile.TemporaryDirectory(prefix="tessera-playground-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # each component asks for it when it is made
-        page = build(space)
-        page.queue(default_concurrency_limit=AT_ONCE, api_open=False)
-        page.launch(
-            server_name=HOST, server_port=port, share=False, inbrowser=inbrowser, quiet=True, footer_links=[],
-            max_file_size=uploads.MAX_BYTES, enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False,
-            prevent_thread_lock=True, theme=gr.themes.Default(**FONTS), css=CSS,
-        )  # fmt: skip
-        print(f"playground: http://{HOST}:{port}, stop it by Ctrl+C", flush=True)
+    with socket.socket() as listening, tempfile.TemporaryDirectory(prefix="tessera-playground-") as folder:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            page.block_thread()
-        finally:
-            page.close(verbose=False)
+            listening.bind((HOST, port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} of {HOST} cannot be had ({error.strerror}); choose another one by --port"
+            ) from None
+        os.environ["GRADIO_TEMP_DIR"] = folder  # each component asks for it when it is made
+        app = mounted(build(space), port)
+        listening.listen()
+        print(f"playground: http://{HOST}:{port}, stop it by Ctrl+C", flush=True)
+        if inbrowser:
+            webbrowser.open(f"http://{HOST}:{port}")
+        # an open page keeps a connection for ever, which must not keep the server
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def mounted(page: Any, port: int) -> Any:
+    """The page as an ASGI application, with everything off that would reach beyond this machine or keep what visitors do."""
+    page.queue(default_concurrency_limit=AT_ONCE, api_open=False)
+    return gr.mount_gradio_app(
+        fastapi.FastAPI(openapi_url=None), page, path="/", server_name=HOST, server_port=port, footer_links=[],
+        run_history=False, show_error=False, max_file_size=uploads.MAX_BYTES, ssr_mode=False, enable_monitoring=False,
+        pwa=False, mcp_server=False, theme=gr.themes.Default(**FONTS), css=CSS,
+    )  # fmt: skip

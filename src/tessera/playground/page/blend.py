@@ -8,13 +8,14 @@ import gradio as gr
 import numpy as np
 
 from tessera.core.errors import InputError
+from tessera.extensions import interpolation
 from tessera.playground import blend, cells
 from tessera.playground.page.parts import PLAIN, Tab, picker, plain, to_download, told
 from tessera.playground.workspace import Picture, Workspace
 
 TITLE = "Blend"
 STRIP = 8  # frames side by side
-KINDS = {"gif": ("Keep as GIF", "blend.gif"), "apng": ("Keep as APNG", "blend.png")}
+KINDS: dict[blend.Kind, tuple[str, str]] = {"gif": ("Keep as GIF", "blend.gif"), "apng": ("Keep as APNG", "blend.png")}
 
 
 def why_not(space: Workspace) -> str | None:
@@ -40,7 +41,7 @@ def build(space: Workspace) -> Tab:
         ]
 
     @told
-    def walk(a: Picture | None, b: Picture | None, way: str, at: float) -> tuple[Any, ...]:
+    def walk(a: Picture | None, b: Picture | None, way: interpolation.Mode, at: float) -> tuple[Any, ...]:
         nothing = None, None, None, *(gr.DownloadButton(value=None, interactive=False) for _ in KINDS)
         if a is None or b is None:
             return *nothing, ""
