@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync")  # fmt: skip
-PATIENCE = 300  # seconds for what may load a model on a busy machine
+PATIENCE = 100  # seconds for what may load a model on a busy machine
 LOCAL = ("http://127.0.0.1:", "data:", "blob:")
 
 
@@ -128,7 +128,9 @@ class Visitor:
         field.press("Enter")
 
     def upload(self, key: str, path: Path) -> None:
-        self.page.locator(f"#{key}-upload input[type=file]").set_input_files(str(path))
+        with self.page.expect_file_chooser() as chooser:
+            self.page.locator(f"#{key}-upload").click()
+        chooser.value.set_files(str(path))
 
     def source(self, part: str) -> str:
         """The address of the picture in a part: another picture has another one. "" if there is none."""

@@ -10,6 +10,7 @@ up, and those of importing torch and Gradio, which it may take twice.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from tessera.playground import blend, cells, inpaint, reconstruct, samples, styl
 from tessera.playground.workspace import Workspace
 from tessera.studies.pages import markdown
 
-FILL_INS = 1
+FILL_INS, CHOICES = 1, 500  # names among which two are looked for
 WAY = "latent"
 IMPORT = "import torch, gradio"
 
@@ -133,7 +134,9 @@ def in_browser(repeats: int) -> pd.DataFrame:
     """From a press to the changed picture, of the actions in which a person waits for one."""
     with browser.served(Path()) as address, browser.chromium() as chromium:
         visitor = browser.Visitor(chromium, address)
-        names = [name for name, _ in Workspace.here().names(2)]
+        titles = [name for name, _ in Workspace.here().names(CHOICES)]
+        alone = (name for name in titles if sum(name.casefold() in other.casefold() for other in titles) == 1)
+        names = list(itertools.islice(alone, 2))  # which a search finds alone
         found: dict[str, list[float]] = {}
         for turn in range(repeats + 1):
             for action, seconds in _turn(visitor, names, turn):
@@ -150,13 +153,13 @@ def _turn(visitor: browser.Visitor, names: Sequence[str], turn: int) -> Iterator
     before = visitor.source("reconstruct-result")
     yield (
         "reconstruct: first picture",
-        browser.seconds(lambda: field.press("Enter"), lambda: visitor.changed("reconstruct-result", before)),
+        browser.seconds(lambda: field.press("Enter"), lambda: visitor.changed("reconstruct-original", before)),
     )
     visitor.click("reconstruct-grid", 0.1, 0.1)
     page.locator("#reconstruct-facts", has_text="Code").wait_for()
     code = page.locator("#reconstruct-code input")
     page.wait_for_timeout(500)
-    code.fill(str((int(code.input_value()) + 1) % 2))
+    code.fill(str((int(code.input_value()) + 1 + turn) % 8))
     before = visitor.source("reconstruct-result")
     yield (
         "reconstruct: a code replaced",

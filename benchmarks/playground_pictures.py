@@ -66,8 +66,7 @@ def style(visitor: browser.Visitor) -> None:
 
 
 def compare(visitor: browser.Visitor) -> None:
-    visitor.page.locator("#compare-left input").click()
-    visitor.page.locator("ul[role=listbox] li", has_text="workspace").first.click()
+    """The last commit beside the working folder."""
     visitor.page.locator("#compare-go").click()
     visitor.page.locator("#compare-said", has_text="metrics").wait_for()
     visitor.changed("compare-images", "")
