@@ -310,7 +310,7 @@ def test_without_artefacts_each_tab_says_how_to_make_them(
         visitor.loaded()
         for name in TABS:
             visitor.tab(name)
-            said = visitor.page.locator(".missing:visible")
+            said = visitor.page.locator(".block.missing:visible")
             said.wait_for()
             assert ("dvc init" if name == "Compare runs" else "dvc repro") in said.inner_text()
             assert visitor.page.locator("button:visible", has_text="Draw samples").count() == 0
