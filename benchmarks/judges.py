@@ -7,8 +7,8 @@ Judges are measures of a set of images against real ones. Each is shown sets of 
 - samples of that prior at lower temperatures, which are dull; and training images of which there are few, each many times.
 
 Real images are those of test and val; both sides are decoded from codes. A draw takes other real images, damage and samples.
-`--sizes` asks instead at which input sizes of EfficientNet-Lite0 the ladder of test images is in order. Prints Markdown
-tables; `--table FILE` also writes every value as CSV.
+`--votes FILE` adds the votes of people, from the tab Judge of the playground. `--sizes` asks instead at which input sizes of
+EfficientNet-Lite0 the ladder of test images is in order. Prints Markdown tables; `--table FILE` also writes every value as CSV.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from tessera.evaluation.two_sample import Images, criticised
 from tessera.extractors import efficientnet
 from tessera.features import clipped, kernel, neighbours
 from tessera.images import arrays
+from tessera.playground import judge as people
 from tessera.runtime.devices import Runtime
 from tessera.runtime.settings import Settings
 from tessera.studies.pages import markdown
@@ -532,6 +533,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, default=3, help="default 3")
     parser.add_argument("--smallest", type=int, default=SMALLEST, help="images that a set must have in a group")
     parser.add_argument("--threads", type=int, default=1, help="default 1")
+    parser.add_argument("--votes", type=Path, help=f"votes of people, {people.VOTES}")
     parser.add_argument("--table", type=Path, help="CSV of all values")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
@@ -544,6 +546,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             gallery = Gallery(space, options)
             found = values(gallery, options.images, options.repetitions, options.smallest, read()["seed"])
             table, shown = summary(found), [verdicts(found, gallery)]
+            if options.votes:
+                votes = people.votes(path=options.votes)
+                table = pd.concat([table, summary(people.by_session(votes))], ignore_index=True)
+                shown.append(people.summary(votes).round(3))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

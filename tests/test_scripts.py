@@ -304,6 +304,28 @@ def rates(start: Callable[..., str], artefacts: Callable[..., None], monkeypatch
     assert given["cwd"] == clone[-1] in given["env"]["PYTHONPATH"]
 
 
+def playground(start: Callable[..., str], artefacts: Callable[..., None], workspace: Path, **_: Any) -> None:
+    artefacts()
+    said = start("benchmarks.playground", "--repeats", "1", "--no-browser", "--table", "playground.csv")
+    table = pd.read_csv(workspace / "playground.csv")
+    assert (table[["bare_ms", "tab_ms"]] > 0).all(axis=None)
+    assert len(table) == said.count("first picture") + 3 == 6
+    assert "the page was not measured: --no-browser" in said
+
+
+def playground_pictures(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, **_: Any) -> None:
+    script_of = script("benchmarks.playground_pictures")
+    assert script_of.main(["--tabs", "Style"]) == 1  # no artifacts/, or no browser
+    assert "error: " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        script_of.main(["--tabs", "Training"])
+
+
+def playground_started(workspace: Path, capsys: Any, **_: Any) -> None:
+    assert script("tessera.playground").main(["--port", "0"]) == 1
+    assert "--port must be from 1 to 65535" in capsys.readouterr().err
+
+
 FASHION = {"train": 60, "t10k": 20}  # images of each part
 
 
@@ -509,6 +531,9 @@ SMOKE: dict[str, Callable[..., None]] = {
     "tessera.encode": encoded,
     "tessera.decode": decoded,
     "tessera.export": exported,
+    "benchmarks.playground": playground,
+    "benchmarks.playground_pictures": playground_pictures,
+    "tessera.playground": playground_started,
     "tessera.presets": presets_printed,
     "tessera.studies": studies_listed,
     "tessera.runtime.validation": params_checked,
@@ -545,7 +570,7 @@ def test_a_command_of_a_document_is_there_and_has_a_smoke_test(module: str) -> N
 
 def test_documents_name_every_benchmark() -> None:
     own = {f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py")}
-    assert own - {"benchmarks.__init__", "benchmarks.memory", "benchmarks.clock"} == {
+    assert own - {"benchmarks.__init__", "benchmarks.memory", "benchmarks.clock", "benchmarks.browser"} == {
         name for name in MODULES if name.startswith("benchmarks")
     }
 

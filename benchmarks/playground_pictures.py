@@ -1,0 +1,124 @@
+"""Makes the screenshots of docs/playground.md: `python -m benchmarks.playground_pictures`, after `dvc repro`, in the environment
+of `make test-playground`. It opens every tab in Chromium and does what the page describes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from benchmarks import browser
+from tessera.core import files
+from tessera.core.errors import InputError
+
+FOLDER = Path("docs/playground")
+NEEDED = ("artifacts", "metrics", "plots", "stages", ".dvc", ".git")  # linked: votes must not be written here
+FIRST, LAST = "red heart", "grinning face"
+COLOURS = 128  # of a screenshot: enough for the eye, and a third of the bytes
+WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 400, "height": 800}
+
+
+def reconstruct(visitor: browser.Visitor) -> None:
+    visitor.choose("reconstruct", FIRST)
+    visitor.changed("reconstruct-grid", "")
+    visitor.click("reconstruct-grid", 0.55, 0.45)
+    visitor.changed("reconstruct-uses", "")
+
+
+def sample(visitor: browser.Visitor) -> None:
+    visitor.page.locator("#samples-n input[type=number]").fill("8")
+    visitor.page.locator("#samples-go").click()
+    visitor.changed("samples-found", "")
+    visitor.page.locator("#samples-found .thumbnail-item").first.click()
+    visitor.page.locator("#samples-keep", has_text="Keep no. 1").wait_for()
+
+
+def inpaint(visitor: browser.Visitor) -> None:
+    visitor.choose("inpaint", FIRST)
+    visitor.page.wait_for_timeout(4000)  # the editor shows no sign of having taken its picture in
+    visitor.paint((0.35, 0.5), (0.6, 0.5))
+    visitor.page.locator("#inpaint-go").click()
+    visitor.changed("inpaint-biharmonic", "")
+
+
+def judge(visitor: browser.Visitor) -> None:
+    visitor.page.locator("#judge-start").click()
+    visitor.changed("judge-right", "")
+
+
+def blend(visitor: browser.Visitor) -> None:
+    visitor.choose("blend-first", FIRST)
+    visitor.choose("blend-last", LAST)
+    visitor.changed("blend-strip", "")
+
+
+def style(visitor: browser.Visitor) -> None:
+    visitor.choose("style-content", FIRST)
+    visitor.choose("style-style", LAST)
+    visitor.changed("style-found", "")
+
+
+def compare(visitor: browser.Visitor) -> None:
+    """The last commit beside the working folder."""
+    visitor.page.locator("#compare-go").click()
+    visitor.page.locator("#compare-said", has_text="metrics").wait_for()
+    visitor.changed("compare-images", "")
+
+
+TABS: dict[str, Callable[[browser.Visitor], None]] = {
+    "Reconstruct": reconstruct, "Sample": sample, "Inpaint": inpaint, "Judge": judge, "Blend": blend, "Style": style,
+    "Compare runs": compare,
+}  # fmt: skip
+PHONE = "Reconstruct"  # the tab that is also shown as a phone shows it, in dark mode
+
+
+def made(browser_: Any, address: str, folder: Path, tabs: Sequence[str]) -> None:
+    for tab in tabs:
+        visitor = browser.Visitor(browser_, address, **WIDE)
+        _show(visitor, tab, folder / f"{tab.split()[0].lower()}.png")
+    if PHONE in tabs:
+        _show(browser.Visitor(browser_, address, **NARROW, scheme="dark"), PHONE, folder / "phone-dark.png")
+
+
+def _show(visitor: browser.Visitor, tab: str, path: Path) -> None:
+    visitor.tab(tab)
+    TABS[tab](visitor)
+    visitor.page.wait_for_timeout(1000)  # transitions end
+    with files.replacing(path) as temporary:
+        visitor.page.screenshot(path=temporary, full_page=True)
+        Image.open(temporary).convert("RGB").quantize(COLOURS).save(temporary, "PNG", optimize=True)
+    visitor.page.context.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.playground_pictures", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--tabs", nargs="+", choices=TABS, default=list(TABS), help="default: all")
+    parser.add_argument("--to", type=Path, default=FOLDER, help=f"folder to write (default {FOLDER})")
+    options = parser.parse_args(argv)
+    try:
+        if reason := browser.missing():
+            raise InputError(f"no screenshots can be made: {reason}")
+        if not files.ARTIFACTS.exists():
+            raise InputError("there is no artifacts/; run `dvc repro` first")
+        with tempfile.TemporaryDirectory() as folder:
+            for name in NEEDED:
+                (Path(folder) / name).symlink_to(Path(name).resolve())
+            shutil.copy("params.yaml", folder)
+            with browser.served(Path(folder)) as address, browser.chromium() as chromium:
+                made(chromium, address, options.to, options.tabs)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
