@@ -28,9 +28,9 @@ pytestmark = pytest.mark.pipeline
 
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory) -> Path:
-    """A copy, run once."""
+    """A copy, run once, as `make repro` does."""
     copy = copied(tmp_path_factory.mktemp("copy"))
-    run("dvc", "repro", cwd=copy)
+    run("python", "-m", "tessera.runtime.command", "repro", cwd=copy)
     commit(copy, "run")
     return copy
 

@@ -66,9 +66,10 @@ def folder(tmp_path):
 
 
 def environment() -> dict[str, str]:
-    """Of `python` as this process is one, with our code on the path."""
+    """Of `python` as this process is one, with our code on the path, before any of it has prepared a process."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return os.environ | {"PYTHONPATH": str(ROOT / "src"), "PATH": path}
+    kept = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    return kept | {"PYTHONPATH": str(ROOT / "src"), "PATH": path}
 
 
 def begin(folder: Path, code: str) -> subprocess.Popen[str]:
