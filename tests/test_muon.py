@@ -41,11 +41,11 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 # orthogonalisation
 
-SHAPES = [(1, 1), (1, 7), (2, 2), (3, 8), (16, 48), (40, 41), (130, 150)]
+SHAPES = [(1, 1), (1, 7), (2, 2), (3, 8), (8, 3), (16, 48), (48, 16), (40, 41), (130, 150), (150, 130)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-9), (torch.float32, 1e-4), (torch.bfloat16, 0.04)])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-9), (torch.float32, 1e-4), (torch.bfloat16, 0.06)])
 def test_iterations_by_numpy(shape, dtype, near):
     """Three matrices at once, of different scales; errors relative to the norm of a matrix."""
     x = random(3, *shape) * torch.tensor([1e-3, 1.0, 1e3], dtype=torch.float64)[:, None, None]
@@ -64,7 +64,7 @@ def test_iterations_in_float32_where_singular_values_are_far_apart():
     assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("shape", [(2, 2), (3, 8), (16, 48), (40, 80)])
+@pytest.mark.parametrize("shape", [(2, 2), (3, 8), (16, 48), (80, 40)])
 def test_singular_vectors_stay_and_singular_values_come_near_1(shape):
     """The limit is U V^T; the iteration trades its last digits for speed."""
     x = random(*shape)
@@ -106,20 +106,20 @@ def taken(model: nn.Module) -> dict[str, tuple[int, ...]]:
     ("layer", "expected"),
     [
         (nn.Linear(5, 3), {"weight": (1, 3, 5)}),
-        (nn.Linear(3, 5, bias=False), {"weight": (1, 3, 5)}),
+        (nn.Linear(3, 5, bias=False), {"weight": (1, 5, 3)}),
         (nn.Linear(5, 1), {}),  # a vector
         (nn.Conv2d(4, 6, 3), {"weight": (1, 6, 36)}),
         (nn.Conv2d(8, 6, 1).to(memory_format=torch.channels_last), {"weight": (1, 6, 8)}),
-        (nn.Conv1d(2, 40, 3), {"weight": (1, 6, 40)}),
+        (nn.Conv1d(2, 40, 3), {"weight": (1, 40, 6)}),
         (nn.Conv2d(4, 6, 3, groups=2), {"weight": (2, 3, 18)}),
         (nn.Conv2d(6, 6, 3, groups=6), {}),  # depthwise: vectors
         (nn.ConvTranspose2d(6, 4, 2), {"weight": (1, 6, 16)}),
         (nn.ConvTranspose2d(6, 4, 2, groups=2), {"weight": (2, 3, 8)}),
         (Doubling(6, 3), {"weight": (1, 6, 48)}),
-        (nn.GRU(4, 5), {"weight_ih_l0": (3, 4, 5), "weight_hh_l0": (3, 5, 5)}),
+        (nn.GRU(4, 5), {"weight_ih_l0": (3, 5, 4), "weight_hh_l0": (3, 5, 5)}),
         (
             nn.LSTM(4, 5, proj_size=2),
-            {"weight_ih_l0": (4, 4, 5), "weight_hh_l0": (4, 2, 5), "weight_hr_l0": (1, 2, 5)},
+            {"weight_ih_l0": (4, 5, 4), "weight_hh_l0": (4, 5, 2), "weight_hr_l0": (1, 2, 5)},
         ),
         (weight_norm(nn.Linear(5, 3)), {"parametrizations.weight.original1": (1, 3, 5)}),
         (weight_norm(nn.Conv2d(4, 6, 3, groups=2)), {"parametrizations.weight.original1": (2, 3, 18)}),

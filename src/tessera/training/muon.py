@@ -23,7 +23,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x^3 and x^5, steep at 0 (Jorda
 ITERATIONS = 5
 UPDATE_RMS = 0.2  # of AdamW's updates, in learning rates (Liu et al. 2025, sec. 2.2)
 SMALLEST = 1e-7  # a smaller norm counts as this: a gradient of zero stays zero
-NARROW = 128  # rows up to which float32 is as fast as bfloat16 on a CPU: its products take microseconds
+NARROW = 128  # rows or columns up to which float32 is as fast as bfloat16 on a CPU: its products take microseconds
 NAMES = ("weight", "direction", "original1")  # of matrices; the last two hold the direction under weight normalisation
 NO_PRODUCTS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)  # layers that do not multiply by their weights
 HEAD = re.compile(r"(^|\.)heads?\.")  # in the name of a parameter: it makes logits
@@ -37,12 +37,11 @@ class Matrix(NamedTuple):
     parts: int
 
     def view(self, tensor: Tensor) -> Float[Tensor, "parts rows columns"]:
-        """`tensor`, of the parameter's shape, as matrices with at most as many rows as columns: [out,in,kh,kw] of a convolution
-        becomes [1,out,in*kh*kw], or its transpose. Columns are in the order of the parameter's memory, so that of the parameter
-        it is a view. Neither that order nor the transposition changes what an entry is orthogonalised to."""
+        """`tensor`, of the parameter's shape, as matrices: [out,in,kh,kw] of a convolution becomes [1,out,in*kh*kw]. Columns are in
+        the order of the parameter's memory, so that of the parameter it is a view. That order does not change what an entry is
+        orthogonalised to."""
         inner = sorted(range(1, tensor.dim()), key=self.parameter.stride, reverse=True)
-        found = tensor.permute(0, *inner).reshape(self.parts, len(tensor) // self.parts, -1)
-        return found.mT if found.shape[1] > found.shape[2] else found
+        return tensor.permute(0, *inner).reshape(self.parts, len(tensor) // self.parts, -1)
 
 
 def matrices(model: nn.Module) -> list[Matrix]:
@@ -74,7 +73,7 @@ def _matrix(model: nn.Module, name: str, parameter: nn.Parameter) -> Iterator[Ma
             f"{name}: a weight {list(parameter.shape)} must be contiguous or channels_last in memory, got strides "
             f"{parameter.stride()}; call .contiguous() when the layer is built"
         )
-    if matrix.view(parameter).shape[1] > 1:
+    if min(matrix.view(parameter).shape[1:]) > 1:
         yield matrix
 
 
@@ -83,28 +82,36 @@ def precision(matrices: Float[Tensor, "n rows columns"]) -> torch.dtype:
     on a GPU, and on a CPU with AMX if they are not narrow. Else their own."""
     if matrices.dtype != torch.float32:
         return matrices.dtype
-    wide = matrices.shape[1] > NARROW and torch.cpu.get_capabilities().get("amx_bf16", False)
+    wide = min(matrices.shape[1:]) > NARROW and torch.cpu.get_capabilities().get("amx_bf16", False)
     return torch.bfloat16 if wide or matrices.device.type != "cpu" else torch.float32
 
 
 def orthogonalised(x: Float[Tensor, "n rows columns"], dtype: torch.dtype) -> Float[Tensor, "n rows columns"]:
-    """U S' V^T for each matrix U S V^T of at most as many rows as columns, in `dtype`. The singular values S' lie between 0.7 and
+    """U S' V^T for each matrix U S V^T, in `dtype`. The singular values S' lie between 0.7 and
     1.2, but for those that were below a hundredth of the norm: five Newton-Schulz iterations x <- p x, where
     p = a I + b (x x^T) + c (x x^T)^2 (Jordan et al. 2024)."""
     norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=SMALLEST)
     x = torch.div(x, norm, out=torch.empty_like(x, dtype=dtype))
+    tall = x.shape[1] > x.shape[2]  # then p stands on the right, of x^T x: the smaller of the two products
+
+    def gram(x: Tensor) -> Tensor:
+        return x.mT @ x if tall else x @ x.mT
+
+    def applied(factor: Tensor, x: Tensor) -> Tensor:
+        return x @ factor if tall else factor @ x
+
     if dtype == torch.bfloat16:
         for _ in range(ITERATIONS):
-            x = _factor(x @ x.mT) @ x
+            x = applied(_factor(gram(x)), x)
         return x
     # x x^T <- p (x x^T) p: all but two products are then of small square matrices. In bfloat16 they would not be exact enough
-    gram = x @ x.mT
-    product = factor = _factor(gram)
+    square = gram(x)
+    product = factor = _factor(square)
     for _ in range(ITERATIONS - 1):
-        gram = factor @ gram @ factor
-        factor = _factor(gram)
+        square = factor @ square @ factor
+        factor = _factor(square)
         product = factor @ product
-    return product @ x
+    return applied(product, x)
 
 
 def _factor(gram: Float[Tensor, "n rows rows"]) -> Float[Tensor, "n rows rows"]:
@@ -148,7 +155,7 @@ class Muon(torch.optim.Optimizer):
         self._adamw.step()
         for alike in self._by_shape(own["params"]):
             directions = self._directions(alike)
-            scale = UPDATE_RMS * math.sqrt(directions.shape[2])
+            scale = UPDATE_RMS * math.sqrt(max(directions.shape[1:]))
             updates = orthogonalised(directions, precision(directions)).split([matrix.parts for matrix in alike])
             for matrix, update in zip(alike, updates, strict=True):
                 if own["weight_decay"]:
