@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 from typing import Any
+from unittest.mock import patch
 
 import forked
 import numpy as np
@@ -176,18 +177,13 @@ def test_state_is_all_there_is(quantizer, tiny):
 # building blocks
 
 
-@given(
-    st.integers(1, 40), st.integers(1, 9), st.integers(1, 5), st.integers(0, 10**6), st.sampled_from([1, 7, 1 << 22])
-)
-def test_nearest_code_by_brute_force(n, k, d, seed, chunk):
-    """Whatever is held in memory at once."""
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 5), st.integers(0, 10**6), st.sampled_from([1, 7, 64]))
+def test_nearest_code_by_brute_force(n, k, d, seed, at_once):
+    """However many latents are searched at once."""
     draws = np.random.default_rng(seed)
     z, codes = draws.normal(size=(n, d)).astype(np.float32), draws.normal(size=(k, d)).astype(np.float32)
-    kept, codebook.CHUNK = codebook.CHUNK, chunk
-    try:
+    with patch.multiple(codebook, FEWEST=at_once, CACHED=1):
         found = codebook.nearest(torch.from_numpy(z), torch.from_numpy(codes)).numpy()
-    finally:
-        codebook.CHUNK = kept
     distances = ((z[:, None].astype(np.float64) - codes) ** 2).sum(-1)
     np.testing.assert_allclose(distances[np.arange(n), found], distances.min(1), atol=1e-5)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 22  # most entries of the [N,K] score matrix in memory at once; does not change results
 CACHED = 1 << 19  # the same on a CPU: as many as fit the caches of its cores
+FEWEST = 64  # latents searched at once, at least: with fewer, the product with a large codebook waits for memory
 DOUBLINGS = 60  # of the noise that separates equal codes: from a rounding error to beyond the size of any latents
 SAMPLE = 16  # latents that `centre` reads
 KNOWN = 1e-3  # a latent nearer to its code vector than this, relative to the RMS over sampled latents, has its own code
@@ -61,7 +62,7 @@ def nearest(z: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> Int[Tens
     far = not readable(z) or bool(middle.square().sum() > (_some(z) - middle).square().sum(1).nanmedian())
     codebook = codebook - middle if far else codebook
     half = 0.5 * codebook.square().sum(1, keepdim=True)
-    rows = max(1, (min(CACHED, CHUNK) if z.is_cpu else CHUNK) // len(codebook))
+    rows = max(FEWEST, (CACHED if z.is_cpu else CHUNK) // len(codebook))
     parts = (part - middle if far else part for part in z.split(rows))
     return torch.cat([_first_maximum(torch.addmm(half, codebook, part.t(), beta=-1)) for part in parts])
 
