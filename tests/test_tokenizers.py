@@ -410,6 +410,47 @@ def test_further_convolutions_stand_in_the_encoder_only(tiny):
     assert convolutions(more.decoder) == convolutions(plain.decoder)
 
 
+def test_residual_blocks_at_finer_resolutions_stand_before_each_halving_and_doubling_but_the_first(tiny):
+    size = {"downsampling": 4, "channels": 8, "outer_channels": 6, "blocks": 0}
+    tokenizer = vqvae.build(tiny(vqvae.Config, outer_blocks=2, **size), (3, 16, 16), make_ema(tiny))
+    blocks, dim = [("conv", 6, 6, 3, 1), ("conv", 6, 6, 1, 1)] * 2, tokenizer.quantizer.dim
+    assert convolutions(tokenizer.encoder) == [
+        ("conv", 3, 6, 4, 2), *blocks, ("conv", 6, 8, 4, 2), ("conv", 8, dim, 1, 1)
+    ]  # fmt: skip
+    assert convolutions(tokenizer.decoder) == [("conv", dim, 8, 3, 1), ("up", 8, 6, 4, 2), *blocks, ("up", 6, 3, 4, 2)]
+
+
+def test_attention_by_numpy():
+    torch.manual_seed(0)
+    layer, x = conv.SelfAttention(6, 2, "none").double(), torch.randn(3, 6, 2, 4, dtype=torch.float64)
+    assert torch.equal(layer(x), x)  # nothing is added at the start
+    nn.init.normal_(layer.projection.weight)
+    rows = x.flatten(2).mT.numpy()  # [3,8,6]
+    weight, bias = layer.qkv.weight.flatten(1).detach().numpy(), layer.qkv.bias.detach().numpy()
+    q, k, v = np.split(rows @ weight.T + bias, 3, axis=2)
+    heads = []
+    for own in (slice(0, 3), slice(3, 6)):
+        scores = np.exp(q[..., own] @ k[..., own].swapaxes(1, 2) / math.sqrt(3))
+        heads.append(scores / scores.sum(2, keepdims=True) @ v[..., own])
+    added = np.concatenate(heads, axis=2) @ layer.projection.weight.flatten(1).detach().numpy().T
+    expected = x + torch.from_numpy(added).mT.unflatten(2, (2, 4))
+    torch.testing.assert_close(layer(x.to(memory_format=torch.channels_last)), expected)
+
+
+@pytest.mark.parametrize("name", ["vqvae", "vqvae2", "vae"])
+def test_attention_stands_after_the_residual_blocks(tiny, name):
+    config = tiny(seams.plugin("tokenizers", name).Config, attention=2, channels=8, blocks=1)
+    kinds = [type(layer) for layer in conv.encoder(config, 3, 4)]
+    assert kinds[kinds.index(conv.ResidualBlock) + 1] is conv.SelfAttention
+    kinds = [type(layer) for layer in conv.decoder(config, 3, 4)]
+    assert kinds[:3] == [nn.Conv2d, conv.ResidualBlock, conv.SelfAttention]
+
+
+def test_heads_must_divide_the_channels(tiny):
+    (line,) = tiny(vqvae.Config, attention=3, channels=8).rule(asked("ema", image_size=8))
+    assert line == "tokenizer.vqvae.attention: must divide channels 8, got 3; 1 does"
+
+
 def test_activation_and_output_change_no_weight(tiny):
     """What has no weights draws none: runs that differ in it start from the same point."""
     states = []

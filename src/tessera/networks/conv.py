@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -35,6 +36,10 @@ class Autoencoder(Strict):
     )
     blocks: int = Field(ge=0, description="residual blocks in the encoder, and in the decoder", examples=[1])
     block_channels: int = Field(ge=1, description="channels inside a residual block", examples=[4])
+    attention: int = Field(
+        ge=0, description="heads of self-attention after the residual blocks; 0: no attention", examples=[0]
+    )
+    outer_blocks: int = Field(ge=0, description="residual blocks at each finer resolution", examples=[0])
     normalisation: Literal["batch", "group", "none"] = Field(description="kind of normalisation", examples=["batch"])
     activation: Literal["silu", "relu"] = Field(description="activation between convolutions", examples=["silu"])
     dropout: float = Field(ge=0, lt=1, description="dropout probability in residual blocks", examples=[0.1])
@@ -45,6 +50,11 @@ class Autoencoder(Strict):
         return image_size // self.downsampling
 
     def rule(self, params: Params) -> Iterator[str]:
+        if self.attention and self.channels % self.attention:
+            yield (
+                f"tokenizer.{plug_in(self)}.attention: must divide channels {self.channels}, got {self.attention}; "
+                f"{math.gcd(self.channels, self.attention)} does"
+            )
         size = params.value("dataset.image_size")
         if self.smallest_grid(size) == 1:
             narrowest = min(self.channels, self.block_channels) if self.blocks else self.channels
@@ -157,6 +167,26 @@ class ResidualBlock(nn.Module):
         return x + self.branch(x)
 
 
+class SelfAttention(nn.Module):
+    """x + proj(attention(norm(x))): every place of the grid attends to every other, without positions (Esser et al. 2021, arXiv
+    2012.09841, sec. A: attention at the lowest resolution of encoder and decoder). At initialisation the branch is 0."""
+
+    def __init__(self, channels: int, heads: int, norm: str) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = normalisation(norm, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.projection = nn.Conv2d(channels, channels, 1)
+        for parameter in self.projection.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        # channels-last, so each place is one row: [3,B,heads,h*w,c/heads]
+        rows = self.qkv(self.norm(x)).flatten(2).mT.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(*rows.unbind())
+        return x + self.projection(attended.transpose(1, 2).flatten(2).mT.unflatten(2, x.shape[2:]))
+
+
 def widths(downsampling: int, channels: int, outer_channels: int) -> list[int]:
     """Channels after each halving, from the image inwards: `outer_channels`, but `channels` after the last."""
     return [outer_channels] * (halvings(downsampling) - 1) + [channels]
@@ -173,8 +203,16 @@ def activated(config: Autoencoder, channels: int) -> list[nn.Module]:
 
 
 def residual_blocks(config: Autoencoder) -> list[nn.Module]:
+    """The layers at the grid of codes: residual blocks, then self-attention where it is asked for."""
     shape = (config.channels, config.block_channels, config.normalisation, config.dropout, config.activation)
-    return [ResidualBlock(*shape) for _ in range(config.blocks)]
+    attention = [SelfAttention(config.channels, config.attention, config.normalisation)] if config.attention else []
+    return [*(ResidualBlock(*shape) for _ in range(config.blocks)), *attention]
+
+
+def outer_blocks(config: Autoencoder) -> list[nn.Module]:
+    """The residual blocks at one finer resolution."""
+    shape = (config.outer_channels, config.outer_channels, config.normalisation, config.dropout, config.activation)
+    return [ResidualBlock(*shape) for _ in range(config.outer_blocks)]
 
 
 def projection(config: Autoencoder, channels: int, dim: int) -> list[nn.Module]:
@@ -183,11 +221,11 @@ def projection(config: Autoencoder, channels: int, dim: int) -> list[nn.Module]:
 
 
 def features(config: Autoencoder, image_channels: int) -> list[nn.Module]:
-    """Images to features [B,channels,h,w]: one strided 4x4 convolution per halving, then residual blocks."""
+    """Images to features [B,channels,h,w]: one strided 4x4 convolution per halving, residual blocks after each."""
     levels = widths(config.downsampling, config.channels, config.outer_channels)
     layers: list[nn.Module] = []
     for index, (before, after) in enumerate(zip([image_channels, *levels], levels, strict=False)):
-        layers += activated(config, before) if index else []
+        layers += [*outer_blocks(config), *activated(config, before)] if index else []
         layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1))
     for _ in range(config.convolutions):
         layers += [*activated(config, config.channels), nn.Conv2d(config.channels, config.channels, 3, padding=1)]
@@ -200,9 +238,9 @@ def encoder(config: Autoencoder, image_channels: int, dim: int) -> nn.Sequential
 
 
 def decoder(config: Autoencoder, image_channels: int, dim: int) -> nn.Sequential:
-    """The mirror of `encoder`: residual blocks, then one transposed 4x4 convolution per doubling."""
+    """The mirror of `encoder`: residual blocks before each doubling, which is a transposed 4x4 convolution."""
     layers: list[nn.Module] = [nn.Conv2d(dim, config.channels, 3, padding=1), *residual_blocks(config)]
     outward = [*widths(config.downsampling, config.channels, config.outer_channels)[::-1], image_channels]
-    for before, after in itertools.pairwise(outward):
-        layers += [*activated(config, before), Doubling(before, after)]
+    for index, (before, after) in enumerate(itertools.pairwise(outward)):
+        layers += [*(outer_blocks(config) if index else []), *activated(config, before), Doubling(before, after)]
     return nn.Sequential(*layers, *([Tanh()] if config.output == "tanh" else []))
