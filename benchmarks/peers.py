@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gzip
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -89,12 +88,11 @@ COLUMNS = (*KEY, "values", "bits", "parameters", "seconds", *SPENT, *SCORES, "ch
 
 
 class Images(NamedTuple):
-    """Where a set lies, K, and the values of params.yaml that it needs. `idx`: it is read here, not by a plug-in."""
+    """Where a set lies, K, and the values of params.yaml that it needs."""
 
     source: str
     codebook_size: int
     values: dict[str, Any]
-    idx: bool = False
 
 
 PLAIN = {"tokenizer.augmentation.flip": 0.0, "tokenizer.augmentation.shift": 0}  # as in the presets of these sets
@@ -102,11 +100,10 @@ GREY = {"dataset.image_size": 28, "dataset.target_size": 28, "dataset.colour": "
 HUB = {"dataset.name": "huggingface", "dataset.huggingface.label_column": "label"}
 SETS = {
     "emoji": Images("data/noto-emoji.parquet", 256, {}),
-    "fashion-mnist": Images("/usr/share/datasets/fashion-mnist", 256, {**PLAIN, **GREY}, idx=True),
+    "fashion-mnist": Images("/usr/share/datasets/fashion-mnist", 256, {**PLAIN, **GREY, "dataset.name": "idx"}),
     "cifar10": Images("data/cifar10", 512, {**PLAIN, **HUB, "dataset.huggingface.image_column": "img"}),
     "mnist": Images("data/mnist", 128, {**PLAIN, **GREY, **HUB, "dataset.huggingface.image_column": "image"}),
 }
-IDX = {"train": "train", "t10k": "test"}  # first part of the names of idx files -> split
 
 
 class Case(NamedTuple):
@@ -142,7 +139,7 @@ def case_of(name: str, data: str | None, codebook_size: int | None, threads: int
     machine = {"runtime.device": "cpu", "runtime.threads": threads}
     params = Params(presets.applied(read(), {**values, **machine, "quantizer.codebook_size": k}))
     require_done_here(params.section("tokenizer", tokenizer.Settings).training)
-    settings, source = params.section("dataset", dataset.Settings), source_of(own, params)
+    settings, source = params.section("dataset", dataset.Settings), source_of(params)
     prepared = dataset.prepare(source, settings, numpy_generator(params.seed, "dataset", "split"))
     pixels = {split: np.array(prepared.images[prepared.rows[split]]) for split in SPLITS}
     side = settings.image_size // params.config("tokenizer").downsampling
@@ -165,43 +162,10 @@ def require_done_here(training: Training) -> None:
         )
 
 
-def source_of(own: Images, params: Params) -> Source:
+def source_of(params: Params) -> Source:
     path = Path(params.value("dataset.source"))
-    if own.idx:
-        return idx_source(path)
     plugin = seams.plugin("datasets", params.value("dataset.name"))
     return plugin.load(params.config("dataset"), path, numpy_generator(params.seed, "dataset", "load"))
-
-
-def idx_source(folder: Path) -> Source:
-    """Grey images and their classes from the four `.gz` files of (Fashion-)MNIST.
-
-    Raises:
-        InputError: a file is missing or is no idx file.
-    """
-    images, labels, splits = [], [], []
-    for part, split in IDX.items():
-        images.append(read_idx(folder / f"{part}-images-idx3-ubyte.gz"))
-        labels.append(read_idx(folder / f"{part}-labels-idx1-ubyte.gz"))
-        splits += [split] * len(images[-1])
-    names = [f"{split}-{row}" for row, split in enumerate(splits)]
-    label_names = [str(label) for label in range(int(max(map(np.max, labels))) + 1)]
-    return Source(np.concatenate(images), names, names, np.concatenate(labels).tolist(), label_names, splits)
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """Bytes of an idx file (yann.lecun.com/exdb/mnist): 0, 0, 8 for uint8, the number of dimensions, these, the values."""
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
-        raise InputError(
-            f"--data: {path} must be an idx file as Debian's package dataset-fashion-mnist has it: {error}"
-        ) from None
-    shape = np.frombuffer(content, ">u4", content[3], offset=4) if content[:3] == b"\0\0\x08" else ()
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape))
-    if not len(shape) or len(values) != math.prod(map(int, shape)):
-        raise InputError(f"--data: {path} must be an idx file of bytes, and is none; unpack it anew")
-    return values.reshape(shape)
 
 
 # training

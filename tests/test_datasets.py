@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -141,11 +142,21 @@ def emoji_folder(path: Path) -> Path:
     return path / "vendors"
 
 
+def idx_folder(path: Path) -> Path:
+    (path / "digits").mkdir()
+    for part, n in (("train", 6), ("t10k", 3)):
+        for kind, values in (("images-idx3", noise(n, 9, 9)), ("labels-idx1", np.arange(n, dtype=np.uint8) % 2)):
+            begun = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
+            (path / "digits" / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(begun + values.tobytes()))
+    return path / "digits"
+
+
 SOURCES: dict[str, Callable[[Path], Path]] = {
     "noto": noto_file,
     "huggingface": parquet_folder,
     "folder": image_folder,
     "emoji": emoji_folder,
+    "idx": idx_folder,
 }
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from tessera.core.contracts import Source
 from tessera.core.errors import InputError
-from tessera.datasets import emoji, folder, huggingface
+from tessera.datasets import emoji, folder, huggingface, idx
 from tessera.datasets.huggingface import imagefolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -563,3 +563,85 @@ def test_nothing_is_left_behind_by_a_process_that_is_killed(tmp_path: Path) -> N
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, **places}, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "set" / "a.parquet"]
+
+
+# idx files
+
+IDX = {"train": 7, "t10k": 3}  # images
+
+
+def idx_file(values: np.ndarray) -> bytes:
+    return b"\0\0\x08" + bytes([values.ndim]) + np.array(values.shape, ">u4").tobytes() + values.tobytes()
+
+
+@pytest.fixture
+def digits() -> Path:
+    """A set of idx files, its test split not packed."""
+    for seed, (part, n) in enumerate(IDX.items()):
+        images = np.random.default_rng(seed).integers(0, 256, (n, 5, 6), dtype=np.uint8)
+        write(Path(f"digits/{part}-images-idx3-ubyte"), idx_file(images))
+        write(Path(f"digits/{part}-labels-idx1-ubyte"), idx_file((np.arange(n) % 3).astype(np.uint8)))
+    for kind in ("images-idx3", "labels-idx1"):
+        path = Path(f"digits/train-{kind}-ubyte")
+        write(path.with_name(f"{path.name}.gz"), gzip.compress(path.read_bytes()))
+        path.unlink()
+    return Path("digits")
+
+
+def read_idx(source: Path, **values: Any) -> Source:
+    return idx.load(example(idx.Config, **values), source, np.random.default_rng(0))
+
+
+def test_idx_files_are_read_whole(digits):
+    found = read_idx(digits)
+    for where, (seed, n) in zip((slice(0, 7), slice(7, 10)), enumerate(IDX.values()), strict=True):
+        np.testing.assert_array_equal(
+            found.images[where], np.random.default_rng(seed).integers(0, 256, (n, 5, 6), dtype=np.uint8)
+        )
+    assert found.splits == ["train"] * 7 + ["test"] * 3
+    assert found.labels == [0, 1, 2, 0, 1, 2, 0, 0, 1, 2]
+    assert found.label_names == ["0", "1", "2"]
+    assert found.notes == ()
+    write(digits / "notes.txt", b"")
+    assert read_idx(digits).notes == ("1 files are not read, being none of the four of a set: notes.txt",)
+    assert (found.names[0], found.names[9]) == ("train-00000", "test-00002")
+    assert read_idx(digits, label_names=["bag", "coat", "shirt", "boot"]).label_names[3] == "boot"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("train-images-idx3-ubyte.gz", b"no gzip", "must be an idx file: Not a gzipped file"),
+        ("t10k-images-idx3-ubyte", b"", "must be an idx file of bytes in 3 dimensions"),
+        ("t10k-images-idx3-ubyte", idx_file(np.zeros(4, np.uint8)), "must be an idx file of bytes in 3 dimensions"),
+        ("t10k-images-idx3-ubyte", b"\0\0\x0d\x03" + bytes(12), "must be an idx file of bytes in 3 dimensions"),
+        ("t10k-labels-idx1-ubyte", idx_file(np.zeros(3, np.uint8))[:-1], "must hold 3 values, as its first bytes say, got 2"),
+        ("t10k-labels-idx1-ubyte", idx_file(np.zeros(3, np.uint8)) + b"0", "must hold 3 values, as its first bytes say, got more"),
+        ("t10k-labels-idx1-ubyte", idx_file(np.zeros(4, np.uint8)), "there are 3 images of t10k and 4 labels"),
+        ("t10k-images-idx3-ubyte", idx_file(np.zeros((3, 5, 5), np.uint8)), "of one size, got (5, 6) in train and (5, 5)"),
+        ("t10k-labels-idx1-ubyte", None, "there is no such file as t10k-labels-idx1-ubyte or "),
+    ],
+)  # fmt: skip
+def test_a_wrong_idx_file_is_named(digits, name, content, said):
+    path = digits / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as raised:
+        read_idx(digits)
+    assert said in str(raised.value)
+    assert "digits" in str(raised.value)
+
+
+def test_a_truncated_gzip_of_idx_is_named(digits):
+    path = digits / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz must be an idx file: "):
+        read_idx(digits)
+
+
+def test_each_class_of_idx_files_has_a_name_of_its_own(digits):
+    with pytest.raises(InputError, match="must name each of the classes 0 to 2, got 2 names"):
+        read_idx(digits, label_names=["bag", "coat"])
+    (line,) = example(idx.Config, label_names=["bag", "bag"]).rule(None)
+    assert line.startswith("dataset.idx.label_names: must differ")

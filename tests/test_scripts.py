@@ -747,4 +747,4 @@ def test_rows_of_other_values_are_refused(
     assert "has a row of tessera that was made with other values; name another file" in capsys.readouterr().err
     (fashion / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc"))
     assert benchmark.main(given) == 1
-    assert "t10k-images-idx3-ubyte.gz must be an idx file of bytes" in capsys.readouterr().err
+    assert "t10k-images-idx3-ubyte.gz must be an idx file of bytes in 3 dimensions" in capsys.readouterr().err
