@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tessera.attention.dot_product import attended
+from tessera.networks.dot_product import attended
 
 
 def given(dtype: torch.dtype, kv_heads: int = 4) -> list[torch.Tensor]:

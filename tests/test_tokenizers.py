@@ -424,15 +424,15 @@ def test_attention_by_numpy():
     torch.manual_seed(0)
     layer, x = conv.SelfAttention(6, 2, "none").double(), torch.randn(3, 6, 2, 4, dtype=torch.float64)
     assert torch.equal(layer(x), x)  # nothing is added at the start
-    nn.init.normal_(layer.projection.weight)
+    nn.init.normal_(layer.out.weight)
     rows = x.flatten(2).mT.numpy()  # [3,8,6]
-    weight, bias = layer.qkv.weight.flatten(1).detach().numpy(), layer.qkv.bias.detach().numpy()
+    weight, bias = layer.qkv.weight.detach().numpy(), layer.qkv.bias.detach().numpy()
     q, k, v = np.split(rows @ weight.T + bias, 3, axis=2)
     heads = []
     for own in (slice(0, 3), slice(3, 6)):
         scores = np.exp(q[..., own] @ k[..., own].swapaxes(1, 2) / math.sqrt(3))
         heads.append(scores / scores.sum(2, keepdims=True) @ v[..., own])
-    added = np.concatenate(heads, axis=2) @ layer.projection.weight.flatten(1).detach().numpy().T
+    added = np.concatenate(heads, axis=2) @ layer.out.weight.detach().numpy().T
     expected = x + torch.from_numpy(added).mT.unflatten(2, (2, 4))
     torch.testing.assert_close(layer(x.to(memory_format=torch.channels_last)), expected)
 

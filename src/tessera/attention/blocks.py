@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tessera.attention.dot_product import attended
 from tessera.core.contracts import Grids
+from tessera.networks.dot_product import attended
 from tessera.networks.dropout import dropped
 
 RATIO = 4  # width of the MLP, in channels

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
+from tessera.networks.dot_product import attended
 from tessera.networks.doubling import Doubling
 
 if TYPE_CHECKING:
@@ -168,23 +169,23 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x + proj(attention(norm(x))): every place of the grid attends to every other, without positions (Esser et al. 2021, arXiv
+    """x + out(attention(norm(x))): every place of the grid attends to every other, without positions (Esser et al. 2021, arXiv
     2012.09841, sec. A: attention at the lowest resolution of encoder and decoder). At initialisation the branch is 0."""
 
     def __init__(self, channels: int, heads: int, norm: str) -> None:
         super().__init__()
         self.heads = heads
         self.norm = normalisation(norm, channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.projection = nn.Conv2d(channels, channels, 1)
-        for parameter in self.projection.parameters():
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        # channels-last, so each place is one row: [3,B,heads,h*w,c/heads]
-        rows = self.qkv(self.norm(x)).flatten(2).mT.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(*rows.unbind())
-        return x + self.projection(attended.transpose(1, 2).flatten(2).mT.unflatten(2, x.shape[2:]))
+        places = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # [B,h*w,C], a view of channels-last memory
+        parts = self.qkv(places).chunk(3, dim=2)
+        query, keys, values = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
+        added = self.out(attended(query, keys, values, causal=False).transpose(1, 2).flatten(2))
+        return x + added.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 def widths(downsampling: int, channels: int, outer_channels: int) -> list[int]:

@@ -25,13 +25,13 @@ from jaxtyping import Float, Int
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from tessera.attention.dot_product import attended
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.condition import Condition
 from tessera.autoregression.sampling import CodeWalk
 from tessera.core.contracts import Prior
 from tessera.core.params import Strict
 from tessera.core.space import CodeSpace
+from tessera.networks.dot_product import attended
 from tessera.networks.dropout import dropped
 
 
