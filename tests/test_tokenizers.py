@@ -422,15 +422,15 @@ def test_residual_blocks_at_finer_resolutions_stand_before_each_halving_and_doub
 
 def test_attention_by_numpy():
     torch.manual_seed(0)
-    layer, x = conv.SelfAttention(6, 2, "none").double(), torch.randn(3, 6, 2, 4, dtype=torch.float64)
+    layer, x = conv.SelfAttention(6, 4, 2, "none").double(), torch.randn(3, 6, 2, 4, dtype=torch.float64)
     assert torch.equal(layer(x), x)  # nothing is added at the start
     nn.init.normal_(layer.out.weight)
     rows = x.flatten(2).mT.numpy()  # [3,8,6]
     weight, bias = layer.qkv.weight.detach().numpy(), layer.qkv.bias.detach().numpy()
     q, k, v = np.split(rows @ weight.T + bias, 3, axis=2)
     heads = []
-    for own in (slice(0, 3), slice(3, 6)):
-        scores = np.exp(q[..., own] @ k[..., own].swapaxes(1, 2) / math.sqrt(3))
+    for own in (slice(0, 2), slice(2, 4)):
+        scores = np.exp(q[..., own] @ k[..., own].swapaxes(1, 2) / math.sqrt(2))
         heads.append(scores / scores.sum(2, keepdims=True) @ v[..., own])
     added = np.concatenate(heads, axis=2) @ layer.out.weight.detach().numpy().T
     expected = x + torch.from_numpy(added).mT.unflatten(2, (2, 4))
@@ -439,7 +439,7 @@ def test_attention_by_numpy():
 
 @pytest.mark.parametrize("name", ["vqvae", "vqvae2", "vae"])
 def test_attention_stands_after_the_residual_blocks(tiny, name):
-    config = tiny(seams.plugin("tokenizers", name).Config, attention=2, channels=8, blocks=1)
+    config = tiny(seams.plugin("tokenizers", name).Config, attention=2, channels=8, block_channels=4, blocks=1)
     kinds = [type(layer) for layer in conv.encoder(config, 3, 4)]
     assert kinds[kinds.index(conv.ResidualBlock) + 1] is conv.SelfAttention
     kinds = [type(layer) for layer in conv.decoder(config, 3, 4)]
@@ -447,8 +447,8 @@ def test_attention_stands_after_the_residual_blocks(tiny, name):
 
 
 def test_heads_must_divide_the_channels(tiny):
-    (line,) = tiny(vqvae.Config, attention=3, channels=8).rule(asked("ema", image_size=8))
-    assert line == "tokenizer.vqvae.attention: must divide channels 8, got 3; 1 does"
+    (line,) = tiny(vqvae.Config, attention=3, block_channels=8).rule(asked("ema", image_size=8))
+    assert line == "tokenizer.vqvae.attention: must divide block_channels 8, got 3; 1 does"
 
 
 def test_activation_and_output_change_no_weight(tiny):

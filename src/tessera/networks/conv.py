@@ -38,7 +38,9 @@ class Autoencoder(Strict):
     blocks: int = Field(ge=0, description="residual blocks in the encoder, and in the decoder", examples=[1])
     block_channels: int = Field(ge=1, description="channels inside a residual block", examples=[4])
     attention: int = Field(
-        ge=0, description="heads of self-attention after the residual blocks; 0: no attention", examples=[0]
+        ge=0,
+        description="heads of self-attention after the residual blocks, which divide block_channels; 0: no attention",
+        examples=[0],
     )
     outer_blocks: int = Field(ge=0, description="residual blocks at each finer resolution", examples=[0])
     normalisation: Literal["batch", "group", "none"] = Field(description="kind of normalisation", examples=["batch"])
@@ -51,10 +53,10 @@ class Autoencoder(Strict):
         return image_size // self.downsampling
 
     def rule(self, params: Params) -> Iterator[str]:
-        if self.attention and self.channels % self.attention:
+        if self.attention and self.block_channels % self.attention:
             yield (
-                f"tokenizer.{plug_in(self)}.attention: must divide channels {self.channels}, got {self.attention}; "
-                f"{math.gcd(self.channels, self.attention)} does"
+                f"tokenizer.{plug_in(self)}.attention: must divide block_channels {self.block_channels}, got {self.attention}; "
+                f"{math.gcd(self.block_channels, self.attention)} does"
             )
         size = params.value("dataset.image_size")
         if self.smallest_grid(size) == 1:
@@ -170,13 +172,14 @@ class ResidualBlock(nn.Module):
 
 class SelfAttention(nn.Module):
     """x + out(attention(norm(x))): every place of the grid attends to every other, without positions (Esser et al. 2021, arXiv
-    2012.09841, sec. A: attention at the lowest resolution of encoder and decoder). At initialisation the branch is 0."""
+    2012.09841, sec. A: attention at the lowest resolution of encoder and decoder). Queries, keys and values have `inner` channels
+    each. At initialisation the branch is 0."""
 
-    def __init__(self, channels: int, heads: int, norm: str) -> None:
+    def __init__(self, channels: int, inner: int, heads: int, norm: str) -> None:
         super().__init__()
         self.heads = heads
         self.norm = normalisation(norm, channels)
-        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.qkv, self.out = nn.Linear(channels, 3 * inner), nn.Linear(inner, channels)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
@@ -206,8 +209,10 @@ def activated(config: Autoencoder, channels: int) -> list[nn.Module]:
 def residual_blocks(config: Autoencoder) -> list[nn.Module]:
     """The layers at the grid of codes: residual blocks, then self-attention where it is asked for."""
     shape = (config.channels, config.block_channels, config.normalisation, config.dropout, config.activation)
-    attention = [SelfAttention(config.channels, config.attention, config.normalisation)] if config.attention else []
-    return [*(ResidualBlock(*shape) for _ in range(config.blocks)), *attention]
+    layers: list[nn.Module] = [ResidualBlock(*shape) for _ in range(config.blocks)]
+    if config.attention:
+        layers.append(SelfAttention(config.channels, config.block_channels, config.attention, config.normalisation))
+    return layers
 
 
 def outer_blocks(config: Autoencoder) -> list[nn.Module]:
