@@ -240,6 +240,7 @@ SYSTEMS = {  # preset: pixels of a tiny image, its channels, grids of its codes
     "bf16": (8, 3, ((2, 2),)),
     "emoji-64": (16, 3, ((2, 2),)),
     "emoji-vendors": (8, 3, ((2, 2),)),
+    "emoji-words": (8, 3, ((2, 2),)),
     "geodesic-mnist": (8, 1, ((2, 2),)),
     "pixels-mnist": (8, 1, ((8, 8),)),
     "pixels-mnist-rnn": (8, 1, ((8, 8),)),
