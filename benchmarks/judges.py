@@ -200,7 +200,7 @@ def priors(space: Workspace, params: Params, runtime: Runtime) -> Iterator[tuple
 def sampled(prior: Any, name: str, count: int, seed: int, temperature: float = 1.0) -> Set:
     sampling = Sampling(temperature)
     codes = [
-        prior.sample(where.stop - where.start, generator(seed, "judges", name, index), sampling=sampling, labels=None)
+        prior.sample(where.stop - where.start, generator(seed, "judges", name, index), sampling=sampling)
         for index, where in enumerate(arrays.batches(count, 250))
     ]
     return Set(np.concatenate([each.numpy() for each in codes]), alone(name, count))

@@ -189,7 +189,7 @@ def test_images_without_a_label_count_for_all_and_for_no_label_of_their_own() ->
     codes, labels = random_codes(20), (torch.arange(20) % 2)[:, None]
     labels[10:] = 2
     prior, new = fitted(codes, labels, classes=2), random_codes(6, seed=1)
-    assert torch.equal(prior.log_prob(new, torch.full((6,), 2)), fitted(codes).log_prob(new, None))
+    assert torch.equal(prior.log_prob(new, torch.full((6, 1), 2)), fitted(codes).log_prob(new, None))
 
 
 def test_an_ngram_that_counted_nothing_is_uniform() -> None:
