@@ -37,8 +37,7 @@ def wanted(run: Run) -> Conditioning:
     classes, parts = run.class_names, []
     for name, dropout in run.params.conditions.items():
         if name == WORDS:
-            own = run.params.value("prior.words")
-            parts.append(Vocabulary.of(names(run.table("train")), own["least_count"], own["most"]).condition(dropout))
+            parts.append(Vocabulary.of(names(run.table("train")), *run.params.words).condition(dropout))
         elif name in classes:
             parts.append(Condition(name, classes[name], 1, dropout))
         else:

@@ -100,6 +100,12 @@ class Params:
         """What the chosen prior is told of an image -> the probability that a training example goes without it."""
         return {name: float(value) for name, value in self.value("prior.conditions").items() if value != "none"}
 
+    @property
+    def words(self) -> tuple[int, int]:
+        """In how many names of training images a word must stand for the prior to know it, and how many words of a name it reads."""
+        own = self.value("prior.words")
+        return own["least_count"], own["most"]
+
     def guidable(self, condition: str) -> bool:
         """Whether the chosen prior can predict with and without a condition. Guidance other than 1 compares the two predictions. A
         trained prior learns the second from examples that went without, a closed-form prior always from all images."""

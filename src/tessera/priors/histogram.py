@@ -30,8 +30,8 @@ class Config(Strict):
     def rule(self, params: Params) -> Iterator[str]:
         if len(told := params.conditions) > 1 or WORDS in told:
             yield (
-                f"prior.name: histogram can be told one class, not words nor several conditions, got {', '.join(told)}; set others of "
-                "prior.conditions to none, or choose another prior"
+                f"prior.name: histogram can be told one class, not words nor several conditions, got {', '.join(told)}; set "
+                "others of prior.conditions to none, or choose another prior"
             )
 
 

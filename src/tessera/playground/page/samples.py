@@ -64,9 +64,9 @@ def build(space: Workspace) -> Tab:
     def sample(n: int, heat: float, top_k: int, top_p: float, seed: int | None, *rest: Any) -> Iterator[Any]:
         if seed is None:
             raise InputError("Seed must be a whole number; write one there")
-        told = space.prior().conditioning.names
-        asks = {name: text for name, text in zip(wishes, rest, strict=False) if text and name in told}
-        pulls = {name: pull for name, pull in zip(guidance, rest[len(wishes) :], strict=True) if name in told}
+        known = space.prior().conditioning.names
+        asks = {name: text for name, text in zip(wishes, rest, strict=False) if text and name in known}
+        pulls = {name: pull for name, pull in zip(guidance, rest[len(wishes) :], strict=True) if name in known}
         asked = Asked(Sampling(heat, int(top_k), top_p, pulls), int(seed), asks)
         so_far: list[Sample] = []
         pictures: list[Any] = []
