@@ -30,7 +30,8 @@ from torch.nn import functional as F
 from stages import prior as training
 from tessera import groups, ladder, presets, two_sample
 from tessera.core import files, models
-from tessera.core.contracts import Sampling
+from tessera.core.conditioning import UNCONDITIONAL
+from tessera.core.contracts import SPLITS, Sampling
 from tessera.core.errors import InputError
 from tessera.core.params import Params, read
 from tessera.core.seeding import derive, generator, numpy_generator, seed_globally
@@ -179,17 +180,17 @@ def priors(space: Workspace, params: Params, runtime: Runtime) -> Iterator[tuple
     """Worst first, without the one of artifacts/. Those with epochs are trained as that one, but for so long."""
     train = space.codes("train")
     for name in ("histogram", "ngram"):
-        prior = models.build(models.prior_recipe(params, space.space, 0, name))
+        prior = models.build(models.prior_recipe(params, space.space, UNCONDITIONAL, name))
         prior.fit(torch.from_numpy(train), None)
         yield name, prior.eval()
     augmented = files.load_array(space.folder / "codes" / "augmented.npy")
     own = params.section("prior", training.Settings)
     data = training.Data(
-        {"train": train, "val": space.codes("val")}, augmented, None, 0, own, torch.device("cpu")
+        {"train": train, "val": space.codes("val")}, augmented, dict.fromkeys(SPLITS), UNCONDITIONAL, own, torch.device("cpu")
     )  # fmt: skip
     for epochs in EPOCHS:
         seed_globally(params.seed, "judges", "prior", epochs)
-        objective = training.Objective(models.build(models.prior_recipe(params, space.space, 0)))
+        objective = training.Objective(models.build(models.prior_recipe(params, space.space, UNCONDITIONAL)))
         changed = own.training.model_copy(update={"epochs": epochs, "evaluate_every": epochs})
         loop.fit(training.task(objective, data), changed, params.seed, runtime)
         yield f"{own.name} {epochs}", objective.prior.eval()
@@ -197,9 +198,9 @@ def priors(space: Workspace, params: Params, runtime: Runtime) -> Iterator[tuple
 
 @torch.no_grad()
 def sampled(prior: Any, name: str, count: int, seed: int, temperature: float = 1.0) -> Set:
-    sampling = Sampling(temperature, 0, 1.0, 1.0)
+    sampling = Sampling(temperature)
     codes = [
-        prior.sample(where.stop - where.start, generator(seed, "judges", name, index), sampling=sampling, labels=None)
+        prior.sample(where.stop - where.start, generator(seed, "judges", name, index), sampling=sampling)
         for index, where in enumerate(arrays.batches(count, 250))
     ]
     return Set(np.concatenate([each.numpy() for each in codes]), alone(name, count))

@@ -95,7 +95,9 @@ def task_of(kind: str, run: Run) -> Task:
         return tokenizer.task(objective, tokenizer.Data.of(run), run.params.section("tokenizer", tokenizer.Settings))
     data = prior.Data.of(run)
     seed_globally(run.params.seed, "prior", "initialisation")
-    return prior.task(prior.Objective(models.build(models.prior_recipe(run.params, run.space, data.classes))), data)
+    return prior.task(
+        prior.Objective(models.build(models.prior_recipe(run.params, run.space, data.conditioning))), data
+    )
 
 
 def measured(kind: str, params: Params, marks: Sequence[float]) -> Values:

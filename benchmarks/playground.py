@@ -73,10 +73,12 @@ def actions(space: Workspace) -> Iterator[Action]:
         return cells.enlarged(reconstruct.reconstruction(space, now)), reconstruct.grid(space, now)
 
     def sampled() -> Any:
-        return tokenizer.decode(prior.sample(samples.AT_ONCE, generator(0), Sampling(), labels=labels(samples.AT_ONCE)))
+        return tokenizer.decode(
+            prior.sample(samples.AT_ONCE, generator(0), Sampling(), conditions=told(samples.AT_ONCE))
+        )
 
-    def labels(n: int) -> Any:
-        return torch.full((n,), prior.classes) if prior.classes else None
+    def told(n: int) -> Any:
+        return prior.conditioning.nothing(n) if prior.conditioning else None
 
     def shown() -> Any:
         return [
@@ -85,7 +87,7 @@ def actions(space: Workspace) -> Iterator[Action]:
 
     def raster() -> Any:
         scene = masks.seen(tokenizer, first.pixels[None], region[None], None, None, "cpu")
-        return tokenizer.decode(prior.sample(1, generator(0), Sampling(), labels(1), scene.known, ~scene.hidden))
+        return tokenizer.decode(prior.sample(1, generator(0), Sampling(), told(1), scene.known, ~scene.hidden))
 
     def filled() -> Any:
         found = inpaint.filled(space, first, region, FILL_INS, 0)

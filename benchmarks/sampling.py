@@ -31,6 +31,7 @@ from pydantic import ValidationError  # noqa: E402
 from benchmarks.memory import peak_mib  # noqa: E402
 from tessera.autoregression.sampling import sample_codes, truncate  # noqa: E402
 from tessera.core import seams  # noqa: E402
+from tessera.core.conditioning import UNCONDITIONAL, Condition, Conditioning  # noqa: E402
 from tessera.core.contracts import Grids, Sampling  # noqa: E402
 from tessera.core.errors import InputError  # noqa: E402
 from tessera.core.space import CodeSpace  # noqa: E402
@@ -72,11 +73,11 @@ def configured(name: str, options: argparse.Namespace) -> Any:
         ) from None
 
 
-def build(name: str, grids: Grids, options: argparse.Namespace, classes: int = 0) -> Any:
+def build(name: str, grids: Grids, options: argparse.Namespace, told: Conditioning = UNCONDITIONAL) -> Any:
     torch.manual_seed(0)
     space = CodeSpace(grids, (options.codebook_size,) * len(grids))
     module = seams.plugin("priors", name)
-    return module.build(configured(name, options), space, classes).eval().to(options.device)
+    return module.build(configured(name, options), space, told).eval().to(options.device)
 
 
 def clock(work: Callable[[], object]) -> float:
@@ -151,24 +152,27 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, tuple[float, fl
     }
 
 
-CASES: dict[str, tuple[int, Sampling, bool]] = {  # classes, how codes are drawn, whether some are known
-    "plain": (0, Sampling(), False),
-    "truncated": (0, Sampling(temperature=0.9, top_k=50, top_p=0.9), False),
-    "known": (0, Sampling(), True),
-    "guided": (3, Sampling(guidance=2.0), False),
+LABELLED = Conditioning((Condition("label", ("a", "b", "c"), 1, 0.1),))
+CASES: dict[
+    str, tuple[Conditioning, Sampling, bool]
+] = {  # what the prior is told, how codes are drawn, whether some are known
+    "plain": (UNCONDITIONAL, Sampling(), False),
+    "truncated": (UNCONDITIONAL, Sampling(temperature=0.9, top_k=50, top_p=0.9), False),
+    "known": (UNCONDITIONAL, Sampling(), True),
+    "guided": (LABELLED, Sampling(guidance={"label": 2.0}), False),
 }
 
 
 def check(name: str, case: str, dtype: torch.dtype, options: argparse.Namespace) -> bool:
     """Whether a replayed walk draws the codes of `sample`, for two batches in turn, of two grids."""
-    classes, sampling, known = CASES[case]
+    told, sampling, known = CASES[case]
     grids, n, rng = ((3, 5), (6, 6)), 16, torch.Generator().manual_seed(1)
-    prior = build(name, grids, options, classes).to(dtype)
+    prior = build(name, grids, options, told).to(dtype)
     replay, equal = Replay(prior, n, sampling, known), []
     for seed in (0, 1):
         given: dict[str, torch.Tensor] = {}
-        if classes:
-            given["labels"] = torch.randint(classes + 1, (n,), generator=rng).to(options.device)
+        if told:
+            given["conditions"] = torch.randint(told["label"].none + 1, (n, 1), generator=rng).to(options.device)
         if known:
             shape = (n, prior.space.length)
             given["known"] = torch.randint(options.codebook_size, shape, generator=rng).to(options.device)

@@ -16,10 +16,12 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from tessera import conditions as told
 from tessera import sequences
 from tessera.attention import masking
 from tessera.attention.causal import Size
 from tessera.core import files, models, seams
+from tessera.core.conditioning import Conditioning
 from tessera.core.params import Params
 from tessera.core.run import Run
 from tessera.core.seeding import generator, seed_globally
@@ -64,11 +66,13 @@ def main(run: Run) -> None:
 def train(run: Run) -> None:
     """The epoch with the best bound on `val` is kept."""
     own, seed = run.params.section("infiller", Settings), run.params.seed
-    classes = len(run.label_names) if run.params.value("prior.conditional") else 0
-    recipe = recipe_of(own, run, classes)
+    conditioning = told.wanted(run).always()
+    recipe = recipe_of(own, run, conditioning)
     seed_globally(seed, OWN_STREAMS, "initialisation")
     objective = Objective(models.build(recipe))
-    fitted = fit(task(objective, Data(run, classes), own.training.batch_size, seed), own.training, seed, run.runtime)
+    fitted = fit(
+        task(objective, Data(run, conditioning), own.training.batch_size, seed), own.training, seed, run.runtime
+    )
     if run.runtime.main:
         kept = next(row for row in fitted.history if row["epoch"] == fitted.epoch)
         metrics = {"epoch": fitted.epoch, "val": {"nll_bound_bits_per_code": kept["val_nll_bits_per_code"]}}
@@ -76,10 +80,10 @@ def train(run: Run) -> None:
         files.write_history("infiller", fitted.history)
 
 
-def recipe_of(own: Settings, run: Run, classes: int) -> models.Recipe:
+def recipe_of(own: Settings, run: Run, conditioning: Conditioning) -> models.Recipe:
     size = {"channels": own.channels, "layers": own.layers, "heads": own.heads, "steps": own.steps}
     config = seams.plugin("priors", PRIOR).Config.model_validate({**size, **FIXED})
-    return models.recipe("priors", PRIOR, config, **run.space.facts, classes=classes)
+    return models.recipe("priors", PRIOR, config, **run.space.facts, **conditioning.facts)
 
 
 class Objective(nn.Module):
@@ -90,26 +94,27 @@ class Objective(nn.Module):
         self.prior = prior
 
     def forward(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, numbers: Float[Tensor, "b t+1"]
+        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, numbers: Float[Tensor, "b t+1"]
     ) -> dict[str, Tensor]:
         """`numbers`, uniform on [0, 1), determine the hidden codes."""
         masked = masking.masks(numbers[0, 0], numbers[:, 1:])
-        log_prob = sequences.code_log_prob(self.prior.logits(codes, labels, masked), codes)
+        log_prob = sequences.code_log_prob(self.prior.logits(codes, conditions, masked), codes)
         return {"nll": -masking.mean(log_prob, masked).mean()}
 
 
 class Data:
-    """Codes of train and val, and labels if the prior is conditional."""
+    """Codes of train and val, and what the prior is told of their images."""
 
-    def __init__(self, run: Run, classes: int) -> None:
+    def __init__(self, run: Run, conditioning: Conditioning) -> None:
         self.device, splits = run.runtime.device, ("train", "val")
         self.codes = {split: torch.from_numpy(run.codes(split).astype(np.int64)) for split in splits}
-        self.labels = {split: torch.tensor(run.required_labels(split)) if classes else None for split in splits}
+        given = {split: told.of_split(run, conditioning, split) for split in splits}
+        self.conditions = {split: None if own is None else torch.from_numpy(own) for split, own in given.items()}
 
     def batch(self, split: str, rows: np.ndarray, rng: Generator) -> tuple[Tensor, Tensor | None, Tensor]:
-        codes, labels = self.codes[split][rows].to(self.device), self.labels[split]
+        codes, given = self.codes[split][rows].to(self.device), self.conditions[split]
         numbers = torch.rand(len(rows), codes.shape[1] + 1, generator=rng).to(self.device)
-        return codes, None if labels is None else labels[rows].to(self.device), numbers
+        return codes, None if given is None else given[rows].to(self.device), numbers
 
 
 def task(objective: Objective, data: Data, batch_size: int, seed: int) -> Task:

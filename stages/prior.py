@@ -6,17 +6,18 @@ Trains a prior: the objective, the training examples, and its score, the likelih
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from pydantic import Field
+from pydantic import Field, PlainValidator
 from torch import Generator, Tensor, nn
 
+from tessera import conditions as told
 from tessera.core import files, models
+from tessera.core.conditioning import Conditioning
 from tessera.core.contracts import Device, Prior
-from tessera.core.errors import InputError
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
@@ -26,11 +27,34 @@ from tessera.training.loop import LOOKED_AT, Fitted, Row, Task, fit
 from tessera.training.settings import Training
 
 
+def _dropout(value: Any) -> Any:
+    if value != "none" and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1):
+        raise ValueError(
+            f"must be none, or the probability, from 0 to below 1, of an example without it, got {value!r}"
+        )
+    return value
+
+
+Dropout = Annotated[Any, PlainValidator(_dropout)]
+
+
+class Told(Strict):
+    """What the prior is told of an image: `none`, or the probability that a training example goes without it."""
+
+    label: Dropout = Field(description="the label of the data set", examples=["none"])
+    vendor: Dropout = Field(description="who has made it, of a data set of several vendors", examples=["none"])
+    words: Dropout = Field(description="the words of its name", examples=["none"])
+
+
+class Words(Strict):
+    least_count: int = Field(ge=1, description="names of training images that a word must stand in", examples=[1])
+    most: int = Field(ge=1, le=64, description="words of a name that are read", examples=[4])
+
+
 class Settings(Strict):
     name: str
-    conditional: bool = Field(description="condition on the labels of the data set")
-    label_dropout: float = Field(ge=0, lt=1, description="probability that a training example loses its label, which "
-                                 "samples.guidance needs", examples=[0.1])  # fmt: skip
+    conditions: Told
+    words: Words
     augmented: float = Field(
         ge=0, le=1, description="fraction of training examples taken from the augmented copies of codes"
     )
@@ -42,7 +66,7 @@ class Settings(Strict):
 def main(run: Run) -> None:
     own = run.params.section("prior", Settings)
     data = Data.of(run)
-    recipe = models.prior_recipe(run.params, run.space, data.classes)
+    recipe = models.prior_recipe(run.params, run.space, data.conditioning)
     seed_globally(run.params.seed, "prior", "initialisation")
     objective = Objective(models.build(recipe))
     fitted = in_closed_form(objective, data) or fit(task(objective, data), own.training, run.params.seed, run.runtime)
@@ -56,61 +80,64 @@ class Objective(nn.Module):
         super().__init__()
         self.prior = prior
 
-    def forward(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, done: float) -> dict[str, Tensor]:
-        return self.prior.losses(codes, labels, done)
+    def forward(
+        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, done: float
+    ) -> dict[str, Tensor]:
+        return self.prior.losses(codes, conditions, done)
 
 
 class Data:
-    """Codes by split, and labels if the prior is conditional."""
+    """Codes by split, and what the prior is told of their images."""
 
     def __init__(
         self,
         codes: dict[str, Int[np.ndarray, "n t"]],
         augmented: Int[np.ndarray, "copies n t"],
-        labels: dict[str, Int[np.ndarray, " n"]] | None,
-        classes: int,
+        conditions: dict[str, Int[np.ndarray, "n c"] | None],
+        conditioning: Conditioning,
         own: Settings,
         device: Device,
     ) -> None:
-        self.codes, self.augmented, self.labels, self.classes = codes, augmented, labels, classes
+        self.codes, self.augmented = codes, augmented
+        self.conditions, self.conditioning = conditions, conditioning
         self.own, self.batch_size, self.device = own, own.training.batch_size, device
         count = min(LOOKED_AT, *(len(array) for array in codes.values()))
         self.looked_at = {split: arrays.evenly(len(array), count) for split, array in codes.items()}
 
     @classmethod
     def of(cls, run: Run) -> Data:
-        conditional, splits = run.params.value("prior.conditional"), ("train", "val")
-        if conditional and not run.label_names:
-            raise InputError("prior.conditional: must be false where the data set has no labels, got true; set it to false, or "
-                             "let the data set read labels")  # fmt: skip
+        conditioning, splits = told.wanted(run), ("train", "val")
         return cls(
             {split: run.codes(split) for split in splits},
             run.augmented_codes(),
-            {split: run.required_labels(split) for split in splits} if conditional else None,
-            len(run.label_names) if conditional else 0,
+            {split: told.of_split(run, conditioning, split) for split in splits},
+            conditioning,
             run.params.section("prior", Settings),
             run.runtime.device,
         )
 
     def rows(self, split: str, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
         codes = torch.from_numpy(self.codes[split][indices].astype(np.int64)).to(self.device)
-        labels = torch.from_numpy(self.labels[split][indices]).to(self.device) if self.labels is not None else None
-        return codes, labels
+        own = self.conditions[split]
+        return codes, None if own is None else torch.from_numpy(own[indices]).to(self.device)
 
     def batch(self, indices: np.ndarray, generator: Generator, done: float) -> tuple[Tensor, Tensor | None, float]:
         """Training examples: the plain codes of an image, or with probability `augmented` the codes of a copy that is weak enough
-        at this point of training; and its label, or with probability `label_dropout` none."""
-        codes, labels = self.rows("train", indices)
+        at this point of training; and its conditions, each of them with probability `dropout` left out, whole and for itself."""
+        codes, conditions = self.rows("train", indices)
         usable = weak_enough(len(self.augmented), done, self.own.annealing) if self.own.augmented else 0
         if usable:
             copy = torch.randint(usable, (len(indices),), generator=generator).numpy()
             changed = torch.from_numpy(self.augmented[copy, indices].astype(np.int64)).to(self.device)
             chosen = torch.rand(len(indices), generator=generator) < self.own.augmented
             codes = torch.where(chosen[:, None].to(self.device), changed, codes)
-        if labels is not None and self.own.label_dropout:
-            lost = torch.rand(len(indices), generator=generator) < self.own.label_dropout
-            labels = labels.masked_fill(lost.to(self.device), self.classes)
-        return codes, labels, done
+        if conditions is not None:
+            parts = self.conditioning.split(conditions)  # views of rows that belong to this batch alone
+            for part, own in zip(self.conditioning, parts, strict=True):
+                if part.dropout:
+                    lost = torch.rand(len(indices), generator=generator) < part.dropout
+                    own[lost.to(self.device)] = part.none
+        return codes, conditions, done
 
 
 def weak_enough(copies: int, done: float, annealing: float) -> int:

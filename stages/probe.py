@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 
 from tessera import sequences, statistics
 from tessera.core import files, seams
+from tessera.core.conditioning import UNCONDITIONAL
 from tessera.core.contracts import ExactPrior, Grids, Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
@@ -66,7 +67,7 @@ class Objective(nn.Module):
 def build(own: Settings, space: CodeSpace) -> ExactPrior:
     module = seams.plugin("priors", "gated_pixelcnn")
     config = {"channels": own.channels, "layers": own.layers, "dropout": own.dropout, **FIXED}
-    return module.build(module.Config.model_validate(config), space, 0)
+    return module.build(module.Config.model_validate(config), space, UNCONDITIONAL)
 
 
 class Data:

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from tessera.core import files, models, seams
+from tessera.core.conditioning import UNCONDITIONAL, Condition, Conditioning
 from tessera.core.params import CHOOSES, PLURAL, Params, read
 from tessera.core.run import SPLITS, Run
 from tessera.core.seeding import seed_globally
@@ -115,7 +116,7 @@ TINY = {
     "codes": {"batch_size": 4},
     "reconstruction": {"batch_size": 4},
     "probe": {"channels": 8, "layers": 2, "dropout": 0.1, "count": 8},
-    "prior": {"conditional": False, "label_dropout": 0.0, "augmented": 0.9, "annealing": 0.0},
+    "prior": {"augmented": 0.9, "annealing": 0.0},
     "infiller": {"channels": 8, "layers": 1, "heads": 2, "steps": 3},
     "samples": {"count": 4, "batch_size": 2},
     "features": {"batch_size": 4, "decoded": 8, "smallest_group": 2},
@@ -153,6 +154,12 @@ def _raw() -> dict[str, Any]:
 def raw(_raw: dict[str, Any]) -> dict[str, Any]:
     """A small, valid params.yaml as plain dictionaries, to be changed at will."""
     return copy.deepcopy(_raw)
+
+
+def labelled(classes: int, dropout: float = 0.1) -> Conditioning:
+    """Of a prior that is told one of so many labels; of none: an unconditional one."""
+    names = LABELS if classes == len(LABELS) else tuple(f"label {i}" for i in range(classes))
+    return Conditioning((Condition("label", names, 1, dropout),)) if classes else UNCONDITIONAL
 
 
 # images
@@ -276,7 +283,7 @@ def _write_models(run: Run) -> None:
     seed_globally(0, "tests")
     recipe = models.tokenizer_recipe(run.params, run.image_shape)
     write_tokenizer(trained(models.build(recipe), to_model(run.images("train"))), recipe, run)
-    recipe = models.prior_recipe(run.params, run.space, 0)
+    recipe = models.prior_recipe(run.params, run.space, UNCONDITIONAL)
     models.save(run.folder("prior"), models.build(recipe), recipe, "")
     for section in ("perceptual", "scorer"):
         recipe = models.extractor_recipe(run.params, section, run.image_shape, len(LABELS))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from conftest import trained, write_tokenizer
 
+from tessera import conditions
 from tessera.core import models
 from tessera.core.params import Params
 from tessera.core.run import Run
@@ -44,11 +45,10 @@ def run_of(kind: str, raw: dict[str, Any], runtime: Any, key: str) -> Run:
     if kind not in _made:
         _made[kind] = _tokenizer(recipe, to_model(run.images("train")))
     write_tokenizer(_made[kind], recipe, run)
-    classes = len(run.label_names) if run.params.value("prior.conditional") else 0
-    recipe = models.prior_recipe(run.params, run.space, classes)
+    recipe = models.prior_recipe(run.params, run.space, conditions.wanted(run))
     prior = models.build(recipe)
-    labels = torch.tensor(run.labels("train")) if classes else None
-    prior.fit(torch.tensor(run.codes("train")).long(), labels)
+    told = conditions.of_split(run, prior.conditioning, "train")
+    prior.fit(torch.tensor(run.codes("train")).long(), None if told is None else torch.from_numpy(told))
     models.save(run.folder("prior"), prior, recipe, "")
     return run
 
@@ -61,7 +61,7 @@ def untrained(
     name, quantizer, own = values
     raw["tokenizer"]["name"], raw["quantizer"]["name"] = name, quantizer
     raw["tokenizer"][name] |= own
-    raw["prior"] |= {"name": prior, "conditional": conditional}
+    raw["prior"]["name"], raw["prior"]["conditions"]["label"] = prior, 0.1 if conditional else "none"
     run = Run(Params(raw), key, runtime)
     seed_globally(0, "tests")
     recipe = models.tokenizer_recipe(run.params, run.image_shape)
@@ -72,8 +72,7 @@ def untrained(
                 latents = tokenizer(to_model(run.images("train"))).latents[0]
             tokenizer.quantizer.fit(latents.permute(0, 2, 3, 1).flatten(0, 2), generator(0))
         write_tokenizer(tokenizer.eval(), recipe, run)
-    classes = len(run.label_names) if conditional else 0
-    recipe = models.prior_recipe(run.params, run.space, classes)
+    recipe = models.prior_recipe(run.params, run.space, conditions.wanted(run))
     models.save(run.folder("prior"), models.build(recipe), recipe, "")
     return run
 

@@ -19,6 +19,7 @@ from tessera import decode, encode, sample
 from tessera.commands import encoded, line
 from tessera.commands.encoded import Encoded
 from tessera.core import files, models
+from tessera.core.conditioning import UNCONDITIONAL
 from tessera.core.contracts import Sampling
 from tessera.core.params import Params
 from tessera.core.run import Run
@@ -134,29 +135,41 @@ def test_a_label_by_name_or_number_or_all_in_turn(conditional, said):
     found = {name: encoded.read(Path(f"{name}.npz")).codes for name in ("name", "number", "turn")}
     prior = conditional.prior()
     for name, labels in {"name": [1] * 4, "number": [1] * 4, "turn": [0, 1, 0, 1]}.items():
-        wanted = prior.sample(4, generator(0, "samples", 0), labels=torch.tensor(labels))
+        wanted = prior.sample(4, generator(0, "samples", 0), conditions=torch.tensor(labels)[:, None])
         assert np.array_equal(found[name], wanted)
 
 
 def test_guidance_counts(conditional, said):
     said(0, "sample", "-n", "2", "--out", "a.png", "--codes", "a.npz", "--label", "round", "--guidance", "4")
-    wanted = conditional.prior().sample(2, generator(0, "samples", 0), Sampling(guidance=4.0), torch.tensor([0, 0]))
+    wanted = conditional.prior().sample(
+        2, generator(0, "samples", 0), Sampling(guidance={"label": 4.0}), torch.tensor([[0], [0]])
+    )
     assert np.array_equal(encoded.read(Path("a.npz")).codes, wanted)
+    said(0, "sample", "-n", "2", "--out", "a.png", "--codes", "b.npz", "--label", "round", "--guidance", "label=4")
+    assert np.array_equal(encoded.read(Path("b.npz")).codes, wanted)
 
 
 def test_a_label_that_is_not_there_is_named(conditional, said):
     out = said(1, "sample", "--out", "a.png", "--label", "squar")
-    assert "error: --label 'squar': there is no such label; there are round, square; did you mean 'square'?" in out
+    assert "error: label 'squar': there is no such label; there are round, square; did you mean 'square'?" in out
     assert not Path("a.png").exists()
 
 
-@pytest.mark.parametrize("flag", [("--label", "square"), ("--guidance", "3")])
-def test_a_prior_without_labels_takes_none(flag, run, said):
-    assert f"error: {flag[0]}: this prior was trained without labels" in said(1, "sample", "--out", "a.png", *flag)
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (("--label", "square"), "this prior knows no label: it is told nothing. Train one with prior.conditions.label"),
+        (("--words", "guitar"), "this prior knows no words: it is told nothing. Train one with prior.conditions.words"),
+        (("--guidance", "3"), "--guidance 3: must name its condition, such as label=3; this prior is told nothing"),
+        (("--guidance", "words=3"), "guidance: this prior knows no words: it is told nothing"),
+    ],
+)
+def test_an_unconditional_prior_cannot_be_asked(flags, why, run, said):
+    assert f"error: {why}" in said(1, "sample", "--out", "a.png", *flags)
 
 
 def test_a_prior_of_another_tokenizer_is_refused(run, said):
-    recipe = models.prior_recipe(run.params, CodeSpace(((3, 3),), (4,)), 0)
+    recipe = models.prior_recipe(run.params, CodeSpace(((3, 3),), (4,)), UNCONDITIONAL)
     models.save(run.folder("prior"), models.build(recipe), recipe, "")
     assert "they do not belong together. Run `dvc repro prior`" in said(1, "sample", "--out", "a.png")
 

@@ -17,7 +17,7 @@ import pytest
 import scipy.stats
 import torch
 from committed import project
-from conftest import LABELS, ROOT, example, pictures
+from conftest import LABELS, ROOT, example, labelled, pictures
 
 import stages.evaluation
 from tessera import sets
@@ -612,16 +612,16 @@ def test_the_closest_pairs_stand_over_one_another():
 
 
 class Fixed:
-    """A prior that draws every code by `p`, and looks at labels where it has classes."""
+    """A prior that draws every code by `p`, and looks at labels where it is told them."""
 
     exact = True
 
     def __init__(self, p: list[float], classes: int = 0) -> None:
-        self.nats, self.classes, self.seen = -torch.tensor(p).double().log(), classes, []
+        self.nats, self.conditioning, self.seen = -torch.tensor(p).double().log(), labelled(classes), []
 
-    def log_prob(self, codes: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        assert (labels is not None) == (self.classes > 0)
-        self.seen += [] if labels is None else labels.tolist()
+    def log_prob(self, codes: torch.Tensor, conditions: torch.Tensor | None) -> torch.Tensor:
+        self.conditioning.require(conditions, len(codes))
+        self.seen += [] if conditions is None else conditions[:, 0].tolist()
         return -self.nats[codes].sum(1)
 
 
@@ -629,7 +629,7 @@ def likelihood_of(prior: Fixed, codes: dict[str, np.ndarray], groups: Any = None
     run = SimpleNamespace(
         prior=lambda: prior,
         codes=codes.__getitem__,
-        required_labels=lambda split: np.arange(len(codes[split])),
+        table=lambda split: pd.DataFrame({"name": "", "label": np.arange(len(codes[split]))}),
         groups=groups or (lambda split: {"all": np.arange(len(codes[split]))}),
         space=CodeSpace(((1, 2), (2, 2)), (4, 4)),
         device="cpu",

@@ -19,6 +19,7 @@ from tessera import scores
 from tessera.autoregression import sampling
 from tessera.autoregression.base import Autoregressive
 from tessera.core import files
+from tessera.core.conditioning import UNCONDITIONAL
 from tessera.core.contracts import Sampling
 from tessera.core.errors import InputError
 from tessera.core.run import Run
@@ -59,19 +60,19 @@ class Table(Autoregressive):
     codebook."""
 
     def __init__(self, sizes: tuple[int, int] = (3, 4)) -> None:
-        super().__init__(CodeSpace(((1, 1), (1, 2)), sizes), 0)
+        super().__init__(CodeSpace(((1, 1), (1, 2)), sizes), UNCONDITIONAL)
         draws = generator(0, "table")
         first, k = sizes
         self.tables = [torch.randn(*shape, generator=draws) for shape in ((first,), (first, k), (first, k, k))]
         self.register_buffer("nothing", torch.zeros(0))
 
-    def predict(self, codes: Tensor, labels: Tensor | None, dropout: float) -> tuple[Tensor, ...]:
+    def predict(self, codes: Tensor, conditions: Tensor | None, dropout: float) -> tuple[Tensor, ...]:
         a, b, _ = codes.unbind(1)
         first, second, third = self.tables
         return first.expand(len(codes), 1, -1), torch.stack([second[a], third[a, b]], dim=1)
 
-    def walk(self, n: int, labels: Tensor | None) -> sampling.CodeWalk:
-        return sampling.naive_walk(self, n, labels)
+    def walk(self, n: int, conditions: Tensor | None) -> sampling.CodeWalk:
+        return sampling.naive_walk(self, n, conditions)
 
     def joint(self) -> np.ndarray:
         """p of all codes, [K0,K1,K1]."""
@@ -315,7 +316,7 @@ def test_what_is_known_stays(inpainting_run, config, kind, prior, conditional):
     run = inpainting_run(kind, prior, conditional)
     own, tokenizer, model = config(samples=3, updates=3), run.tokenizer(), run.prior()
     pixels = np.asarray(run.images("test")[:3])
-    labels = torch.tensor([0, 1, 0]) if conditional else None
+    labels = torch.tensor([[0], [1], [0]]) if conditional else None
     bidirectional = run.infiller() if model.exact else model
     for name, mask in masks.masks(config(structured={}), 3, 8, 8, seed=0).items():
         scene = masks.seen(tokenizer, pixels, mask, None, labels, "cpu")

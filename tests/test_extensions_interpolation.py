@@ -34,7 +34,7 @@ def ways(run, rows=None):
     """Tokenizer, two test images as `Ends`, and the ways that it has."""
     tokenizer = run.tokenizer()
     with torch.no_grad():
-        ends = interpolation.loaded(run, tokenizer, [("test", row) for row in rows or apart(run)])
+        ends = interpolation.loaded(CONFIG, run, tokenizer, [("test", row) for row in rows or apart(run)])
         return tokenizer, ends, interpolation.available(CONFIG, run, tokenizer)[0]
 
 
@@ -136,18 +136,18 @@ def test_hierarchical_moves_coarse_codes_first(run):
 class Told:
     """A prior that expects `code` everywhere, by so many nats."""
 
-    def __init__(self, code: int, nats: float, exact: bool = True, classes: int = 0) -> None:
-        self.code, self.nats, self.exact, self.classes, self.order = code, nats, exact, classes, range(16)
+    def __init__(self, code: int, nats: float, exact: bool = True) -> None:
+        self.code, self.nats, self.exact, self.order = code, nats, exact, range(16)
 
-    def walk(self, n, labels):
-        self.labels, self.seen = labels, []
+    def walk(self, n, conditions):
+        self.conditions, self.seen = conditions, []
         while True:
             logits = torch.zeros(n, 8)
             logits[:, self.code] = self.nats
             self.seen.append((yield logits))
 
-    def sample(self, n, generator, labels=None, known=None, known_mask=None):
-        self.labels, self.kept = labels, known_mask
+    def sample(self, n, generator, conditions=None, known=None, known_mask=None):
+        self.conditions, self.kept = conditions, known_mask
         return torch.where(known_mask, known, self.code)
 
 
@@ -206,18 +206,19 @@ def test_a_prior_without_an_order_draws_what_neither_image_has(run):
 
 @pytest.mark.parametrize("exact", [True, False])
 @torch.no_grad()
-def test_a_conditional_prior_is_given_the_label_of_the_nearer_image(run, exact):
+def test_a_conditional_prior_is_given_the_label_of_the_nearer_image(raw, run, exact):
+    raw["prior"]["conditions"]["label"] = 0.1
     current = run()
     tokenizer, ends, _ = ways(current, rows=(0, 3))
-    prior = Told(0, 1.0, exact, classes=2)
+    prior = Told(0, 1.0, exact)
     walked(tokenizer, ends, 4, prior)
     first, last = (current.labels("test")[row] for row in (0, 3))
     assert first != last
-    assert prior.labels.tolist() == [first, first, last, last]
+    assert prior.conditions.tolist() == [[first], [first], [last], [last]]
 
 
 def test_a_conditional_prior_goes_all_the_way(raw, run):
-    raw["prior"]["conditional"] = True
+    raw["prior"]["conditions"]["label"] = 0.1
     assert "smoothness" in run().measure("extensions").metrics["modes"]["prior"]
 
 
@@ -321,7 +322,7 @@ def test_report_by_hand(run):
         places = places if pair.first == current.table(places[0][0])["name"][places[0][1]] else places[::-1]
         tokenizer = current.tokenizer()
         with torch.no_grad():
-            ends = interpolation.loaded(current, tokenizer, places)
+            ends = interpolation.loaded(CONFIG, current, tokenizer, places)
             frames = arrays.to_pixels(paths.latent(tokenizer, ends, torch.linspace(0, 1, 3)))
         steps = [scores.ssim(a[None], b[None])[0] for a, b in itertools.pairwise(frames)]
         assert pair.smoothness == pytest.approx(np.mean(steps))

@@ -45,9 +45,9 @@ def test_the_prior_is_given_each_temperature_and_nothing_else(temperature_run, m
     prior, seen = run.prior(), []
     original = prior.sample
 
-    def watched(n: int, draws: torch.Generator, how: Sampling, labels: Any = None) -> torch.Tensor:
-        seen.append((n, draws.initial_seed(), how, labels))
-        return original(n, draws, how, labels)
+    def watched(n: int, draws: torch.Generator, how: Sampling, conditions: Any = None) -> torch.Tensor:
+        seen.append((n, draws.initial_seed(), how, conditions))
+        return original(n, draws, how, conditions)
 
     prior.sample = watched
     monkeypatch.setattr(run, "prior", lambda: prior)
@@ -125,13 +125,14 @@ def test_report(temperature_run, kind, prior, conditional):
 
 def test_labels_have_the_frequencies_of_the_training_images(temperature_run, monkeypatch):
     run = temperature_run(conditional=True, count=5, temperatures=[1.0])
-    monkeypatch.setattr(run, "labels", lambda split: np.ones(12, np.int64))
+    table = run.table("train").assign(label=1)
+    monkeypatch.setattr(run, "table", lambda split: table if split == "train" else Run.table(run, split))
     seen = []
     original = temperature.sampled_codes
 
-    def watched(prior: Any, count: int, how: Sampling, labels: np.ndarray, *rest: Any) -> torch.Tensor:
-        seen.append(labels)
-        return original(prior, count, how, labels, *rest)
+    def watched(prior: Any, count: int, how: Sampling, told: np.ndarray, *rest: Any) -> torch.Tensor:
+        seen.append(told[:, 0])
+        return original(prior, count, how, told, *rest)
 
     monkeypatch.setattr(temperature, "sampled_codes", watched)
     temperature.measure(run.params.config("extensions", "temperature"), run)

@@ -33,7 +33,7 @@ def variations_run(raw, tiny, tiny_run):
 
 def given(run: Run) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     codes = torch.from_numpy(run.codes("test").astype(np.int64))
-    labels = torch.from_numpy(run.labels("test").copy()) if run.prior().classes else None
+    labels = torch.from_numpy(run.labels("test").copy())[:, None] if run.prior().conditioning else None
     return codes, variations.places(*codes.shape, 0), labels
 
 
@@ -100,16 +100,16 @@ def test_labels_reach_the_prior(variations_run, monkeypatch):
     prior = run.prior()
     original = prior.sample
 
-    def watched(n: int, draws: Any, how: Sampling, labels: torch.Tensor, **known: Any) -> torch.Tensor:
-        seen.append((labels.tolist(), how))
-        return original(n, draws, how, labels, **known)
+    def watched(n: int, draws: Any, how: Sampling, told: torch.Tensor, **known: Any) -> torch.Tensor:
+        seen.append((told[:, 0].tolist(), how))
+        return original(n, draws, how, told, **known)
 
     prior.sample = watched
     monkeypatch.setattr(run, "prior", lambda: prior)
     report = variations.measure(run.params.config("extensions", "variations"), run)
     own = run.labels("test").tolist()
     plain = [(own[:3], Sampling()), (own[3:], Sampling())] * 2
-    sheets = [([label] * 3, Sampling(guidance=strength)) for strength in (0.5, 2.0) for label in (0, 1)]
+    sheets = [([label] * 3, Sampling(guidance={"label": strength})) for strength in (0.5, 2.0) for label in (0, 1)]
     assert seen == plain + sheets
     assert report.metrics["conditional"] == 1
     assert set(report.pictures) == {"variations", "distances", "labels"}
@@ -123,10 +123,10 @@ def test_guidance_changes_what_is_drawn_and_one_is_the_plain_label(variations_ru
     prior = run.prior()
     with torch.no_grad():  # labels that say something
         for condition in prior.conditions:
-            condition.labels.weight.mul_(5)
-    plain, strong = (variations.of_labels(prior, [0, 1], 8, guidance, 16, 0, "cpu") for guidance in (1.0, 6.0))
-    labels = torch.tensor([0] * 8 + [1] * 8)
-    assert torch.equal(plain, prior.sample(16, generator(0, "variations", "labels", 0), labels=labels))
+            condition.given.tables[0].weight.mul_(5)
+    plain, strong = (variations.of_labels(run, prior, ["round", "square"], 8, 16, guidance) for guidance in (1.0, 6.0))
+    labels = torch.tensor([[0]] * 8 + [[1]] * 8)
+    assert torch.equal(plain, prior.sample(16, generator(0, "variations", "labels", 0), conditions=labels))
     assert not torch.equal(plain, strong)
 
 
@@ -140,7 +140,7 @@ def test_report(variations_run, kind, prior, conditional, capsys):
     table = report.tables["variations"]
     assert list(table["variation"]) == ["fraction_50", "fraction_100", "another_image"]
     assert ("labels" in report.pictures) == conditional
-    assert ("is not conditional" in capsys.readouterr().out) != conditional
+    assert ("is told no labels" in capsys.readouterr().out) != conditional
     for column in ("codes_changed", "feature_distance", "psnr_db", "ssim"):
         assert report.metrics[column] == dict(zip(table["variation"], table[column], strict=True))
         assert np.isfinite(table[column]).all()

@@ -9,6 +9,7 @@ import kinds
 import numpy as np
 import pytest
 import torch
+from conftest import labelled
 
 from stages import infiller
 from tessera.core import files, models
@@ -50,8 +51,8 @@ def test_what_is_saved_is_the_best_epoch_and_has_the_bound_that_is_said(run_of, 
     curve, metrics = files.read_table(Path("plots/infiller.csv")), files.read_json(Path("metrics/infiller.json"))
     assert metrics["epoch"] == curve.loc[curve["val_nll_bits_per_code"].idxmin(), "epoch"]
     prior = run.infiller()
-    assert prior.classes == (2 if conditional else 0)
-    data, batch_size = infiller.Data(run, prior.classes), raw["infiller"]["training"]["batch_size"]
+    assert prior.conditioning == labelled(2 if conditional else 0, 0.0)
+    data, batch_size = infiller.Data(run, prior.conditioning), raw["infiller"]["training"]["batch_size"]
     again = infiller.task(infiller.Objective(prior), data, batch_size, run.params.seed)
     with torch.no_grad():
         row = again.evaluate(again.objective.eval())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import labelled
 from test_training import training
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -137,12 +138,12 @@ def test_matrices_of_a_layer(layer, expected):
     assert taken(layer) == expected
 
 
-LEFT_OUT = re.compile(r"(^|\.)(embeddings?|labels|earlier|positions|codes|rows|columns|grids|heads?)\b")
+LEFT_OUT = re.compile(r"(^|\.)(embeddings?|tables|earlier|positions|codes|rows|columns|grids|heads?)\b")
 
 
 def of_seam(raw: dict[str, Any], kind: str, name: str) -> nn.Module:
     if kind == "priors":
-        return models.build(models.prior_recipe(Params(raw), SPACE, 3, name))
+        return models.build(models.prior_recipe(Params(raw), SPACE, labelled(3), name))
     raw["quantizer" if kind == "quantizers" else "tokenizer"]["name"] = name
     return models.build(models.tokenizer_recipe(Params(raw), (3, 8, 8)))
 
@@ -292,7 +293,7 @@ def test_priors_stay_causal(raw, name):
     torch.manual_seed(0)
     prior = of_seam(raw, "priors", name)
     optimizer = Muon(prior, 0.05, 0.0)
-    codes, labels = torch.randint(5, (4, 20)), torch.zeros(4, dtype=torch.long)
+    codes, labels = torch.randint(5, (4, 20)), torch.zeros(4, 1, dtype=torch.long)
     for _ in range(3):
         optimizer.zero_grad()
         sum(prior.losses(codes, labels, 0.0).values()).backward()

@@ -278,7 +278,7 @@ def test_a_name_of_before_is_told_beside_other_problems(raw: dict[str, Any]) -> 
         ("samples", "temperature", "1", "should be a valid number"),
         ("samples", "temperature", float("nan"), "should be a finite number"),
         ("quantizer", "beta", float("inf"), "should be a finite number"),
-        ("prior", "conditional", 1, "should be a valid boolean"),
+        ("upsampler", "enabled", 1, "should be a valid boolean"),
         ("tokenizer", "keep", "first", "should be 'best', 'best_usage' or 'last'"),
     ],
 )
@@ -444,42 +444,73 @@ def test_baseline_needs_its_values(raw):
 
 
 def test_labels_of_a_prior_need_labels_of_the_data_set(raw):
-    raw["prior"] |= {"conditional": True, "label_dropout": 0.1}
+    raw["prior"]["conditions"]["label"] = 0.1
     assert validation.problems(raw) == []
     raw["dataset"]["name"] = "folder"
     raw["dataset"]["folder"]["labels"] = False
-    assert "while dataset.folder.labels is false" in problem(raw, "prior.conditional")
+    assert "while dataset.folder.labels is false" in problem(raw, "prior.conditions.label")
     raw["dataset"]["folder"]["labels"] = True
     assert validation.problems(raw) == []
     raw["dataset"]["name"] = "huggingface"
     raw["dataset"]["huggingface"]["label_column"] = ""
-    assert "while dataset.huggingface.label_column is empty" in problem(raw, "prior.conditional")
+    assert "while dataset.huggingface.label_column is empty" in problem(raw, "prior.conditions.label")
     raw["dataset"]["huggingface"]["label_column"] = "label"
     assert validation.problems(raw) == []
-    raw["dataset"]["huggingface"]["label_column"], raw["prior"]["conditional"] = "", False
+    raw["dataset"]["huggingface"]["label_column"], raw["prior"]["conditions"]["label"] = "", "none"
     assert validation.problems(raw) == []
 
 
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
 def test_guidance_needs_a_prior_that_knows_codes_without_labels(raw, guidance):
-    raw["samples"]["guidance"] = guidance
+    raw["samples"]["guidance"]["label"] = guidance
     raw["extensions"]["variations"]["guidance"] = [1.0]
-    for conditional, dropout in ((False, 0.0), (False, 0.1), (True, 0.0)):
-        raw["prior"] |= {"conditional": conditional, "label_dropout": dropout}
-        assert "must be 1 unless prior.conditional is true" in problem(raw, "samples.guidance")
+    for dropout in ("none", 0.0):
+        raw["prior"]["conditions"]["label"] = dropout
+        assert "must be 1 unless prior.conditions.label is above 0" in problem(raw, "samples.guidance.label")
         raw["prior"]["name"] = "ngram"  # in closed form it is fitted to all images, whatever their label
-        assert (validation.problems(raw) == []) == conditional
+        assert (validation.problems(raw) == []) == (dropout != "none")
         raw["prior"]["name"] = "pixelsnail"
-    raw["prior"] |= {"conditional": True, "label_dropout": 0.1}
+    raw["prior"]["conditions"]["label"] = 0.1
     assert validation.problems(raw) == []
+    raw["samples"]["guidance"] = 2.0
+    assert problem(raw, "samples.guidance").startswith(
+        "samples.guidance: holds a strength for each condition, such as samples.guid"
+    )
+
+
+def test_conditions_must_be_there_to_be_asked_for(raw):
+    raw["prior"]["conditions"]["vendor"] = 0.1
+    assert "which knows no vendors, got 0.1; set it, or dataset.name to emoji" in problem(
+        raw, "prior.conditions.vendor"
+    )
+    raw["prior"]["conditions"] |= {"vendor": "none", "words": 0.1}
+    assert validation.problems(raw) == []
+    raw["samples"]["conditions"] |= {"label": "round", "words": "guitar"}
+    assert "must be empty while prior.conditions.label is none, got 'round'" in problem(raw, "samples.conditions.label")
+    raw["samples"]["conditions"]["label"] = ""
+    raw["prior"]["name"] = "histogram"
+    assert "histogram can be told one class, not words nor several conditions, got words" in problem(raw, "prior.name")
+
+
+@pytest.mark.parametrize("value", [True, 1.0, -0.1, "some", None])
+def test_a_condition_is_none_or_a_probability(raw, value):
+    raw["prior"]["conditions"]["label"] = value
+    assert "must be none, or the probability, from 0 to below 1" in problem(raw, "prior.conditions.label")
+    raw["prior"]["conditions"] = {"labl": 0.1}
+    assert "did you mean 'label'?" in problem(raw, "prior.conditions.labl")
+
+
+def test_former_names_of_conditions_are_told(raw):
+    raw["prior"]["conditional"] = True
+    assert "write prior.conditions.label" in problem(raw, "prior.conditional")
 
 
 def test_guidance_of_the_sheet_of_labels_needs_lost_labels(raw):
     raw["extensions"]["variations"]["guidance"] = [1.0, 3.0]
     assert validation.problems(raw) == []  # there is no sheet of a prior without labels
-    raw["prior"] |= {"conditional": True, "label_dropout": 0.0}
-    assert problem(raw, "extensions.variations.guidance").endswith("got 3; raise prior.label_dropout")
-    raw["prior"]["label_dropout"] = 0.1
+    raw["prior"]["conditions"]["label"] = 0.0
+    assert problem(raw, "extensions.variations.guidance").endswith("got 3; raise prior.conditions.label")
+    raw["prior"]["conditions"]["label"] = 0.1
     assert validation.problems(raw) == []
 
 

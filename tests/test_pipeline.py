@@ -139,7 +139,7 @@ TABLE = {
     "probe": {"probe", "report"},
     "gate": {"gate", "report"},
     "prior": {"prior", "report"},
-    "prior.conditional": {"prior", "infiller", "report"},
+    "prior.conditions": {"prior", "infiller", "report"},
     "upsampler": {"upsampler", "report"},
     "infiller": {"infiller", "report"},
     "prior.histogram": {"samples"},

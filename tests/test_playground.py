@@ -25,6 +25,7 @@ from PIL import Image
 from stages import infiller
 from tessera import playground
 from tessera.core import files, models
+from tessera.core.conditioning import UNCONDITIONAL
 from tessera.core.contracts import Sampling
 from tessera.core.errors import InputError
 from tessera.core.params import Params
@@ -66,7 +67,7 @@ def made(raw: dict[str, Any], tiny: Any, tiny_run: Any, runtime: Any) -> Made:
         raw["extensions"][name] = tiny(extension.Config).model_dump()
 
     def make(kind: str | None = None, conditional: bool = False) -> Workspace:
-        raw["prior"]["conditional"] = conditional
+        raw["prior"]["conditions"]["label"] = 0.1 if conditional else "none"
         tiny_run()
         if kind:
             kinds.run_of(kind, raw, runtime, None)
@@ -108,7 +109,7 @@ def test_artefacts_that_do_not_belong_together_are_not_shown_together(made: Made
 
 def test_a_prior_of_other_grids_is_refused(made: Made, raw: dict[str, Any]) -> None:
     space = made()
-    recipe = models.prior_recipe(Params(raw), CodeSpace(((1, 1),), (4,)), 0, "histogram")
+    recipe = models.prior_recipe(Params(raw), CodeSpace(((1, 1),), (4,)), UNCONDITIONAL, "histogram")
     models.save(space.folder("prior"), models.build(recipe), recipe, "")
     with pytest.raises(InputError, match=r"do not belong together. Run `dvc repro prior`"):
         space.prior()
@@ -370,11 +371,20 @@ def test_a_kept_sample_can_be_made_again(made: Made) -> None:
 
 def test_samples_of_a_prior_with_labels(made: Made) -> None:
     space = made("vqvae", conditional=True)
-    assert {each.label for each in drawn(space, 4, label=1)} == {1}
-    assert {each.label for each in drawn(space, 16)} == {0, 1}
-    assert "square" in samples.shown(space, drawn(space, 1, label=1)[0])[1]
-    with pytest.raises(InputError, match="from 0 to 1"):
-        drawn(space, 1, label=2)
+    asked = {"label": "square"}
+    assert {each.said["label"] for each in drawn(space, 4, conditions=asked)} == {"square"}
+    assert {each.said["label"] for each in drawn(space, 16)} == {"round", "square"}
+    assert "square" in samples.shown(space, drawn(space, 1, conditions=asked)[0])[1]
+    assert json.loads(Image.open(io.BytesIO(samples.png(space, drawn(space, 1)[0]))).text["conditions"]).keys() == {
+        "label"
+    }
+    with pytest.raises(InputError, match="no such label; there are round, square"):
+        drawn(space, 1, conditions={"label": "oval"})
+    with pytest.raises(InputError, match="this prior knows no words: it is told label"):
+        drawn(space, 1, conditions={"words": "guitar"})
+    shutil.rmtree(space.folder("dataset"))  # then nothing is said of what is not asked for
+    assert {each.said["label"] for each in drawn(space, 4, conditions=asked)} == {"square"}
+    assert {each.said["label"] for each in drawn(space, 4)} == {""}
 
 
 # inpaint
@@ -399,14 +409,14 @@ def test_methods_fill_in_what_is_hidden_and_nothing_else(
     (picture,) = of(space, 0)
     mask = np.zeros((8, 8), bool)
     mask[2:6, 3:7] = True
-    filled = inpaint.filled(space, picture._replace(label=None), mask, 2, 0)
+    filled = inpaint.filled(space, picture._replace(key=""), mask, 2, 0)
     assert list(filled.found) == list(inpaint.ORDER)
     assert filled.reasons == {}
     for name, found in filled.found.items():
         assert len(found) == (2 if name in ("raster", "gibbs", "masked") else 1)
         assert (found[:, ~mask] == picture.pixels[~mask]).all()
         assert np.asarray(inpaint.shown(filled, name)[0]).shape[0] >= inpaint.SIDE
-    again = inpaint.filled(space, picture._replace(label=None), mask, 2, 0)
+    again = inpaint.filled(space, picture._replace(key=""), mask, 2, 0)
     assert all((again.found[name] == found).all() for name, found in filled.found.items())
 
 

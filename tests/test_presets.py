@@ -107,8 +107,8 @@ def test_size_says_how_many_parameters_it_has(size):
 
 
 def test_lists_and_text_are_printed_as_dvc_reads_them():
-    values = {"quantizer.fsq.levels": [8, 5, 5], "quantizer.name": "fsq", "prior.conditional": True, "seed": 1}
-    expected = "-S quantizer.fsq.levels=[8,5,5] -S quantizer.name=fsq -S prior.conditional=true -S seed=1"
+    values = {"quantizer.fsq.levels": [8, 5, 5], "quantizer.name": "fsq", "upsampler.enabled": True, "seed": 1}
+    expected = "-S quantizer.fsq.levels=[8,5,5] -S quantizer.name=fsq -S upsampler.enabled=true -S seed=1"
     assert presets.shell(presets.arguments(values)) == expected
 
 
@@ -240,6 +240,7 @@ SYSTEMS = {  # preset: pixels of a tiny image, its channels, grids of its codes
     "bf16": (8, 3, ((2, 2),)),
     "emoji-64": (16, 3, ((2, 2),)),
     "emoji-vendors": (8, 3, ((2, 2),)),
+    "emoji-words": (8, 3, ((2, 2),)),
     "geodesic-mnist": (8, 1, ((2, 2),)),
     "pixels-mnist": (8, 1, ((8, 8),)),
     "pixels-mnist-rnn": (8, 1, ((8, 8),)),
@@ -311,7 +312,6 @@ def test_system_runs_from_images_to_samples(name, raw, sources, workspace, runti
     raw["dataset"] |= {"image_size": size, "target_size": size}
     raw["codes"]["copies"] = copies
     raw["samples"]["count"], raw["tokenizer"]["snapshot_epochs"] = 4, []
-    raw["prior"]["label_dropout"] = 0.1  # which guidance needs
     for section in ("scorer", "perceptual", "tokenizer", "prior"):
         raw[section]["training"] |= {"epochs": 1, "batch_size": 24}
     assert problems(raw) == []
@@ -330,7 +330,7 @@ def test_system_runs_from_images_to_samples(name, raw, sources, workspace, runti
     assert run.space.grids == grids
     assert len(run.augmented_codes()) == copies
     assert run.samples().shape == (4, size, size, channels)
-    assert Path("artifacts/samples/samples/labels.npy").exists() == params.value("prior.conditional")
+    assert Path("artifacts/samples/samples/conditions.csv").exists() == bool(params.conditions)
 
 
 def put(raw: dict[str, Any], values: dict[str, Any]) -> None:

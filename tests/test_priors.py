@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import labelled
 from torch import Tensor, nn
 
 from tessera.autoregression import sampling as draws
 from tessera.autoregression.condition import resized
 from tessera.autoregression.sampling import naive_sample, truncate
 from tessera.core import seams
+from tessera.core.conditioning import UNCONDITIONAL
 from tessera.core.contracts import Grids, Sampling
 from tessera.core.errors import InputError
 from tessera.core.space import CodeSpace
@@ -39,7 +41,7 @@ def plug_in(name: str) -> tuple[Any, dict[str, Any]]:
 
 def _is_exact(name: str) -> bool:
     module, examples = plug_in(name)
-    return module.build(module.Config.model_validate(examples), CodeSpace(((1, 1),), (2,)), 0).exact
+    return module.build(module.Config.model_validate(examples), CodeSpace(((1, 1),), (2,)), UNCONDITIONAL).exact
 
 
 EXACT = pytest.mark.parametrize("name", [name for name in PRIORS if _is_exact(name)])
@@ -53,14 +55,16 @@ def random_codes(count: int, grids: Grids, sizes: tuple[int, ...], seed: int = 0
 
 
 def random_labels(count: int, classes: int) -> Tensor | None:
-    return torch.arange(count) % classes if classes else None
+    return (torch.arange(count) % classes)[:, None] if classes else None
 
 
 def tiny(name: str, grids: Grids, sizes: tuple[int, ...], classes: int, seed: int = 0, **values: Any) -> nn.Module:
     """A prior from the examples of its fields, in eval mode and float64; one that can be fitted is, to random codes."""
     module, examples = plug_in(name)
     torch.manual_seed(seed)
-    prior = module.build(module.Config.model_validate({**examples, **values}), CodeSpace(grids, sizes), classes)
+    prior = module.build(
+        module.Config.model_validate({**examples, **values}), CodeSpace(grids, sizes), labelled(classes)
+    )
     if hasattr(prior, "fit"):
         prior.fit(random_codes(7, grids, sizes, seed), random_labels(7, classes))
     return prior.double().eval()
@@ -78,7 +82,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @CLASSES
 def test_shapes_types_and_ranges(name: str, grids: Grids, sizes: tuple[int, ...], classes: int) -> None:
     prior, codes, labels = tiny(name, grids, sizes, classes), random_codes(6, grids, sizes), random_labels(6, classes)
-    assert (prior.space, prior.classes) == (CodeSpace(grids, sizes), classes)
+    assert (prior.space, prior.conditioning) == (CodeSpace(grids, sizes), labelled(classes))
     if prior.exact:
         logits = prior.logits(codes, labels)
         assert [tuple(grid.shape) for grid in logits] == [(6, h * w, k) for (h, w), k in zip(grids, sizes, strict=True)]
@@ -94,7 +98,7 @@ def test_shapes_types_and_ranges(name: str, grids: Grids, sizes: tuple[int, ...]
     losses = prior.losses(codes, labels)
     assert all(term.shape == () for term in losses.values())
     torch.testing.assert_close(losses["nll"], -log_prob.mean() / codes.shape[1])
-    samples = prior.sample(6, generator(), labels=labels)
+    samples = prior.sample(6, generator(), conditions=labels)
     assert samples.dtype == torch.int64
     assert samples.shape == codes.shape
     for part, size in zip(prior.space.split(samples), sizes, strict=True):
@@ -105,12 +109,12 @@ def test_shapes_types_and_ranges(name: str, grids: Grids, sizes: tuple[int, ...]
 @CLASSES
 def test_the_generator_alone_decides_a_sample(name: str, classes: int) -> None:
     prior, labels = tiny(name, *TWO, classes), random_labels(4, classes)
-    samples = prior.sample(4, generator(1), labels=labels)
+    samples = prior.sample(4, generator(1), conditions=labels)
     torch.manual_seed(123)
     state = torch.get_rng_state()
-    assert torch.equal(prior.sample(4, generator(1), labels=labels), samples)
+    assert torch.equal(prior.sample(4, generator(1), conditions=labels), samples)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(prior.sample(4, generator(2), labels=labels), samples)
+    assert not torch.equal(prior.sample(4, generator(2), conditions=labels), samples)
 
 
 @EVERY
@@ -146,8 +150,8 @@ def test_a_state_dict_is_the_whole_prior(name: str, classes: int) -> None:
     assert name == "uniform" or not torch.equal(other.log_prob(codes, labels), prior.log_prob(codes, labels))
     other.load_state_dict(prior.state_dict())
     assert torch.equal(other.log_prob(codes, labels), prior.log_prob(codes, labels))
-    assert torch.equal(other.sample(3, generator(), labels=random_labels(3, classes)),
-                       prior.sample(3, generator(), labels=random_labels(3, classes)))  # fmt: skip
+    assert torch.equal(other.sample(3, generator(), conditions=random_labels(3, classes)),
+                       prior.sample(3, generator(), conditions=random_labels(3, classes)))  # fmt: skip
 
 
 @EXACT
@@ -162,7 +166,7 @@ def test_probabilities_of_all_sequences_sum_to_one(
     every = torch.tensor(list(itertools.product(*map(range, per_code))))
     prior = tiny(name, grids, sizes, classes)
     for label in range(classes + 1):  # the last one is no label
-        total = prior.log_prob(every, torch.full((len(every),), label) if classes else None).detach().exp().sum()
+        total = prior.log_prob(every, torch.full((len(every), 1), label) if classes else None).detach().exp().sum()
         assert float(total) == pytest.approx(1, abs=1e-6 if hasattr(prior, "fit") else 1e-12)  # float32 tables
 
 
@@ -197,9 +201,9 @@ def sampled_by_hand(
     codes = torch.zeros(n, length, dtype=torch.int64)
     for t in prior.order:
         logits = each(prior.logits(codes, labels))[t]
-        if labels is not None and sampling.guidance != 1:
-            none = each(prior.logits(codes, torch.full_like(labels, prior.classes)))[t]
-            logits = none + sampling.guidance * (logits - none)
+        if labels is not None and sampling.guidance:
+            none = each(prior.logits(codes, torch.full_like(labels, 2)))[t]
+            logits = none + sampling.guidance["label"] * (logits - none)
         cumulative = truncate(logits, sampling).softmax(1).detach().numpy().cumsum(1)
         codes[:, t] = torch.from_numpy((cumulative > uniforms[:, t, None] * cumulative[:, -1:]).argmax(1))
         if known is not None and mask is not None:
@@ -210,17 +214,23 @@ def sampled_by_hand(
 @EXACT
 @CLASSES
 @SHAPES
-@pytest.mark.parametrize(("sampling", "some_known"), [(Sampling(), False), (Sampling(0.7, 3, 0.9, 2.5), True)], ids=str)
+@pytest.mark.parametrize(
+    ("sampling", "some_known"),
+    [(Sampling(), False), (Sampling(0.7, 3, 0.9, {"label": 2.5}), True)],
+    ids=str,
+)
 def test_cached_and_naive_sampling_draw_the_codes_drawn_by_hand(
     name: str, grids: Grids, sizes: tuple[int, ...], classes: int, sampling: Sampling, some_known: bool
 ) -> None:
+    if not classes:
+        sampling = sampling._replace(guidance={})
     prior, labels, known, mask = tiny(name, grids, sizes, classes), random_labels(5, classes), None, None
     if some_known:
         known = random_codes(5, grids, sizes, seed=9)
         mask = torch.rand(known.shape, generator=generator(8)) < 0.4
         known[~mask] = -1  # must never be looked at
     expected = sampled_by_hand(prior, 5, sampling, labels, known, mask)
-    given = {"labels": labels, "known": known, "known_mask": mask}
+    given = {"conditions": labels, "known": known, "known_mask": mask}
     assert torch.equal(naive_sample(prior, 5, generator(3), sampling, **given), expected)
     assert torch.equal(prior.sample(5, generator(3), sampling, **given), expected)
     if mask is not None:
@@ -244,8 +254,12 @@ def test_cores_that_share_the_images_draw_the_same_codes(
 ) -> None:
     """Each image by its own uniforms, label and known codes, whichever process or thread walks it."""
     monkeypatch.setattr("tessera.autoregression.forks._may_fork", lambda: forks)
-    (grids, sizes), labels = TWO, torch.arange(n) % 3
-    prior, known, sampling = tiny(name, grids, sizes, 2), random_codes(n, grids, sizes, seed=9), Sampling(guidance=1.5)
+    (grids, sizes), labels = TWO, (torch.arange(n) % 3)[:, None]
+    prior, known, sampling = (
+        tiny(name, grids, sizes, 2),
+        random_codes(n, grids, sizes, seed=9),
+        Sampling(guidance={"label": 1.5}),
+    )
     mask = torch.rand(known.shape, generator=generator(8)) < 0.4
     shared = prior.sample(n, generator(3), sampling, labels, known, mask)
     shared += 0  # may be written to
@@ -267,20 +281,20 @@ def test_samples_have_the_probabilities_that_log_prob_says(name: str) -> None:
 def test_labels_are_given_exactly_where_there_are_classes(name: str) -> None:
     codes = random_codes(2, *TWO)
     without, with_classes = tiny(name, *TWO, 0), tiny(name, *TWO, 2)
-    some = torch.tensor([0, 1])
+    some = torch.tensor([[0], [1]])
     for call in (without.losses, without.log_prob):
         with pytest.raises(InputError, match="not conditioned"):
             call(codes, some)
     for call in (with_classes.losses, with_classes.log_prob):
-        with pytest.raises(InputError, match="2 classes"):
+        with pytest.raises(InputError, match="conditioned on label: conditions must be given"):
             call(codes, None)
         with pytest.raises(InputError, match="from 0 to 1, or 2 for none"):
-            call(codes, torch.tensor([0, 3]))
-        with pytest.raises(InputError, match="one per image"):
+            call(codes, torch.tensor([[0], [3]]))
+        with pytest.raises(InputError, match="one row per image"):
             call(codes, some[:1])
     with pytest.raises(InputError, match="not conditioned"):
-        without.sample(2, generator(), labels=some)
-    with pytest.raises(InputError, match="2 classes"):
+        without.sample(2, generator(), conditions=some)
+    with pytest.raises(InputError, match="conditioned on label: conditions must be given"):
         with_classes.sample(2, generator())
 
 
@@ -288,12 +302,14 @@ def test_labels_are_given_exactly_where_there_are_classes(name: str) -> None:
 def test_guidance_1_is_conditional_and_0_forgets_the_label(name: str) -> None:
     prior, labels = tiny(name, *TWO, 2), random_labels(6, 2)
     none = torch.full_like(labels, 2)
-    given, forgotten = prior.sample(6, generator(), labels=labels), prior.sample(6, generator(), labels=none)
-    assert torch.equal(prior.sample(6, generator(), Sampling(guidance=1.0), labels), given)
-    assert torch.equal(prior.sample(6, generator(), Sampling(guidance=0.0), labels), forgotten)
-    assert torch.equal(prior.sample(6, generator(), Sampling(guidance=3.0), none), forgotten)
+    given, forgotten = prior.sample(6, generator(), conditions=labels), prior.sample(6, generator(), conditions=none)
+    assert torch.equal(prior.sample(6, generator(), Sampling(guidance={"label": 1.0}), labels), given)
+    assert torch.equal(prior.sample(6, generator(), Sampling(guidance={"label": 0.0}), labels), forgotten)
+    assert torch.equal(prior.sample(6, generator(), Sampling(guidance={"label": 3.0}), none), forgotten)
     with pytest.raises(InputError, match="guidance >= 0"):
-        prior.sample(6, generator(), Sampling(guidance=-1.0), labels)
+        prior.sample(6, generator(), Sampling(guidance={"label": -1.0}), labels)
+    with pytest.raises(InputError, match="guidance: this prior knows no words: it is told label"):
+        prior.sample(6, generator(), Sampling(guidance={"words": 2.0}), labels)
 
 
 @EXACT
@@ -409,7 +425,7 @@ def test_a_sample_remembers_nothing_of_the_last_one() -> None:
 
 def test_a_later_grid_is_conditioned_on_earlier_ones_and_on_the_label() -> None:
     prior, codes = tiny("gated_pixelcnn", *TWO, 2, channels=16), random_codes(1, *TWO)
-    label = torch.tensor([0])
+    label = torch.tensor([[0]])
     first, second = prior.logits(codes, label)
     other_label = prior.logits(codes, 1 - label)
     assert (other_label[0] != first).any(2).all()
@@ -476,7 +492,7 @@ def test_an_even_kernel_is_refused() -> None:
 
 def fitted(codes: Tensor, grids: Grids, sizes: tuple[int, ...], labels: Any = None, **values: Any) -> nn.Module:
     config = histogram.Config.model_validate({"per_position": False, "smoothing": 0.0, **values})
-    prior = histogram.build(config, CodeSpace(grids, sizes), 0 if labels is None else 2)
+    prior = histogram.build(config, CodeSpace(grids, sizes), labelled(0 if labels is None else 2))
     prior.fit(codes, labels)
     return prior
 
@@ -493,12 +509,12 @@ def test_the_likelihood_of_fitted_codes_is_their_entropy() -> None:
     assert nll == pytest.approx((4 * entropy(first) + 12 * entropy(second)) / 16, rel=1e-6)
     nll = float(fitted(codes, *TWO, per_position=True).losses(codes, None)["nll"])
     assert nll == pytest.approx(sum(entropy(codes[:, t]) for t in range(16)) / 16, rel=1e-6)
-    labels = (torch.arange(50) % 3 == 0).long()
+    labels = (torch.arange(50) % 3 == 0).long()[:, None]
     conditional = fitted(codes, *TWO, labels=labels).log_prob(codes, labels)
     for label in (0, 1):
-        mine = codes[labels == label]
+        mine = codes[labels[:, 0] == label]
         expected = -4 * entropy(mine[:, :4]) - 12 * entropy(mine[:, 4:])
-        assert float(conditional[labels == label].mean()) == pytest.approx(expected, rel=1e-6)
+        assert float(conditional[labels[:, 0] == label].mean()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_smoothing_is_a_pseudo_count() -> None:
@@ -509,10 +525,13 @@ def test_smoothing_is_a_pseudo_count() -> None:
 
 def test_an_unseen_code_is_impossible_without_smoothing_and_an_unseen_label_knows_nothing() -> None:
     codes = torch.tensor([[0, 0, 1]])
-    prior = fitted(codes, ((1, 3),), (4,), labels=torch.tensor([0]))
-    assert float(prior.log_prob(torch.tensor([[0, 0, 2]]), torch.tensor([0]))) == -math.inf
-    assert set(prior.sample(50, generator(), labels=torch.zeros(50, dtype=torch.int64)).flatten().tolist()) == {0, 1}
-    assert float(prior.log_prob(codes, torch.tensor([1]))) == pytest.approx(-3 * math.log(4))
+    prior = fitted(codes, ((1, 3),), (4,), labels=torch.tensor([[0]]))
+    assert float(prior.log_prob(torch.tensor([[0, 0, 2]]), torch.tensor([[0]]))) == -math.inf
+    assert set(prior.sample(50, generator(), conditions=torch.zeros(50, 1, dtype=torch.int64)).flatten().tolist()) == {
+        0,
+        1,
+    }
+    assert float(prior.log_prob(codes, torch.tensor([[1]]))) == pytest.approx(-3 * math.log(4))
 
 
 def test_a_prior_in_closed_form_is_told_by_its_file() -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import labelled
 from pydantic import ValidationError
 from torch import Tensor
 
 from tessera.core import models
+from tessera.core.conditioning import UNCONDITIONAL
 from tessera.core.contracts import Grids
 from tessera.core.space import CodeSpace
 from tessera.priors import ngram, uniform
@@ -34,8 +36,8 @@ def random_codes(count: int, grids: Grids = GRIDS, sizes: tuple[int, ...] = SIZE
 
 @pytest.mark.parametrize("classes", [0, 2])
 def test_a_uniform_code_costs_log_k_whatever_the_codes_and_the_label(classes: int) -> None:
-    prior = uniform.build(uniform.Config(), CodeSpace(GRIDS, SIZES), classes)
-    codes, labels = random_codes(6), torch.tensor([0, 1, 2, 0, 1, 2]) if classes else None
+    prior = uniform.build(uniform.Config(), CodeSpace(GRIDS, SIZES), labelled(classes))
+    codes, labels = random_codes(6), torch.tensor([0, 1, 2, 0, 1, 2])[:, None] if classes else None
     expected = -(4 * math.log(3) + 12 * math.log(5) + 12 * math.log(2))
     assert prior.log_prob(codes, labels).tolist() == pytest.approx([expected] * 6)
     prior.fit(codes, labels)
@@ -44,13 +46,13 @@ def test_a_uniform_code_costs_log_k_whatever_the_codes_and_the_label(classes: in
 
 def test_a_uniform_sample_has_every_code_equally_often() -> None:
     """7 codes, 7000 draws: Pearson's statistic over 6 degrees of freedom exceeds 22.5 once in 1000."""
-    prior = uniform.build(uniform.Config(), CodeSpace(((7, 10),), (7,)), 0)
+    prior = uniform.build(uniform.Config(), CodeSpace(((7, 10),), (7,)), UNCONDITIONAL)
     counts = torch.bincount(prior.sample(100, torch.Generator().manual_seed(0)).flatten(), minlength=7)
     assert float(((counts - 1000) ** 2 / 1000).sum()) < 22.5
 
 
 def test_a_uniform_prior_survives_its_file(tmp_path: Path) -> None:
-    facts = {"grids": [[2, 2]], "codebook_sizes": [3], "classes": 0}
+    facts = {"grids": [[2, 2]], "codebook_sizes": [3], "conditions": []}
     recipe = models.Recipe("priors", "uniform", {}, facts)
     models.save(tmp_path, models.build(recipe), recipe, "")
     assert float(models.load(tmp_path).log_prob(torch.zeros(1, 4).long(), None)) == pytest.approx(-4 * math.log(3))
@@ -68,7 +70,7 @@ def fitted(
     **values: Any,
 ) -> ngram.NGram:
     config = ngram.Config.model_validate({"context": ["left", "above"], "strength": 2.0, "smoothing": 0.5, **values})
-    prior = ngram.build(config, CodeSpace(grids, sizes), classes)
+    prior = ngram.build(config, CodeSpace(grids, sizes), labelled(classes))
     prior.fit(codes, labels)
     return prior
 
@@ -92,7 +94,7 @@ def counted_by_hand(
         return (*found,) if label is None else (*found, f"label {label}")
 
     seen: dict[Any, Counter[int]] = defaultdict(Counter)
-    everyone = [None] * len(codes) if labels is None else labels.tolist()
+    everyone = [None] * len(codes) if labels is None else labels[:, 0].tolist()
     for image, label in zip(codes.tolist(), everyone, strict=True):
         for grid, (height, width) in enumerate(grids):
             for y, x in itertools.product(range(height), range(width)):
@@ -118,11 +120,11 @@ def counted_by_hand(
 def test_an_ngram_is_what_dictionaries_count(context: list[str], classes: int) -> None:
     """On images of the fit and others, with labels seen and unseen (2), and with none (3)."""
     train, new = random_codes(20), random_codes(6, seed=1)
-    labels = torch.arange(20) % 2 if classes else None
+    labels = (torch.arange(20) % 2)[:, None] if classes else None
     prior = fitted(train, labels, classes=classes, context=context, strength=0.7, smoothing=0.3)
     by_hand = counted_by_hand(train, labels, GRIDS, SIZES, context)
     images = torch.cat([train[:2], new])
-    asked = torch.tensor([0, 1, 0, 1, 2, 2, 3, 3]) if classes else None
+    asked = torch.tensor([0, 1, 0, 1, 2, 2, 3, 3])[:, None] if classes else None
     logits = prior.logits(images, asked)
     rows = [row for grid in logits for row in grid.unbind(1)]
     for index, image in enumerate(images.tolist()):
@@ -166,9 +168,9 @@ def test_a_large_codebook_neither_overflows_nor_makes_large_tables() -> None:
 
 
 def test_logits_while_sampling_are_those_of_the_whole_images() -> None:
-    codes, labels = random_codes(20), torch.arange(20) % 2
+    codes, labels = random_codes(20), (torch.arange(20) % 2)[:, None]
     prior = fitted(codes, labels, classes=2, context=ALL)
-    images, asked = random_codes(4, seed=3), torch.tensor([0, 1, 2, 2])
+    images, asked = random_codes(4, seed=3), torch.tensor([[0], [1], [2], [2]])
     steps = prior.walk(4, asked)
     seen = [next(steps)] + [steps.send(images[:, t]) for t in range(images.shape[1] - 1)]
     rows = [row for grid in prior.logits(images, asked) for row in grid.unbind(1)]
@@ -177,22 +179,22 @@ def test_logits_while_sampling_are_those_of_the_whole_images() -> None:
 
 def test_no_label_and_a_label_never_seen_say_what_an_unconditional_fit_says() -> None:
     codes, new = random_codes(20), random_codes(6, seed=1)
-    conditional, plain = fitted(codes, torch.arange(20) % 2, classes=3), fitted(codes)
+    conditional, plain = fitted(codes, (torch.arange(20) % 2)[:, None], classes=3), fitted(codes)
     for label in (2, 3):
-        assert torch.equal(conditional.log_prob(new, torch.full((6,), label)), plain.log_prob(new, None))
-    assert not torch.equal(conditional.log_prob(new, torch.zeros(6).long()), plain.log_prob(new, None))
+        assert torch.equal(conditional.log_prob(new, torch.full((6, 1), label)), plain.log_prob(new, None))
+    assert not torch.equal(conditional.log_prob(new, torch.zeros(6, 1).long()), plain.log_prob(new, None))
 
 
 def test_images_without_a_label_count_for_all_and_for_no_label_of_their_own() -> None:
-    codes, labels = random_codes(20), torch.arange(20) % 2
+    codes, labels = random_codes(20), (torch.arange(20) % 2)[:, None]
     labels[10:] = 2
     prior, new = fitted(codes, labels, classes=2), random_codes(6, seed=1)
-    assert torch.equal(prior.log_prob(new, torch.full((6,), 2)), fitted(codes).log_prob(new, None))
+    assert torch.equal(prior.log_prob(new, torch.full((6, 1), 2)), fitted(codes).log_prob(new, None))
 
 
 def test_an_ngram_that_counted_nothing_is_uniform() -> None:
     config = ngram.Config(context=["left"], strength=1.0, smoothing=0.1)
-    prior = ngram.build(config, CodeSpace(GRIDS, SIZES), 0)
+    prior = ngram.build(config, CodeSpace(GRIDS, SIZES), UNCONDITIONAL)
     expected = -(4 * math.log(3) + 12 * math.log(5) + 12 * math.log(2))
     assert prior.log_prob(random_codes(2), None).tolist() == pytest.approx([expected] * 2)
 
@@ -201,7 +203,7 @@ def test_tables_load_into_a_fresh_module_and_into_one_of_another_fit(tmp_path: P
     prior, codes = fitted(random_codes(20)), random_codes(5, seed=1)
     models.save_weights(tmp_path / "weights", prior.state_dict())
     state = models.load_weights(tmp_path / "weights")
-    for other in (ngram.build(prior.config, prior.space, 0), fitted(random_codes(3, seed=2))):
+    for other in (ngram.build(prior.config, prior.space, UNCONDITIONAL), fitted(random_codes(3, seed=2))):
         other.load_state_dict(state)
         assert torch.equal(other.log_prob(codes, None), prior.log_prob(codes, None))
     prior.fit(random_codes(3, seed=2), None)  # a fit starts anew, and its tables are shared with nobody

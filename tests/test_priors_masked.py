@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import labelled
 from torch import Tensor, nn
 
 from stages.infiller import Objective
 from tessera.attention import masking
 from tessera.autoregression.sampling import truncate
+from tessera.core.conditioning import UNCONDITIONAL
 from tessera.core.contracts import Grids, Sampling
 from tessera.core.space import CodeSpace
 from tessera.priors import masked as plugin
@@ -38,7 +40,7 @@ def build(tiny: Callable[..., Any]) -> Callable[..., nn.Module]:
     depend on each other."""
 
     def built(classes: int = 0, grids: Grids = GRIDS, sizes: tuple[int, ...] = SIZES, **values: Any) -> nn.Module:
-        prior = plugin.build(tiny(plugin.Config, **values), CodeSpace(grids, sizes), classes).double().eval()
+        prior = plugin.build(tiny(plugin.Config, **values), CodeSpace(grids, sizes), labelled(classes)).double().eval()
         with torch.no_grad():
             for name, weights in prior.named_parameters():
                 weights.mul_(4 if "blocks" in name else 2 if "heads" in name or "norm" in name else 0.5)
@@ -138,7 +140,7 @@ def test_the_likelihood_converges_to_the_bound_and_the_accuracy_to_its_mean(buil
 def test_the_masks_of_the_bound_are_decided_by_the_codes_alone(build: Callable[..., nn.Module]) -> None:
     """Images that share their masks would share their luck. In a batch turned round, each image has its own again."""
     prior = build(classes=2, bound_draws=1)
-    labels = torch.arange(36) % 2
+    labels = (torch.arange(36) % 2)[:, None]
     with torch.no_grad():
         found = prior.log_prob(EVERY, labels)
         torch.testing.assert_close(prior.log_prob(EVERY.flip(0), labels.flip(0)), found.flip(0))
@@ -188,8 +190,8 @@ def test_known_codes_stay_and_the_others_are_drawn_given_them(build: Callable[..
 
 @pytest.mark.parametrize("classes", [0, 2])
 def test_a_hidden_code_is_not_seen_and_a_known_one_is_seen_everywhere(tiny: Callable[..., Any], classes: int) -> None:
-    prior = plugin.build(tiny(plugin.Config), CodeSpace(((2, 2), (2, 3)), (3, 5)), classes).double().eval()
-    labels = torch.tensor([1]) if classes else None
+    prior = plugin.build(tiny(plugin.Config), CodeSpace(((2, 2), (2, 3)), (3, 5)), labelled(classes)).double().eval()
+    labels = torch.tensor([[1]]) if classes else None
     codes, hidden = torch.ones(1, 10, dtype=torch.int64), torch.zeros(1, 10, dtype=torch.bool)
     hidden[0, [1, 7]] = True
     before = torch.cat([grid.flatten(1) for grid in prior.logits(codes, labels, hidden)], 1)
@@ -212,7 +214,7 @@ def test_positions_of_all_grids_differ(build: Callable[..., nn.Module]) -> None:
 
 def test_every_parameter_is_trained(build: Callable[..., nn.Module]) -> None:
     prior = build(classes=2, dropout=0.0).train()
-    prior.losses(EVERY, torch.arange(36) % 3)["nll"].backward()
+    prior.losses(EVERY, (torch.arange(36) % 3)[:, None])["nll"].backward()
     assert not [name for name, p in prior.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
 
 
@@ -285,7 +287,7 @@ def test_no_row_of_a_batch_hides_more_than_another() -> None:
 def test_training_hides_as_much_of_every_row(alone: bool, tiny: Callable[..., Any]) -> None:
     """The numbers that training draws, not only what is made of them: without the offset the first row hides 1 of 8 codes."""
     space, codes, found, draws = CodeSpace(((2, 4),), (3,)), torch.zeros(4, 8, dtype=torch.int64), [], generator(7)
-    model = plugin.build(tiny(plugin.Config), space=space, classes=0).train()
+    model = plugin.build(tiny(plugin.Config), space=space, conditioning=UNCONDITIONAL).train()
     model.network.register_forward_pre_hook(lambda _, given: found.append(given[2].sum(1)))
     with torch.no_grad():
         for _ in range(1000):
@@ -330,14 +332,18 @@ def test_a_sample_costs_as_many_passes_as_steps(build: Callable[..., nn.Module],
 
 
 @pytest.mark.parametrize("classes", [0, 2])
-@pytest.mark.parametrize(("heat", "sampling"), [(0.0, Sampling()), (2.0, Sampling(0.8, 2, 0.9, 3.0))], ids=str)
+@pytest.mark.parametrize(
+    ("heat", "sampling"), [(0.0, Sampling()), (2.0, Sampling(0.8, 2, 0.9, {"label": 3.0}))], ids=str
+)
 def test_decoding_by_confidence_is_that_of_maskgit(
     build: Callable[..., nn.Module], classes: int, heat: float, sampling: Sampling
 ) -> None:
     """Image by image in NumPy, from the same random numbers, in 3 steps; some codes are known."""
+    if not classes:
+        sampling = sampling._replace(guidance={})
     grids, sizes, n = ((2, 2), (2, 3)), (3, 5), 6
     prior = build(classes, grids, sizes, steps=3, decoding="confidence", choice_temperature=heat)
-    known, labels = torch.ones(n, 10, dtype=torch.int64), torch.arange(n) % 2 if classes else None
+    known, labels = torch.ones(n, 10, dtype=torch.int64), (torch.arange(n) % 2)[:, None] if classes else None
     mask = torch.rand(n, 10, generator=generator(8)) < 0.2
     draws = generator(7)
     codes, hidden, start = known.numpy().copy(), ~mask.numpy(), (~mask).sum(1).tolist()
@@ -346,9 +352,9 @@ def test_decoding_by_confidence_is_that_of_maskgit(
         given = torch.from_numpy(codes), torch.from_numpy(hidden)
         with torch.no_grad():
             logits = prior.logits(given[0], labels, given[1])
-            if classes:
-                none = prior.logits(given[0], torch.full((n,), 2), given[1])
-                logits = [b + sampling.guidance * (a - b) for a, b in zip(logits, none, strict=True)]
+            if sampling.guidance:
+                none = prior.logits(given[0], torch.full((n, 1), 2), given[1])
+                logits = [b + sampling.guidance["label"] * (a - b) for a, b in zip(logits, none, strict=True)]
         for image in range(n):
             places = np.flatnonzero(hidden[image])
             rows = [grid[image, t] for grid in logits for t in range(grid.shape[1])]
@@ -375,14 +381,14 @@ def test_the_most_confident_of_the_likeliest_codes_leave_nothing_to_chance(build
 
 def test_guidance_goes_from_no_label_through_the_label_and_beyond(build: Callable[..., nn.Module]) -> None:
     """1 and 0 are single passes: the same codes as with that label alone."""
-    prior, sizes, labels = build(classes=2), [], torch.tensor([0, 1]).repeat(50)
+    prior, sizes, labels = build(classes=2), [], torch.tensor([[0], [1]]).repeat(50, 1)
     prior.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    none = prior.sample(100, generator(), labels=torch.full_like(labels, 2))
-    given = prior.sample(100, generator(), labels=labels)
-    assert torch.equal(prior.sample(100, generator(), Sampling(guidance=0.0), labels), none)
+    none = prior.sample(100, generator(), conditions=torch.full_like(labels, 2))
+    given = prior.sample(100, generator(), conditions=labels)
+    assert torch.equal(prior.sample(100, generator(), Sampling(guidance={"label": 0.0}), labels), none)
     assert set(sizes) == {100}
     assert not torch.equal(given, none)
-    near = [prior.sample(100, generator(), Sampling(guidance=w), labels) for w in (1e-12, 1 - 1e-12)]
+    near = [prior.sample(100, generator(), Sampling(guidance={"label": w}), labels) for w in (1e-12, 1 - 1e-12)]
     assert set(sizes[-4:]) == {200}
     assert torch.equal(near[0], none)
     assert torch.equal(near[1], given)

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import example
+from conftest import example, labelled
 from torch import Tensor, nn
 
 import tessera
 from tessera.autoregression.sampling import naive_sample
 from tessera.core import files, models
+from tessera.core.conditioning import UNCONDITIONAL
 from tessera.core.contracts import Grids
 from tessera.core.errors import InputError
 from tessera.core.space import CodeSpace
@@ -34,7 +35,7 @@ CLASSES = pytest.mark.parametrize("classes", [0, 2], ids=["unconditional", "two_
 
 def build(grids: Grids, sizes: tuple[int, ...], classes: int = 0, **values: Any) -> pixelcnn.PixelCNN:
     config = example(pixelcnn.Config, **{"layers": 2, **values})
-    return pixelcnn.build(config, CodeSpace(grids, sizes), classes).double().eval()
+    return pixelcnn.build(config, CodeSpace(grids, sizes), labelled(classes)).double().eval()
 
 
 def random_codes(count: int, grids: Grids, sizes: tuple[int, ...]) -> Tensor:
@@ -42,7 +43,7 @@ def random_codes(count: int, grids: Grids, sizes: tuple[int, ...]) -> Tensor:
 
 
 def random_labels(count: int, classes: int) -> Tensor | None:
-    return torch.arange(count) % (classes + 1) if classes else None  # one of them is no label
+    return (torch.arange(count) % (classes + 1))[:, None] if classes else None  # one of them is no label
 
 
 def group_of(channel: int, widths: tuple[int, ...]) -> int:
@@ -247,7 +248,7 @@ def test_cached_sampling_draws_the_codes_of_naive_sampling(grids: Grids, sizes: 
     known = random_codes(6, grids, sizes)
     for given in ({}, {"known": known, "known_mask": torch.rand(known.shape) < 0.4}):
         cached, naive = (
-            draw(6, torch.Generator().manual_seed(1), labels=labels, **given)
+            draw(6, torch.Generator().manual_seed(1), conditions=labels, **given)
             for draw in (prior.sample, lambda *args, **rest: naive_sample(prior, *args, **rest))
         )
         assert torch.equal(cached, naive)
@@ -259,7 +260,7 @@ def test_probabilities_of_all_sequences_sum_to_one(kernels: tuple[int, int]) -> 
     every = torch.tensor(list(itertools.product(*map(range, (2, 3, 3, 2, 2)))))
     prior = build(grids, sizes, 2, kernel_size=kernels[0], first_kernel_size=kernels[1])
     for label in (0, 2):
-        total = prior.log_prob(every, torch.full((len(every),), label)).detach().exp().sum()
+        total = prior.log_prob(every, torch.full((len(every), 1), label)).detach().exp().sum()
         assert float(total) == pytest.approx(1, abs=1e-12)
 
 
@@ -303,10 +304,13 @@ def test_blue_learns_what_red_and_green_say() -> None:
 def test_gated_is_the_gated_network_of_each_grid_in_turn() -> None:
     """Weights of before are those of now: the same names, drawn in the same order, and the same logits."""
     values = example(gated_pixelcnn.Config, layers=2)
-    prior, codes = gated_pixelcnn.build(values, CodeSpace(*LEVELS), 0).double().eval(), random_codes(3, *LEVELS)
+    prior, codes = (
+        gated_pixelcnn.build(values, CodeSpace(*LEVELS), UNCONDITIONAL).double().eval(),
+        random_codes(3, *LEVELS),
+    )
     assert list(prior.order) == list(range(28))
     torch.manual_seed(5)
-    again = gated_pixelcnn.build(values, CodeSpace(*LEVELS), 0)
+    again = gated_pixelcnn.build(values, CodeSpace(*LEVELS), UNCONDITIONAL)
     torch.manual_seed(5)
     networks = nn.ModuleList(GatedNetwork(size, 6, 2, 3) for size in LEVELS[1])
     assert again.networks.state_dict().keys() == networks.state_dict().keys()
@@ -322,16 +326,16 @@ def test_a_model_from_before_the_two_were_told_apart_by_name_loads(tmp_path: Pat
     """As it was saved then: one plug-in, with the values of both. Weights kept their names."""
     values = {"channels": 6, "layers": 2, "kernel_size": 3, "dropout": 0.1, "condition_blocks": 1}
     own = {"first_kernel_size": 5} if architecture == "masked" else {}
-    prior = now.build(now.Config.model_validate(values | own), CodeSpace(*LEVELS), 2).eval()
-    facts = {"grids": LEVELS[0], "codebook_sizes": LEVELS[1], "classes": 2}
+    prior = now.build(now.Config.model_validate(values | own), CodeSpace(*LEVELS), UNCONDITIONAL).eval()
+    facts = {"grids": LEVELS[0], "codebook_sizes": LEVELS[1], "classes": 0}
     config = {"architecture": architecture, "first_kernel_size": 5, **values}
     recipe = {"seam": "priors", "name": "pixelcnn", "config": config, "arguments": facts, "quantizer": None}
     files.write_json(tmp_path / models.RECIPE, recipe)
     models.save_weights(tmp_path / models.WEIGHTS, prior.state_dict())
-    again, codes, labels = tessera.load(tmp_path), random_codes(4, *LEVELS), random_labels(4, 2)
+    again, codes = tessera.load(tmp_path), random_codes(4, *LEVELS)
     assert type(again) is type(prior)
     assert models.read_recipe(tmp_path).name == now.__name__.rpartition(".")[2]
-    assert torch.equal(again.log_prob(codes, labels), prior.log_prob(codes, labels))
+    assert torch.equal(again.log_prob(codes, None), prior.log_prob(codes, None))
     first = {"gated": "layers.0.vertical.weight", "masked": "blocks.0.middle.weight"}[architecture]
     assert f"networks.1.{first}" in prior.state_dict()
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import labelled
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -36,7 +37,7 @@ def tiny(grids: Grids, sizes: tuple[int, ...], classes: int = 0, **values: Any) 
     examples = {field: info.examples[0] for field, info in pixelsnail.Config.model_fields.items()}
     torch.manual_seed(0)
     config = pixelsnail.Config.model_validate({**examples, **values})
-    return moved(pixelsnail.build(config, CodeSpace(grids, sizes), classes)).eval()
+    return moved(pixelsnail.build(config, CodeSpace(grids, sizes), labelled(classes))).eval()
 
 
 def moved(module: Any) -> Any:
@@ -145,7 +146,7 @@ def test_convolutions_alone_see_a_cone() -> None:
 def test_logits_seen_while_sampling_are_those_of_one_forward_pass() -> None:
     """With codes sent by hand, on three grids with labels, one image without, and kernels that reach two rows."""
     prior = tiny(*THREE, 3, layers=2, kernel_size=5)
-    codes, labels = random_codes(4, *THREE), torch.tensor([0, 1, 2, 3])
+    codes, labels = random_codes(4, *THREE), torch.tensor([[0], [1], [2], [3]])
     steps = prior.walk(4, labels)
     seen = [next(steps)] + [steps.send(codes[:, t]) for t in range(codes.shape[1] - 1)]
     steps.close()
@@ -156,9 +157,9 @@ def test_logits_seen_while_sampling_are_those_of_one_forward_pass() -> None:
 
 def test_cached_and_naive_sampling_draw_the_same_codes_on_three_grids() -> None:
     grids, sizes = ((1, 1), (3, 3), (2, 4)), (7, 4, 3)
-    prior, labels = tiny(grids, sizes, 3, kernel_size=5), torch.tensor([0, 1, 2, 3])
-    naive = naive_sample(prior, 4, torch.Generator().manual_seed(1), labels=labels)
-    assert torch.equal(prior.sample(4, torch.Generator().manual_seed(1), labels=labels), naive)
+    prior, labels = tiny(grids, sizes, 3, kernel_size=5), torch.tensor([[0], [1], [2], [3]])
+    naive = naive_sample(prior, 4, torch.Generator().manual_seed(1), conditions=labels)
+    assert torch.equal(prior.sample(4, torch.Generator().manual_seed(1), conditions=labels), naive)
 
 
 def test_a_sample_remembers_nothing_of_another() -> None:
@@ -178,7 +179,7 @@ def test_a_sample_remembers_nothing_of_another() -> None:
 
 def test_every_parameter_is_trained() -> None:
     prior, codes = tiny(*TWO, 2), random_codes(8, *TWO)
-    prior.losses(codes, torch.arange(8) % 3)["nll"].backward()
+    prior.losses(codes, (torch.arange(8) % 3)[:, None])["nll"].backward()
     idle = [name for name, p in prior.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
     assert not idle
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import labelled
 from torch import Tensor, nn
 
 from tessera.core.contracts import Grids
@@ -21,7 +22,7 @@ def tiny(cell: str, classes: int = 0, grids: Grids = GRIDS, sizes: tuple[int, ..
     """In eval mode and float64."""
     config = {"cell": cell, "embedding": 6, "hidden": 8, "layers": 2, "context": 0, "dropout": 0.0, **values}
     torch.manual_seed(0)
-    return rnn.build(rnn.Config.model_validate(config), CodeSpace(grids, sizes), classes).double().eval()
+    return rnn.build(rnn.Config.model_validate(config), CodeSpace(grids, sizes), labelled(classes)).double().eval()
 
 
 def random_codes(count: int, seed: int = 0) -> Tensor:
@@ -39,7 +40,7 @@ def inputs_by_hand(prior: rnn.RNN, codes: Tensor, labels: Tensor | None) -> Tens
         rows = []
         for t in range(len(image)):
             before = prior.embeddings[which[t - 1]].weight[image[t - 1]] if t else prior.start
-            label = prior.labels.weight[int(labels[index])] if labels is not None else 0
+            label = prior.given.tables[0].weight[int(labels[index])] if labels is not None else 0
             rows.append(before + prior.positions[t] + label)
         images.append(torch.stack(rows))
     return torch.stack(images)
@@ -50,7 +51,7 @@ def inputs_by_hand(prior: rnn.RNN, codes: Tensor, labels: Tensor | None) -> Tens
 def test_logits_are_those_of_torchs_stacked_layers(cell: str, classes: int) -> None:
     """One nn.GRU or nn.LSTM of three layers with the same weights; labels include the one that stands for none."""
     prior, codes = tiny(cell, classes, layers=3), random_codes(4)
-    labels = torch.tensor([0, 1, 2, 0]) if classes else None
+    labels = torch.tensor([[0], [1], [2], [0]]) if classes else None
     whole = {"gru": nn.GRU, "lstm": nn.LSTM}[cell](6, 8, num_layers=3, batch_first=True).double()
     for name, weights in whole.named_parameters():
         kind, layer = name.rsplit("_l", 1)
@@ -85,7 +86,7 @@ def test_gradients_reach_the_codes_of_the_context_and_no_other(cell: str, contex
 @BOTH
 def test_logits_seen_while_sampling_are_those_of_one_forward_pass(cell: str) -> None:
     """In float32; two walks at once, of different sizes, do not disturb each other."""
-    prior, labels = tiny(cell, 2, layers=3).float(), {2: torch.tensor([0, 2]), 3: torch.tensor([2, 1, 0])}
+    prior, labels = tiny(cell, 2, layers=3).float(), {2: torch.tensor([[0], [2]]), 3: torch.tensor([[2], [1], [0]])}
     codes = {n: random_codes(n, seed=n) for n in (2, 3)}
     walks = {n: prior.walk(n, labels[n]) for n in (2, 3)}
     seen = {n: [next(walk)] for n, walk in walks.items()}
@@ -118,7 +119,7 @@ def test_dropout_acts_between_layers_and_not_between_positions(cell: str) -> Non
 @BOTH
 def test_every_parameter_is_trained(cell: str) -> None:
     prior, codes = tiny(cell, 2, context=4), random_codes(8)
-    prior.losses(codes, torch.arange(8) % 3)["nll"].backward()
+    prior.losses(codes, (torch.arange(8) % 3)[:, None])["nll"].backward()
     idle = [name for name, p in prior.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
     assert not idle
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import labelled
 from torch import Tensor, nn
 
 from tessera.attention.blocks import ROOM, Block, Walk
+from tessera.core.conditioning import UNCONDITIONAL
 from tessera.core.contracts import Grids
 from tessera.core.space import CodeSpace
 from tessera.priors.transformer import Config, Transformer, build
@@ -23,7 +25,7 @@ SIZES = (3, 5, 4)
 @pytest.fixture
 def make(tiny: Callable[..., Any]) -> Callable[..., Transformer]:
     def made(grids: Grids = GRIDS, sizes: tuple[int, ...] = SIZES, classes: int = 2, **values: Any) -> Transformer:
-        return build(tiny(Config, **values), CodeSpace(grids, sizes), classes).double().eval()
+        return build(tiny(Config, **values), CodeSpace(grids, sizes), labelled(classes)).double().eval()
 
     return made
 
@@ -34,7 +36,7 @@ def random_codes(count: int, seed: int = 0) -> Tensor:
     return torch.stack([torch.randint(size, (count,), generator=draws) for size in sizes], dim=1)
 
 
-LABELS = torch.tensor([0, 1, 2])  # 2: no label
+LABELS = torch.tensor([[0], [1], [2]])  # 2: no label
 
 
 # blocks
@@ -206,7 +208,7 @@ def test_dropout_acts_in_training_losses_only(make: Callable[..., Transformer]) 
 @pytest.mark.parametrize("done", [0.0, 1.0], ids=["random_orders", "raster"])
 def test_every_parameter_is_trained(make: Callable[..., Transformer], done: float) -> None:
     prior = make(random_order=0.5).train()
-    prior.losses(random_codes(16), torch.arange(16) % 3, done)["nll"].backward()
+    prior.losses(random_codes(16), (torch.arange(16) % 3)[:, None], done)["nll"].backward()
     idle = [name for name, p in prior.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
     assert not idle
 
@@ -217,7 +219,7 @@ def test_it_learns_a_rule_that_no_histogram_can(tiny: Callable[..., Any], random
     ever new codes, so that the nats left over are those of the 5 random codes of 9."""
     draws = torch.Generator().manual_seed(0)
     config = tiny(Config, channels=32, heads=4, layers=2, dropout=0.0, random_order=random_order)
-    prior = build(config, CodeSpace(((3, 3),), (3,)), 0).train()
+    prior = build(config, CodeSpace(((3, 3),), (3,)), UNCONDITIONAL).train()
     optimizer = torch.optim.Adam(prior.parameters(), lr=5e-3)
     for step in range(steps):
         codes = torch.randint(3, (64, 3, 3), generator=draws)

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from committed import ROOT, project
-from conftest import pictures
+from conftest import labelled, pictures
 from ruamel.yaml import YAML
 
 import tessera
@@ -153,13 +153,15 @@ def test_without_the_packages_of_onnx_the_extra_is_named_before_any_work(run, sa
 
 def test_labels_go_with_a_prior_that_needs_them(run, said):
     recipe = models.read_recipe(run.folder("prior"))
-    recipe = recipe._replace(arguments=recipe.arguments | {"classes": 2})
+    recipe = recipe._replace(arguments=recipe.arguments | labelled(2).facts)
     seed_globally(0, "labels")
     text = (run.folder("prior") / models.CARD).read_text()
     models.save(run.folder("prior"), models.build(recipe), recipe, text)
     said(0, "mine")
-    assert files.read_json(Path("models/mine/prior/labels.json")) == ["round", "square"]
-    assert "for one of 2 labels (`labels.json`)" in Path("models/mine/prior/README.md").read_text()
+    assert tessera.load("models/mine/prior").conditioning["label"].names == ("round", "square")
+    card_of_it = Path("models/mine/prior/README.md").read_text()
+    assert "given label of an image (`recipe.json` has what there is)" in card_of_it
+    assert "It can be asked for label of its training set" in card_of_it
 
 
 # cards

@@ -6,13 +6,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from conftest import example
+from conftest import example, labelled
 from torch import Tensor
 
 from stages import samples
 from tessera import sequences
 from tessera.autoregression.sampling import CodeWalk, sample, sample_codes, truncate, walked
 from tessera.core import seams
+from tessera.core.conditioning import UNCONDITIONAL
 from tessera.core.contracts import Sampling
 from tessera.core.errors import InputError
 from tessera.core.space import CodeSpace
@@ -123,13 +124,13 @@ def test_draw_refuses_what_is_no_distribution(row: list[float]) -> None:
 class Scripted(torch.nn.Module):
     """A prior of 2x2 codes of which only the logits of its walk matter."""
 
-    space, classes, order = CodeSpace(((2, 2),), (3,)), 0, range(4)
+    space, conditioning, order = CodeSpace(((2, 2),), (3,)), UNCONDITIONAL, range(4)
 
     def __init__(self, logits: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("rows", logits)
 
-    def walk(self, n: int, labels: None) -> CodeWalk:
+    def walk(self, n: int, conditions: None) -> CodeWalk:
         for row in self.rows:
             yield row.expand(n, -1)
 
@@ -171,9 +172,9 @@ class Walked:
         self.made.append(n)
 
     @torch.no_grad()
-    def sample(self, generator: torch.Generator, labels: Tensor | None = None) -> Tensor:
+    def sample(self, generator: torch.Generator, conditions: Tensor | None = None) -> Tensor:
         uniforms = torch.rand(self.shape, generator=generator, dtype=torch.float64)
-        return walked(self.prior, self.prior.walk, uniforms, self.sampling, labels, None, None)[0]
+        return walked(self.prior, self.prior.walk, uniforms, self.sampling, conditions, None, None)[0]
 
 
 @pytest.mark.parametrize(
@@ -193,17 +194,17 @@ def test_the_stage_replays_a_captured_walk_on_a_gpu_where_it_can_and_draws_the_s
     monkeypatch.setattr(samples, "Replay", Walked)
     monkeypatch.setattr(Walked, "made", [])
     module = seams.plugin("priors", name)
-    prior = module.build(example(module.Config), CodeSpace(((2, 2), (3, 2)), (3, 5)), 2).eval()
+    prior = module.build(example(module.Config), CodeSpace(((2, 2), (3, 2)), (3, 5)), labelled(2)).eval()
     if hasattr(prior, "fit"):
-        prior.fit(torch.randint(3, (9, 10)), torch.arange(9) % 2)
+        prior.fit(torch.randint(3, (9, 10)), (torch.arange(9) % 2)[:, None])
     own = samples.Settings.model_construct(count=count, batch_size=4)
-    sampling = Sampling(temperature=0.9, top_k=4, guidance=2.0)
+    sampling = Sampling(temperature=0.9, top_k=4, guidance={"label": 2.0})
     sample = samples.sampler(prior, sampling, torch.device(device), own)
     assert Walked.made == captured
     for index, n in enumerate([4, 4, 1]):
-        labels = torch.arange(n) % 2
-        found = sample(n, torch.Generator().manual_seed(index), labels=labels)
-        assert torch.equal(found, prior.sample(n, torch.Generator().manual_seed(index), sampling, labels=labels))
+        labels = (torch.arange(n) % 2)[:, None]
+        found = sample(n, torch.Generator().manual_seed(index), conditions=labels)
+        assert torch.equal(found, prior.sample(n, torch.Generator().manual_seed(index), sampling, conditions=labels))
 
 
 def test_likelihoods_and_accuracy_of_per_grid_logits_are_the_sums_by_hand() -> None:

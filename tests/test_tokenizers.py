@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import example
+from conftest import example, labelled
 from torch import nn
 from torch.distributions import Normal
 
@@ -1231,20 +1231,20 @@ def test_samples_are_decoded_codes_of_the_prior(tiny_run):
     run = tiny_run()
     tokenizer, drawn = run.tokenizer(), samples.sample_set("samples", run.prior(), run.tokenizer(), run)
     count = run.params.value("samples.count")
-    assert drawn["codes"].shape == (count, run.codes("train").shape[1])
-    assert set(drawn) == {"codes", "images"}  # no labels of a prior that is not conditioned on them
-    expected = arrays.to_pixels(tokenizer.decode(torch.from_numpy(drawn["codes"]).long()))
-    assert abs(drawn["images"].astype(int) - expected).max() <= 1
-    assert samples.picture(drawn["images"]).dtype == np.uint8
+    assert drawn.codes.shape == (count, run.codes("train").shape[1])
+    assert drawn.conditions is None  # of an unconditional prior
+    expected = arrays.to_pixels(tokenizer.decode(torch.from_numpy(drawn.codes).long()))
+    assert abs(drawn.images.astype(int) - expected).max() <= 1
+    assert samples.picture(drawn.images).dtype == np.uint8
 
 
 def test_samples_depend_on_the_seed_and_their_name_alone(tiny_run):
     run = tiny_run()
     prior = samples.baseline(run)
-    first = samples.sample_set("samples", prior, run.tokenizer(), run)["codes"]
+    first = samples.sample_set("samples", prior, run.tokenizer(), run).codes
     torch.rand(5)
-    np.testing.assert_array_equal(samples.sample_set("samples", prior, run.tokenizer(), run)["codes"], first)
-    assert (samples.sample_set("baseline", prior, run.tokenizer(), run)["codes"] != first).any()
+    np.testing.assert_array_equal(samples.sample_set("samples", prior, run.tokenizer(), run).codes, first)
+    assert (samples.sample_set("baseline", prior, run.tokenizer(), run).codes != first).any()
     assert (first[:2] != first[2:]).any()  # each batch has a stream of its own
 
 
@@ -1252,15 +1252,15 @@ def test_labels_are_drawn_as_often_as_they_occur(tiny_run):
     """A prior that answers with the label itself."""
 
     class Echo(nn.Module):
-        classes = 2
+        conditioning = labelled(2)
 
-        def sample(self, n: int, generator: torch.Generator, sampling: Any, labels: torch.Tensor) -> torch.Tensor:
-            return labels[:, None].expand(n, length)
+        def sample(self, n: int, generator: torch.Generator, sampling: Any, conditions: torch.Tensor) -> torch.Tensor:
+            return conditions.expand(n, length)
 
     run = tiny_run()
     length = run.codes("train").shape[1]
     run.params.raw["samples"] |= {"count": 300, "batch_size": 70}
     drawn = samples.sample_set("samples", Echo(), run.tokenizer(), run)
-    assert drawn["labels"].shape == (300,)
-    assert (drawn["codes"] == drawn["labels"][:, None]).all()
-    assert abs(drawn["labels"].mean() - run.labels("train").mean()) < 0.1
+    assert drawn.conditions.shape == (300, 1)
+    assert (drawn.codes == drawn.conditions).all()
+    assert abs(drawn.conditions.mean() - run.labels("train").mean()) < 0.1

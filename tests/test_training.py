@@ -19,6 +19,7 @@ import forked
 import numpy as np
 import pytest
 import torch
+from conftest import examples, labelled
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -27,6 +28,7 @@ from stages import prior as prior_training
 from stages import tokenizer as tokenizer_training
 from stages.prior import Settings as PriorSection
 from tessera.core import models, seams
+from tessera.core.conditioning import UNCONDITIONAL, Conditioning
 from tessera.core.contracts import Likelihood
 from tessera.core.errors import InputError, NonFiniteError
 from tessera.core.params import Params
@@ -866,7 +868,7 @@ def test_scratch_lies_in_the_repository_that_dvc_names(workspace, monkeypatch, t
 
 
 class Known(nn.Module):
-    """p(code) = shares, at every position; whatever the labels."""
+    """p(code) = shares, at every position; whatever the conditions."""
 
     def __init__(self, shares: list[float]) -> None:
         super().__init__()
@@ -874,11 +876,13 @@ class Known(nn.Module):
         self.seen: list[int] = []
         self.exact = True
 
-    def losses(self, codes: torch.Tensor, labels: torch.Tensor | None, done: float = 1.0) -> dict[str, torch.Tensor]:
+    def losses(
+        self, codes: torch.Tensor, conditions: torch.Tensor | None, done: float = 1.0
+    ) -> dict[str, torch.Tensor]:
         self.seen += codes[:, 0].tolist()
         return {"nll": -self.log_shares[codes].mean()}
 
-    def likelihood(self, codes: torch.Tensor, labels: torch.Tensor | None) -> Likelihood:
+    def likelihood(self, codes: torch.Tensor, conditions: torch.Tensor | None) -> Likelihood:
         return Likelihood(self.log_shares[codes].sum(1), (codes == self.log_shares.argmax()).float().mean(1))
 
 
@@ -886,14 +890,15 @@ def prior_data(
     codes: dict[str, np.ndarray],
     batch_size: int = 3,
     copies: Any = None,
-    labels: Any = None,
-    classes: int = 0,
+    told: Any = None,
+    conditioning: Conditioning = UNCONDITIONAL,
     **values: Any,
 ) -> prior_training.Data:
     copies = np.zeros((0, 0, 0), np.int32) if copies is None else copies
-    section = {"conditional": labels is not None, "label_dropout": 0.0, "augmented": 0.0, "annealing": 0.0} | values
+    section = {"augmented": 0.0, "annealing": 0.0} | values
+    section |= {"conditions": examples(prior_training.Told), "words": examples(prior_training.Words)}
     own = PriorSection.model_validate({"name": "any", "training": training(batch_size=batch_size), **section})
-    return prior_training.Data(codes, copies, labels, classes, own, "cpu")
+    return prior_training.Data(codes, copies, told or dict.fromkeys(codes), conditioning, own, "cpu")
 
 
 CODES = {"train": np.array([[0, 0], [0, 1], [1, 1], [0, 2], [0, 0]]), "val": np.array([[0, 2], [2, 2], [0, 0], [1, 0]])}
@@ -929,7 +934,7 @@ def test_prior_is_trained_on_train_and_chosen_by_val(runtime):
 
 def test_closed_form_prior_is_not_trained(raw):
     name = raw["samples"]["baseline"]
-    prior = models.build(models.prior_recipe(Params(raw), CodeSpace(((1, 2),), (3,)), 0, name))
+    prior = models.build(models.prior_recipe(Params(raw), CodeSpace(((1, 2),), (3,)), UNCONDITIONAL, name))
     objective, data = prior_training.Objective(prior), prior_data(CODES)
     fitted = prior_training.in_closed_form(objective, data)
     assert (fitted.epoch, len(fitted.history)) == (0, 1)
@@ -964,27 +969,29 @@ def test_augmented_codes_stand_in_for_their_own_image(share):
 
 
 def test_a_conditional_prior_is_refused_without_labels():
-    params = Params({"prior": {"conditional": True}})
-    with pytest.raises(InputError, match=r"prior\.conditional: must be false where the data set has no labels"):
-        prior_training.Data.of(SimpleNamespace(params=params, label_names=()))
+    params = Params({"prior": {"conditions": {"label": 0.1}}})
+    with pytest.raises(InputError, match=r"prior\.conditions\.label: must be none where the data set has no labels"):
+        prior_training.Data.of(SimpleNamespace(params=params, class_names={}))
 
 
 def test_labels_go_with_their_codes():
-    plain, labels = np.arange(10)[:, None], np.arange(10) + 100
-    data = prior_data({"train": plain, "val": plain}, labels={"train": labels, "val": labels}, classes=200)
+    plain, labels = np.arange(10)[:, None], np.arange(10)[:, None] + 100
+    data = prior_data(
+        {"train": plain, "val": plain}, told={"train": labels, "val": labels}, conditioning=labelled(200, 0.0)
+    )
     codes, drawn, _ = data.batch(np.array([7, 2]), torch.Generator(), 0.0)
-    assert (codes[:, 0].tolist(), drawn.tolist()) == ([7, 2], [107, 102])
+    assert (codes[:, 0].tolist(), drawn.tolist()) == ([7, 2], [[107], [102]])
 
 
 def test_labels_are_dropped_with_their_probability():
-    """A lost label is the one past the last: `classes`."""
+    """A lost label is the one past the last."""
     plain = np.arange(4000)[:, None]
-    labels = {"train": np.arange(4000) % 5, "val": np.arange(4000) % 5}
-    data = prior_data({"train": plain, "val": plain}, labels=labels, classes=5, label_dropout=0.25)
+    labels = dict.fromkeys(("train", "val"), (np.arange(4000) % 5)[:, None])
+    data = prior_data({"train": plain, "val": plain}, told=labels, conditioning=labelled(5, 0.25))
     codes, drawn, _ = data.batch(np.arange(4000), torch.Generator().manual_seed(0), 0.5)
-    lost = drawn == 5
+    lost = drawn[:, 0] == 5
     assert abs(lost.float().mean() - 0.25) < 0.03
-    assert torch.equal(drawn[~lost], codes[~lost, 0] % 5)
+    assert torch.equal(drawn[~lost, 0], codes[~lost, 0] % 5)
 
 
 def test_augmentation_narrows_to_none():

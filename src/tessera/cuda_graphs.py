@@ -18,7 +18,6 @@ from torch import Generator, Tensor
 from tessera.autoregression import sampling as walks
 from tessera.core.contracts import ExactPrior, Sampling
 from tessera.core.errors import InputError
-from tessera.sequences import require_labels
 
 
 class Replay:
@@ -39,12 +38,13 @@ class Replay:
                 f"only walks on a CUDA device are captured, and this prior is on {device}: use its `sample`"
             )
         walks.require_range(sampling)
+        prior.conditioning.require_guidance(sampling.guidance)
         self.prior, self.n, shape = prior, n, (n, prior.space.length)
         self.uniforms = torch.zeros(shape, dtype=torch.float64, device=device)
-        self.labels = torch.full((n,), prior.classes, device=device) if prior.classes else None
+        self.conditions = prior.conditioning.nothing(n, device) if prior.conditioning else None
         self.known = torch.zeros(shape, dtype=torch.int64, device=device) if known else None
         self.known_mask = torch.zeros(shape, dtype=torch.bool, device=device) if known else None
-        given = (self.uniforms, sampling, self.labels, self.known, self.known_mask)
+        given = (self.uniforms, sampling, self.conditions, self.known, self.known_mask)
         self.cuda_graph = torch.cuda.CUDAGraph()
         with torch.no_grad(), torch.cuda.device(device):
             stream = torch.cuda.Stream()
@@ -59,23 +59,23 @@ class Replay:
     def sample(
         self,
         generator: Generator,
-        labels: Int[Tensor, " n"] | None = None,
+        conditions: Int[Tensor, "n c"] | None = None,
         known: Int[Tensor, "n t"] | None = None,
         known_mask: Bool[Tensor, "n t"] | None = None,
     ) -> Int[Tensor, "n t"]:
         """
         Raises:
-            InputError: labels or known codes are out of range or of the wrong shape; or known codes are given although the graph
-                was captured without them, or the other way round.
+            InputError: conditions or known codes are out of range or of the wrong shape; or known codes are given although the
+                graph was captured without them, or the other way round.
         """
-        require_labels(labels, self.prior.classes, self.n)
+        self.prior.conditioning.require(conditions, self.n)
         walks.require_known(self.prior, self.n, known, known_mask)
         if (known is None) != (self.known is None):
             raise InputError("known codes must be given exactly where the walk was captured with them")
         uniforms = torch.rand(
             self.uniforms.shape, generator=generator, dtype=torch.float64, device=generator.device
         )  # on the generator's device as in `prior.sample`, so that the codes are the same
-        given = zip((self.uniforms, self.labels, self.known, self.known_mask), (uniforms, labels, known, known_mask),
+        given = zip((self.uniforms, self.conditions, self.known, self.known_mask), (uniforms, conditions, known, known_mask),
                     strict=True)  # fmt: skip
         for kept, new in given:
             if kept is not None and new is not None:

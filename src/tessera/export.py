@@ -100,10 +100,10 @@ def fill(folder: Path, options: argparse.Namespace) -> None:
         _copy(files.ARTIFACTS / kind, folder / kind)
         subject = _subject(options.name, kind, model, tokenizer, source)
         params = card.read_params(files.ARTIFACTS / kind / models.CARD)
-        text = card.of_model(subject, data, options.license, params, card.figures(subject.recipe.seam), prior.classes)
+        text = card.of_model(
+            subject, data, options.license, params, card.figures(subject.recipe.seam), prior.conditioning.names
+        )
         _write(folder / kind / models.CARD, text)
-    if prior.classes:
-        files.write_json(folder / "prior" / trained.LABELS, list(source.label_names()))
     agreement = None
     if options.onnx:
         from tessera.release import onnx_files

@@ -6,18 +6,22 @@ The same seed gives the same images on one machine. The images of a smaller -n
 are the first of a larger one, unless the prior is `masked`; with the values and
 the seed of params.yaml they are the first of the stage `samples`. --codes keeps
 the codes, which `python -m tessera.decode` turns into one file for each image.
+
+A prior that was told something of its images (prior.conditions) can be asked:
+
+    python -m tessera.sample --words "guitar" --vendor noto -n 8 --out guitar.png
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tessera.commands import encoded, line, trained
+from tessera.conditions import conditions_of
 from tessera.core import files
 from tessera.core.contracts import Device, Prior, Sampling, Tokenizer
 from tessera.core.errors import InputError, listed
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int, UInt8
 
 PLAIN = Sampling()
+ASKED = ("label", "vendor", "words")  # conditions, each an option
 SHOWN = 1024  # images on the picture, at most
 STREAM = "samples"  # as in the stage of that name, whose images have the same random numbers
 
@@ -72,14 +77,30 @@ def arguments() -> line.Parser:
 
 
 def _add_conditions(parser: argparse.ArgumentParser) -> None:
-    conditions = parser.add_argument_group("what the images shall show, of a prior that was trained with it")
-    conditions.add_argument(
-        "--label", metavar="NAME", default=argparse.SUPPRESS,
-        help="a label of the data set, by name or number (default: all labels in turn)",
+    asked = parser.add_argument_group(
+        "what the images shall show", "of a prior that was told it in training; nothing is said of what is not asked for, but "
+        "without any wish the labels come in turn",
     )  # fmt: skip
-    conditions.add_argument(
-        "--guidance", type=line.number(0), default=PLAIN.guidance, help="above 1: exaggerates it; 0: ignores it"
+    asked.add_argument(
+        "--label", metavar="NAME", default=argparse.SUPPRESS, help="a label of the data set, by name or number"
     )
+    asked.add_argument(
+        "--vendor", metavar="NAME", default=argparse.SUPPRESS, help="who it shall look to be by, by name or number"
+    )
+    asked.add_argument(
+        "--words", metavar="WORDS", default=argparse.SUPPRESS, help="as in a name: woman firefighter: dark skin tone"
+    )
+    asked.add_argument(
+        "--guidance", nargs="+", type=_strength, metavar="NAME=G", default=argparse.SUPPRESS,
+        help="strength of a condition, such as words=2 (default: 1); above 1: exaggerates it, 0: ignores it; the number alone "
+        "where there is one condition",
+    )  # fmt: skip
+
+
+def _strength(text: str) -> tuple[str, float]:
+    """`words=2`, or `2` under the name ''."""
+    name, _, value = text.rpartition("=")
+    return name, line.number(0)(value)
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -96,8 +117,9 @@ def work(options: argparse.Namespace) -> None:
             f"{tokenizer.space.grids} x {tokenizer.space.sizes}: they do not belong together. Run `dvc repro prior`, or name "
             "another folder by --models"
         )
-    labels = labels_of(options, prior, models.label_names())
-    codes, images = sample(tokenizer, prior, options, labels, device)
+    conditions, guidance = conditions_of(prior, wishes(options, prior), options.n), guidance_of(options, prior)
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, guidance)
+    codes, images = sample(tokenizer, prior, options, sampling, conditions, device)
     from tessera.images import pictures
 
     shown = images[:SHOWN]
@@ -113,7 +135,12 @@ def work(options: argparse.Namespace) -> None:
 
 
 def sample(
-    tokenizer: Tokenizer, prior: Prior, options: argparse.Namespace, labels: torch.Tensor | None, device: Device
+    tokenizer: Tokenizer,
+    prior: Prior,
+    options: argparse.Namespace,
+    sampling: Sampling,
+    conditions: Int[torch.Tensor, "n c"] | None,
+    device: Device,
 ) -> tuple[Int[np.ndarray, "n t"], UInt8[np.ndarray, "n h w c"]]:
     """Codes and images. The random numbers of each batch are those of the stage `samples` with this seed and batch size."""
     import numpy as np
@@ -121,12 +148,11 @@ def sample(
 
     from tessera.images import arrays
 
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.guidance)
     codes, images = [], []
     with line.progress(options.n, "sample", "image") as bar, torch.no_grad():
         for index, where in enumerate(arrays.batches(options.n, options.batch_size)):
             n, rng = where.stop - where.start, generator(options.seed, STREAM, index)
-            own = labels[where].to(device) if labels is not None else None
+            own = conditions[where].to(device) if conditions is not None else None
             found = prior.sample(n, rng, sampling, own)
             codes.append(found.cpu().numpy())
             images.append(arrays.to_pixels(tokenizer.decode(found)))
@@ -134,37 +160,35 @@ def sample(
     return np.concatenate(codes), np.concatenate(images)
 
 
-def labels_of(options: argparse.Namespace, prior: Prior, names: Sequence[str]) -> torch.Tensor | None:
-    """The label of each image [n]; None for a prior without labels.
+def wishes(options: argparse.Namespace, prior: Prior) -> dict[str, list[str]]:
+    """Condition -> what is asked for, of all images or of each."""
+    asked = {name: [getattr(options, name)] for name in ASKED if hasattr(options, name)}
+    if not asked and "label" in prior.conditioning:
+        names = prior.conditioning["label"].names
+        return {"label": [names[i % len(names)] for i in range(options.n)]}
+    return asked
 
-    Raises:
-        InputError: a label or guidance is given to a prior that has no labels, or there is no such label.
+
+def guidance_of(options: argparse.Namespace, prior: Prior) -> dict[str, float]:
     """
-    import torch
-
-    given: str | None = getattr(options, "label", None)
-    if not prior.classes:
-        if given is not None or options.guidance != PLAIN.guidance:
-            flag = "--label" if given is not None else "--guidance"
+    Raises:
+        InputError: a condition is named that the prior has not, or none is named where there is not exactly one; or the prior
+            never learned to do without it.
+    """
+    told, found = prior.conditioning, {}
+    for name, strength in getattr(options, "guidance", []):
+        if not name and len(told.names) != 1:
+            there = f"there are {listed(told.names)}" if told else "this prior is told nothing"
+            raise InputError(f"--guidance {strength:g}: must name its condition, such as label={strength:g}; {there}")
+        name = name or told.names[0]
+        told.require_guidance([name])
+        if strength != 1 and not told[name].dropout and not hasattr(prior, "fit"):
             raise InputError(
-                f"{flag}: this prior was trained without labels. Leave it out, or train one with prior.conditional"
+                f"--guidance {name}={strength:g}: must be 1, since this prior never went without the {name} in training; train one "
+                f"with prior.conditions.{name} above 0"
             )
-        return None
-    if given is None:
-        return torch.arange(options.n) % prior.classes
-    return torch.full((options.n,), _index(given, prior.classes, names))
-
-
-def _index(given: str, classes: int, names: Sequence[str]) -> int:
-    """The number of a label that is given by name or number."""
-    if given in names:
-        return list(names).index(given)
-    if given.isdecimal() and int(given) < classes:
-        return int(given)
-    near = difflib.get_close_matches(given, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    there = listed(names) if names else f"numbers from 0 to {classes - 1}"
-    raise InputError(f"--label {given!r}: there is no such label; there are {there}{hint}")
+        found[name] = strength
+    return found
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tessera.core.errors import InputError
-
 
 def code_log_prob(logits: Sequence[Float[Tensor, "b n k"]], codes: Int[Tensor, "b t"]) -> Float[Tensor, "b t"]:
     """log p of each code under its logits, in nats (at most 0)."""
@@ -36,23 +34,3 @@ def nll(logits: Sequence[Float[Tensor, "b n k"]], codes: Int[Tensor, "b t"]) -> 
 def right(logits: Sequence[Float[Tensor, "b n k"]], codes: Int[Tensor, "b t"]) -> Float[Tensor, " b"]:
     """Fraction of each image's codes, from 0 to 1, that have the largest logit."""
     return (torch.cat([grid.argmax(2) for grid in logits], dim=1) == codes).float().mean(1)
-
-
-def require_labels(labels: Int[Tensor, " b"] | None, classes: int, count: int) -> None:
-    """Check that labels are given if and only if the prior is conditioned on them (`classes` > 0), one per image, from 0 to
-    `classes`. The label `classes` means no label.
-
-    Raises:
-        InputError: labels are missing or not allowed, of the wrong number, or out of range.
-    """
-    if labels is None and not classes:
-        return
-    if labels is None:
-        raise InputError(f"this prior is conditioned on {classes} classes: labels must be given, one per image")
-    if not classes:
-        raise InputError("this prior is not conditioned on classes: labels must be None")
-    if tuple(labels.shape) != (count,):
-        raise InputError(f"labels must have shape ({count},), one per image, got {tuple(labels.shape)}")
-    if count and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
-        raise InputError(f"labels must be from 0 to {classes - 1}, or {classes} for none, "
-                         f"got {int(labels.min())} to {int(labels.max())}")  # fmt: skip

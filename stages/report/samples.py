@@ -15,9 +15,11 @@ def body(run: Run) -> str:
     """Sheets of images, those of the prior first, samples of each group beside real images, with the fraction of each group, and a
     link to the closest training images."""
     chosen = run.params.chosen()
-    sampled = ", ".join(
-        f"{key} {elements.text(chosen['samples'][key])}" for key in ("temperature", "top_k", "top_p", "guidance")
-    )
+    own, told = chosen["samples"], run.params.conditions
+    values = {key: own[key] for key in ("temperature", "top_k", "top_p")}
+    values |= {f"guidance of the {name}": own["guidance"][name] for name in told}
+    values |= {name: text for name, text in own["conditions"].items() if text}
+    sampled = ", ".join(f"{key} {elements.text(value)}" for key, value in values.items())
     captions = {
         "samples": f"Samples of the prior {chosen['prior']['name']}, the first ones, unselected ({sampled}).",
         "baseline": f"Samples of the closed-form baseline {chosen['samples']['baseline']}.",

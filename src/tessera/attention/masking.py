@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from tessera.attention.blocks import Block, Places
 from tessera.attention.causal import Size
+from tessera.autoregression.condition import embedding_of
 from tessera.autoregression.sampling import sample_codes, truncate
+from tessera.core.conditioning import Conditioning
 from tessera.core.contracts import Sampling
 from tessera.core.space import CodeSpace
 from tessera.networks.dropout import dropped
@@ -25,30 +27,34 @@ Decoding = Literal["random", "confidence"]
 
 
 class MaskedTransformer(nn.Module):
-    """Logits of every code given the label and all codes that are not hidden. All grids form one sequence, and attention is
+    """Logits of every code given the conditions and all codes that are not hidden. All grids form one sequence, and attention is
     bidirectional. No time embedding: the number of masked codes already gives the time."""
 
-    def __init__(self, size: Size, space: CodeSpace, classes: int) -> None:
+    def __init__(self, size: Size, space: CodeSpace, conditioning: Conditioning) -> None:
         super().__init__()
         channels = size.channels
         self.lengths = space.lengths
         codes = [nn.Embedding(k + 1, channels) for k in space.sizes]  # the last row: the mask
         self.codes = cast("Sequence[nn.Embedding]", nn.ModuleList(codes))
         self.places = Places(space.grids, channels)
-        self.labels = nn.Embedding(classes + 1, channels) if classes else None  # the last row: no label
+        self.given = embedding_of(conditioning, channels)
         self.blocks = nn.ModuleList(Block(channels, size.heads) for _ in range(size.layers))
         self.norm = nn.LayerNorm(channels)
         self.heads = nn.ModuleList(nn.Linear(channels, k) for k in space.sizes)
 
     def forward(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, masked: Bool[Tensor, "b t"], dropout: float
+        self,
+        codes: Int[Tensor, "b t"],
+        conditions: Int[Tensor, "b c"] | None,
+        masked: Bool[Tensor, "b t"],
+        dropout: float,
     ) -> tuple[Float[Tensor, "b n k"], ...]:
         """`dropout` is a probability, 0 outside training; it acts on the input of the first block and in blocks."""
         parts = zip(self.codes, codes.split(self.lengths, dim=1), masked.split(self.lengths, dim=1), strict=True)
         visible = [table(torch.where(hidden, table.num_embeddings - 1, part)) for table, part, hidden in parts]
         x = torch.cat(visible, dim=1) + self.places()
-        if self.labels is not None:
-            x = x + self.labels(labels)[:, None]
+        if self.given is not None:
+            x = x + self.given(conditions)[:, None]
         x = dropped(x, dropout)
         for block in self.blocks:
             x = block(x, causal=False, dropout=dropout)

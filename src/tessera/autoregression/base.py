@@ -10,12 +10,13 @@ from torch import Generator, Tensor, nn
 
 from tessera import sequences
 from tessera.autoregression import sampling as walks
+from tessera.core.conditioning import Conditioning
 from tessera.core.contracts import Likelihood, Sampling
 from tessera.core.space import CodeSpace
 
 
 class Autoregressive(nn.Module):
-    """See `core.contracts.Prior`. p(codes | label) = product over positions of p(code | codes before, label).
+    """See `core.contracts.Prior`. p(codes | conditions) = product over positions of p(code | codes before, conditions).
 
     A prior defines `predict`, one pass over finished codes, and `walk`, the loop over positions with a cache. `order` is the
     sequence of positions in which codes are sampled; "before" means before in this order.
@@ -24,42 +25,44 @@ class Autoregressive(nn.Module):
     exact = True
     capturable = True
 
-    def __init__(self, space: CodeSpace, classes: int, dropout: float = 0.0) -> None:
+    def __init__(self, space: CodeSpace, conditioning: Conditioning, dropout: float = 0.0) -> None:
         super().__init__()
-        self.space, self.classes, self.dropout = space, classes, dropout
+        self.space, self.conditioning, self.dropout = space, conditioning, dropout
 
     @property
     def order(self) -> Sequence[int]:
         return range(self.space.length)
 
     def predict(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
+        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
         """Logits per grid of each code given the codes before it; `dropout` is a probability, 0 outside training."""
         raise NotImplementedError
 
-    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> walks.CodeWalk:
+    def walk(self, n: int, conditions: Int[Tensor, "n c"] | None) -> walks.CodeWalk:
         """Yields logits [n,K] of each position in `order`, and receives the codes [n] sampled there."""
         raise NotImplementedError
 
     def losses(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, done: float = 1.0
+        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, done: float = 1.0
     ) -> dict[str, Tensor]:
-        self.require(codes, labels)
-        logits = self.predict(codes, labels, self.dropout if self.training else 0.0)
+        self.require(codes, conditions)
+        logits = self.predict(codes, conditions, self.dropout if self.training else 0.0)
         return {"nll": sequences.nll(logits, codes)}
 
-    def logits(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> tuple[Float[Tensor, "b n k"], ...]:
+    def logits(
+        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None
+    ) -> tuple[Float[Tensor, "b n k"], ...]:
         """Logits per grid: row t is p(code t | codes before t), and does not depend on the codes from t on."""
-        self.require(codes, labels)
-        return self.predict(codes, labels, 0.0)
+        self.require(codes, conditions)
+        return self.predict(codes, conditions, 0.0)
 
-    def likelihood(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> Likelihood:
-        logits = self.logits(codes, labels)
+    def likelihood(self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None) -> Likelihood:
+        logits = self.logits(codes, conditions)
         return Likelihood(sequences.log_prob(logits, codes), sequences.right(logits, codes))
 
-    def log_prob(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> Float[Tensor, " b"]:
-        return self.likelihood(codes, labels).log_prob
+    def log_prob(self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None) -> Float[Tensor, " b"]:
+        return self.likelihood(codes, conditions).log_prob
 
     @torch.no_grad()
     def sample(
@@ -67,17 +70,17 @@ class Autoregressive(nn.Module):
         n: int,
         generator: Generator,
         sampling: Sampling = Sampling(),  # noqa: B008  a NamedTuple does not change
-        labels: Int[Tensor, " n"] | None = None,
+        conditions: Int[Tensor, "n c"] | None = None,
         known: Int[Tensor, "n t"] | None = None,
         known_mask: Bool[Tensor, "n t"] | None = None,
     ) -> Int[Tensor, "n t"]:
-        return walks.sample(self, self.walk, n, generator, sampling, labels, known, known_mask)
+        return walks.sample(self, self.walk, n, generator, sampling, conditions, known, known_mask)
 
-    def require(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
+    def require(self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None) -> None:
         """
         Raises:
-            InputError: labels are missing, superfluous or out of range.
+            InputError: conditions are missing, superfluous or out of range.
             ValueError: the number of codes does not fit the grids.
         """
-        sequences.require_labels(labels, self.classes, len(codes))
+        self.conditioning.require(conditions, len(codes))
         self.space.split(codes)

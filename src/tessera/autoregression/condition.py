@@ -1,11 +1,16 @@
-"""The condition of a grid of codes, known before its first code: positions, the label, and all earlier grids."""
+"""What is known before the first code of a grid: positions, the conditions, and all earlier grids."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tessera.core.conditioning import Condition, Conditioning
 from tessera.core.contracts import Grid
 from tessera.networks.conv import ResidualBlock
 from tessera.networks.dropout import dropped
@@ -18,28 +23,63 @@ def resized(codes: Int[Tensor, "b y x"], height: int, width: int) -> Int[Tensor,
     return codes[:, rows[:, None], columns]
 
 
-class Condition(nn.Module):
-    """A map [1 or B,C,h,w], known before any code of the grid: learned positions, an embedded label, and embedded earlier
+class ConditionEmbedding(nn.Module):
+    """[B,C] to [B,channels]: the sum of a learned vector for each condition. Where nothing is said, that is a vector of its own.
+
+    A bag of n words has the sum of their vectors, divided by the root of n: so a name of many words weighs as much as one of few,
+    and as much as a class (Deep Sets, Zaheer et al. 2017, arXiv 1703.06114: a sum does not depend on the order).
+    """
+
+    def __init__(self, conditioning: Conditioning, channels: int) -> None:
+        super().__init__()
+        self.conditioning = conditioning
+        tables = [nn.Embedding(part.none + 1, channels) for part in conditioning]  # the last row: nothing is said
+        self.tables = cast("Sequence[nn.Embedding]", nn.ModuleList(tables))
+
+    def forward(self, conditions: Int[Tensor, "b c"]) -> Float[Tensor, "b channels"]:
+        columns = self.conditioning.split(conditions)
+        parts = zip(self.conditioning, self.tables, columns, strict=True)
+        return reduce(torch.add, [_embedded(*part) for part in parts])
+
+
+def _embedded(part: Condition, table: nn.Embedding, ids: Int[Tensor, "b m"]) -> Float[Tensor, "b channels"]:
+    if part.columns == 1:
+        return table(ids[:, 0])
+    said = ids != part.none
+    vectors = table(ids) * said[:, :, None]
+    count = said.sum(1, keepdim=True)
+    return torch.where(count > 0, vectors.sum(1) / count.clamp(min=1).to(vectors.dtype).sqrt(), table.weight[part.none])
+
+
+def embedding_of(conditioning: Conditioning, channels: int) -> ConditionEmbedding | None:
+    """None for an unconditional prior."""
+    return ConditionEmbedding(conditioning, channels) if conditioning else None
+
+
+class ConditionMap(nn.Module):
+    """A map [1 or B,C,h,w], known before any code of the grid: learned positions, embedded conditions, and embedded earlier
     grids through a small residual network (Razavi et al. 2019, sec. 3.2).
 
     Emoji are centred, so the absolute position is informative, and convolutions alone do not know it.
 
     Args:
         earlier_sizes: codebook sizes of the earlier grids.
-        classes: number of labels, 0 if not conditional; a further row means no label.
+        conditioning: what the prior is told of an image.
         blocks: residual blocks, if there are earlier grids.
     """
 
-    def __init__(self, channels: int, grid: Grid, earlier_sizes: tuple[int, ...], classes: int, blocks: int) -> None:
+    def __init__(
+        self, channels: int, grid: Grid, earlier_sizes: tuple[int, ...], conditioning: Conditioning, blocks: int
+    ) -> None:
         super().__init__()
         self.positions = nn.Parameter(torch.randn(1, channels, *grid) / 8)
-        self.labels = nn.Embedding(classes + 1, channels) if classes else None
+        self.given = embedding_of(conditioning, channels)
         self.earlier = nn.ModuleList(nn.Embedding(size, channels) for size in earlier_sizes)
         blocks = blocks if earlier_sizes else 0
         self.refine = nn.Sequential(*(ResidualBlock(channels, channels, "none", 0.0) for _ in range(blocks)))
 
     def forward(
-        self, earlier: list[Int[Tensor, "b ..."]], labels: Int[Tensor, " b"] | None, dropout: float = 0.0
+        self, earlier: list[Int[Tensor, "b ..."]], conditions: Int[Tensor, "b c"] | None, dropout: float = 0.0
     ) -> Float[Tensor, "#b c h w"]:
         condition: Tensor = self.positions
         if earlier:
@@ -48,6 +88,6 @@ class Condition(nn.Module):
                            for embedding, codes in zip(self.earlier, earlier, strict=True))  # fmt: skip
             refined = self.refine(embedded.permute(0, 3, 1, 2) + self.positions)
             condition = condition + dropped(refined, dropout)
-        if self.labels is not None:
-            condition = condition + self.labels(labels)[:, :, None, None]
+        if self.given is not None:
+            condition = condition + self.given(conditions)[:, :, None, None]
         return condition

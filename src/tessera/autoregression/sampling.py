@@ -8,26 +8,26 @@ the yielded logits with one full forward pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Generator as Coroutine
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from tessera.autoregression.forks import spread
+from tessera.core.conditioning import Conditioning
 from tessera.core.contracts import ExactPrior, Prior, Sampling
 from tessera.core.errors import InputError
 from tessera.images.arrays import batches
-from tessera.sequences import require_labels
 
 PART = 16  # fewest images per core
 
 CodeWalk = Coroutine[Tensor, Tensor, Any]  # yields logits [n,K] of a position, receives its codes [n]
-StartWalk = Callable[[int, Tensor | None], CodeWalk]  # starts a walk of n images with these labels
+StartWalk = Callable[[int, Tensor | None], CodeWalk]  # starts a walk of n images with these conditions
 
 
 def truncate(logits: Float[Tensor, "n k"], sampling: Sampling) -> Float[Tensor, "n k"]:
@@ -51,7 +51,8 @@ def truncate(logits: Float[Tensor, "n k"], sampling: Sampling) -> Float[Tensor, 
 
 
 def require_range(sampling: Sampling) -> None:
-    if not (sampling.temperature > 0 and sampling.top_k >= 0 and 0 < sampling.top_p <= 1 and sampling.guidance >= 0):
+    guidance = all(strength >= 0 for strength in sampling.guidance.values())
+    if not (sampling.temperature > 0 and sampling.top_k >= 0 and 0 < sampling.top_p <= 1 and guidance):
         raise InputError(f"sampling needs temperature > 0, top_k >= 0, 0 < top_p <= 1, guidance >= 0, got {sampling}")
 
 
@@ -92,7 +93,7 @@ def sample(
     n: int,
     generator: Generator,
     sampling: Sampling,
-    labels: Int[Tensor, " n"] | None = None,
+    conditions: Int[Tensor, "n c"] | None = None,
     known: Int[Tensor, "n t"] | None = None,
     known_mask: Bool[Tensor, "n t"] | None = None,
 ) -> Int[Tensor, "n t"]:
@@ -103,13 +104,14 @@ def sample(
     not depend on known codes, on how logits are computed, or on the device.
 
     Raises:
-        InputError: labels, known codes or `sampling` are out of range or have a wrong shape.
+        InputError: conditions, known codes or `sampling` are out of range or have a wrong shape.
     """
-    require_labels(labels, prior.classes, n)
+    prior.conditioning.require(conditions, n)
+    prior.conditioning.require_guidance(sampling.guidance)
     require_range(sampling)
     require_known(prior, n, known, known_mask)
     uniforms = torch.rand(n, prior.space.length, generator=generator, dtype=torch.float64, device=generator.device)
-    codes, sound = shared(prior, start, uniforms, sampling, labels, known, known_mask)
+    codes, sound = shared(prior, start, uniforms, sampling, conditions, known, known_mask)
     require_sound(sound)
     return codes
 
@@ -121,13 +123,13 @@ def sample_batches(
     batch_size: int,
     rng: Callable[[int], Generator],
     sampling: Sampling,
-    labels: Int[Tensor, " n"] | None = None,
+    conditions: Int[Tensor, "n c"] | None = None,
     known: Int[Tensor, "n t"] | None = None,
     known_mask: Bool[Tensor, "n t"] | None = None,
 ) -> Int[Tensor, "n t"]:
     """`prior.sample` of `batch_size` images at a time, for any prior. `rng` makes the generator of each batch from its index,
     so that the random numbers of a batch do not depend on earlier batches."""
-    given = {"labels": labels, "known": known, "known_mask": known_mask}
+    given = {"conditions": conditions, "known": known, "known_mask": known_mask}
     parts = []
     for index, where in enumerate(batches(n, batch_size)):
         own = {name: each[where] for name, each in given.items() if each is not None}
@@ -140,7 +142,7 @@ def shared(
     start: StartWalk,
     uniforms: Float[Tensor, "n t"],
     sampling: Sampling,
-    *given: Tensor | None,  # labels [n], known [n,t], known_mask [n,t]
+    *given: Tensor | None,  # conditions [n,c], known [n,t], known_mask [n,t]
 ) -> tuple[Int[Tensor, "n t"], Bool[Tensor, ""]]:
     """`walked`; on a CPU each core walks a part of the images (`autoregression/forks.py`)."""
     if next(chain(prior.parameters(), prior.buffers())).device.type != "cpu":
@@ -159,13 +161,13 @@ def walked(
     start: StartWalk,
     uniforms: Float[Tensor, "n t"],
     sampling: Sampling,
-    labels: Int[Tensor, " n"] | None,
+    conditions: Int[Tensor, "n c"] | None,
     known: Int[Tensor, "n t"] | None,
     known_mask: Bool[Tensor, "n t"] | None,
 ) -> tuple[Int[Tensor, "n t"], Bool[Tensor, ""]]:
     """The codes of these `uniforms`, and whether all logits were sound. It reads no value from the device, so that a GPU need
     not wait between positions and the whole walk can be captured (`cuda_graphs.py`)."""
-    walk = guided(start, len(uniforms), labels, prior.classes, sampling.guidance)
+    walk = guided(start, len(uniforms), conditions, prior.conditioning, sampling.guidance)
     order, sounds = list(prior.order), []
     logits = next(walk)
     uniforms = uniforms.to(logits.device).t().contiguous()
@@ -184,23 +186,65 @@ def walked(
     return codes.t().contiguous(), torch.stack(sounds).all()
 
 
-def guided(start: StartWalk, n: int, labels: Int[Tensor, " n"] | None, classes: int, guidance: float) -> CodeWalk:
-    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) on logits: logits without a label + `guidance` * (logits
-    with the label - logits without). 1 is a plain walk with the label, 0 one without; otherwise both walk side by side."""
-    if labels is None or guidance == 1:
-        return start(n, labels)
-    none = torch.full_like(labels, classes)
-    return start(n, none) if guidance == 0 else _blended(start(2 * n, torch.cat([labels, none])), guidance)
+def guided(
+    start: StartWalk,
+    n: int,
+    conditions: Int[Tensor, "n c"] | None,
+    conditioning: Conditioning,
+    guidance: Mapping[str, float],
+) -> CodeWalk:
+    """A walk under guidance, see `Guided`. The parts walk side by side."""
+    if conditions is None:
+        return start(n, None)
+    guided = Guided.of(conditions, conditioning, guidance)
+    walk = start(n * (1 + len(guided.strengths)), guided.parts)
+    return _blended(walk, guided) if guided.strengths else walk
 
 
-def _blended(walk: CodeWalk, guidance: float) -> CodeWalk:
+class Guided(NamedTuple):
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6) of several conditions. With strengths g_i
+
+        logits = l(all) + sum over i of (g_i - 1) (l(all) - l(all but i))
+
+    l(all) - l(all but i) is log p(condition i | codes, all other conditions) up to a constant: of each condition the classifier
+    that the prior implies is raised to the power of g_i. Where all g_i are 1 this is the prior's own law, with one condition it
+    is the formula of the paper. The sum of Liu et al. 2022 (arXiv 2206.01714, eq. 11), in which each condition is given alone,
+    would not be that law, since the vendor and the words of a drawing are not independent.
+
+    A condition of strength 0 is left out for good, and one of strength 1 costs nothing: so `parts` are 1 + m times the rows, the
+    first of all conditions, then without each of the m that have another strength.
+    """
+
+    parts: Int[Tensor, "parts*n c"]
+    strengths: tuple[float, ...]
+
+    @classmethod
+    def of(cls, conditions: Int[Tensor, "n c"], conditioning: Conditioning, guidance: Mapping[str, float]) -> Guided:
+        if ignored := [name for name, strength in guidance.items() if strength == 0]:
+            conditions = conditioning.without(conditions, ignored)
+        strengths = {name: strength for name, strength in guidance.items() if strength not in (0, 1)}
+        parts = [conditions, *(conditioning.without(conditions, [name]) for name in strengths)]
+        return cls(torch.cat(parts) if strengths else conditions, tuple(strengths.values()))
+
+    def blended(self, logits: Float[Tensor, parts * n * k]) -> Float[Tensor, n * k]:
+        """From the logits of `parts`, in float64. A code that is impossible in one of them stays so."""
+        given, *others = logits.double().chunk(1 + len(self.strengths))
+        first, *rest = zip(self.strengths, others, strict=True)
+        found = first[1] + first[0] * (given - first[1])
+        for strength, other in rest:
+            found = found + (strength - 1) * (given - other)
+        possible = given.isfinite()
+        for other in others:
+            possible = possible & other.isfinite()  # infinity - infinity is NaN
+        return torch.where(possible, found, -math.inf)
+
+
+def _blended(walk: CodeWalk, guided: Guided) -> CodeWalk:
     logits = next(walk)
     while True:
-        given, none = logits.double().chunk(2)
-        possible = given.isfinite() & none.isfinite()  # infinity - infinity is NaN
-        codes = yield torch.where(possible, none + guidance * (given - none), -math.inf)
+        codes = yield guided.blended(logits)
         try:
-            logits = walk.send(codes.repeat(2))
+            logits = walk.send(codes.repeat(1 + len(guided.strengths)))
         except StopIteration:
             return
 
@@ -223,13 +267,13 @@ def require_known(
             raise InputError(f"known codes must be from 0 to {size - 1}, as many as the codebook has")
 
 
-def naive_walk(prior: ExactPrior, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
+def naive_walk(prior: ExactPrior, n: int, conditions: Int[Tensor, "n c"] | None) -> CodeWalk:
     """One full forward pass per position: T times the work, but simple. A cached walk must give the same logits."""
     device = next(chain(prior.parameters(), prior.buffers())).device
     codes = torch.zeros(n, prior.space.length, dtype=torch.int64, device=device)
     for t in prior.order:
         grid, place = prior.space.locate(t)
-        codes[:, t] = yield prior.logits(codes, labels)[grid][:, place]
+        codes[:, t] = yield prior.logits(codes, conditions)[grid][:, place]
 
 
 @torch.no_grad()

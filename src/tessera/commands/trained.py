@@ -15,7 +15,6 @@ from tessera.release import sums
 
 EXPORTED = Path("models")  # `python -m tessera.export NAME` writes models/NAME
 COMMITTED = EXPORTED / "default"
-LABELS = "labels.json"  # beside an exported prior that is conditioned on labels: their names
 
 
 class Trained(NamedTuple):
@@ -28,13 +27,6 @@ class Trained(NamedTuple):
 
     def prior(self, device: Device) -> Prior:
         return self._load("prior", device)
-
-    def label_names(self) -> tuple[str, ...]:
-        """Names of the labels that the prior is conditioned on, as far as they lie beside it."""
-        exported, dataset = self.folder / "prior" / LABELS, self.folder / "dataset" / "facts.json"
-        if exported.exists():
-            return tuple(files.read_json(exported))
-        return tuple(files.read_json(dataset)["label_names"]) if dataset.exists() else ()
 
     def digest(self, kind: str) -> str:
         """SHA-256 of a model's weights: which model it is."""

@@ -8,7 +8,7 @@ shared keys that the plug-in reads. The other is one function, which depends on 
     quantizers   build(config, dim: int | None) -> Quantizer              post-hoc quantizers also have `fit`
     tokenizers   build(config, image_shape, make_quantizer) -> Tokenizer
     losses       build(config, run, tokenizer) -> Loss
-    priors       build(config, space, classes) -> Prior                   closed-form priors also have `fit`
+    priors       build(config, space, conditioning) -> Prior              closed-form priors also have `fit`
     extractors   build(config, image_shape, classes) -> Extractor
     upsamplers   build(config, image_shape, vectors) -> Upsampler
     diagnostics, evaluation, extensions
@@ -20,7 +20,8 @@ before any work, if the plug-in is chosen.
 
 Words: a *code* is an integer. *Codes* [B,T] are the sequence of codes of each image. *Grids* give the shape in which they
 fold; grids and codebook sizes together are a `core.space.CodeSpace`. The *codebook* holds the K code vectors of dimension D.
-*z* and *z_q* are the latent before and after quantization. A *prior* is the model of codes. A *reconstruction* is decoded from
+*z* and *z_q* are the latent before and after quantization. A *prior* is the model of codes; a *condition* is what it is told of an
+image, such as its label. A *reconstruction* is decoded from
 the codes of a real image, a *sample* from codes of a prior.
 """
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # modules that read only codes, features or metrics must not 
     from matplotlib.figure import Figure
     from torch import Generator, Tensor, nn
 
+    from tessera.core.conditioning import Conditioning
     from tessera.core.space import CodeSpace
 
 Grid = tuple[int, int]  # (height, width) of one grid of codes
@@ -161,13 +163,13 @@ class Loss(Model, Protocol):
 
 class Sampling(NamedTuple):
     """How codes are sampled. The filters apply in this order: logits / temperature, then the `top_k` most likely codes (0: all),
-    then the smallest set of codes with probability `top_p` (1: all). `guidance` is for conditional priors: 1 samples
-    p(codes | label), 0 ignores the label, and values above 1 exaggerate its effect."""
+    then the smallest set of codes with probability `top_p` (1: all). `guidance` is a strength for each condition that has one, 1
+    for all others: 1 samples p(codes | conditions), 0 ignores the condition, and values above 1 exaggerate its effect."""
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-    guidance: float = 1.0
+    guidance: Mapping[str, float] = {}
 
 
 class Likelihood(NamedTuple):
@@ -178,13 +180,13 @@ class Likelihood(NamedTuple):
 
 
 class Prior(Model, Protocol):
-    """The model of codes p(codes) or p(codes | label).
+    """The model of codes p(codes) or p(codes | conditions).
 
-    `classes` is the number of labels that the prior is conditioned on, 0 if none. Labels [B] must be given if and only if it is
-    above 0; the label `classes` means no label. `losses` are mean nats per code; `done` is the fraction of training completed,
-    for schedules. `likelihood` is computed without dropout. If `exact` is False, its log p is a lower bound (ELBO), and
-    the names of metrics say so. `sample` keeps the codes `known` where `known_mask` is True and samples all others;
-    its result depends on `generator` alone.
+    `conditioning` says what the prior is told of an image, and in which columns of `conditions` [B,C]. These must be given if
+    and only if there are any; in each of them the id past the last means that nothing is said. `losses` are mean nats per code;
+    `done` is the fraction of training completed, for schedules. `likelihood` is computed without dropout. If `exact` is False,
+    its log p is a lower bound (ELBO), and the names of metrics say so. `sample` keeps the codes `known` where `known_mask` is
+    True and samples all others; its result depends on `generator` alone.
 
     An exact prior predicts one code after another, see `ExactPrior`. If a prior is `capturable`, the loop behind `sample` never
     reads a value back from the device, so a GPU can replay it as one CUDA graph (`cuda_graphs.py`).
@@ -193,22 +195,22 @@ class Prior(Model, Protocol):
     @property
     def space(self) -> CodeSpace: ...
     @property
-    def classes(self) -> int: ...
+    def conditioning(self) -> Conditioning: ...
     @property
     def exact(self) -> bool: ...
     @property
     def capturable(self) -> bool: ...
     def losses(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, done: float = 1.0
+        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, done: float = 1.0
     ) -> dict[str, Tensor]: ...
-    def likelihood(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> Likelihood: ...
-    def log_prob(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> Float[Tensor, " b"]: ...
+    def likelihood(self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None) -> Likelihood: ...
+    def log_prob(self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None) -> Float[Tensor, " b"]: ...
     def sample(
         self,
         n: int,
         generator: Generator,
         sampling: Sampling = ...,
-        labels: Int[Tensor, " n"] | None = None,
+        conditions: Int[Tensor, "n c"] | None = None,
         known: Int[Tensor, "n t"] | None = None,
         known_mask: Bool[Tensor, "n t"] | None = None,
     ) -> Int[Tensor, "n t"]: ...
@@ -221,13 +223,13 @@ class ExactPrior(Prior, Protocol):
     @property
     def order(self) -> Sequence[int]: ...
     def logits(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None
+        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None
     ) -> tuple[Float[Tensor, "b n k"], ...]: ...
-    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> Coroutine[Tensor, Tensor, Any]: ...
+    def walk(self, n: int, conditions: Int[Tensor, "n c"] | None) -> Coroutine[Tensor, Tensor, Any]: ...
 
 
 class ClosedFormPrior(ExactPrior, Protocol):
-    def fit(self, codes: Int[Tensor, "n t"], labels: Int[Tensor, " n"] | None) -> None: ...
+    def fit(self, codes: Int[Tensor, "n t"], conditions: Int[Tensor, "n c"] | None) -> None: ...
 
 
 class Extractor(Model, Protocol):

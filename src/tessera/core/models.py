@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tessera.core import files, seams, trees
+from tessera.core.conditioning import Conditioning
 from tessera.core.errors import InputError
 from tessera.core.space import CodeSpace
 
@@ -43,9 +44,26 @@ def tokenizer_recipe(params: Params, image_shape: ImageShape) -> Recipe:
     )
 
 
-def prior_recipe(params: Params, space: CodeSpace, classes: int, name: str | None = None) -> Recipe:
+def prior_recipe(params: Params, space: CodeSpace, conditioning: Conditioning, name: str | None = None) -> Recipe:
     name = name or params.value("prior.name")
-    return recipe("priors", name, params.config("prior", name), **space.facts, classes=classes)
+    return recipe("priors", name, params.config("prior", name), **space.facts, **conditioning.facts)
+
+
+def conditioning_of(folder: Path) -> Conditioning:
+    """What the prior in `folder` is told.
+
+    Raises:
+        InputError: there is no model, or it is no prior.
+    """
+    found = read_recipe(folder)
+    if found.seam != "priors":
+        raise InputError(f"{folder} must hold a prior, got one of {found.seam}")
+    return Conditioning.of_facts(found.arguments)
+
+
+def in_closed_form(folder: Path) -> bool:
+    """Whether the prior in `folder` was fitted in one pass instead of trained."""
+    return getattr(seams.plugin("priors", read_recipe(folder).name), "CLOSED_FORM", False)
 
 
 def extractor_recipe(params: Params, section: str, image_shape: ImageShape, classes: int) -> Recipe:
@@ -87,6 +105,7 @@ def build(recipe: Recipe) -> Any:
         if recipe.seam == "priors":
             facts = {name: arguments.pop(name) for name in ("grids", "codebook_sizes")}
             arguments["space"] = CodeSpace.of_facts(facts)
+            arguments["conditioning"] = Conditioning.of_facts({"conditions": arguments.pop("conditions")})
         if recipe.quantizer is not None:
             name, values = recipe.quantizer
             quantizers = seams.plugin("quantizers", name)
@@ -140,9 +159,24 @@ def read_recipe(folder: Path) -> Recipe:
         quantizer = tuple(values["quantizer"]) if values["quantizer"] else None
         recipe = Recipe(**{**values, "quantizer": quantizer})
         rename = RENAMED.get((recipe.seam, recipe.name))
-        return rename(recipe) if rename is not None else recipe
+        recipe = rename(recipe) if rename is not None else recipe
+        return _without_classes(recipe, folder) if recipe.seam == "priors" else recipe
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / RECIPE} is no recipe of a model ({error}). Train it again") from None
+
+
+def _without_classes(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe of a prior once had the number of classes in the place of its conditions.
+
+    Raises:
+        InputError: there were some, of which nothing but the number is known.
+    """
+    arguments = dict(recipe.arguments)
+    if arguments.pop("classes", 0):
+        raise InputError(
+            f"{folder / RECIPE} is of a time when a prior did not know the names of its classes. Train it again"
+        )
+    return recipe._replace(arguments={"conditions": [], **arguments} if "conditions" not in arguments else arguments)
 
 
 def _pixelcnn(recipe: Recipe) -> Recipe:

@@ -55,7 +55,7 @@ class Params:
         return self.value("seed")
 
     def value(self, dotted: str) -> Any:
-        """A plain value by its dotted name, such as `prior.conditional`. The whole file has been validated before.
+        """A plain value by its dotted name, such as `prior.augmented`. The whole file has been validated before.
 
         Raises:
             InputError: there is no such value.
@@ -96,12 +96,21 @@ class Params:
         return self.value("losses.perceptual.weight") > 0 and not self.value("losses.perceptual.weights")
 
     @property
-    def guidable(self) -> bool:
-        """Whether the chosen prior can predict with and without a label. Guidance other than 1 compares the two predictions. A
-        trained prior learns the second from examples whose label was dropped, a closed-form prior always from all images."""
-        return self.value("prior.conditional") and (
-            self.value("prior.label_dropout") > 0 or closed_form(self.value("prior.name"))
-        )
+    def conditions(self) -> dict[str, float]:
+        """What the chosen prior is told of an image -> the probability that a training example goes without it."""
+        return {name: float(value) for name, value in self.value("prior.conditions").items() if value != "none"}
+
+    @property
+    def words(self) -> tuple[int, int]:
+        """In how many names of training images a word must stand for the prior to know it, and how many words of a name it reads."""
+        own = self.value("prior.words")
+        return own["least_count"], own["most"]
+
+    def guidable(self, condition: str) -> bool:
+        """Whether the chosen prior can predict with and without a condition. Guidance other than 1 compares the two predictions. A
+        trained prior learns the second from examples that went without, a closed-form prior always from all images."""
+        dropout = self.conditions.get(condition)
+        return dropout is not None and (dropout > 0 or closed_form(self.value("prior.name")))
 
     def keys(self, section: str) -> tuple[str, ...]:
         """The plug-ins that a plural section runs."""

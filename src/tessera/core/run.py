@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tessera.core import files, models, seams
+from tessera.core.conditioning import Conditioning
 from tessera.core.contracts import SPLITS, Report
 from tessera.core.errors import InputError
 from tessera.core.space import CodeSpace
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tessera.core.contracts import Device, Extractor, ImageShape, Model, Prior, Runtime, Tokenizer, Upsampler
     from tessera.core.params import Params
 
+TEXT = ("split", "name", "family", "label_name", "vendor_name")  # columns of the table, those that it has
 UNTRAINED: list[dict[str, float]] = [{"epoch": 0}]  # the curve of a network that was not trained here
 
 
@@ -68,7 +70,7 @@ class Run:
 
     def table(self, split: str) -> pd.DataFrame:
         """Names, families and labels of a split, in the order of its images."""
-        table = files.read_table(self.folder("dataset") / "table.csv", text=("split", "name", "family", "label_name"))
+        table = files.read_table(self.folder("dataset") / "table.csv", text=TEXT)
         return table[table["split"] == split].reset_index(drop=True)
 
     def labels(self, split: str) -> np.ndarray | None:
@@ -89,6 +91,14 @@ class Run:
     @property
     def label_names(self) -> tuple[str, ...]:
         return tuple(files.read_json(self.folder("dataset") / "facts.json")["label_names"])
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        """Column of classes of the table -> their names, of those that the data set has: `label`, `vendor`."""
+        facts = files.read_json(self.folder("dataset") / "facts.json")
+        return {
+            key.removesuffix("_names"): tuple(value) for key, value in facts.items() if key.endswith("_names") and value
+        }
 
     @property
     def image_shape(self) -> ImageShape:
@@ -115,12 +125,22 @@ class Run:
         return self._model("tokenizer", models.tokenizer_recipe(self._whole, self.image_shape))
 
     def prior(self) -> Prior:
-        return self._model("prior", models.prior_recipe(self._whole, self.space, self._classes))
+        return self._model("prior", models.prior_recipe(self._whole, self.space, self._conditioning("prior")))
 
-    @property
-    def _classes(self) -> int:
-        """Number of labels that priors are conditioned on."""
-        return len(self.label_names) if self._whole.value("prior.conditional") else 0
+    def _conditioning(self, stage: str) -> Conditioning:
+        """What a stored prior is told: conditions by the names in params.yaml.
+
+        Raises:
+            InputError: it is told something else. (That its classes and words are those of the data set, provenance says.)
+        """
+        folder, asked = self.folder(stage), self._whole.conditions
+        told = models.conditioning_of(folder)
+        if set(told.names) != set(asked) or (stage == "prior" and told.dropout != asked):
+            raise InputError(
+                f"{folder} does not fit params.yaml: prior.conditions are {told.dropout} in the model, {asked} in params.yaml. "
+                f"Run `dvc repro {stage}`"
+            )
+        return told
 
     def scorer(self) -> Extractor:
         """The feature network that images are compared by; nothing is ever trained against it."""
@@ -157,7 +177,7 @@ class Run:
         """The masked prior that fills in hidden codes. See `unused`."""
         stored = models.read_recipe(self.folder("infiller"))
         own = {key: value for key, value in self._whole.value("infiller").items() if key in stored.config}
-        arguments = {**models.plain(self.space.facts), "classes": self._classes}
+        arguments = models.plain({**self.space.facts, **self._conditioning("infiller").facts})
         return self._model("infiller", stored._replace(config=stored.config | own, arguments=arguments))
 
     def unused(self, stage: str) -> str | None:
@@ -199,14 +219,19 @@ class Run:
         return tuple(files.read_json(self.folder("samples") / "facts.json")["sets"])
 
     def samples(self, of: str = "samples", kind: str = "images") -> np.ndarray:
-        """An array of one of `sample_sets`. `kind`: `images` uint8 [N,H,W,C]; for priors also `codes` [N,T], and `labels` [N] if
-        the prior is conditional."""
+        """An array of one of `sample_sets`. `kind`: `images` uint8 [N,H,W,C]; for priors also `codes` [N,T]."""
         return files.load_array(self.folder("samples") / of / f"{kind}.npy")
 
+    def sample_conditions(self, of: str) -> pd.DataFrame | None:
+        """What each sample of one of `sample_sets` was drawn for (`conditions.described`); None where nothing was said."""
+        path = self.folder("samples") / of / "conditions.csv"
+        return files.read_table(path, text=(*TEXT, "words")) if path.exists() else None
+
     def sample_labels(self, of: str) -> np.ndarray | None:
-        """The label that each sample of one of `sample_sets` was drawn for [N]; None of those that were drawn for none."""
-        path = self.folder("samples") / of / "labels.npy"
-        return files.load_array(path) if path.exists() else None
+        """The label that each sample of one of `sample_sets` was drawn for [N]; None where some were drawn for none."""
+        table = self.sample_conditions(of)
+        labels = None if table is None or "label" not in table else table["label"].to_numpy("int64")
+        return None if labels is None or (labels < 0).any() else labels
 
     def features(self, of: str) -> np.ndarray:
         """Features [N,F] of the images `train`, `val`, `test`; of the reconstructions of test images, `reconstruction`, of val,

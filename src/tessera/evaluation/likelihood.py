@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from tessera import statistics
+from tessera import conditions, statistics
 from tessera.core.contracts import Device, Prior, Report
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
@@ -50,8 +50,8 @@ def measure(config: Config, run: Run) -> Report:
     rows = []
     for split in SPLITS:
         some = evenly(len(run.codes(split)), config.count)
-        codes, labels = run.codes(split)[some], run.required_labels(split)[some] if prior.classes else None
-        found = bits(prior, codes, labels, config.batch_size, run.device)
+        codes, told = run.codes(split)[some], conditions.of_split(run, prior.conditioning, split)
+        found = bits(prior, codes, None if told is None else told[some], config.batch_size, run.device)
         for group, members in run.groups(split).items():
             own = np.isin(some, members)
             if own.any():
@@ -92,12 +92,12 @@ def _metrics(table: pd.DataFrame, exact: bool) -> dict[str, Any]:
 
 @torch.no_grad()
 def bits(
-    prior: Prior, codes: Int[np.ndarray, "n t"], labels: Int[np.ndarray, " n"] | None, batch_size: int, device: Device
+    prior: Prior, codes: Int[np.ndarray, "n t"], told: Int[np.ndarray, "n c"] | None, batch_size: int, device: Device
 ) -> Float[np.ndarray, " n"]:
     """-log2 p(codes) of each image."""
     found = []
     for where in batches(len(codes), batch_size):
-        given = None if labels is None else torch.from_numpy(np.array(labels[where])).to(device)
+        given = None if told is None else torch.from_numpy(np.array(told[where])).to(device)
         nats = prior.log_prob(torch.from_numpy(np.array(codes[where], np.int64)).to(device), given)
         found.append(nats.double().cpu().numpy() / -math.log(2))
     return np.concatenate(found)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
+from torch import Tensor
 
 from tessera.core.errors import InputError
 from tessera.extensions import interpolation
@@ -33,9 +34,7 @@ def frames(space: Workspace, first: Picture, last: Picture, way: interpolation.M
     tokenizer, chosen = space.tokenizer(), walk(space, way)
     x = arrays.to_model(np.stack([first.pixels, last.pixels]), space.device)
     with torch.no_grad():
-        ends = Ends(
-            [first.name, last.name], _labels(space, way, first, last), tokenizer.latents(x), tokenizer.encode(x)
-        )
+        ends = Ends([first.name, last.name], _told(space, way, first, last), tokenizer.latents(x), tokenizer.encode(x))
         found = chosen(tokenizer, ends, torch.linspace(0, 1, FRAMES))
     return arrays.to_pixels(found)
 
@@ -64,11 +63,11 @@ def walk(space: Workspace, way: interpolation.Mode) -> Walk:
     return walks[way]
 
 
-def _labels(space: Workspace, way: str, *pictures: Picture) -> list[int]:
-    """Those that the way `prior` reads: an upload has the one that means none."""
-    if way != "prior" or not (classes := space.prior().classes):
-        return []
-    return [classes if picture.label is None else picture.label for picture in pictures]
+def _told(space: Workspace, way: str, *pictures: Picture) -> Tensor | None:
+    """What the prior is told of the two, if the way asks it."""
+    if way != "prior" or not (conditioning := space.prior().conditioning):
+        return None
+    return torch.cat([cast("Tensor", space.told(picture, conditioning)) for picture in pictures])
 
 
 def strip(found: UInt8[np.ndarray, "f h w c"], count: int) -> Image.Image:

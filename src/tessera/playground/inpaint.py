@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
@@ -52,22 +51,15 @@ def filled(space: Workspace, picture: Picture, mask: Bool[np.ndarray, "h w"], sa
     config = space.params.config("extensions", "inpainting").model_copy(update={"samples": samples})
     tokenizer, prior, pixels, region = space.tokenizer(), space.prior(), picture.pixels[None], mask[None]
     smooth = masks.biharmonic(pixels, region)
-    labels = _labels(picture, prior)
-    scene = covered = masks.seen(tokenizer, pixels, region, None, labels, space.device)
+    told = space.told(picture, prior.conditioning)
+    scene = covered = masks.seen(tokenizer, pixels, region, None, told, space.device)
     if config.under == "biharmonic":
-        scene = masks.seen(tokenizer, pixels, region, smooth, labels, space.device)
+        scene = masks.seen(tokenizer, pixels, region, smooth, told, space.device)
     bidirectional, reasons = _bidirectional(space, prior)
     found = {"biharmonic": smooth, "autoencoder": masks.decoded(tokenizer, covered, covered.known)}
     for method, (codes, _) in inpainting.fill_ins(config, scene, prior, bidirectional, seed, "playground").items():
         found[method] = np.concatenate([masks.decoded(tokenizer, scene, own) for own in codes])
     return Filled({name: found[name] for name in ORDER if name in found}, reasons)
-
-
-def _labels(picture: Picture, prior: Prior) -> torch.Tensor | None:
-    """The picture's label, or the one that means none."""
-    if not prior.classes:
-        return None
-    return torch.tensor([prior.classes if picture.label is None else picture.label])
 
 
 def _bidirectional(space: Workspace, prior: Prior) -> tuple[Prior | None, dict[str, str]]:

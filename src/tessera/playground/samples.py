@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, PngImagePlugin
 
-from tessera.core.contracts import Sampling
+from tessera import conditions
+from tessera.core.conditioning import WORDS
+from tessera.core.contracts import Prior, Sampling
 from tessera.core.errors import InputError
 from tessera.core.seeding import generator, numpy_generator
 from tessera.features.neighbours import BLOCK
@@ -27,11 +29,11 @@ STREAM = "playground"
 
 
 class Asked(NamedTuple):
-    """How samples are to be drawn. `label` None: as often as in training, or none where the prior has no labels."""
+    """How samples are to be drawn, and what for: condition -> a class by its name, or words; others are as often as in training."""
 
     sampling: Sampling
     seed: int
-    label: int | None = None
+    conditions: Mapping[str, str] = {}
 
 
 class Neighbour(NamedTuple):
@@ -47,7 +49,7 @@ class Sample(NamedTuple):
     asked: Asked
     codes: Int[np.ndarray, " t"]
     pixels: UInt8[np.ndarray, "h w c"]
-    label: int | None
+    said: dict[str, str]  # what it was drawn for, in words
     neighbour: Neighbour | None
 
 
@@ -60,36 +62,36 @@ def sampled(space: Workspace, n: int, asked: Asked) -> Iterator[list[Sample]]:
     if not 1 <= n <= MOST:
         raise InputError(f"between 1 and {MOST} samples can be drawn at once, got {n}")
     prior = space.prior()
-    labels = _labels(space, asked)
+    told = _told(space, prior, asked)
+    said = [{} for _ in range(MOST)] if told is None else _said(prior, told)
     for index, where in enumerate(arrays.batches(n, AT_ONCE)):
-        given = None if labels is None else torch.from_numpy(labels[: where.stop][where])
+        given = None if told is None else torch.from_numpy(told[where])
         with torch.no_grad():
             found = prior.sample(
-                where.stop - where.start, generator(asked.seed, STREAM, index), asked.sampling, labels=given
+                where.stop - where.start, generator(asked.seed, STREAM, index), asked.sampling, conditions=given
             )
         codes = found.cpu().numpy()
         near = nearest(space, codes)
         images = space.decoded(codes)
         yield [
-            Sample(number, asked, codes[i], images[i], None if labels is None else int(labels[number]),
-                   near[i] if near else None)
+            Sample(number, asked, codes[i], images[i], said[number], near[i] if near else None)
             for i, number in enumerate(range(where.start, where.stop))
         ]  # fmt: skip
 
 
-def _labels(space: Workspace, asked: Asked) -> Int[np.ndarray, " n"] | None:
-    """Of `MOST` samples; None if the prior has no labels."""
-    classes = space.prior().classes
-    if not classes:
-        return None
-    if asked.label is not None:
-        if not 0 <= asked.label < classes:
-            raise InputError(f"a label must be from 0 to {classes - 1}, got {asked.label}")
-        return np.full(MOST, asked.label, np.int64)
-    rng = numpy_generator(asked.seed, STREAM, "labels")
-    if space.there("dataset") and (known := space.labels("train")) is not None:
-        return rng.choice(known, MOST)
-    return rng.integers(0, classes, MOST)
+def _told(space: Workspace, prior: Prior, asked: Asked) -> Int[np.ndarray, "n c"] | None:
+    """Of `MOST` samples; None of an unconditional prior. Without a data set nothing is said of what is not asked for."""
+    if space.there("dataset"):
+        rng = numpy_generator(asked.seed, STREAM, "labels")
+        return conditions.as_in_training(space, prior.conditioning, MOST, rng, asked.conditions)
+    given = conditions.conditions_of(prior, {name: [text] for name, text in asked.conditions.items()}, MOST)
+    return None if given is None else given.numpy()
+
+
+def _said(prior: Prior, told: Int[np.ndarray, "n c"]) -> list[dict[str, str]]:
+    table = conditions.described(prior.conditioning, told)
+    columns = {name: table[name if name == WORDS else f"{name}_name"] for name in prior.conditioning.names}
+    return [{name: str(column[row]) for name, column in columns.items()} for row in range(len(told))]
 
 
 def nearest(space: Workspace, codes: Int[np.ndarray, "n t"]) -> list[Neighbour]:
@@ -117,7 +119,7 @@ def _hamming(codes: Int[np.ndarray, "n t"], references: Int[np.ndarray, "m t"]) 
 def shown(space: Workspace, sample: Sample) -> tuple[Image.Image, str]:
     """The sample, at its right the nearest training image, and a caption."""
     pixels, near = sample.pixels, sample.neighbour
-    label = f"{space.label_names[sample.label]}, " if sample.label is not None and space.there("dataset") else ""
+    label = "".join(f"{text}, " for text in sample.said.values() if text)
     if near is None:
         return cells.enlarged(pixels, SIDE), f"{label}no. {sample.number + 1}"
     other = np.asarray(space.images("train")[near.row])
@@ -136,7 +138,7 @@ def png(space: Workspace, sample: Sample) -> bytes:
         "seed": str(sample.asked.seed),
         "number": str(sample.number),
         "sampling": json.dumps(sample.asked.sampling._asdict()),
-        "label": "" if sample.label is None else str(sample.label),
+        "conditions": json.dumps(sample.said),
         "Software": "tessera",
     }
     text = PngImagePlugin.PngInfo()

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from tessera import conditions
 from tessera.core import files, models
+from tessera.core.conditioning import Conditioning
 from tessera.core.contracts import SPLITS
 from tessera.core.errors import InputError
 from tessera.core.params import Params, read
@@ -26,6 +28,7 @@ from tessera.runtime.settings import Settings
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
     from tessera.core.contracts import Prior, Tokenizer
 
@@ -42,11 +45,11 @@ def models_folder() -> Path:
 
 
 class Picture(NamedTuple):
-    """An image that a person chose: pixels in the tokenizer's shape, and its label if it has one."""
+    """An image that a person chose: pixels in the tokenizer's shape, and its key in the data set, empty of an upload."""
 
     name: str
     pixels: UInt8[np.ndarray, "h w c"]
-    label: int | None = None
+    key: str = ""
 
 
 class Kept:
@@ -194,7 +197,17 @@ class Workspace(Run):
                 f"the data set has images of {pixels.shape}, the tokenizer is for {(height, width, channels)}: they do not "
                 "belong together. Run `dvc repro tokenizer`"
             )
-        return Picture(place["name"], pixels, int(place["label"]) if place["label"] >= 0 else None)
+        return Picture(place["name"], pixels, str(key))
+
+    def told(self, picture: Picture, conditioning: Conditioning) -> Int[Tensor, "1 c"] | None:
+        """What a prior is told of a picture; of an upload nothing is said, and an unconditional prior is told None."""
+        import torch
+
+        if not picture.key:
+            return conditioning.nothing(1, self.device) if conditioning else None
+        split, _, row = picture.key.partition(":")
+        told = conditions.of_table(conditioning, self.table(split).iloc[[int(row)]])
+        return None if told is None else torch.from_numpy(told).to(self.device)
 
     # codes
 

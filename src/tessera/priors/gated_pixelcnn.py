@@ -1,6 +1,6 @@
 """Gated PixelCNN (van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders", arXiv 1606.05328):
-p(codes | label) = product over grids of p(grid | earlier grids, label), each its own network, as in VQ-VAE-2 (Razavi et al.
-2019, sec. 3.2).
+p(codes | conditions) = product over grids of p(grid | earlier grids, conditions), each its own network, as in VQ-VAE-2 (Razavi et
+al. 2019, sec. 3.2).
 
 Two stacks see all codes before the current one in raster order, without a blind spot (paper, fig. 2). The *vertical*
 stack sees all rows above. The *horizontal* stack sees the codes to the left and, through a 1x1 link in each layer, the
@@ -26,8 +26,9 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from tessera.autoregression.base import Autoregressive
-from tessera.autoregression.condition import Condition
+from tessera.autoregression.condition import ConditionMap
 from tessera.autoregression.sampling import CodeWalk
+from tessera.core.conditioning import Conditioning
 from tessera.core.contracts import Prior
 from tessera.core.params import Strict
 from tessera.core.space import CodeSpace
@@ -53,28 +54,28 @@ class Config(Strict):
 class GatedPixelCNN(Autoregressive):
     """See `core.contracts.Prior`. Dropout acts only in `losses`, and only in training mode."""
 
-    def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
-        super().__init__(space, classes, config.dropout)
+    def __init__(self, config: Config, space: CodeSpace, conditioning: Conditioning) -> None:
+        super().__init__(space, conditioning, config.dropout)
         networks = [GatedNetwork(size, config.channels, config.layers, config.kernel_size) for size in space.sizes]
         self.networks = cast("Sequence[GatedNetwork]", nn.ModuleList(networks))
         self.conditions = nn.ModuleList(
-            Condition(config.channels, grid, space.sizes[:index], classes, config.condition_blocks)
+            ConditionMap(config.channels, grid, space.sizes[:index], conditioning, config.condition_blocks)
             for index, grid in enumerate(space.grids)
         )
 
     def predict(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
+        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
         parts, logits = self.space.split(codes), []
         for index, (network, condition) in enumerate(zip(self.networks, self.conditions, strict=True)):
-            logits.append(network(parts[index], condition(parts[:index], labels, dropout), dropout))
+            logits.append(network(parts[index], condition(parts[:index], conditions, dropout), dropout))
         return tuple(logits)
 
-    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
+    def walk(self, n: int, conditions: Int[Tensor, "n c"] | None) -> CodeWalk:
         """The cached walk, grid by grid."""
         earlier: list[Tensor] = []
         for network, condition in zip(self.networks, self.conditions, strict=True):
-            earlier.append((yield from network.walk(n, condition(earlier, labels))))
+            earlier.append((yield from network.walk(n, condition(earlier, conditions))))
 
 
 def gate(x: Float[Tensor, "b 2*c ..."]) -> Float[Tensor, "b c ..."]:
@@ -225,6 +226,6 @@ class _Columns:
         return inputs[-1]
 
 
-def build(config: Config, space: CodeSpace, classes: int) -> Prior:
+def build(config: Config, space: CodeSpace, conditioning: Conditioning) -> Prior:
     # channels-last weights: embedded codes are channels-last, and convolutions on CPU are faster on them
-    return GatedPixelCNN(config, space, classes).to(memory_format=torch.channels_last)
+    return GatedPixelCNN(config, space, conditioning).to(memory_format=torch.channels_last)

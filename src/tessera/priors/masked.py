@@ -12,6 +12,7 @@ masked codes already gives the time. Decoding is the reverse process of this dif
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from zlib import crc32
 
 import torch
@@ -22,7 +23,8 @@ from torch import Generator, Tensor, nn
 from tessera import sequences
 from tessera.attention import masking
 from tessera.attention.causal import Size
-from tessera.autoregression.sampling import require_known, require_range
+from tessera.autoregression.sampling import Guided, require_known, require_range
+from tessera.core.conditioning import Conditioning
 from tessera.core.contracts import Likelihood, Prior, Sampling
 from tessera.core.space import CodeSpace
 
@@ -47,45 +49,45 @@ class Masked(nn.Module):
 
     exact, capturable = False, False
 
-    def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
+    def __init__(self, config: Config, space: CodeSpace, conditioning: Conditioning) -> None:
         super().__init__()
-        self.config, self.space, self.classes = config, space, classes
-        self.network = masking.MaskedTransformer(config, space, classes)
+        self.config, self.space, self.conditioning = config, space, conditioning
+        self.network = masking.MaskedTransformer(config, space, conditioning)
 
     def logits(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, masked: Bool[Tensor, "b t"]
+        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, masked: Bool[Tensor, "b t"]
     ) -> tuple[Float[Tensor, "b n k"], ...]:
-        """Logits per grid of p(code | label, all codes that are not masked). The values of masked codes do not matter."""
-        self._require(codes, labels)
-        return self.network(codes, labels, masked, 0.0)
+        """Logits per grid of p(code | conditions, all codes that are not masked). The values of masked codes do not matter."""
+        self._require(codes, conditions)
+        return self.network(codes, conditions, masked, 0.0)
 
     def losses(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, done: float = 1.0
+        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, done: float = 1.0
     ) -> dict[str, Tensor]:
         """The bound in nats per code. In training mode: an unbiased estimate of it from one random mask per image."""
         if not self.training:
-            return {"nll": -self.log_prob(codes, labels).mean() / codes.shape[1]}
-        self._require(codes, labels)
+            return {"nll": -self.log_prob(codes, conditions).mean() / codes.shape[1]}
+        self._require(codes, conditions)
         keys = torch.rand(codes.shape, device=codes.device)
         masked = masking.masks(torch.rand((), device=codes.device), keys)
-        logits = self.network(codes, labels, masked, self.config.dropout)
+        logits = self.network(codes, conditions, masked, self.config.dropout)
         return {"nll": -masking.mean(sequences.code_log_prob(logits, codes), masked).mean()}
 
-    def likelihood(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> Likelihood:
+    def likelihood(self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None) -> Likelihood:
         """An estimate of the bound from `bound_draws` masks per image, seeded by the image's codes alone. The estimate is
         unbiased: it can be too high or too low for one image, but is accurate in the mean over many images. Accuracy is
         over the masked codes; every mask has the same weight."""
-        self._require(codes, labels)
+        self._require(codes, conditions)
         masks, length, terms = self._masks(codes).to(codes.device), codes.shape[1], []
         for masked in masks.unbind(1):  # one at a time, to save memory
-            logits = self.network(codes, labels, masked, 0.0)
+            logits = self.network(codes, conditions, masked, 0.0)
             right = torch.cat([grid.argmax(2) for grid in logits], dim=1) == codes
             log_prob = length * masking.mean(sequences.code_log_prob(logits, codes), masked)
             terms.append(torch.stack([log_prob, masking.mean(right.to(log_prob.dtype), masked)]))
         return Likelihood(*torch.stack(terms).mean(0))
 
-    def log_prob(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> Float[Tensor, " b"]:
-        return self.likelihood(codes, labels).log_prob
+    def log_prob(self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None) -> Float[Tensor, " b"]:
+        return self.likelihood(codes, conditions).log_prob
 
     @torch.no_grad()
     def sample(
@@ -93,11 +95,12 @@ class Masked(nn.Module):
         n: int,
         generator: Generator,
         sampling: Sampling = Sampling(),  # noqa: B008  a NamedTuple does not change
-        labels: Int[Tensor, " n"] | None = None,
+        conditions: Int[Tensor, "n c"] | None = None,
         known: Int[Tensor, "n t"] | None = None,
         known_mask: Bool[Tensor, "n t"] | None = None,
     ) -> Int[Tensor, "n t"]:
-        sequences.require_labels(labels, self.classes, n)
+        self.conditioning.require(conditions, n)
+        self.conditioning.require_guidance(sampling.guidance)
         require_range(sampling)
         require_known(self, n, known, known_mask)
         codes = torch.zeros(n, self.space.length, dtype=torch.int64, device=self.network.norm.weight.device)
@@ -110,7 +113,7 @@ class Masked(nn.Module):
         for index in range(1, passes + 1):
             # two numbers per position and pass, known or not. Sampled before the first pass, they would be 2 n T^2 numbers
             numbers = torch.rand(2, *codes.shape, generator=generator, dtype=torch.float64, device=generator.device)
-            logits = self._guided(codes, labels, masked, sampling.guidance)
+            logits = self._guided(codes, conditions, masked, sampling.guidance)
             remaining = masking.left(unknown, index, passes, self.config.decoding)
             heat = (
                 self.config.choice_temperature * (1 - index / passes) if self.config.decoding == "confidence" else None
@@ -120,17 +123,19 @@ class Masked(nn.Module):
         return codes
 
     def _guided(
-        self, codes: Int[Tensor, "n t"], labels: Int[Tensor, " n"] | None, masked: Bool[Tensor, "n t"], guidance: float
+        self,
+        codes: Int[Tensor, "n t"],
+        conditions: Int[Tensor, "n c"] | None,
+        masked: Bool[Tensor, "n t"],
+        guidance: Mapping[str, float],
     ) -> tuple[Float[Tensor, "n _ k"], ...]:
-        """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) on logits, as in `autoregression.sampling`."""
-        if labels is None or guidance == 1:
-            return self.network(codes, labels, masked, 0.0)
-        none = torch.full_like(labels, self.classes)
-        if guidance == 0:
-            return self.network(codes, none, masked, 0.0)
-        both = self.network(codes.repeat(2, 1), torch.cat([labels, none]), masked.repeat(2, 1), 0.0)
-        halves = (grid.double().chunk(2) for grid in both)
-        return tuple(torch.lerp(without, given, guidance) for given, without in halves)
+        """As in `autoregression.sampling`."""
+        if conditions is None:
+            return self.network(codes, None, masked, 0.0)
+        guided = Guided.of(conditions, self.conditioning, guidance)
+        count = 1 + len(guided.strengths)
+        logits = self.network(codes.repeat(count, 1), guided.parts, masked.repeat(count, 1), 0.0)
+        return tuple(map(guided.blended, logits)) if guided.strengths else logits
 
     def _masks(self, codes: Int[Tensor, "b t"]) -> Bool[Tensor, "b m t"]:
         """Masks seeded by a checksum of each image's codes. The masks of an image do not depend on its batch and are the
@@ -142,10 +147,10 @@ class Masked(nn.Module):
             found.append(masking.masks(torch.rand(count, generator=generator) / count, keys))
         return torch.stack(found)
 
-    def _require(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
-        sequences.require_labels(labels, self.classes, len(codes))
+    def _require(self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None) -> None:
+        self.conditioning.require(conditions, len(codes))
         self.space.split(codes)
 
 
-def build(config: Config, space: CodeSpace, classes: int) -> Prior:
-    return Masked(config, space, classes)
+def build(config: Config, space: CodeSpace, conditioning: Conditioning) -> Prior:
+    return Masked(config, space, conditioning)

@@ -5,12 +5,13 @@ Hierarchical Dirichlet back-off (MacKay & Peto 1995, "A hierarchical Dirichlet l
     p_m(c | s_1 ... s_m) = (count(s_1 ... s_m, c) + strength p_{m-1}(c | s_1 ... s_{m-1})) / (N(s_1 ... s_m) + strength)
 
 s_1 is the code at the same place of the grid before, if there is one. Then follow the neighbours, from near to far, and last
-the label. p_0 has no context and is smoothed by the uniform distribution. An unseen context backs off to the shorter one.
+the class, of a prior that is told one. p_0 has no context and is smoothed by the uniform distribution. An unseen context backs
+off to the shorter one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.condition import resized
 from tessera.autoregression.sampling import CodeWalk
+from tessera.core.conditioning import WORDS, Conditioning
 from tessera.core.contracts import ClosedFormPrior
-from tessera.core.params import Strict
+from tessera.core.params import Params, Strict
 from tessera.core.space import CodeSpace
 
 Neighbour = Literal["left", "above", "above_left", "above_right"]
@@ -44,6 +46,13 @@ class Config(Strict):
             raise ValueError(f"must name a neighbour once, got {value}")
         return value
 
+    def rule(self, params: Params) -> Iterator[str]:
+        if len(told := params.conditions) > 1 or WORDS in told:
+            yield (
+                f"prior.name: ngram can be told one class, not words nor several conditions, got {', '.join(told)}; set "
+                "others of prior.conditions to none, or choose another prior"
+            )
+
 
 class Counts(nn.Module):
     """How often each code followed each seen context of one length. Contexts are numbered in the order of (number of the
@@ -59,7 +68,7 @@ class Counts(nn.Module):
             self.register_buffer(name, torch.zeros(0, dtype=torch.int64))
 
     def _keys(self, shorter: Int[Tensor, " n"], symbols: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """Negative if the shorter context was never seen, or if the symbol is the label that means no label."""
+        """Negative if the shorter context was never seen, or if the symbol is the id that means no class."""
         return torch.where(symbols < self.symbols, shorter * self.symbols + symbols, -1)
 
     def fit(self, shorter: Int[Tensor, " n"], symbols: Int[Tensor, " n"], codes: Int[Tensor, " n"]) -> None:
@@ -97,31 +106,31 @@ class NGram(Autoregressive):
 
     capturable = False  # contexts are looked up
 
-    def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
-        super().__init__(space, classes)
-        self.config = config
+    def __init__(self, config: Config, space: CodeSpace, conditioning: Conditioning) -> None:
+        super().__init__(space, conditioning)
+        self.config, told = config, conditioning.single("ngram")
         tables = nn.ModuleList()
         for index, size in enumerate(space.sizes):
-            symbols = [1, *space.sizes[:index][-1:], *[size + 1] * len(config.context), *[classes] * bool(classes)]
+            symbols = [1, *space.sizes[:index][-1:], *[size + 1] * len(config.context), *([told.none] if told else [])]
             tables.append(nn.ModuleList(Counts(count, size) for count in symbols))
         # per grid, from the empty context to the longest
         self.tables = cast("Sequence[Sequence[Counts]]", tables)
 
-    def _symbols(self, codes: Int[Tensor, "b t"], index: int, labels: Int[Tensor, " b"] | None) -> list[Tensor]:
+    def _symbols(self, codes: Int[Tensor, "b t"], index: int, conditions: Int[Tensor, "b c"] | None) -> list[Tensor]:
         """Symbols [b,h,w] of one grid's contexts, one tensor per table. The first table has no context: its symbol is 0."""
         *earlier, grid = self.space.split(codes)[: index + 1]
         height, width = self.space.grids[index]
         padded = F.pad(grid, (1, 1, 1, 0), value=self.space.sizes[index])  # K is the symbol outside the grid
         symbols = [torch.zeros_like(grid), *(resized(part, height, width) for part in earlier[-1:])]
         symbols += [padded[:, y : y + height, x : x + width] for y, x in (PLACES[name] for name in self.config.context)]
-        return symbols if labels is None else [*symbols, labels.to(grid.device)[:, None, None].expand_as(grid)]
+        return symbols if conditions is None else [*symbols, conditions.to(grid.device)[:, :, None].expand_as(grid)]
 
-    def fit(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
-        self.require(codes, labels)
+    def fit(self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None) -> None:
+        self.require(codes, conditions)
         codes = codes.to(self.tables[0][0].counts.device)
         for index, (tables, part) in enumerate(zip(self.tables, self.space.split(codes), strict=True)):
             contexts = torch.zeros_like(part).flatten()
-            for table, symbols in zip(tables, self._symbols(codes, index, labels), strict=True):
+            for table, symbols in zip(tables, self._symbols(codes, index, conditions), strict=True):
                 table.fit(contexts, symbols.flatten(), part.flatten())
                 contexts = table.find(contexts, symbols.flatten())
 
@@ -137,24 +146,26 @@ class NGram(Autoregressive):
         return p.log_().index_select(0, rows)
 
     def predict(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
+        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
         symbols = [
-            [symbol.flatten() for symbol in self._symbols(codes, i, labels)] for i in range(len(self.space.grids))
+            [symbol.flatten() for symbol in self._symbols(codes, i, conditions)] for i in range(len(self.space.grids))
         ]
         return tuple(self._logits(i, given).unflatten(0, (len(codes), -1)) for i, given in enumerate(symbols))
 
-    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
+    def walk(self, n: int, conditions: Int[Tensor, "n c"] | None) -> CodeWalk:
         """A position costs one look-up in each table."""
         codes = self.tables[0][0].counts.new_zeros(n, self.space.length)
         for t in self.order:
             index, place = self.space.locate(t)
             y, x = divmod(place, self.space.grids[index][1])
-            codes[:, t] = yield self._logits(index, [symbol[:, y, x] for symbol in self._symbols(codes, index, labels)])
+            codes[:, t] = yield self._logits(
+                index, [symbol[:, y, x] for symbol in self._symbols(codes, index, conditions)]
+            )
 
 
 fit = NGram.fit  # also a name of the module, so callers see without building it that this prior is fitted
 
 
-def build(config: Config, space: CodeSpace, classes: int) -> ClosedFormPrior:
-    return NGram(config, space, classes)
+def build(config: Config, space: CodeSpace, conditioning: Conditioning) -> ClosedFormPrior:
+    return NGram(config, space, conditioning)

@@ -25,8 +25,9 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from tessera.autoregression.base import Autoregressive
-from tessera.autoregression.condition import Condition
+from tessera.autoregression.condition import ConditionMap
 from tessera.autoregression.sampling import CodeWalk
+from tessera.core.conditioning import Conditioning
 from tessera.core.contracts import Grids, Prior
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
@@ -60,14 +61,14 @@ class PixelCNN(Autoregressive):
     A *stack* is a run of consecutive grids of one shape, which share a network.
     """
 
-    def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
-        super().__init__(space, classes, config.dropout)
+    def __init__(self, config: Config, space: CodeSpace, conditioning: Conditioning) -> None:
+        super().__init__(space, conditioning, config.dropout)
         self.stacks = stacks(space.grids)
         shape = (config.channels, config.layers, config.first_kernel_size, config.kernel_size)
         networks = [MaskedNetwork(space.sizes[stack], *shape) for stack in self.stacks]
         self.networks = cast("Sequence[MaskedNetwork]", nn.ModuleList(networks))
         self.conditions = nn.ModuleList(
-            Condition(config.channels, space.grids[stack.start], space.sizes[: stack.start], classes,
+            ConditionMap(config.channels, space.grids[stack.start], space.sizes[: stack.start], conditioning,
                       config.condition_blocks)
             for stack in self.stacks
         )  # fmt: skip
@@ -83,18 +84,18 @@ class PixelCNN(Autoregressive):
         return order
 
     def predict(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
+        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
         parts, logits = self.space.split(codes), []
         for stack, network, condition in zip(self.stacks, self.networks, self.conditions, strict=True):
-            logits += network(parts[stack], condition(parts[: stack.start], labels, dropout), dropout)
+            logits += network(parts[stack], condition(parts[: stack.start], conditions, dropout), dropout)
         return tuple(logits)
 
-    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
+    def walk(self, n: int, conditions: Int[Tensor, "n c"] | None) -> CodeWalk:
         """The cached walk, stack by stack."""
         earlier: list[Tensor] = []
         for network, condition in zip(self.networks, self.conditions, strict=True):
-            earlier += yield from network.walk(n, condition(earlier, labels))
+            earlier += yield from network.walk(n, condition(earlier, conditions))
 
 
 def stacks(grids: Grids) -> list[slice]:
@@ -272,6 +273,6 @@ def doubled(widths: Widths) -> Widths:
     return tuple(2 * width for width in widths)
 
 
-def build(config: Config, space: CodeSpace, classes: int) -> Prior:
+def build(config: Config, space: CodeSpace, conditioning: Conditioning) -> Prior:
     # channels-last weights: embedded codes are channels-last, and convolutions on CPU are faster on them
-    return PixelCNN(config, space, classes).to(memory_format=torch.channels_last)
+    return PixelCNN(config, space, conditioning).to(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
 """PixelSNAIL (Chen et al. 2018, arXiv 1712.09763): alternating causal convolutions and causal attention, as in the prior
 of the top grid of VQ-VAE-2 (Razavi et al. 2019, sec. 3.2).
 
-p(codes | label) = product over grids of p(grid | earlier grids, label), each its own network. Sampling caches
+p(codes | conditions) = product over grids of p(grid | earlier grids, conditions), each its own network. Sampling caches
 activations, keys and values: one code costs one position per layer and one query per block.
 
 Convolutions see near codes with few layers; attention sees any earlier position in one layer. The first convolution
@@ -26,8 +26,9 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from tessera.autoregression.base import Autoregressive
-from tessera.autoregression.condition import Condition
+from tessera.autoregression.condition import ConditionMap
 from tessera.autoregression.sampling import CodeWalk
+from tessera.core.conditioning import Conditioning
 from tessera.core.contracts import Prior
 from tessera.core.params import Strict
 from tessera.core.space import CodeSpace
@@ -64,34 +65,34 @@ class Config(Strict):
 class PixelSNAIL(Autoregressive):
     """See `core.contracts.Prior`. Dropout acts only in `losses`, and only in training mode."""
 
-    def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
-        super().__init__(space, classes, config.dropout)
+    def __init__(self, config: Config, space: CodeSpace, conditioning: Conditioning) -> None:
+        super().__init__(space, conditioning, config.dropout)
         shape = (config.channels, config.blocks, config.layers, config.kernel_size, config.heads)
         networks = [Snail(size, *shape) for size in space.sizes]
         self.networks = cast("Sequence[Snail]", nn.ModuleList(networks))
         self.conditions = nn.ModuleList(
-            Condition(config.channels, grid, space.sizes[:index], classes, config.condition_blocks)
+            ConditionMap(config.channels, grid, space.sizes[:index], conditioning, config.condition_blocks)
             for index, grid in enumerate(space.grids)
         )
 
     def predict(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
+        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
         parts = self.space.split(codes)
         return tuple(
-            network(part, condition(parts[:index], labels, dropout), dropout)
+            network(part, condition(parts[:index], conditions, dropout), dropout)
             for index, (part, network, condition) in enumerate(zip(parts, self.networks, self.conditions, strict=True))
         )
 
-    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
+    def walk(self, n: int, conditions: Int[Tensor, "n c"] | None) -> CodeWalk:
         """The cached walk, grid by grid."""
         earlier: list[Tensor] = []
         for network, condition in zip(self.networks, self.conditions, strict=True):
-            earlier.append((yield from network.walk(n, condition(earlier, labels))))
+            earlier.append((yield from network.walk(n, condition(earlier, conditions))))
 
 
-def build(config: Config, space: CodeSpace, classes: int) -> Prior:
-    return PixelSNAIL(config, space, classes)
+def build(config: Config, space: CodeSpace, conditioning: Conditioning) -> Prior:
+    return PixelSNAIL(config, space, conditioning)
 
 
 class Linear(nn.Module):

@@ -1,4 +1,4 @@
-"""A recurrent network over the sequence of codes: each code given the label and all codes before it, of all grids.
+"""A recurrent network over the sequence of codes: each code given the conditions and all codes before it, of all grids.
 
 It has the form of a language model (Graves 2013, arXiv 1308.0850, sec. 2; dropout as in Zaremba et al. 2014, arXiv
 1409.2329): the input is the embedded code t - 1, the output the distribution of code t. The size of the state does not
@@ -19,7 +19,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tessera.autoregression.base import Autoregressive
+from tessera.autoregression.condition import embedding_of
 from tessera.autoregression.sampling import CodeWalk
+from tessera.core.conditioning import Conditioning
 from tessera.core.contracts import Prior
 from tessera.core.params import Strict
 from tessera.core.space import CodeSpace
@@ -28,7 +30,9 @@ from tessera.networks.dropout import dropped
 
 class Config(Strict):
     cell: Cell = Field(description="recurrent cell of each layer", examples=["gru"])
-    embedding: int = Field(ge=1, le=4096, description="channels of embedded codes, positions and labels", examples=[6])
+    embedding: int = Field(
+        ge=1, le=4096, description="channels of embedded codes, positions and conditions", examples=[6]
+    )
     hidden: int = Field(ge=1, le=4096, description="channels of the state of each layer", examples=[8])
     layers: int = Field(ge=1, le=64, description="stacked recurrent layers", examples=[2])
     context: int = Field(ge=0, description="length in codes of truncated back-propagation through time; "
@@ -40,47 +44,47 @@ class Config(Strict):
 class RNN(Autoregressive):
     """See `core.contracts.Prior`. The grids form one sequence; each has its own embedding and head."""
 
-    def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
-        super().__init__(space, classes, config.dropout)
+    def __init__(self, config: Config, space: CodeSpace, conditioning: Conditioning) -> None:
+        super().__init__(space, conditioning, config.dropout)
         self.context = config.context
         channels = config.embedding
         self.embeddings = nn.ModuleList(nn.Embedding(size, channels) for size in space.sizes)
         self.start = nn.Parameter(torch.randn(channels))  # input at the first position
         self.positions = nn.Parameter(torch.randn(space.length, channels) / 8)
-        self.labels = nn.Embedding(classes + 1, channels) if classes else None
+        self.given = embedding_of(conditioning, channels)
         self.network = Recurrent(config.cell, channels, config.hidden, config.layers)
         self.heads = nn.ModuleList(nn.Linear(config.hidden, size) for size in space.sizes)
 
     def predict(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
+        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
         parts = codes.split(self.space.lengths, dim=1)
         embedded = [embedding(part) for embedding, part in zip(self.embeddings, parts, strict=True)]
-        return self.from_embedded(torch.cat(embedded, dim=1), labels, dropout)
+        return self.from_embedded(torch.cat(embedded, dim=1), conditions, dropout)
 
     def from_embedded(
-        self, embedded: Float[Tensor, "b t c"], labels: Int[Tensor, " b"] | None, dropout: float = 0.0
+        self, embedded: Float[Tensor, "b t c"], conditions: Int[Tensor, "b c"] | None, dropout: float = 0.0
     ) -> tuple[Float[Tensor, "b n k"], ...]:
         """Logits from embedded codes, through which gradients can flow. The last code is not used."""
         before = torch.cat([self.start.expand(len(embedded), 1, -1), embedded[:, :-1]], dim=1)
-        hidden = self.network(before + self._given(labels), self.context, dropout).split(self.space.lengths, dim=1)
+        hidden = self.network(before + self._given(conditions), self.context, dropout).split(self.space.lengths, dim=1)
         return tuple(head(part) for head, part in zip(self.heads, hidden, strict=True))
 
-    def _given(self, labels: Int[Tensor, " b"] | None) -> Float[Tensor, "#b t c"]:
-        """Embeddings of position and label, which are added to the input of each position."""
-        return self.positions[None] if self.labels is None else self.positions + self.labels(labels)[:, None]
+    def _given(self, conditions: Int[Tensor, "b c"] | None) -> Float[Tensor, "#b t c"]:
+        """Embeddings of position and conditions, which are added to the input of each position."""
+        return self.positions[None] if self.given is None else self.positions + self.given(conditions)[:, None]
 
     @torch.no_grad()
-    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
+    def walk(self, n: int, conditions: Int[Tensor, "n c"] | None) -> CodeWalk:
         """The walk keeps the state: a code costs one cell per layer."""
-        walk, given, before = self.network.walk(n), iter(self._given(labels).unbind(1)), self.start.expand(n, -1)
+        walk, given, before = self.network.walk(n), iter(self._given(conditions).unbind(1)), self.start.expand(n, -1)
         for embedding, head, length in zip(self.embeddings, self.heads, self.space.lengths, strict=True):
             for _ in range(length):
                 before = embedding((yield head(walk.advance(before + next(given)))))
 
 
-def build(config: Config, space: CodeSpace, classes: int) -> Prior:
-    return RNN(config, space, classes)
+def build(config: Config, space: CodeSpace, conditioning: Conditioning) -> Prior:
+    return RNN(config, space, conditioning)
 
 
 Cell = Literal["gru", "lstm"]

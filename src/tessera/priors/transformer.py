@@ -20,7 +20,9 @@ from tessera import sequences
 from tessera.attention.blocks import Block, Places, Walk
 from tessera.attention.causal import Size
 from tessera.autoregression.base import Autoregressive
+from tessera.autoregression.condition import embedding_of
 from tessera.autoregression.sampling import CodeWalk
+from tessera.core.conditioning import Conditioning
 from tessera.core.contracts import Prior
 from tessera.core.space import CodeSpace
 from tessera.networks.dropout import dropped
@@ -43,15 +45,15 @@ class Config(Size):
 
 class Transformer(Autoregressive):
     """See `core.contracts.Prior`. The input at a position sums the embeddings of the code before it, of that code's place,
-    of the place to predict, and of the label. Without the place to predict, the network could not know in a random order
+    of the place to predict, and of the conditions. Without the place to predict, the network could not know in a random order
     which code comes next (RAR, sec. 3.2)."""
 
-    def __init__(self, config: Config, space: CodeSpace, classes: int) -> None:
-        super().__init__(space, classes, config.dropout)
+    def __init__(self, config: Config, space: CodeSpace, conditioning: Conditioning) -> None:
+        super().__init__(space, conditioning, config.dropout)
         channels, self.random_order = config.channels, config.random_order
         self.start = nn.Parameter(torch.randn(channels))
         self.places, self.targets = Places(space.grids, channels), Places(space.grids, channels)
-        self.labels = nn.Embedding(classes + 1, channels) if classes else None
+        self.given = embedding_of(conditioning, channels)
         self.embeddings = nn.ModuleList(nn.Embedding(size, channels) for size in space.sizes)
         blocks = [Block(channels, config.heads, config.kv_heads) for _ in range(config.layers)]
         self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))
@@ -60,16 +62,16 @@ class Transformer(Autoregressive):
         )
 
     def losses(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, done: float = 1.0
+        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, done: float = 1.0
     ) -> dict[str, Tensor]:
         """In training, a fraction r of the images is predicted in random orders. r falls linearly from 1 at the start to 0
         when the fraction `random_order` of training is done (RAR, sec. 3.2, with annealing from the start)."""
         if not (self.training and done < self.random_order):
-            return super().losses(codes, labels, done)
-        self.require(codes, labels)
+            return super().losses(codes, conditions, done)
+        self.require(codes, conditions)
         order = self.random_orders(len(codes), 1 - done / self.random_order, codes.device)
         codes = codes.gather(1, order)
-        return {"nll": sequences.nll(self.ordered(codes, labels, order, self.dropout), codes)}
+        return {"nll": sequences.nll(self.ordered(codes, conditions, order, self.dropout), codes)}
 
     def random_orders(self, count: int, fraction: float, device: torch.device) -> Int[Tensor, "b t"]:
         """Positions in the order of their prediction, for each image: random with probability `fraction`, else raster.
@@ -80,12 +82,16 @@ class Transformer(Autoregressive):
         return (grids + shuffled * torch.rand(count, len(grids), device=device)).argsort(dim=1, stable=True)
 
     def predict(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
+        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
-        return self.ordered(codes, labels, torch.arange(codes.shape[1], device=codes.device)[None], dropout)
+        return self.ordered(codes, conditions, torch.arange(codes.shape[1], device=codes.device)[None], dropout)
 
     def ordered(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, order: Int[Tensor, "#b t"], dropout: float
+        self,
+        codes: Int[Tensor, "b t"],
+        conditions: Int[Tensor, "b c"] | None,
+        order: Int[Tensor, "#b t"],
+        dropout: float,
     ) -> tuple[Float[Tensor, "b n k"], ...]:
         """Logits per grid of each code given the codes before it. `codes` and logits are both in `order`."""
         lengths = self.space.lengths
@@ -93,19 +99,19 @@ class Transformer(Autoregressive):
         embedded = torch.cat([embedding(part) for embedding, part in parts], dim=1) + F.embedding(order, self.places())
         before = torch.cat([self.start.expand(len(codes), 1, -1), embedded[:, :-1]], dim=1)  # shifted: causal is <=
         x = before + F.embedding(order, self.targets())
-        if self.labels is not None:
-            x = x + self.labels(labels)[:, None]
+        if self.given is not None:
+            x = x + self.given(conditions)[:, None]
         x = dropped(x, dropout)
         for block in self.blocks:
             x = block(x, causal=True, dropout=dropout)
         return tuple(head(part) for head, part in zip(self.heads, x.split(lengths, dim=1), strict=True))
 
     @torch.no_grad()
-    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
+    def walk(self, n: int, conditions: Int[Tensor, "n c"] | None) -> CodeWalk:
         """The cached walk: one position of all images at a time. The cache lives only in this call."""
         places, targets = self.places(), self.targets()
-        if self.labels is not None:
-            targets = targets + self.labels(labels)[:, None]
+        if self.given is not None:
+            targets = targets + self.given(conditions)[:, None]
         targets = targets.expand(n, -1, -1)
         before = self.start.expand(n, -1)
         walks = [Walk(block, n) for block in self.blocks]
@@ -118,5 +124,5 @@ class Transformer(Autoregressive):
             before = self.embeddings[grid](codes) + places[t]
 
 
-def build(config: Config, space: CodeSpace, classes: int) -> Prior:
-    return Transformer(config, space, classes)
+def build(config: Config, space: CodeSpace, conditioning: Conditioning) -> Prior:
+    return Transformer(config, space, conditioning)

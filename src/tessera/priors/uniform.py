@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tessera.autoregression.base import Autoregressive
 from tessera.autoregression.sampling import CodeWalk
+from tessera.core.conditioning import Conditioning
 from tessera.core.contracts import ClosedFormPrior
 from tessera.core.params import Strict
 from tessera.core.space import CodeSpace
@@ -22,26 +23,26 @@ class Config(Strict):
 
 
 class Uniform(Autoregressive):
-    """See `core.contracts.Prior`. -log p of an image is the sum of log K over its codes; labels have no effect."""
+    """See `core.contracts.Prior`. -log p of an image is the sum of log K over its codes; conditions have no effect."""
 
     logit: Tensor
 
-    def __init__(self, space: CodeSpace, classes: int) -> None:
-        super().__init__(space, classes)
+    def __init__(self, space: CodeSpace, conditioning: Conditioning) -> None:
+        super().__init__(space, conditioning)
         self.register_buffer("logit", torch.zeros(()))  # of every code; its device is the prior's device
 
-    def fit(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> None:
+    def fit(self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None) -> None:
         """Does nothing: the distribution does not depend on codes."""
 
     def predict(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, dropout: float
+        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
         return tuple(
             self.logit.expand(len(codes), length, size)
             for length, size in zip(self.space.lengths, self.space.sizes, strict=True)
         )
 
-    def walk(self, n: int, labels: Int[Tensor, " n"] | None) -> CodeWalk:
+    def walk(self, n: int, conditions: Int[Tensor, "n c"] | None) -> CodeWalk:
         for length, size in zip(self.space.lengths, self.space.sizes, strict=True):
             for _ in range(length):
                 yield self.logit.expand(n, size)
@@ -50,5 +51,5 @@ class Uniform(Autoregressive):
 fit = Uniform.fit  # also a name of the module, so callers see without building it that this prior is fitted
 
 
-def build(config: Config, space: CodeSpace, classes: int) -> ClosedFormPrior:
-    return Uniform(space, classes)
+def build(config: Config, space: CodeSpace, conditioning: Conditioning) -> ClosedFormPrior:
+    return Uniform(space, conditioning)

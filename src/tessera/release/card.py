@@ -156,7 +156,12 @@ def read_header(text: str) -> dict[str, Any]:
 
 
 def of_model(
-    subject: Subject, data: Data, licence: str, params: str, known: Sequence[tuple[Figure, float]], classes: int = 0
+    subject: Subject,
+    data: Data,
+    licence: str,
+    params: str,
+    known: Sequence[tuple[Figure, float]],
+    conditions: Sequence[str] = (),
 ) -> str:
     """The card of one model."""
     recipe = subject.recipe
@@ -164,12 +169,12 @@ def of_model(
     quantizer = f" with {recipe.quantizer[0]}" if recipe.quantizer else ""
     parts = [
         header(_fields(subject, data, licence, known)) + f"# {title}: {recipe.name}{quantizer}",
-        _what(subject, classes),
+        _what(subject, conditions),
         f"{_use(subject)}",
         f"## Data and licence\n\n{_data(data, licence)}",
         f"## Figures\n\nOf the test split, where nothing else is said: images that the model was not trained on.\n\n{table(known)}",
         "## Limits\n\n"
-        + "".join(f"- {limit}\n" for limit in _limits(subject, data, dict(_named(known)), classes)).strip(),
+        + "".join(f"- {limit}\n" for limit in _limits(subject, data, dict(_named(known)), conditions)).strip(),
         f"{PARAMS.strip()}\n\n{params}",
         "## Files\n\n"
         f"`{models.WEIGHTS}`: {subject.parameters:,} parameters, running statistics included; SHA-256\n`{subject.digest}`.\n"
@@ -208,7 +213,7 @@ def _fields(subject: Subject, data: Data, licence: str, known: Sequence[tuple[Fi
     return fields
 
 
-def _what(subject: Subject, classes: int) -> str:
+def _what(subject: Subject, conditions: Sequence[str]) -> str:
     channels, height, width = subject.image_shape
     colour = "grey" if channels == 1 else "RGB"
     grids = ", ".join(
@@ -220,10 +225,8 @@ def _what(subject: Subject, classes: int) -> str:
         return (
             f"Turns {colour} images of {height}x{width} pixels into {codes}, integers that name code vectors, and back."
         )
-    labels = f", for one of {classes} labels (`labels.json`)" if classes else ""
-    return (
-        f"Draws {codes}{labels}, which the tokenizer beside it decodes to {colour} images of {height}x{width} pixels."
-    )
+    told = f", given {' and '.join(conditions)} of an image (`recipe.json` has what there is)" if conditions else ""
+    return f"Draws {codes}{told}, which the tokenizer beside it decodes to {colour} images of {height}x{width} pixels."
 
 
 def _use(subject: Subject) -> str:
@@ -262,7 +265,7 @@ def _named(known: Sequence[tuple[Figure, float]]) -> list[tuple[str, str]]:
     return [(figure.kind, figure.shown(value)) for figure, value in known]
 
 
-def _limits(subject: Subject, data: Data, shown: Mapping[str, str], classes: int) -> list[str]:
+def _limits(subject: Subject, data: Data, shown: Mapping[str, str], conditions: Sequence[str]) -> list[str]:
     """What the model cannot do, as far as its kind, its data and its figures tell."""
     _, height, width = subject.image_shape
     limits = [
@@ -273,7 +276,7 @@ def _limits(subject: Subject, data: Data, shown: Mapping[str, str], classes: int
         limits.append(f"An image has {subject.space.bits:.0f} bits: detail that they cannot hold is lost.")
         return limits
     limits.append("Its codes mean something to the tokenizer beside it, and to no other.")
-    limits.append("It draws for a label of its training set, for nothing else." if classes else
+    limits.append(f"It can be asked for {' and '.join(conditions)} of its training set, for nothing else." if conditions else
                   "It takes no wish: neither a label nor words decide what it draws.")  # fmt: skip
     if "told_apart" in shown:
         limits.append(

@@ -79,6 +79,8 @@ RENAMED = {  # former name in params.yaml -> what to write instead
     "loss; each has name, augmentation, training and the values of its networks",
     "diagnostics.probe": "it is a stage of its own: set the values of section probe, and probe.training.epochs for its steps",
     "prior.pixelcnn.architecture": "set prior.name to gated_pixelcnn or pixelcnn; each has a sub-section of its own",
+    "prior.conditional": "write prior.conditions.label: none for false, or the label's dropout, such as 0.1, for true",
+    "prior.label_dropout": "prior.conditions.label is the label's dropout, or none",
     "diagnostics.positions.share": "write diagnostics.positions.fraction",
     "extensions.variations.shares": "write extensions.variations.fractions",
     **{old: f"a stage of its own trains the network: write {now}" for old, now in MOVED.items()},
@@ -333,13 +335,7 @@ def _rules(params: Params) -> Iterator[str]:
             "is trained against its judge; choose classifier, or give VGG16 in losses.perceptual.weights"
         )
     yield from _trained_for_nothing(params)
-    guidance, conditional, dropout = map(params.value, ("samples.guidance", "prior.conditional", "prior.label_dropout"))
-    if guidance != 1 and not params.guidable:
-        yield (
-            f"samples.guidance: must be 1 unless prior.conditional is true and prior.label_dropout above 0, got {guidance} "
-            f"with {str(conditional).lower()} and {dropout:g}: guidance compares with predictions without a label, "
-            "which training without dropout never sees"
-        )
+    yield from _conditions(params)
     if params.value("runtime.device") == "cpu":  # under auto it depends on the machine: `devices.require_precisions`
         yield from in_fp16(params.raw)
     configs = [params.config(section) for section in CHOOSES]
@@ -351,6 +347,29 @@ def _rules(params: Params) -> Iterator[str]:
         except InputError as error:  # a rule built a model that cannot be built: the owner's rule reports the same
             found.append(str(error))
     yield from dict.fromkeys(found)
+
+
+def _conditions(params: Params) -> Iterator[str]:
+    """Problems of what the prior is told, and of what samples are drawn for."""
+    told, name = params.conditions, params.value("dataset.name")
+    if "vendor" in told and not getattr(seams.plugin("datasets", name), "VENDORS", False):
+        yield (
+            f"prior.conditions.vendor: must be none while dataset.name is {name}, which knows no vendors, got {told['vendor']:g}; "
+            "set it, or dataset.name to emoji"
+        )
+    for condition, strength in params.value("samples.guidance").items():
+        if strength != 1 and not params.guidable(condition):
+            yield (
+                f"samples.guidance.{condition}: must be 1 unless prior.conditions.{condition} is above 0, got {strength:g} with "
+                f"{told.get(condition, 'none')}: guidance compares with predictions without the {condition}, which training "
+                "without dropout never sees"
+            )
+    for condition, text in params.value("samples.conditions").items():
+        if text and condition not in told:
+            yield (
+                f"samples.conditions.{condition}: must be empty while prior.conditions.{condition} is none, got {text!r}; set the "
+                "latter to 0.1, so that the prior is told it"
+            )
 
 
 def _trained_for_nothing(params: Params) -> Iterator[str]:

@@ -29,6 +29,8 @@ def counted(targets: Iterable[str], raw: dict[str, Any], root: Path = Path()) ->
     return today({name: _plain(value) for name, value in trees.leaves(read) if value is not None})
 
 
+CONDITIONS = "prior.conditions."  # what the prior is told
+LABELLED = ("prior.conditional", "prior.label_dropout", "samples.guidance")  # once in its place
 RENAMED = {
     "diagnostics.positions.share": "diagnostics.positions.fraction",
     "extensions.variations.shares": "extensions.variations.fractions",
@@ -38,12 +40,45 @@ RENAMED = {
 
 def today(values: dict[str, Any]) -> dict[str, Any]:
     """Values of an older params.yaml, by dotted name, written as today. The section `extractor` was both of its successors."""
+    values = _without_untold(_of_labels(values))
     sections = ("scorer", "perceptual") if "losses.perceptual.weight" in values else ("scorer",)
     found: dict[str, Any] = {}
     for name, value in values.items():
         section, _, place = name.partition(".")
         names = [f"{successor}.{place}" for successor in sections] if section == "extractor" else [_renamed(name)]
         found |= dict.fromkeys(names, "float32" if place.endswith("training.precision") and value == "no" else value)
+    return found
+
+
+def _without_untold(values: dict[str, Any]) -> dict[str, Any]:
+    """Values without those of conditions that the prior is not told: as of an alternative that is not chosen."""
+    told = {
+        name.removeprefix(CONDITIONS)
+        for name, value in values.items()
+        if name.startswith(CONDITIONS) and value != "none"
+    }
+
+    def counts(name: str) -> bool:
+        section, _, place = name.partition(".")
+        kind, _, condition = place.partition(".")
+        if section == "samples" and kind in ("conditions", "guidance") and condition:
+            return condition in told
+        if section == "prior" and kind == "conditions":
+            return condition in told
+        return "words" in told if name.startswith("prior.words.") else True
+
+    return {name: value for name, value in values.items() if counts(name)}
+
+
+def _of_labels(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of a time when a prior was told labels or nothing, written as today."""
+    if "prior.conditional" not in values:
+        return values
+    found = {name: value for name, value in values.items() if name not in LABELLED}
+    if values["prior.conditional"]:
+        found[f"{CONDITIONS}label"] = values.get("prior.label_dropout", 0)
+        if "samples.guidance" in values:
+            found |= {"samples.guidance.label": values["samples.guidance"], "samples.conditions.label": ""}
     return found
 
 

@@ -27,10 +27,10 @@ class Config(Strict):
                                   examples=[["png", "jpg"]])  # fmt: skip
 
     def rule(self, params: Params) -> Iterator[str]:
-        if params.value("prior.conditional") and not self.labels:
+        if "label" in params.conditions and not self.labels:
             yield (
-                "prior.conditional: must be false while dataset.folder.labels is false, since the data set has no labels then, "
-                "got true; set dataset.folder.labels to true"
+                "prior.conditions.label: must be none while dataset.folder.labels is false, since the data set has no labels then, "
+                f"got {params.conditions['label']:g}; set dataset.folder.labels to true"
             )
 
 

@@ -61,10 +61,10 @@ class Config(Strict):
         return self
 
     def rule(self, params: Params) -> Iterator[str]:
-        if params.value("prior.conditional") and not self.label_column:
+        if "label" in params.conditions and not self.label_column:
             yield (
-                "prior.conditional: must be false while dataset.huggingface.label_column is empty, since the data set has no "
-                "labels then, got true; name the column of the classes"
+                "prior.conditions.label: must be none while dataset.huggingface.label_column is empty, since the data set has no "
+                f"labels then, got {params.conditions['label']:g}; name the column of the classes"
             )
 
 

@@ -29,6 +29,7 @@ from jaxtyping import Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from tessera import conditions
 from tessera.core.contracts import ExactPrior, Prior, Report, Sampling
 from tessera.core.params import Strict
 from tessera.core.run import Run
@@ -104,7 +105,7 @@ def measure(config: Config, run: Run) -> Report:
     bidirectional prior."""
     tokenizer, prior = run.tokenizer(), run.prior()
     device, chosen = run.runtime.device, arrays.evenly(len(run.images("test")), config.images)
-    pixels, labels = np.asarray(run.images("test")[chosen]), _labels(run, prior, chosen)
+    pixels, told = np.asarray(run.images("test")[chosen]), _told(run, prior, chosen)
     bidirectional = _bidirectional(run, prior)
     n, height, width, _ = pixels.shape
     regions = masks.masks(config, n, height, width, run.params.seed)
@@ -112,9 +113,9 @@ def measure(config: Config, run: Run) -> Report:
     tables, strips = [], []
     for name, region in regions.items():
         smooth = masks.biharmonic(pixels, region)
-        scene = covered = seen(tokenizer, pixels, region, None, labels, device)
+        scene = covered = seen(tokenizer, pixels, region, None, told, device)
         if config.under == "biharmonic":
-            scene = seen(tokenizer, pixels, region, smooth, labels, device)
+            scene = seen(tokenizer, pixels, region, smooth, told, device)
         found = {"biharmonic": smooth[None], "autoencoder": decoded(tokenizer, covered, covered.known)[None]}
         facts: dict[str, dict[str, float]] = {}
         for method, (sampled, about) in fill_ins(config, scene, prior, bidirectional, run.params.seed, name).items():
@@ -142,29 +143,27 @@ def fill_ins(
 ) -> dict[str, tuple[Int[Tensor, "s n t"], dict[str, float]]]:
     """For each method: `samples` fill-ins of every image, and metrics about them. Each batch has its own random stream."""
     known, hidden = scene.known.repeat(config.samples, 1), scene.hidden.repeat(config.samples, 1)
-    labels = scene.labels.repeat(config.samples) if scene.labels is not None else None
+    told = scene.conditions.repeat(config.samples, 1) if scene.conditions is not None else None
     methods = (*(EXACT if prior.exact else ()), *(("masked",) if bidirectional is not None else ()))
     parts: dict[str, list[Tensor]] = {method: [] for method in methods}
     bits: dict[str, list[Tensor]] = {method: [] for method in parts}
     proposed, accepted = 0, 0
     for index, where in enumerate(arrays.batches(len(known), config.batch_size)):
         given = (known[where], ~hidden[where])
-        label = labels[where] if labels is not None else None
+        said = told[where] if told is not None else None
         for method, own in parts.items():
             rng = generator(seed, "inpainting", name, method, index)
             if method == "gibbs":  # starts from the codes of `raster`
-                codes, *counts = gibbs(
-                    cast("ExactPrior", prior), parts["raster"][-1], hidden[where], label, config, rng
-                )
+                codes, *counts = gibbs(cast("ExactPrior", prior), parts["raster"][-1], hidden[where], said, config, rng)
                 proposed, accepted = proposed + counts[0], accepted + counts[1]
             else:
                 source = bidirectional if method == "masked" else prior
                 assert source is not None, "or there were no such method"
-                codes = source.sample(len(given[0]), rng, Sampling(config.temperature), label, *given)
+                codes = source.sample(len(given[0]), rng, Sampling(config.temperature), said, *given)
             own.append(codes)
             if prior.exact:
                 with torch.no_grad():
-                    bits[method].append(-prior.log_prob(codes, label) / math.log(2))
+                    bits[method].append(-prior.log_prob(codes, said) / math.log(2))
     facts = {method: {"bits": float(torch.cat(own).mean())} if own else {} for method, own in bits.items()}
     if prior.exact:
         facts["gibbs"]["accepted"] = accepted / max(1, proposed)
@@ -182,9 +181,10 @@ def _bidirectional(run: Run, prior: Prior) -> Prior | None:
     return run.infiller()
 
 
-def _labels(run: Run, prior: Prior, rows: np.ndarray) -> Int[Tensor, " n"] | None:
-    """Of test images."""
-    return torch.from_numpy(run.required_labels("test")[rows]).to(run.runtime.device) if prior.classes else None
+def _told(run: Run, prior: Prior, rows: np.ndarray) -> Int[Tensor, "n c"] | None:
+    """What a prior is told of test images."""
+    told = conditions.of_split(run, prior.conditioning, "test")
+    return None if told is None else torch.from_numpy(told[rows]).to(run.runtime.device)
 
 
 # picture

@@ -51,7 +51,7 @@ class Scene(NamedTuple):
     masks: Masks
     known: Int[Tensor, "n t"]
     hidden: Bool[Tensor, "n t"]
-    labels: Int[Tensor, " n"] | None
+    conditions: Int[Tensor, "n c"] | None
 
 
 # pixels
@@ -145,7 +145,7 @@ def seen(
     pixels: Pixels,
     masks: Masks,
     smooth: Pixels | None,
-    labels: Int[Tensor, " n"] | None,
+    conditions: Int[Tensor, "n c"] | None,
     device: Device,
 ) -> Scene:
     """The input of the methods: the codes of the images with `smooth`, or the mean of the known pixels, under the mask."""
@@ -154,7 +154,7 @@ def seen(
     with torch.no_grad():
         known = tokenizer.encode(arrays.to_model(smooth, device))
     hidden = torch.from_numpy(cells(masks, tokenizer.space)).to(device)
-    return Scene(pixels, masks, known, hidden, labels)
+    return Scene(pixels, masks, known, hidden, conditions)
 
 
 def decoded(tokenizer: Tokenizer, scene: Scene, codes: Int[Tensor, "n t"]) -> Pixels:

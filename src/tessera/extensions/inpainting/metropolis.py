@@ -33,7 +33,7 @@ class Chains(NamedTuple):
 
 @torch.no_grad()
 def gibbs(
-    prior: ExactPrior, codes: Int[Tensor, "n t"], hidden: Bool[Tensor, "n t"], labels: Int[Tensor, " n"] | None,
+    prior: ExactPrior, codes: Int[Tensor, "n t"], hidden: Bool[Tensor, "n t"], conditions: Int[Tensor, "n c"] | None,
     config: Sweeps, rng: Generator,
 ) -> Chains:  # fmt: skip
     """Visits hidden codes in the prior's order. At each it proposes another value x' and accepts it with probability
@@ -44,7 +44,7 @@ def gibbs(
     order = torch.as_tensor(list(prior.order), device=codes.device)
     listed = hidden[:, order]
     places, count = order[(~listed).long().argsort(dim=1, stable=True)], listed.sum(1)  # hidden codes first
-    codes, known, proposed, accepted = codes.clone(), conditionals(prior, codes, labels), 0, 0
+    codes, known, proposed, accepted = codes.clone(), conditionals(prior, codes, conditions), 0, 0
     for which in visits(count, config.sweeps, config.updates, rng):
         numbers = torch.rand(2, len(codes), generator=rng, dtype=torch.float64, device=rng.device).to(codes.device)
         rows = (which >= 0).nonzero()[:, 0]
@@ -57,7 +57,7 @@ def gibbs(
             continue
         rows, at, offered, gain = rows[moved], at[moved], offered[moved], gain[moved]
         candidate = codes[rows].scatter(1, at[:, None], offered[:, None])
-        then = conditionals(prior, candidate, None if labels is None else labels[rows])
+        then = conditionals(prior, candidate, None if conditions is None else conditions[rows])
         ratio = (_joint(then, candidate) - _joint(known[rows], codes[rows])) / config.temperature
         yes = acceptance(ratio + gain, numbers[1, rows])
         codes[rows[yes]], known[rows[yes]] = candidate[yes], then[yes]
@@ -94,11 +94,11 @@ def acceptance(log_ratio: Float[Tensor, " n"], uniforms: Float[Tensor, " n"]) ->
 
 
 def conditionals(
-    prior: ExactPrior, codes: Int[Tensor, "n t"], labels: Int[Tensor, " n"] | None
+    prior: ExactPrior, codes: Int[Tensor, "n t"], conditions: Int[Tensor, "n c"] | None
 ) -> Float[Tensor, "n t k"]:
     """log p of every code at every position given the codes before; minus infinity beyond the end of a smaller codebook."""
     largest = max(prior.space.sizes)
-    grids = [grid.double().log_softmax(-1) for grid in prior.logits(codes, labels)]
+    grids = [grid.double().log_softmax(-1) for grid in prior.logits(codes, conditions)]
     return torch.cat([F.pad(grid, (0, largest - grid.shape[2]), value=-math.inf) for grid in grids], dim=1)
 
 

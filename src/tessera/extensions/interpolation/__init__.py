@@ -20,7 +20,7 @@ import torch
 from jaxtyping import UInt8
 from pydantic import Field
 
-from tessera import scores
+from tessera import conditions, scores
 from tessera.core.contracts import SPLITS, Report, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run
@@ -69,7 +69,7 @@ def measure(config: Config, run: Run) -> Report:
     pairs = [("named", *pair) for pair in named(config, run)] + [("drawn", *pair) for pair in sampled(config, run)]
     rows, blocks = [], []
     for origin, *places in pairs:
-        ends = loaded(run, tokenizer, places)
+        ends = loaded(config, run, tokenizer, places)
         for mode, walk in walks.items():
             frames = arrays.to_pixels(walk(tokenizer, ends, fraction))
             differences = scores.ssim(frames[:-1], frames[1:])
@@ -122,11 +122,12 @@ def readings(pair: str) -> list[tuple[str, str]]:
     return [(pair[: cut.start()], pair[cut.end() :]) for cut in cuts]
 
 
-def loaded(run: Run, tokenizer: Tokenizer, places: list[Place]) -> Ends:
+def loaded(config: Config, run: Run, tokenizer: Tokenizer, places: list[Place]) -> Ends:
     tables = [run.table(split).iloc[row] for split, row in places]
     x = arrays.to_model(np.stack([run.images(split)[row] for split, row in places]), run.runtime.device)
-    labels = [int(row["label"]) for row in tables] if run.label_names else []
-    return Ends([row["name"] for row in tables], labels, tokenizer.latents(x), tokenizer.encode(x))
+    told = conditions.of_table(run.prior().conditioning, pd.DataFrame(tables)) if "prior" in config.modes else None
+    given = None if told is None else torch.from_numpy(told)
+    return Ends([row["name"] for row in tables], given, tokenizer.latents(x), tokenizer.encode(x))
 
 
 def available(config: Config, run: Run, tokenizer: Tokenizer) -> tuple[dict[str, Walk], dict[str, str]]:

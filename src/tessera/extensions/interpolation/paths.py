@@ -19,10 +19,10 @@ EXACT = "donot_use_mm_for_euclid_dist"  # 0 between equal vectors
 
 
 class Ends(NamedTuple):
-    """The two images: names, labels, latents and codes."""
+    """The two images: names, what a prior is told of them, latents and codes."""
 
     names: list[str]
-    labels: list[int]  # empty where the data set has none
+    conditions: Int[Tensor, "2 c"] | None  # None where no prior is asked, or an unconditional one
     z: tuple[Float[Tensor, "2 d h w"], ...]
     codes: Int[Tensor, "2 t"]
 
@@ -60,18 +60,18 @@ def refined(
     """Chooses codes one by one, each with the largest log p(code | codes before) - cost (see `costs`). A prior without exact
     likelihood instead takes the codes of `latent`, keeps those that one of the images has at the same place, and samples the
     others."""
-    labels = None
-    if prior.classes:  # the label of the nearer image
-        labels = torch.tensor(ends.labels, device=fraction.device)[(fraction > 0.5).long()]
+    conditions = None
+    if ends.conditions is not None:  # those of the nearer image
+        conditions = ends.conditions.to(fraction.device)[(fraction > 0.5).long()]
     if not prior.exact:
         codes = tokenizer.space.join([level.codes for level in tokenizer.quantize(blended(ends.z, fraction))])
         kept = (codes == ends.codes[0]) | (codes == ends.codes[1])
-        return tokenizer.decode(prior.sample(len(codes), rng, labels=labels, known=codes, known_mask=kept))
+        return tokenizer.decode(prior.sample(len(codes), rng, conditions=conditions, known=codes, known_mask=kept))
     parts = zip(tokenizer.codebooks, tokenizer.space.split(ends.codes), strict=True)
     cost = [costs(book, part.flatten(1), fraction, freedom) for book, part in parts]
     codes = ends.codes[:1].repeat(len(fraction), 1)
     exact = cast("ExactPrior", prior)
-    walk, order = exact.walk(len(fraction), labels), list(exact.order)
+    walk, order = exact.walk(len(fraction), conditions), list(exact.order)
     logits = next(walk)
     for turn, t in enumerate(order):
         grid, place = tokenizer.space.locate(t)

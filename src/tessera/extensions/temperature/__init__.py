@@ -5,7 +5,7 @@ Fréchet distance and KID (`features.frechet`, `features.kernel`), clipped cover
 distinct. Beside them reconstructions of training images in
 the place of samples: only the comparison with those says anything. Distances alone may prefer dull samples of low temperature;
 coverage falls there. Codes are sampled from all of logits / temperature, without truncation or guidance, at every
-temperature from the same random numbers. A conditional prior is given the frequencies of the training labels.
+temperature from the same random numbers. A conditional prior is told of random training images.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from pydantic import Field
 from torch import Tensor
 
+from tessera import conditions
 from tessera.autoregression.sampling import sample_batches
 from tessera.core.contracts import Device, Prior, Report, Sampling
 from tessera.core.params import Strict
@@ -68,11 +69,7 @@ def measure(config: Config, run: Run) -> Report:
     count = fewer("extensions.temperature.count", config.count, smallest, smallest)
     k = fewer("extensions.temperature.neighbours", config.neighbours, (count - 1) // 2, count)
     config = config.model_copy(update={"neighbours": k})
-    labels = (
-        numpy_generator(seed, "temperature", "labels").choice(run.required_labels("train"), count)
-        if prior.classes
-        else None
-    )
+    told = conditions.as_in_training(run, prior.conditioning, count, numpy_generator(seed, "temperature", "labels"))
 
     def features(pixels: Pixels) -> Float[np.ndarray, "n f"]:
         return arrays.mapped(extractor, pixels, config.batch_size, device)
@@ -87,7 +84,7 @@ def measure(config: Config, run: Run) -> Report:
     alone = np.array([f"sample {index}" for index in range(count)])  # samples: each is its own family
     bar = run.runtime.progress(total=len(config.temperatures), desc="temperature")
     for temperature in sorted(set(config.temperatures)):
-        codes = sampled_codes(prior, count, Sampling(temperature=temperature), labels, config.batch_size, seed, device)
+        codes = sampled_codes(prior, count, Sampling(temperature=temperature), told, config.batch_size, seed, device)
         pixels = arrays.decoded(tokenizer, codes, config.batch_size)
         sheets[temperature] = pictures.sheet(pixels[: config.shown], config.shown)
         rows.append({"of": f"at_{temperature:g}".replace(".", "_"), "temperature": temperature,
@@ -109,13 +106,13 @@ def sampled_codes(
     prior: Prior,
     count: int,
     sampling: Sampling,
-    labels: Int[np.ndarray, " n"] | None,
+    told: Int[np.ndarray, "n c"] | None,
     batch_size: int,
     seed: int,
     device: Device,
 ) -> Int[Tensor, "n t"]:
     """Codes whose random numbers depend on (seed, batch) and not on the temperature."""
-    given = None if labels is None else torch.from_numpy(labels).to(device)
+    given = None if told is None else torch.from_numpy(told).to(device)
     return sample_batches(prior, count, batch_size, partial(generator, seed, "temperature"), sampling, given)
 
 

@@ -1,14 +1,14 @@
-"""Variations of an image: the prior samples a fraction of its codes anew. For a conditional prior also samples of each label.
+"""Variations of an image: the prior samples a fraction of its codes anew. A prior that is told labels also samples each label.
 
 The seed chooses the codes to sample. Those of a smaller fraction are among those of a larger one, and every position keeps its
 random number, so an image changes gradually. Fraction 0 is the reconstruction, fraction 1 a new sample. A prior in raster order
 samples each code given the codes before it, so codes kept further on have no effect (the methods `gibbs` and `masked` of the
-extension `inpainting` use them). A conditional prior gets the image's own label.
+extension `inpainting` use them). A conditional prior is told of the image what it is told in training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -19,9 +19,9 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from tessera import scores
+from tessera import conditions, scores
 from tessera.autoregression.sampling import sample_batches
-from tessera.core.contracts import Device, Prior, Report, Sampling, Tokenizer
+from tessera.core.contracts import Prior, Report, Sampling, Tokenizer
 from tessera.core.params import Params, Strict
 from tessera.core.run import Run
 from tessera.core.seeding import generator, numpy_generator
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Pixels = UInt8[np.ndarray, "n h w c"]
 OTHER = "another_image"
+LABEL = "label"  # the condition that the sheet is of
 
 
 class Config(Strict):
@@ -45,16 +46,16 @@ class Config(Strict):
     per_label: int = Field(ge=1, description="samples of each of these labels", examples=[2])
     guidance: list[Annotated[float, Field(ge=0)]] = Field(
         min_length=1, description="of the sheet of labels, one block each: 1 is p(codes | label), 0 ignores the label, above 1 "
-        "exaggerates it; values other than 1 need a prior with label_dropout", examples=[[1.0, 2.0]],
+        "exaggerates it; values other than 1 need a prior with a dropout of the label", examples=[[1.0, 2.0]],
     )  # fmt: skip
 
     def rule(self, params: Params) -> Iterator[str]:
-        """Holds only for conditional priors: others have no sheet of labels."""
+        """Holds only for priors that are told the label: others have no sheet of labels."""
         wrong = [value for value in self.guidance if value != 1]
-        if wrong and params.value("prior.conditional") and not params.guidable:
+        if wrong and "label" in params.conditions and not params.guidable("label"):
             yield (
-                f"extensions.variations.guidance: must be 1 alone while prior.label_dropout is 0, got {wrong[0]:g}; raise "
-                "prior.label_dropout"
+                f"extensions.variations.guidance: must be 1 alone while prior.conditions.label is 0, got {wrong[0]:g}; raise "
+                "prior.conditions.label"
             )
 
 
@@ -73,8 +74,8 @@ class Seen(NamedTuple):
 def measure(config: Config, run: Run) -> Report:
     """Mean distances of the variations to their originals by fraction, and those of another test image for comparison.
     `codes_changed` is a fraction of all codes; it is below the sampled fraction, since some codes are sampled as they were.
-    `feature_distance` is Euclidean, by the network that scores. `conditional` is 0 if the prior has no labels; the sheet of
-    labels is then left out."""
+    `feature_distance` is Euclidean, by the network that scores. `conditional` is 0 if the prior is told no labels; the sheet
+    of labels is then left out."""
     tokenizer, prior, extractor, device = run.tokenizer(), run.prior(), run.scorer(), run.runtime.device
 
     def seen(codes: Int[Tensor, "n t"], pixels: Pixels | None = None) -> Seen:
@@ -83,11 +84,12 @@ def measure(config: Config, run: Run) -> Report:
 
     chosen = arrays.evenly(len(run.images("test")), config.images)
     codes = torch.from_numpy(run.codes("test")[chosen].astype(np.int64)).to(device)
-    labels = torch.from_numpy(run.required_labels("test")[chosen]).to(device) if prior.classes else None
+    told = conditions.of_split(run, prior.conditioning, "test")
+    given = None if told is None else torch.from_numpy(told[chosen]).to(device)
     n, t = codes.shape
     order, fractions = places(n, t, run.params.seed).to(device), sorted(set(config.fractions))
     original = seen(codes, np.asarray(run.images("test")[chosen]))
-    found = {f"fraction_{100 * fraction:g}": seen(varied(prior, codes, order, fraction, labels, config.batch_size, run.params.seed))
+    found = {f"fraction_{100 * fraction:g}": seen(varied(prior, codes, order, fraction, given, config.batch_size, run.params.seed))
              for fraction in fractions}  # fmt: skip
     rows = {name: compared(original, other) for name, other in [*found.items(), (OTHER, original.rolled())]}
     table = pd.DataFrame([{"variation": name, **row} for name, row in rows.items()])
@@ -97,12 +99,12 @@ def measure(config: Config, run: Run) -> Report:
         "variations": _sheet([original.pixels, rebuilt, *(each.pixels for each in found.values())], config.shown),
         "distances": _curve(table),
     }
-    if prior.classes:
+    if LABEL in prior.conditioning:
         drawings["labels"] = _labels(config, run, prior, tokenizer)
     else:
-        print("variations: the prior is not conditional, so there is no sheet of labels", flush=True)
+        print("variations: the prior is told no labels, so there is no sheet of them", flush=True)
     metrics = {column: dict(zip(table["variation"], table[column], strict=True)) for column in rows[OTHER]}
-    return Report({"conditional": int(prior.classes > 0), **metrics}, {"variations": table}, drawings)
+    return Report({"conditional": int(LABEL in prior.conditioning), **metrics}, {"variations": table}, drawings)
 
 
 def places(n: int, t: int, seed: int) -> Int[Tensor, "n t"]:
@@ -115,13 +117,13 @@ def varied(
     codes: Int[Tensor, "n t"],
     order: Int[Tensor, "n t"],
     fraction: float,
-    labels: Int[Tensor, " n"] | None,
+    given: Int[Tensor, "n c"] | None,
     batch_size: int,
     seed: int,
 ) -> Int[Tensor, "n t"]:
     """The codes with the first `fraction` of the positions sampled anew. Random numbers do not depend on the fraction."""
     kept, rng = order >= round(fraction * codes.shape[1]), partial(generator, seed, "variations")
-    return sample_batches(prior, len(codes), batch_size, rng, Sampling(), labels, codes, kept)
+    return sample_batches(prior, len(codes), batch_size, rng, Sampling(), given, codes, kept)
 
 
 def compared(original: Seen, other: Seen) -> dict[str, float]:
@@ -135,12 +137,19 @@ def compared(original: Seen, other: Seen) -> dict[str, float]:
 
 
 def of_labels(
-    prior: Prior, labels: list[int], count: int, guidance: float, batch_size: int, seed: int, device: Device
+    run: Run, prior: Prior, labels: Sequence[str], count: int, batch_size: int, guidance: float
 ) -> Int[Tensor, "n t"]:
-    """`count` samples of each label, label by label. Random numbers do not depend on the guidance."""
-    given = torch.tensor(labels, device=device).repeat_interleave(count)
+    """`count` samples of each label, label by label, told otherwise of random training images with that label. Random numbers do
+    not depend on the guidance."""
+    seed, parts = run.params.seed, []
+    for label in labels:
+        rows = numpy_generator(seed, "variations", "conditions", label)
+        told = conditions.as_in_training(run, prior.conditioning, count, rows, {LABEL: label})
+        assert told is not None, "the prior is told the label"
+        parts.append(told)
+    given = torch.from_numpy(np.concatenate(parts)).to(run.runtime.device)
     rng = partial(generator, seed, "variations", "labels")
-    return sample_batches(prior, len(given), batch_size, rng, Sampling(guidance=guidance), given)
+    return sample_batches(prior, len(given), batch_size, rng, Sampling(guidance={LABEL: guidance}), given)
 
 
 # pictures
@@ -178,15 +187,14 @@ def _labels(config: Config, run: Run, prior: Prior, tokenizer: Tokenizer) -> Fig
     """One row per label, one block of columns per guidance."""
     from matplotlib.figure import Figure
 
-    chosen, blocks = arrays.evenly(prior.classes, config.labels).tolist(), sorted(set(config.guidance))
+    names, blocks = prior.conditioning[LABEL].names, sorted(set(config.guidance))
+    chosen = [names[i] for i in arrays.evenly(len(names), config.labels)]
     figure = Figure(
         figsize=(1.6 + 0.62 * config.per_label * len(blocks), 0.4 + 0.66 * len(chosen)), layout="constrained"
     )
     axes = figure.subplots(len(chosen), len(blocks), squeeze=False)
     for guidance, column in zip(blocks, axes.T, strict=True):
-        sampled = of_labels(
-            prior, chosen, config.per_label, guidance, config.batch_size, run.params.seed, run.runtime.device
-        )
+        sampled = of_labels(run, prior, chosen, config.per_label, config.batch_size, guidance)
         pixels = arrays.decoded(tokenizer, sampled, config.batch_size)
         for axis, label, row in zip(column, chosen, np.split(pixels, len(chosen)), strict=True):
             sheet = pictures.sheet(row, config.per_label)
@@ -194,6 +202,6 @@ def _labels(config: Config, run: Run, prior: Prior, tokenizer: Tokenizer) -> Fig
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
             if guidance == blocks[0]:
-                axis.set_ylabel(run.label_names[label], rotation=0, ha="right", va="center", fontsize=8)
+                axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
         column[0].set_title(f"guidance {guidance:g}", fontsize=9)
     return figure
