@@ -103,8 +103,8 @@ def text(measured: Measured) -> str:
     if "attributes" in measured.tables:
         parts += [
             "## Words beside the concept",
-            f"Of images and samples whose name has a value of the attribute, how often judges of attributes find it; `{EVERY}`: all "
-            "of them are right, of names that have all.",
+            f"Of images and samples whose name has a value of the attribute, how often judges find it; `{EVERY}`: all of them "
+            "are right, of names that have all.",
             markdown(of_attributes(measured)),
         ]
     if COMPOSITIONS in measured.tables:
@@ -126,8 +126,8 @@ def headline(measured: Measured) -> str:
     return (
         f"**Asked for a name and for a vendor that drew its concept only in test, the prior shows the concept in "
         f"{percent(ours['top_5'])} of the samples** (among the judge's first five; {percent(ours['top_1'])} first), "
-        f"{percent(relative)} of what reconstructions of the originals reach. The vendor is right in {percent(ours['vendor_right'])}, "
-        f"and both in {percent(ours['top_5_and_vendor'])}; another vendor's drawing of the name, from training, reaches "
+        f"{percent(relative)} of what reconstructions of the originals reach. The vendor is right in "
+        f"{percent(ours['vendor_right'])}, and both in {percent(ours['top_5_and_vendor'])}; another vendor's drawing of the name, from training, reaches "
         f"{percent(again['top_5_and_vendor'])}. {measured.metrics['held_out']} held-out images, "
         f"{measured.settings['samples']} samples each."
     )
@@ -204,8 +204,8 @@ def about_judges(measured: Measured) -> str:
     guidance = ", ".join(f"{name} {strength:g}" for name, strength in own["guidance"].items()) or "1"
     return (
         f"Each judge sees {own['dimensions']} principal components of the scorer's features. A logistic regression "
-        f"(C {own['penalty']:g}) and the nearest class mean were fitted to real drawings of the training split; validation decided "
-        "which is kept. That of concepts, one for each vendor, never saw a drawing by that vendor. Samples are drawn at temperature "
+        f"(C {own['penalty']:g}) and nearest class means were fitted to real drawings of the training split; validation decided "
+        "which is kept. That of concepts, one for each vendor, never saw a drawing by that vendor. Samples are of temperature "
         f"{own['temperature']:g}, guidance {guidance}. A near-copy has codes no farther from a training image's than "
         f"{percent(own['quantile'])} of the test images. "
         f"{measured.metrics['same_codes']} test images with the very codes of a training image are left out."

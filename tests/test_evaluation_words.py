@@ -41,7 +41,7 @@ SHAPES: dict[str, Callable[[float], np.ndarray]] = {
 SIZES = {"small": 4.2, "large": 7.2}
 DOT = "dot"  # a name that no vendor gives a size
 SETTINGS = {"attributes": {"size": list(SIZES)}, "compositions": ["{size} dot", "{size} circle"], "dimensions": 20,
-            "count": 100, "samples": 2, "shown": 3, "penalty": 10.0, "quantile": 0.1}  # fmt: skip
+            "count": 100, "samples": 2, "shown": 3, "penalty": 10.0, "iterations": 500, "quantile": 0.1}  # fmt: skip
 
 
 def drawing(vendor: str, name: str) -> np.ndarray:

@@ -20,7 +20,7 @@ def of_classes(each: int, seed: int, spread: float = 0.3) -> Examples:
 
 
 def recogniser(train: Examples, held_out: Examples, penalty: float = 1.0) -> Recogniser:
-    return Recogniser(train, held_out, DIM, penalty)
+    return Recogniser(train, held_out, DIM, penalty, 200)
 
 
 def test_classes_that_lie_apart_are_recognised_by_both_heads() -> None:

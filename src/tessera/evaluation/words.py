@@ -6,8 +6,8 @@ the samples show:
 
 - of concepts, one for each vendor, trained on real drawings of the *other* vendors in the training split. A concept is a family:
   its tones and genders are judged apart. `top_1` and `top_5`: the concept asked for is the first, or among the first five, of all;
-- of vendors, trained on all real drawings of the training split. `vendor_right`: the vendor asked for is the first. `top_1_and_vendor`
-  and `top_5_and_vendor`: both are right, of one image;
+- of vendors, trained on all real drawings of the training split. `vendor_right`: the vendor asked for is the first.
+  `top_1_and_vendor` and `top_5_and_vendor`: both are right, of one image;
 - of each of `attributes`, such as tone and gender, trained on real drawings whose name has exactly one of its values.
 
 The same judges see, in the place of samples: the held-out `originals` (the ceiling), their `reconstructions` (the ceiling of what
@@ -109,6 +109,8 @@ class Config(Strict):
     dimensions: int = Field(ge=1, description="principal components of the features that judges see", examples=[8])
     penalty: float = Field(gt=0, description="C of the judges' logistic regression, the inverse of the weight of |w|^2 / 2",
                            examples=[1.0])  # fmt: skip
+    iterations: int = Field(ge=1, description="of L-BFGS for it, at most; with a thousand classes it need not converge",
+                            examples=[100])  # fmt: skip
     quantile: float = Field(gt=0, lt=1, description="of the test images' distances in codes; a sample no farther is a near-copy",
                             examples=[0.25])  # fmt: skip
     resamplings: int = Field(ge=100, le=100000, description="of families, for intervals", examples=[100])
@@ -363,6 +365,7 @@ class Judges:
             Examples(val.features, held),
             self._config.dimensions,
             self._config.penalty,
+            self._config.iterations,
         )
         validation = {f"validation_{head}": made.accuracy[head] for head in HEADS}
         self._rows.append({"judge": judge, "of": of, "images": len(known), "classes": len(made.classes),
