@@ -31,9 +31,9 @@ from tessera.core.errors import InputError
 from tessera.core.params import Params
 from tessera.core.run import Run
 from tessera.core.space import CodeSpace
-from tessera.evaluation import memorisation
 from tessera.extensions import inpainting, interpolation, style_transfer
 from tessera.images import arrays
+from tessera.near_copies import nearest_codes
 from tessera.playground import (
     __main__ as command,
 )
@@ -345,12 +345,12 @@ def test_samples_depend_on_their_seed_alone(made: Made, kind: str) -> None:
 def test_the_nearest_training_image_is_that_of_the_measure(made: Made) -> None:
     space = made()
     train, codes = np.asarray(space.codes("train")), np.asarray(space.codes("test"))
-    expected = memorisation.nearest_codes(codes, train)
+    expected = nearest_codes(codes, train)
     assert [near.distance for near in samples.nearest(space, codes)] == pytest.approx(expected)
     augmented = np.stack([np.zeros_like(train), np.roll(codes[:1].repeat(len(train), 0), 0)])
     files.save_array(space.folder("codes") / "augmented.npy", augmented)
     found = samples.nearest(space, codes)
-    assert [near.distance for near in found] == pytest.approx(memorisation.nearest_codes(codes, train, *augmented))
+    assert [near.distance for near in found] == pytest.approx(nearest_codes(codes, train, *augmented))
     assert found[0] == (0, 2 if expected[0] else 0, 0.0)
     shutil.rmtree(space.folder("dataset"))
     assert samples.nearest(space, codes) == []

@@ -504,6 +504,12 @@ def decoded(start: Callable[..., str], tiny_run: Any, **_: Any) -> None:
     assert "1 images" in start("tessera.decode", "codes.npz", "images")
 
 
+def words(workspace: Path, capsys: pytest.CaptureFixture[str], **_: Any) -> None:
+    """A whole page is made in test_evaluation_words.py."""
+    assert script("benchmarks.words").main([]) == 1
+    assert "metrics/evaluation/words.json: there is no such file" in capsys.readouterr().err
+
+
 def exported(workspace: Path, capsys: pytest.CaptureFixture[str], **_: Any) -> None:
     assert script("tessera.export").main(["default"]) == 1
     assert "artifacts has no tokenizer/recipe.json" in capsys.readouterr().err
@@ -520,6 +526,7 @@ SMOKE: dict[str, Callable[..., None]] = {
     "benchmarks.growth": growth,
     "benchmarks.noise": noise,
     "benchmarks.judges": judges,
+    "benchmarks.words": words,
     "benchmarks.optimizers": optimizers,
     "benchmarks.rates": rates,
     "benchmarks.peers": peers,

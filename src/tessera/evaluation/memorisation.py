@@ -32,9 +32,10 @@ from pydantic import Field
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
-from tessera.features.neighbours import BLOCK, nearest
+from tessera.features.neighbours import nearest
 from tessera.images import pictures
-from tessera.images.arrays import batches, evenly
+from tessera.images.arrays import evenly
+from tessera.near_copies import near_fraction, nearest_codes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,9 +109,10 @@ def compare(distances: Float[np.ndarray, " n"], unseen: Float[np.ndarray, " m"],
     The ratio is 1 where half of the unseen images are copies of training images too: nothing can be said then.
     """
     ours, theirs = float(np.median(distances)), float(np.median(unseen))
-    # <=, for copies are to be found too where some unseen images have a twin in the train split, at distance 0
-    near = float((distances <= np.quantile(unseen, quantile)).mean())
-    return {"median_ratio": ours / theirs if theirs else 1.0, "near_fraction": near}
+    return {
+        "median_ratio": ours / theirs if theirs else 1.0,
+        "near_fraction": near_fraction(distances, unseen, quantile),
+    }
 
 
 def closest(
@@ -183,21 +185,6 @@ def _unseen(run: Run) -> tuple[Int[np.ndarray, " n"], dict[str, np.ndarray]]:
     """Indices of the test images that are compared in pixels and codes, and of these the images of each group."""
     unseen = evenly(len(run.images("test")), COMPARED)
     return unseen, _of_some(run.groups("test"), unseen)
-
-
-def nearest_codes(codes: Int[np.ndarray, "n t"], *references: Int[np.ndarray, "_ t"]) -> Float[np.ndarray, " n"]:
-    """Hamming distance of each image's codes to the nearest of all references, as a fraction of the codes (0 to 1); block by
-    block, for references on disk."""
-    from scipy.spatial.distance import cdist
-
-    smallest = np.full(len(codes), np.inf)
-    for reference in references:
-        for others in batches(len(reference), BLOCK):
-            block = np.asarray(reference[others], np.float64)
-            for where in batches(len(codes), BLOCK):
-                found = cdist(np.asarray(codes[where], np.float64), block, "hamming").min(1)
-                smallest[where] = np.minimum(smallest[where], found)
-    return smallest
 
 
 def _of_some(groups: dict[str, np.ndarray], some: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:
