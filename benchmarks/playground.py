@@ -90,7 +90,7 @@ def actions(space: Workspace) -> Iterator[Action]:
         return tokenizer.decode(prior.sample(1, generator(0), Sampling(), told(1), scene.known, ~scene.hidden))
 
     def filled() -> Any:
-        found = inpaint.filled(space, first, region, FILL_INS, 0)
+        *_, found = inpaint.filled(space, first, region, FILL_INS, 0)
         return [inpaint.shown(found, name) for name in found.found]
 
     def blended() -> Any:

@@ -65,6 +65,13 @@ def style(visitor: browser.Visitor) -> None:
     visitor.changed("style-found", "")
 
 
+def training(visitor: browser.Visitor) -> None:
+    visitor.page.locator("#training-said", has_text="over").wait_for()
+    visitor.choose("training", "tokenizer")
+    visitor.page.locator("#training-said", has_text="tokenizer").wait_for()
+    visitor.page.locator("#training-psnr").locator("svg, canvas").first.wait_for()
+
+
 def compare(visitor: browser.Visitor) -> None:
     """The last commit beside the working folder."""
     visitor.page.locator("#compare-go").click()
@@ -74,7 +81,7 @@ def compare(visitor: browser.Visitor) -> None:
 
 TABS: dict[str, Callable[[browser.Visitor], None]] = {
     "Reconstruct": reconstruct, "Sample": sample, "Inpaint": inpaint, "Judge": judge, "Blend": blend, "Style": style,
-    "Compare runs": compare,
+    "Training": training, "Compare runs": compare,
 }  # fmt: skip
 PHONE = "Reconstruct"  # the tab that is also shown as a phone shows it, in dark mode
 

@@ -13,7 +13,6 @@ thumbnail. `runtime.threads` processes divide the images, and their number chang
 
 from __future__ import annotations
 
-
 import hashlib
 import itertools
 import math
@@ -22,10 +21,12 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field, model_validator
+
 from tessera.core import files, seams
 from tessera.core.contracts import SPLITS, Source
 from tessera.core.errors import InputError
@@ -39,12 +40,6 @@ from tessera.images import arrays, pictures
 from tessera.images.arrays import batches
 from tessera.runtime import process
 from tessera.runtime.stage import enter
-
-from pydantic import Field, model_validator
-from typing import Annotated, Any, Literal
-from tessera.core.params import Strict
-from tessera.augmentation import Augmentation
-from tessera.training.settings import Training
 
 
 class Split(Strict):
@@ -573,9 +568,6 @@ def _require_rows(splits: np.ndarray, own: Sequence[str], groups: int, split: Sp
                 "or file that is called so, or take it alone as dataset.source"
             )
         raise InputError(f"the {name} split must have at least {LEAST} images, got {rows} ({what}). {remedy}")
-
-
-
 
 
 if __name__ == "__main__":

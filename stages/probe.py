@@ -108,6 +108,7 @@ def task(objective: Objective, data: Data) -> Task:
         batch=data.batch,
         evaluate=evaluate,
         score=lambda row: -row["val_nll_bits_per_code"],
+        curve="probe/curve",
     )
 
 

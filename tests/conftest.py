@@ -203,6 +203,9 @@ class FakeRuntime:
     def progress(self, **options: Any) -> Any:
         return SimpleNamespace(set_postfix=lambda **_: None, update=lambda *_: None, close=lambda: None)
 
+    def live(self, curve: str, images: int, done: float) -> Any:
+        return SimpleNamespace(rows=lambda _: None, update=lambda _: None)
+
     def unsupported(self, precision: str) -> None:
         return None
 

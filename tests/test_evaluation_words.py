@@ -15,17 +15,17 @@ import pytest
 import torch
 from conftest import example
 from ruamel.yaml import YAML
-from tessera.core.conditioning import Condition, Conditioning
-from tessera.words import Vocabulary
 
 import stages.evaluation
 from benchmarks import words as benchmark
 from stages import dataset as preparation
 from tessera.core import files, trees
+from tessera.core.conditioning import Condition, Conditioning
 from tessera.core.run import SPLITS, Run
 from tessera.core.seeding import numpy_generator
 from tessera.evaluation import words
 from tessera.images.arrays import to_model
+from tessera.words import Vocabulary
 
 SIDE = 16  # codes are colours: 0 is the white paper
 ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2

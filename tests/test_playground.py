@@ -24,6 +24,7 @@ from PIL import Image
 
 from stages import infiller
 from tessera import playground
+from tessera.commands import trained
 from tessera.core import files, models
 from tessera.core.conditioning import UNCONDITIONAL
 from tessera.core.contracts import Sampling
@@ -50,6 +51,7 @@ from tessera.playground import (
     workspace,
 )
 from tessera.playground.workspace import Picture, Workspace
+from tessera.release import sums
 
 SPACES = (CodeSpace(((8, 8),), (4,)), CodeSpace(((1, 2), (4, 4)), (3, 4)), CodeSpace(((2, 3), (2, 3)), (4, 4)))
 TWO = ("vqvae", "vqvae2, residual")  # kinds of one grid and of many
@@ -400,6 +402,12 @@ def test_what_is_painted_over_is_hidden() -> None:
     assert not inpaint.hidden(np.zeros((1, 1), np.uint8), 8, 8).any()
 
 
+def filled(*asked: Any) -> inpaint.Filled:
+    """What all methods fill in."""
+    *_, found = inpaint.filled(*asked)
+    return found
+
+
 @pytest.mark.parametrize(("kind", "conditional"), [("vqvae", False), ("vqvae2, residual", True)])
 def test_methods_fill_in_what_is_hidden_and_nothing_else(
     made: Made, kind: str, conditional: bool, runtime: Any
@@ -409,15 +417,20 @@ def test_methods_fill_in_what_is_hidden_and_nothing_else(
     (picture,) = of(space, 0)
     mask = np.zeros((8, 8), bool)
     mask[2:6, 3:7] = True
-    filled = inpaint.filled(space, picture._replace(key=""), mask, 2, 0)
-    assert list(filled.found) == list(inpaint.ORDER)
-    assert filled.reasons == {}
-    for name, found in filled.found.items():
+    found_by = filled(space, picture._replace(key=""), mask, 2, 0)
+    assert list(found_by.found) == list(inpaint.ORDER)
+    assert found_by.reasons == {}
+    for name, found in found_by.found.items():
         assert len(found) == (2 if name in ("raster", "gibbs", "masked") else 1)
         assert (found[:, ~mask] == picture.pixels[~mask]).all()
-        assert np.asarray(inpaint.shown(filled, name)[0]).shape[0] >= inpaint.SIDE
-    again = inpaint.filled(space, picture._replace(key=""), mask, 2, 0)
-    assert all((again.found[name] == found).all() for name, found in filled.found.items())
+        assert np.asarray(inpaint.shown(found_by, name)[0]).shape[0] >= inpaint.SIDE
+    quick, _ = inpaint.filled(space, picture._replace(key=""), mask, 2, 0)
+    assert list(quick.found) == ["autoencoder", "biharmonic"], "nobody waits for those that sample"
+    assert all((quick.found[name] == found_by.found[name]).all() for name in quick.found)
+    more = filled(space, picture._replace(key=""), mask, 2, 0, 40)
+    assert (more.found["raster"] == found_by.found["raster"]).all()
+    again = filled(space, picture._replace(key=""), mask, 2, 0)
+    assert all((again.found[name] == found).all() for name, found in found_by.found.items())
 
 
 def test_what_cannot_be_filled_in_is_told(made: Made, raw: dict[str, Any]) -> None:
@@ -425,18 +438,20 @@ def test_what_cannot_be_filled_in_is_told(made: Made, raw: dict[str, Any]) -> No
     (picture,) = of(space, 0)
     mask = np.zeros((8, 8), bool)
     with pytest.raises(InputError, match="nothing is painted over"):
-        inpaint.filled(space, picture, mask, 1, 0)
+        filled(space, picture, mask, 1, 0)
     with pytest.raises(InputError, match="all is painted over"):
-        inpaint.filled(space, picture, ~mask, 1, 0)
+        filled(space, picture, ~mask, 1, 0)
     mask[:2] = True
     with pytest.raises(InputError, match="fill-ins"):
-        inpaint.filled(space, picture, mask, inpaint.MOST + 1, 0)
-    assert "dvc repro infiller" in inpaint.filled(space, picture, mask, 1, 0).reasons["masked"]
+        filled(space, picture, mask, inpaint.MOST + 1, 0)
+    with pytest.raises(InputError, match="visit hidden codes between 1"):
+        filled(space, picture, mask, 1, 0, 0)
+    assert "dvc repro infiller" in filled(space, picture, mask, 1, 0).reasons["masked"]
     files.write_json(space.folder("infiller") / "unused.json", {"reason": "infiller.enabled is false"})
-    assert "infiller.enabled=true" in inpaint.filled(space, picture, mask, 1, 0).reasons["masked"]
+    assert "infiller.enabled=true" in filled(space, picture, mask, 1, 0).reasons["masked"]
     del raw["extensions"]["inpainting"]
     with pytest.raises(InputError, match=r"no extensions\.inpainting"):
-        inpaint.filled(space, picture, mask, 1, 0)
+        filled(space, picture, mask, 1, 0)
 
 
 # judge
@@ -655,8 +670,34 @@ def test_the_page_alone_knows_gradio() -> None:
     assert knows == {"page"}
 
 
-def test_the_folder_of_models_is_that_of_artefacts() -> None:
+def test_the_committed_models_are_played_with_where_none_was_trained_and_it_is_said(made: Made) -> None:
+    space = made()
     assert workspace.models_folder() == files.ARTIFACTS
+    for kind in workspace.MODELS:
+        shutil.copytree(space.folder(kind), trained.COMMITTED / kind)
+        (trained.COMMITTED / kind / "made_from.json").unlink()
+    sums.write(trained.COMMITTED)
+    assert workspace.models_folder() == files.ARTIFACTS, "a run of one's own comes first"
+    before = drawn(space, 2)
+    shutil.rmtree(space.folder("tokenizer"))
+    assert workspace.models_folder() == files.ARTIFACTS, (
+        "a run that has not come to its end is no reason for other models"
+    )
+    shutil.rmtree(space.folder("prior"))
+    assert workspace.models_folder() == trained.COMMITTED
+    assert space.models.endswith("this is models/default, the models of the committed run.")
+    assert space.why_not("dataset", "tokenizer", "prior") is None
+    assert "`dvc repro codes`" in str(space.why_not("codes")), "those that are there are of other models"
+    after = drawn(space, 2)
+    assert all((a.codes == b.codes).all() and (a.pixels == b.pixels).all() for a, b in zip(before, after, strict=True))
+    (picture,) = of(space, 0)
+    assert reconstruct.reconstruction(space, reconstruct.encoded(space, picture)).shape == picture.pixels.shape
+    shutil.rmtree(files.ARTIFACTS)
+    assert (space.names(10), space.why_not("tokenizer", "prior")) == ([], None)
+    with open(trained.COMMITTED / "prior" / models.WEIGHTS, "ab") as stream:
+        stream.write(b" ")
+    with pytest.raises(InputError, match=r"SHA256SUMS: models/default/prior/model\.safetensors is another file"):
+        space.prior()
 
 
 @pytest.mark.parametrize(("kind", "said"), [

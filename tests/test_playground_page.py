@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from committed import ROOT
+from filelock import FileLock
 from PIL import Image
 from ruamel.yaml import YAML
 from test_playground import bomb, cut, png
@@ -21,13 +23,15 @@ from test_playground import bomb, cut, png
 from tessera.core import files
 from tessera.playground import cells, judge, samples
 from tessera.playground.workspace import models_folder
+from tessera.runtime import live
+from tessera.runtime.scratch import LOCK
 
 sys.path.insert(0, str(ROOT))  # where a shell in the repository finds benchmarks
 from benchmarks import browser
 
 REASON = browser.missing()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
-TABS = ("Reconstruct", "Sample", "Inpaint", "Judge", "Blend", "Style", "Compare runs")
+TABS = ("Reconstruct", "Sample", "Inpaint", "Judge", "Blend", "Style", "Training", "Compare runs")
 NAMES = ("picture 19", "picture 22")  # test images
 GREY = 128
 
@@ -187,6 +191,7 @@ def test_what_is_painted_over_is_filled_in_and_the_rest_stays(visitor: browser.V
     visitor.page.locator("#inpaint-go").click()
     visitor.changed("inpaint-given", "")
     visitor.changed("inpaint-biharmonic", "")
+    visitor.changed("inpaint-gibbs", "")
     original = np.asarray(cells.enlarged(image_of(house, NAMES[0]), pixels(visitor, "inpaint-given").shape[0]))
     hidden = (pixels(visitor, "inpaint-given") == GREY).all(2) & (original != GREY).any(2)
     rows, columns = np.nonzero(hidden)
@@ -241,6 +246,34 @@ def test_one_picture_takes_the_style_of_another(visitor: browser.Visitor) -> Non
     visitor.changed("style-found", "")
     assert visitor.page.locator("#style-found .thumbnail-item").count() == 2
     assert "hierarchy does not apply" in visitor.page.locator("#style-said").inner_text()
+
+
+def test_a_training_under_way_is_shown_and_grows(visitor: browser.Visitor, house: Path) -> None:
+    rows = [{"epoch": epoch, "train_mse": 1 / epoch, "val_mse": 1.5 / epoch, "lr": 0.1} for epoch in (1, 2, 3, 4)]
+    visitor.tab("Training")
+    said = visitor.page.locator("#training-said")
+    said.filter(has_text="Nothing has been trained here yet").wait_for()
+    folder = house / ".scratch" / "tokenizer" / "abc"
+    folder.mkdir(parents=True)
+
+    def told(done: float, count: int) -> None:
+        files.write_table(house / "plots" / "tokenizer.csv", pd.DataFrame(rows[:count]))
+        files.write_json(folder / live.FILE, live.Progress(str(house), "", "tokenizer", done, 1234.0, 90.0)._asdict())
+
+    with FileLock(folder / LOCK):
+        told(0.5, 2)
+        said.filter(has_text="50% of all steps are taken, 1,234 images per second, about 90 s left").wait_for()
+        chart = visitor.page.locator("#training-loss")
+        chart.locator("svg, canvas").first.wait_for()
+        assert visitor.page.locator("#training-psnr").count() == 0, "nothing of the kind was measured"
+        visitor.page.wait_for_timeout(500)
+        before = chart.screenshot()
+        told(1.0, 4)
+        said.filter(has_text="100% of all steps").wait_for()
+        visitor.page.wait_for_timeout(1000)
+        assert chart.screenshot() != before
+    said.filter(has_text="this training is over").wait_for()
+    shutil.rmtree(house / "plots")
 
 
 def test_runs_are_compared(visitor: browser.Visitor) -> None:
@@ -310,9 +343,8 @@ def test_without_artefacts_each_tab_says_how_to_make_them(
         visitor.loaded()
         for name in TABS:
             visitor.tab(name)
-            said = visitor.page.locator(".block.missing:visible")
-            said.wait_for()
-            assert ("dvc init" if name == "Compare runs" else "dvc repro") in said.inner_text()
+            said = visitor.page.locator("#training-said" if name == "Training" else ".block.missing:visible")
+            said.filter(has_text="dvc init" if name == "Compare runs" else "dvc repro").wait_for()
             assert visitor.page.locator("button:visible", has_text="Draw samples").count() == 0
         shutil.move(kept, folder / models_folder())
         visitor.page.reload()

@@ -22,9 +22,9 @@ from committed import project
 from dvc_render.html import render_html
 from dvc_render.vega import VegaRenderer
 
-from stages.report import chart, elements, prior, summary
+from stages.report import chart, definitions, elements, prior, summary
 from stages.report.page import render
-from tessera.core import files, seams
+from tessera.core import files, seams, trees
 from tessera.core.errors import InputError
 from tessera.core.params import PLURAL, Params
 from tessera.core.run import Run
@@ -205,6 +205,34 @@ def test_headline_shows_each_number_beside_another(run):
     assert "clipped" not in found  # `coverage` is not run
 
 
+def test_each_figure_leads_to_its_definition(run):
+    page = render(run)
+    titles = re.findall(r"<dt>(.*?)</dt>", part(page, "summary"))
+    assert len(titles) > 3
+    assert all(title.startswith('<a href="#') for title in titles)
+    assert '<dt><a href="#definition-ssim">ssim</a></dt>' in part(page, "reconstructions")
+    assert '<b><a href="#definition-lr">lr</a></b>' in part(page, "training")
+    assert "definition-" not in part(page, "diagnostics"), "plug-ins define their own"
+    assert "uniform windows" in re.search(r'<dt id="definition-ssim">.*?</dd>', page)[0]
+
+
+def test_every_figure_of_the_committed_run_is_defined_or_explains_itself(monkeypatch):
+    """Names of counts of images, classes and groups, and of losses, which params.yaml names."""
+    monkeypatch.chdir(project())
+    counts = {"train", "val", "test", "images", "classes", "val_near_train", "test_near_train", "groups"}
+    named = {
+        name
+        for file in ("dataset", "reconstruction", "tokenizer", "probe", "prior", "features")
+        for group, name in [
+            place.rpartition(".")[::2] for place, _ in trees.numbers(files.read_json(files.METRICS / f"{file}.json"))
+        ]
+        if file != "features" or not group
+    }
+    curves = {column for path in files.PLOTS.glob("*.csv") for column in files.read_table(path).columns}
+    named |= {column.removeprefix("train_").removeprefix("val_") for column in curves - {"bound"}}
+    assert named - counts - set(definitions.DEFINITIONS) == set()
+
+
 def test_verdicts_show_every_threshold(run):
     page = render(run)
     rows = [re.sub(r"<[^>]+>", "|", row) for row in re.findall(r"<tr>(.*?)</tr>", part(page, "verdicts"))]
@@ -252,7 +280,7 @@ def test_without_an_oracle_the_page_says_what_is_missing(run):
 
 def test_every_term_has_a_curve(run):
     training = part(render(run), "training")
-    assert re.findall(r"<figcaption><b>(\w+)</b>", training) == [
+    assert re.findall(r"<figcaption><b>(?:<a[^>]*>)?(\w+)", training) == [
         "mse",
         "lr",
         "commitment",

@@ -4,7 +4,7 @@ params.yaml decides what the page shows, not the files in metrics/: an old file 
 
 `page` is the document and the order of its sections. `summary`, `params`, `verdicts`, `training`, `prior`, `samples` and
 `plugins` each have a `body`, the content of one section. `elements` makes numbers, pictures and tables, `chart` makes curves,
-`style` is the CSS.
+`definitions` says what figures are, `style` is the CSS.
 
 The page knows plug-ins by name only in four places: the headline (`summary.HEADLINE`), the oracle beside the accuracy of the
 prior (`prior.ORACLE`), the link beside its samples, and the captions of sheets of images (`elements.CAPTIONS`). A plug-in that

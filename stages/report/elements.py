@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.report import definitions
 from tessera.core import files, trees
 
 if TYPE_CHECKING:
@@ -35,13 +36,15 @@ def metrics(file: str) -> dict[str, Any]:
 
 
 def numbers(file: str) -> str:
-    """Metrics as HTML, in groups as they are nested. A grid to which a diagnostic does not apply is marked so."""
+    """Metrics as HTML, in groups as they are nested, with links to the definitions of those that no plug-in defines. A grid to
+    which a diagnostic does not apply is marked so."""
+    named = escape if "/" in file else definitions.linked
     groups: dict[str, list[str]] = {}
     for name, value in trees.leaves(metrics(file)):
         if value == {}:  # of a group without samples
             continue
         group, _, leaf = name.rpartition(".")
-        shown = f"<dt>{escape(leaf)}</dt><dd>{number(value)}</dd>"
+        shown = f"<dt>{named(leaf)}</dt><dd>{number(value)}</dd>"
         absent = "<dt>does not apply</dt>"
         groups.setdefault(group, []).append(f"<div>{absent if leaf == 'applies' and value == 0 else shown}</div>")
     lists = [

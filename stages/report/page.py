@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
-from stages.report import elements, params, plugins, prior, samples, summary, training, verdicts
+from stages.report import definitions, elements, params, plugins, prior, samples, summary, training, verdicts
 from stages.report.style import STYLE
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def sections(run: Run) -> list[Section]:
         Section("Samples", samples.body(run)),
         _instances("Evaluation", run),
         _instances("Extensions", run),
+        Section("Definitions", definitions.body()),
     ]
 
 

@@ -40,6 +40,10 @@ dd { margin: 0; font-variant-numeric: tabular-nums; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 10rem), 1fr)); gap: .6rem; }
 .tiles div { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }
 .tiles dt { font-family: inherit; line-height: 1.35; }
+dt a, .charts a { color: inherit; text-decoration: underline dotted; text-underline-offset: .2em; }
+dt a:hover, .charts a:hover { color: var(--accent); }
+.definitions { max-width: 46rem; } .definitions dt { margin-top: .9rem; font-weight: 600; scroll-margin-top: 3.25rem; }
+.definitions dt:target { color: var(--accent); }
 .tiles dd { font-size: 1.5rem; font-weight: 600; line-height: 1.4; }
 .tiles dd.beside { font-size: .875rem; font-weight: 400; color: var(--soft); }
 .plain { list-style: none; margin: 1.25rem 0 0; padding: 0; }

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
-from stages.report import elements, verdicts
+from stages.report import definitions, elements, verdicts
 from stages.report.prior import ORACLE
 from tessera.core import trees
 
@@ -62,15 +62,22 @@ HEADLINE = (
 
 
 def body(run: Run) -> str:
-    """One tile per number that this run has, and under them the verdicts."""
+    """One tile per number that this run has, with a link to its definition, and under them the verdicts."""
     tiles = []
     for line in HEADLINE:
         value = _figure(run, line.figure)
         if value is not None:
             beside = _figure(run, line.beside) if line.beside else None
             note = f'<dd class="beside">{escape(beside)}</dd>' if beside else ""
-            tiles.append(f"<div><dt>{escape(line.title)}</dt><dd>{escape(value)}</dd>{note}</div>")
+            title = f'<a href="#{_definition(line.figure)}">{escape(line.title)}</a>'
+            tiles.append(f"<div><dt>{title}</dt><dd>{escape(value)}</dd>{note}</div>")
     return f'<dl class="tiles">{"".join(tiles)}</dl>\n<ul class="plain">{verdicts.lines()}</ul>\n'
+
+
+def _definition(figure: Figure) -> str:
+    """The anchor of what defines a number: the plug-in that measures it, or the list of definitions."""
+    seam, _, key = figure.file.partition("/")
+    return f"{seam}-{key}" if key else definitions.anchor(figure.name.rpartition(".")[2])
 
 
 def _figure(run: Run, figure: Figure) -> str | None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from html import escape
 from typing import TYPE_CHECKING, Any
 
-from stages.report import chart, elements
+from stages.report import chart, definitions, elements
 from tessera.core import files
 
 if TYPE_CHECKING:
@@ -57,4 +56,4 @@ def _curve(term: str, history: pd.DataFrame, columns: dict[str, str], kept: Any)
     if not lines:
         return ""
     plotted = chart.svg(lines, kept, f"{term} by epoch") if max(map(len, lines.values())) > 1 else ""
-    return f"<figure><figcaption><b>{escape(term)}</b> {' '.join(last)}</figcaption>{plotted}</figure>"
+    return f"<figure><figcaption><b>{definitions.linked(term)}</b> {' '.join(last)}</figcaption>{plotted}</figure>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from tessera.playground.workspace import Picture, Workspace
 
 ORDER = ("raster", "gibbs", "masked", "autoencoder", "biharmonic")
 MOST = 8  # fill-ins of each method
+UPDATES = 12  # most visits of gibbs to hidden codes, unless more are asked for: each takes a forward pass
+MOST_UPDATES = 256
 COVERED = 0.25  # of a pixel of the image that must be painted over for it to be hidden
 SIDE = 160
 
@@ -34,8 +37,12 @@ def hidden(alpha: UInt8[np.ndarray, "y x"], height: int, width: int) -> Bool[np.
     return np.asarray(painted.resize((width, height), Image.Resampling.BOX)) > COVERED * 255
 
 
-def filled(space: Workspace, picture: Picture, mask: Bool[np.ndarray, "h w"], samples: int, seed: int) -> Filled:
-    """
+def filled(
+    space: Workspace, picture: Picture, mask: Bool[np.ndarray, "h w"], samples: int, seed: int, updates: int = UPDATES
+) -> Iterator[Filled]:
+    """What the methods fill in: first that of the quick ones, then that of all. `updates`: visits of
+    gibbs, at most.
+
     Raises:
         InputError: nothing is hidden, or everything; or params.yaml has no values for the methods.
     """
@@ -44,11 +51,14 @@ def filled(space: Workspace, picture: Picture, mask: Bool[np.ndarray, "h w"], sa
                          "all is painted over, and nothing is left to go by: leave a part")  # fmt: skip
     if not 1 <= samples <= MOST:
         raise InputError(f"between 1 and {MOST} fill-ins can be drawn, got {samples}")
+    if not 1 <= updates <= MOST_UPDATES:
+        raise InputError(f"gibbs can visit hidden codes between 1 and {MOST_UPDATES} times, got {updates}")
     if "inpainting" not in space.params.keys("extensions"):
         raise InputError(
             "params.yaml has no extensions.inpainting, whose values the methods need; write it there again"
         )
-    config = space.params.config("extensions", "inpainting").model_copy(update={"samples": samples})
+    config = space.params.config("extensions", "inpainting")
+    config = config.model_copy(update={"samples": samples, "updates": updates})
     tokenizer, prior, pixels, region = space.tokenizer(), space.prior(), picture.pixels[None], mask[None]
     smooth = masks.biharmonic(pixels, region)
     told = space.told(picture, prior.conditioning)
@@ -56,10 +66,11 @@ def filled(space: Workspace, picture: Picture, mask: Bool[np.ndarray, "h w"], sa
     if config.under == "biharmonic":
         scene = masks.seen(tokenizer, pixels, region, smooth, told, space.device)
     bidirectional, reasons = _bidirectional(space, prior)
-    found = {"biharmonic": smooth, "autoencoder": masks.decoded(tokenizer, covered, covered.known)}
+    found = {"autoencoder": masks.decoded(tokenizer, covered, covered.known), "biharmonic": smooth}
+    yield Filled(dict(found), reasons)
     for method, (codes, _) in inpainting.fill_ins(config, scene, prior, bidirectional, seed, "playground").items():
         found[method] = np.concatenate([masks.decoded(tokenizer, scene, own) for own in codes])
-    return Filled({name: found[name] for name in ORDER if name in found}, reasons)
+    yield Filled({name: found[name] for name in ORDER if name in found}, reasons)
 
 
 def _bidirectional(space: Workspace, prior: Prior) -> tuple[Prior | None, dict[str, str]]:

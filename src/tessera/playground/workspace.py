@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from tessera import conditions
+from tessera.commands import trained
 from tessera.core import files, models
 from tessera.core.conditioning import Conditioning
 from tessera.core.contracts import SPLITS
@@ -22,6 +23,7 @@ from tessera.core.errors import InputError
 from tessera.core.params import Params, read
 from tessera.core.run import Run
 from tessera.images import arrays
+from tessera.release import sums
 from tessera.runtime import provenance
 from tessera.runtime.devices import Runtime
 from tessera.runtime.settings import Settings
@@ -35,13 +37,17 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 TWO_LEVELS = "`dvc exp run -S tokenizer.name=vqvae2`"  # the command for what needs several levels
 BATCH = 64  # images encoded or decoded at once
+MODELS = ("tokenizer", "prior")
+COMMITTED = f"No model has been trained here: this is {trained.COMMITTED}, the models of the committed run."
 MADE_BY = {"dataset": "table.csv", "codes": "facts.json", "samples": "facts.json", "features": "facts.json",
            "reconstruction": "test.npy"}  # stage -> a file that is there when it has run  # fmt: skip
 
 
 def models_folder() -> Path:
-    """The folder whose sub-folders `tokenizer`, `prior` and `infiller` hold the models that the page plays with."""
-    return files.ARTIFACTS
+    """The folder whose sub-folders `tokenizer`, `prior` and `infiller` hold the models that the page plays with: `artifacts`, or
+    where no model has been trained, the committed ones, as the commands have it."""
+    none = len(trained.missing(files.ARTIFACTS, MODELS)) == len(MODELS)
+    return trained.COMMITTED if none and not trained.missing(trained.COMMITTED, MODELS) else files.ARTIFACTS
 
 
 class Picture(NamedTuple):
@@ -112,7 +118,12 @@ class Workspace(Run):
 
     def _own(self, stage: str) -> Any:
         folder = models_folder() / stage
-        return self.kept.get(folder, self.files_of(stage), lambda: models.load(folder, self.device))
+
+        def load() -> Any:
+            sums.require(models_folder(), f"{stage}/")  # as the commands do; a run's own folder has none
+            return models.load(folder, self.device)
+
+        return self.kept.get(folder, self.files_of(stage), load)
 
     @staticmethod
     def files_of(stage: str) -> tuple[Path, Path]:
@@ -122,18 +133,17 @@ class Workspace(Run):
 
     @property
     def models(self) -> str:
-        """Names of the models that are there, and the grids of codes."""
+        """Names of the models that are there, the grids of codes, and whose models they are if not those of a run here."""
         if not self.there("tokenizer"):
             return "There are no models here yet."
-        recipes = {
-            stage: models.read_recipe(models_folder() / stage) for stage in ("tokenizer", "prior") if self.there(stage)
-        }
+        recipes = {stage: models.read_recipe(models_folder() / stage) for stage in MODELS if self.there(stage)}
         of = recipes["tokenizer"]
         space = self.tokenizer().space
         grids = " and ".join(f"{h}x{w} codes of {k}" for (h, w), k in zip(space.grids, space.sizes, strict=True))
         quantizer = f" with {of.quantizer[0]}" if of.quantizer and of.name != "pixels" else ""
         prior = f"; prior {recipes['prior'].name}" if "prior" in recipes else ""
-        return f"Tokenizer {of.name}{quantizer}, {grids}{prior}."
+        committed = f" {COMMITTED}" if models_folder() == trained.COMMITTED else ""
+        return f"Tokenizer {of.name}{quantizer}, {grids}{prior}.{committed}"
 
     # what is there
 
@@ -153,7 +163,8 @@ class Workspace(Run):
 
     def there(self, stage: str) -> bool:
         if stage in MADE_BY:
-            return (self.folder(stage) / MADE_BY[stage]).exists()
+            own = stage == "dataset" or models_folder() == files.ARTIFACTS  # else they are of other models
+            return own and (self.folder(stage) / MADE_BY[stage]).exists()
         return all(path.exists() for path in self.files_of(stage))
 
     # images

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tessera.core import collectives
 from tessera.core.errors import InputError
 from tessera.runtime import process, ranks
+from tessera.runtime.live import Live
 from tessera.runtime.scratch import Scratch, root
 from tessera.runtime.settings import FP16_ON_A_CPU, Settings, in_fp16
 
@@ -87,6 +88,11 @@ class Runtime:
 
         interval = 0.5 if sys.stderr.isatty() else 15
         return tqdm(mininterval=interval, dynamic_ncols=True, disable=not self.main, **options)
+
+    def live(self, curve: str, images: int, done: float) -> Live:
+        """What shows a training while it goes on, see `Live`."""
+        folder = self._scratch.folder if self._scratch is not None and self.main else None
+        return Live(folder, curve, images, done)
 
     # ranks
 

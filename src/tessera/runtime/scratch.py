@@ -121,6 +121,15 @@ class Scratch:
         return tensors, values
 
 
+def held(folder: Path) -> bool:
+    """Whether a process trains in this folder of the scratch now."""
+    try:
+        with FileLock(folder / LOCK).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def _remove(folder: Path) -> None:
     """Delete a folder unless a process holds it or the system forbids it. The lock keeps others from starting in it meanwhile."""
     with contextlib.suppress(OSError), FileLock(folder / LOCK).acquire(timeout=0):  # Timeout is an OSError

@@ -52,6 +52,7 @@ class Task(NamedTuple):
         score: score of a row. The weights of the epoch with the highest score are kept; early stopping uses it too.
         streams: name of the random streams, if it is not `name`.
         snapshot: (objective, epoch) -> tensors to keep of an epoch in `snapshot_epochs` (0: before training), or None.
+        curve: rows stand in `plots/<curve>.csv` while it trains, if not in `plots/<name>.csv`.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Task(NamedTuple):
     streams: str = ""
     snapshot: Callable[[Any, int], dict[str, Tensor]] | None = None
     snapshot_epochs: Iterable[int] = ()
+    curve: str = ""
 
 
 class Fitted(NamedTuple):
@@ -165,6 +167,8 @@ def fit(task: Task, training: Training, seed: int, runtime: Runtime) -> Fitted:
     state = _State(task, training, runtime)
     steps = training.epochs * steps_per_epoch
     bar = runtime.progress(total=steps, initial=state.step, desc=task.name)
+    live = runtime.live(task.curve or task.name, steps * training.batch_size, state.step / steps)
+    live.rows(state.history)
     if state.step == 0:
         state.take_snapshot(0)
     while state.step < steps and not state.stopped:
@@ -179,9 +183,11 @@ def fit(task: Task, training: Training, seed: int, runtime: Runtime) -> Fitted:
             loss = state.update(batch, learning_rate(state.step, training, steps_per_epoch))
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update()
+            live.update(state.step / steps)
             if position + 1 < steps_per_epoch:
                 runtime.checkpoint(task.name, state.pack)
         state.end_epoch(epoch + 1, last=state.step == steps)
+        live.rows(state.history)
         runtime.checkpoint(task.name, state.pack, force=state.step == steps or state.stopped)
     bar.close()
     return state.keep_best()._replace(notes=notes)

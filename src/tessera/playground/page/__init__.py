@@ -11,6 +11,7 @@ import os
 import socket
 import tempfile
 import webbrowser
+from collections.abc import Callable
 from typing import Any
 
 OFF = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_SSR_MODE": "False", "GRADIO_SHARE": "False",
@@ -25,14 +26,14 @@ from PIL import Image  # noqa: E402
 from tessera.core.errors import InputError  # noqa: E402
 from tessera.decoding.compressed import MAX_PIXELS  # noqa: E402
 from tessera.playground import uploads  # noqa: E402
-from tessera.playground.page import blend, compare, inpaint, judge, reconstruct, samples, style  # noqa: E402
-from tessera.playground.page.parts import Fresh, Tab  # noqa: E402
+from tessera.playground.page import blend, compare, inpaint, judge, reconstruct, samples, style, training  # noqa: E402
+from tessera.playground.page.parts import Fresh, Tab, plain  # noqa: E402
 from tessera.playground.workspace import Workspace  # noqa: E402
 
 HOST = "127.0.0.1"
 AT_ONCE = 4  # visitors whose same request is computed at once
 HOUR = 3600
-TABS = (reconstruct, samples, inpaint, judge, blend, style, compare)
+TABS = (reconstruct, samples, inpaint, judge, blend, style, training, compare)
 FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}  # none from the web
 # Pixels stay squares; titles and captions stand beside pictures, not on them; rows of pictures are as high as the pictures.
 CSS = """
@@ -64,17 +65,46 @@ def build(space: Workspace) -> Any:
     """All tabs. What they need is looked up whenever the page is loaded, so a page that is loaded again sees a new run."""
     with gr.Blocks(title="tessera playground", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
         gr.Markdown("# Playground\nWhat the codes of this run can do. Everything is computed on this machine.")
-        fresh = [Fresh(gr.Markdown(elem_id="models"), lambda: space.models)]
-        with gr.Tabs():
+        fresh = [Fresh(gr.Markdown(elem_id="models"), lambda: _models(space))]
+        with gr.Tabs() as tabs:
             for module in TABS:
-                with gr.Tab(module.TITLE, elem_id=f"tab-{module.__name__.rpartition('.')[2]}"):
-                    fresh += _tab(space, module)
-        page.load(lambda: [each.make() for each in fresh], None, [each.part for each in fresh], show_progress="hidden")
+                with gr.Tab(module.TITLE, elem_id=f"tab-{module.__name__.rpartition('.')[2]}") as tab:
+                    found, own = _tab(space, module)
+                fresh += own
+                if found.opened is not None:
+                    found.opened(tab)
+                if found.timer is not None:
+                    tabs.select(_runs_while_open(module.TITLE), None, found.timer, show_progress="hidden")
+        page.load(lambda: [_made(each) for each in fresh], None, [each.part for each in fresh], show_progress="hidden")
     return page
 
 
-def _tab(space: Workspace, module: Any) -> list[Fresh]:
-    """A tab, or in its place the sentence that says what is missing."""
+def _models(space: Workspace) -> str:
+    try:
+        return space.models
+    except InputError as error:
+        return plain(error)
+
+
+def _made(each: Fresh) -> Any:
+    """What a part becomes; it stays as it is where the files that it needs are damaged, which the line on the models tells."""
+    try:
+        return each.make()
+    except InputError:
+        return gr.skip()
+
+
+def _runs_while_open(title: str) -> Callable[[gr.SelectData], Any]:
+    """What starts the timer of the tab `title` when that is opened, and stops it when another one is."""
+
+    def run(at: gr.SelectData) -> Any:
+        return gr.Timer(active=at.value == title)
+
+    return run
+
+
+def _tab(space: Workspace, module: Any) -> tuple[Tab, list[Fresh]]:
+    """A tab, or in its place the sentence that says what is missing; and all that is looked up when the page is loaded."""
     note = gr.Markdown(visible=False, elem_classes="missing")
     with gr.Column() as body:
         found: Tab = module.build(space)
@@ -83,11 +113,8 @@ def _tab(space: Workspace, module: Any) -> list[Fresh]:
         reason = module.why_not(space)
         return gr.Markdown(reason or "", visible=reason is not None)
 
-    return [
-        Fresh(note, missing),
-        Fresh(body, lambda: gr.Column(visible=module.why_not(space) is None)),
-        *found.fresh,
-    ]
+    body_seen = Fresh(body, lambda: gr.Column(visible=module.why_not(space) is None))
+    return found, [Fresh(note, missing), body_seen, *found.fresh]
 
 
 def serve(space: Workspace, port: int, inbrowser: bool) -> None:

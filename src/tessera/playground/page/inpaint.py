@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
@@ -34,6 +35,10 @@ def build(space: Workspace) -> Tab:
             count = gr.Slider(
                 1, inpaint.MOST, 2, step=1, label="Fill-ins of each method that samples", elem_id="inpaint-count"
             )
+            updates = gr.Slider(
+                1, inpaint.MOST_UPDATES, inpaint.UPDATES, step=1, label="Visits of gibbs to hidden codes, at most",
+                info="each is a forward pass", elem_id="inpaint-updates",
+            )  # fmt: skip
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="inpaint-seed")
             go = gr.Button("Fill in", variant="primary", elem_id="inpaint-go")
         with gr.Column(scale=3):
@@ -51,22 +56,24 @@ def build(space: Workspace) -> Tab:
         return {"background": inpaint.editable(picture), "layers": [], "composite": None}
 
     @told
-    def fill(picture: Picture | None, painted: dict[str, Any] | None, count: int, seed: int | None) -> tuple[Any, ...]:
+    def fill(
+        picture: Picture | None, painted: dict[str, Any] | None, count: int, visits: int, seed: int | None
+    ) -> Iterator[tuple[Any, ...]]:
         if picture is None:
             raise InputError("no picture is chosen: choose one by its name, or upload one")
         if seed is None:
             raise InputError("Seed must be a whole number; write one there")
         mask = inpaint.hidden(_alpha(painted), *picture.pixels.shape[:2])
-        filled = inpaint.filled(space, picture, mask, int(count), int(seed))
-        said = "".join(f"- **{name}** is left out, {why}.\n" for name, why in filled.reasons.items())
-        columns = [
-            gr.Gallery(inpaint.shown(filled, name), visible=name in filled.found, selected_index=None)
-            for name in inpaint.ORDER
-        ]
-        return [inpaint.given(picture, mask)], *columns, said
+        for filled in inpaint.filled(space, picture, mask, int(count), int(seed), int(visits)):
+            said = "".join(f"- **{name}** is left out, {why}.\n" for name, why in filled.reasons.items())
+            columns = [
+                gr.Gallery(inpaint.shown(filled, name), visible=name in filled.found, selected_index=None)
+                for name in inpaint.ORDER
+            ]
+            yield [inpaint.given(picture, mask)], *columns, said
 
     chosen.picture.change(choose, chosen.picture, editor, show_progress="hidden")
-    go.click(fill, [chosen.picture, editor, count, seed], [given, *found, left_out])
+    go.click(fill, [chosen.picture, editor, count, updates, seed], [given, *found, left_out])
     return Tab(chosen.fresh)
 
 

@@ -36,7 +36,11 @@ class Fresh(NamedTuple):
 
 
 class Tab(NamedTuple):
+    """What a tab asks of the page. `opened` is given Gradio's tab, to listen to its events; `timer` runs while the tab is open."""
+
     fresh: list[Fresh]
+    opened: Callable[[Any], Any] | None = None
+    timer: Any = None
 
 
 class Picker(NamedTuple):
