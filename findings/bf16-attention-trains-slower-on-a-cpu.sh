@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Title:    Fused attention of few places trains five times slower in bfloat16 than in float32 on a CPU
+# Title:    Fused attention of few places trains several times slower in bfloat16 than in float32 on a CPU
 # Packages: torch 2.15.0, numpy 2.3.5
 # Expected: On a processor with bfloat16 instructions (AMX) a bfloat16 step of `scaled_dot_product_attention` takes at most as
 #           long as a float32 step, as matrix products and convolutions do. And what torch chooses by itself, its fused kernel, is not

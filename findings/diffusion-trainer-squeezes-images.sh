@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Title:    The Trainer of denoising-diffusion-pytorch squeezes images that are not square, and crops nothing
 # Packages: denoising-diffusion-pytorch 2.3.4, torch 2.15.0, numpy 2.4.6
-# Expected: Its data set resizes, then takes a centre crop: a photograph of 200x100 pixels becomes the middle square of its scaled
-#           self, and a disc in it stays a disc.
+# Expected: Its data set resizes, then takes a centre crop: a photograph 200 wide and 100 high becomes the middle square of
+#           its scaled self, and a disc in it stays a disc.
 # Instead:  `GaussianDiffusion(image_size=64)` keeps the size as a pair, the Trainer hands the pair to torchvision's Resize, and
 #           Resize scales to a pair without regard to proportions (to a single number it would scale the shorter side). The centre crop
 #           after it finds an image that is already square. The same data set given the number crops.
-# Seen:     a disc of 79 pixels in an image of 100x200, shown at 64x64: by the Trainer 51 high and 25 wide, by the data set with
-#           the number 51 high and 51 wide
+# Seen:     a disc of 79 pixels in an image 200 wide and 100 high, shown at 64x64: by the Trainer 51 high and 25 wide, by the
+#           data set with the number 51 high and 51 wide
 # Date:     2026-11-28
 # Matters:  Whoever points it at a folder of photographs learns and samples squeezed ones, without a word in the log; distances to
 #           square crops, the usual reference, are then those of the squeezing. Crop before.
