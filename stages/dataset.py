@@ -41,38 +41,6 @@ from tessera.images.arrays import batches
 from tessera.runtime import process
 from tessera.runtime.stage import enter
 
-
-class Split(Strict):
-    by: Literal["family", "random"] = Field(description="what stays together", examples=["family"])
-    train: float = Field(gt=0, lt=1, description="share of the rows")
-    val: float = Field(gt=0, lt=1, description="share of the rows")
-    test: float = Field(gt=0, lt=1, description="share of the rows")
-
-    @model_validator(mode="after")
-    def _whole(self) -> Split:
-        if abs(self.train + self.val + self.test - 1) > 1e-6:
-            raise ValueError(f"train + val + test must be 1, got {self.train + self.val + self.test:g}")
-        return self
-
-
-class Settings(Strict):
-    name: str
-    source: str = Field(min_length=1, description="local file or folder that is read, a DVC dependency")
-    image_size: int = Field(ge=4, le=1024, description="pixels a side")
-    target_size: int = Field(ge=4, le=2048, description="pixels a side of the larger copies (super-resolution)")
-    colour: Literal["rgb", "grey"] = Field(description="channels of the images")
-    aspect: Literal["pad", "crop", "stretch"] = Field(description="how an image that is not square becomes so")
-    near_duplicate_rmse: float = Field(ge=0, le=255, description="grey levels, on 8x8 thumbnails, below which two "
-                                       "images of different families count as near duplicates")  # fmt: skip
-    split: Split
-
-    @model_validator(mode="after")
-    def _larger(self) -> Settings:
-        if self.target_size < self.image_size:
-            raise ValueError(f"target_size must be at least image_size {self.image_size}, got {self.target_size}")
-        return self
-
-
 THUMBNAIL = 8  # side in pixels of the thumbnails on which near duplicates are found
 BLOCK = 256  # rows processed at once
 LEAST = 4  # images per split: KID compares subsets of half of a split, and of at least two images
