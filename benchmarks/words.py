@@ -127,8 +127,8 @@ def headline(measured: Measured) -> str:
         f"**Asked for a name and for a vendor that drew its concept only in test, the prior shows the concept in "
         f"{percent(ours['top_5'])} of the samples** (among the judge's first five; {percent(ours['top_1'])} first), "
         f"{percent(relative)} of what reconstructions of the originals reach. The vendor is right in "
-        f"{percent(ours['vendor_right'])}, and both in {percent(ours['top_5_and_vendor'])}; another vendor's drawing of the name, from training, reaches "
-        f"{percent(again['top_5_and_vendor'])}. {measured.metrics['held_out']} held-out images, "
+        f"{percent(ours['vendor_right'])}, and both in {percent(ours['top_5_and_vendor'])}; another vendor's drawing of the name, "
+        f"from training, reaches {percent(again['top_5_and_vendor'])}. {measured.metrics['held_out']} held-out images, "
         f"{measured.settings['samples']} samples each."
     )
 

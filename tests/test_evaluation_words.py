@@ -78,9 +78,10 @@ class Scorer:
         return self
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        ink = (1 - x).sum((2, 3))
-        hue = ink / ink.sum(1, keepdim=True).clamp(min=1)
-        return torch.cat([(1 - x.mean(1)).flatten(1), hue.repeat(1, 6)], 1)
+        covered = (x.mean(1, keepdim=True) < 0.9).float()
+        colour = ((1 + x) * covered).sum((2, 3))
+        hue = colour / colour.sum(1, keepdim=True).clamp(min=1)
+        return torch.cat([covered.flatten(1), hue.repeat(1, 6)], 1)
 
 
 class Prior:
