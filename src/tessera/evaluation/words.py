@@ -160,10 +160,11 @@ def images(run: Run, split: str) -> Images:
     table = run.table(split)
     vendors, called = table["vendor_name"].to_numpy(str), np.array(names_of(table), str)
     rows = np.lexsort((called, vendors))
-    text = (vendors, called, table["family"].to_numpy(str), table["label_name"].to_numpy(str))
-    return Images(
-        rows, *(each[rows] for each in text), np.asarray(run.features(split))[rows], np.asarray(run.codes(split))[rows]
-    )
+    concepts, labels = (table[column].to_numpy(str) for column in ("family", "label_name"))
+    everything = Images(
+        np.arange(len(table)), vendors, called, concepts, labels, np.asarray(run.features(split)), np.asarray(run.codes(split))
+    )  # fmt: skip
+    return everything.at(rows)
 
 
 # what is asked for
@@ -283,14 +284,13 @@ class Sampler:
 
     def __init__(self, config: Config, run: Run) -> None:
         self.config, self.run = config, run
-        self.prior, self.tokenizer, self.scorer = (
-            model.to(run.device) for model in (run.prior(), run.tokenizer(), run.scorer())
-        )
+        self.prior = run.prior().to(run.device)
+        self.tokenizer, self.scorer = run.tokenizer().to(run.device), run.scorer().to(run.device)
         self.vocabulary = Vocabulary.of_conditioning(self.prior.conditioning)
 
     def knows(self, names: Iterable[str]) -> Shaped[np.ndarray, " n"]:
         """Of which names the prior knows a word."""
-        return (self.vocabulary.ids(names) < len(self.vocabulary.words)).any(1)
+        return np.asarray((self.vocabulary.ids(names) < len(self.vocabulary.words)).any(1))
 
     @torch.no_grad()
     def __call__(self, names: Sequence[str], vendors: Sequence[str], of: str, each: int) -> Samples:
@@ -340,7 +340,8 @@ class Judges:
     """Recognisers of concepts for each vendor, of vendors, and of each attribute. `table` says which head each has."""
 
     def __init__(self, train: Images, val: Images, vendors: Sequence[str], config: Config) -> None:
-        self._config, self._rows = config, []
+        self._config = config
+        self._rows: list[dict[str, Any]] = []
         self.vendors = self._trained("vendors", ALL, train, val, train.vendors, val.vendors)
         self.concepts = {}
         for vendor in vendors:
@@ -382,8 +383,8 @@ class Judges:
             wanted = np.repeat(asked.concepts[own], each)
             place[own] = judge.places(flat, wanted).reshape(-1, each)
             right[own] = (self.vendors.places(flat, np.repeat(vendor, len(flat))) == 1).reshape(-1, each)
-        found = {"place": place, "top_1": place <= 1, "top_5": place <= 5, "vendor_right": right}
-        found |= {f"{top}_and_vendor": found[top] * right for top in ("top_1", "top_5")}
+        found = {"place": place, "top_1": place <= 1.0, "top_5": place <= 5.0, "vendor_right": right}
+        found |= {f"{top}_and_vendor": np.where(found[top], right, 0.0) for top in ("top_1", "top_5")}
         return pd.DataFrame({name: values.mean(1) for name, values in found.items()})
 
     def attributes_right(self, names: Shaped[np.ndarray, " n"], features: Float[np.ndarray, "n s f"]) -> pd.DataFrame:
