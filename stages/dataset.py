@@ -13,7 +13,6 @@ thumbnail. `runtime.threads` processes divide the images, and their number chang
 
 from __future__ import annotations
 
-
 import hashlib
 import itertools
 import math
@@ -22,10 +21,12 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field, model_validator
+
 from tessera.core import files, seams
 from tessera.core.contracts import SPLITS, Source
 from tessera.core.errors import InputError
@@ -39,44 +40,6 @@ from tessera.images import arrays, pictures
 from tessera.images.arrays import batches
 from tessera.runtime import process
 from tessera.runtime.stage import enter
-
-from pydantic import Field, model_validator
-from typing import Annotated, Any, Literal
-from tessera.core.params import Strict
-from tessera.augmentation import Augmentation
-from tessera.training.settings import Training
-
-
-class Split(Strict):
-    by: Literal["family", "random"] = Field(description="what stays together", examples=["family"])
-    train: float = Field(gt=0, lt=1, description="share of the rows")
-    val: float = Field(gt=0, lt=1, description="share of the rows")
-    test: float = Field(gt=0, lt=1, description="share of the rows")
-
-    @model_validator(mode="after")
-    def _whole(self) -> Split:
-        if abs(self.train + self.val + self.test - 1) > 1e-6:
-            raise ValueError(f"train + val + test must be 1, got {self.train + self.val + self.test:g}")
-        return self
-
-
-class Settings(Strict):
-    name: str
-    source: str = Field(min_length=1, description="local file or folder that is read, a DVC dependency")
-    image_size: int = Field(ge=4, le=1024, description="pixels a side")
-    target_size: int = Field(ge=4, le=2048, description="pixels a side of the larger copies (super-resolution)")
-    colour: Literal["rgb", "grey"] = Field(description="channels of the images")
-    aspect: Literal["pad", "crop", "stretch"] = Field(description="how an image that is not square becomes so")
-    near_duplicate_rmse: float = Field(ge=0, le=255, description="grey levels, on 8x8 thumbnails, below which two "
-                                       "images of different families count as near duplicates")  # fmt: skip
-    split: Split
-
-    @model_validator(mode="after")
-    def _larger(self) -> Settings:
-        if self.target_size < self.image_size:
-            raise ValueError(f"target_size must be at least image_size {self.image_size}, got {self.target_size}")
-        return self
-
 
 THUMBNAIL = 8  # side in pixels of the thumbnails on which near duplicates are found
 BLOCK = 256  # rows processed at once
@@ -573,9 +536,6 @@ def _require_rows(splits: np.ndarray, own: Sequence[str], groups: int, split: Sp
                 "or file that is called so, or take it alone as dataset.source"
             )
         raise InputError(f"the {name} split must have at least {LEAST} images, got {rows} ({what}). {remedy}")
-
-
-
 
 
 if __name__ == "__main__":
