@@ -100,9 +100,9 @@ def test_labels_reach_the_prior(variations_run, monkeypatch):
     prior = run.prior()
     original = prior.sample
 
-    def watched(n: int, draws: Any, how: Sampling, told: torch.Tensor, **known: Any) -> torch.Tensor:
-        seen.append((told[:, 0].tolist(), how))
-        return original(n, draws, how, told, **known)
+    def watched(n: int, draws: Any, how: Sampling, conditions: torch.Tensor, **known: Any) -> torch.Tensor:
+        seen.append((conditions[:, 0].tolist(), how))
+        return original(n, draws, how, conditions, **known)
 
     prior.sample = watched
     monkeypatch.setattr(run, "prior", lambda: prior)

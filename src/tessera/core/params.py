@@ -102,7 +102,7 @@ class Params:
 
     @property
     def words(self) -> tuple[int, int]:
-        """How many names of training images a word that the prior knows stands in, at least; how many words of a name it reads."""
+        """In how many names of training images a word must stand, and how many words of a name the prior reads."""
         own = self.value("prior.words")
         return own["least_count"], own["most"]
 
