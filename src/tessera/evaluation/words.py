@@ -283,9 +283,8 @@ class Sampler:
 
     def __init__(self, config: Config, run: Run) -> None:
         self.config, self.run = config, run
-        self.prior, self.tokenizer, self.scorer = (
-            model.to(run.device) for model in (run.prior(), run.tokenizer(), run.scorer())
-        )
+        self.prior = run.prior().to(run.device)
+        self.tokenizer, self.scorer = run.tokenizer().to(run.device), run.scorer().to(run.device)
         self.vocabulary = Vocabulary.of_conditioning(self.prior.conditioning)
 
     def knows(self, names: Iterable[str]) -> Shaped[np.ndarray, " n"]:
@@ -340,7 +339,8 @@ class Judges:
     """Recognisers of concepts for each vendor, of vendors, and of each attribute. `table` says which head each has."""
 
     def __init__(self, train: Images, val: Images, vendors: Sequence[str], config: Config) -> None:
-        self._config, self._rows = config, []
+        self._config = config
+        self._rows: list[dict[str, Any]] = []
         self.vendors = self._trained("vendors", ALL, train, val, train.vendors, val.vendors)
         self.concepts = {}
         for vendor in vendors:
