@@ -51,7 +51,7 @@ dt a:hover, .charts a:hover { color: var(--accent); }
 .good, .bad { font-weight: 600; white-space: nowrap; }
 .good { color: var(--good); } .bad { color: var(--bad); } .soft { color: var(--soft); } p.soft { font-size: .875rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 10rem), 1fr)); gap: .6rem; align-items: start; }
-.cards details[open] { grid-column: 1 / -1; }
+.cards details[open], .cards > p { grid-column: 1 / -1; }
 details { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 0 1rem; max-width: 46rem; }
 summary { cursor: pointer; padding: .55rem 0; font-size: .9375rem; color: var(--soft); }
 summary b { color: var(--ink); font-weight: 600; }
