@@ -12,19 +12,21 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from pydantic import Field
 
 from tessera.core import files, models
 from tessera.core.contracts import ClosedFormPrior, ExactPrior, GenerativeTokenizer, Prior, Sampling, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run
-from tessera.core.seeding import generator, numpy_generator
+from tessera.core.seeding import derive, generator, numpy_generator
 from tessera.cuda_graphs import Replay
 from tessera.images import arrays, pictures
+from tessera.rejection import Rejection, accepted, log_odds
 from tessera.runtime.stage import enter
 
 SHOWN, COLUMNS = 96, 12
+SAMPLES, BASELINE = "samples", "baseline"
 PAYS = 3  # whole batches, from which on a captured walk is worth its capture
 
 
@@ -37,11 +39,12 @@ class Settings(Strict):
     guidance: float = Field(ge=0, description="of a conditional prior: 1 is p(codes | label), 0 forgets the label, more "
                             "exaggerates it")  # fmt: skip
     baseline: str = Field(description="closed-form prior whose samples stand beside, a file of priors/")
+    rejection: Rejection
 
 
 def main(run: Run) -> None:
     tokenizer = run.tokenizer().to(run.runtime.device)
-    sets = {"samples": run.prior(), "baseline": baseline(run)}
+    sets = {SAMPLES: run.prior(), BASELINE: baseline(run)}
     sampled = {of: sample_set(of, prior.to(run.runtime.device), tokenizer, run) for of, prior in sets.items()}
     if hasattr(tokenizer, "sample"):
         sampled["gaussian"] = sample_without_prior("gaussian", cast("GenerativeTokenizer", tokenizer), run)
@@ -65,23 +68,64 @@ def sample_set(of: str, prior: Prior, tokenizer: Tokenizer, run: Run) -> dict[st
     frequencies of the training labels. The stream of each batch depends on (seed, `of`, batch) alone."""
     own = run.params.section("samples", Settings)
     sampling = Sampling(own.temperature, own.top_k, own.top_p, own.guidance)
-    labels = None
-    if prior.classes:
-        labels = numpy_generator(run.params.seed, of, "labels").choice(run.required_labels("train"), own.count)
+    labels = training_labels(prior, own.count, run, of)
     sample = sampler(prior, sampling, run.runtime.device, own)
-    codes, pixels = [], []
-    bar = run.runtime.progress(total=own.count, desc=of)
-    for index, where in enumerate(arrays.batches(own.count, own.batch_size)):
+    if of != BASELINE and own.rejection.candidates > 1:
+        codes = accepted_codes(of, prior, sample, labels, tokenizer, run)
+    else:
+        codes = sampled_codes(sample, own.count, labels, run, of)
+    images = arrays.decoded(tokenizer, codes.astype(np.int64), own.batch_size, run.runtime.device)
+    return {"codes": codes, "images": images} | ({"labels": labels} if labels is not None else {})
+
+
+def training_labels(prior: Prior, count: int, run: Run, *stream: str) -> Int[np.ndarray, " n"] | None:
+    """`count` labels for a conditional prior, with the frequencies of the training labels."""
+    if not prior.classes:
+        return None
+    return numpy_generator(run.params.seed, *stream, "labels").choice(run.required_labels("train"), count)
+
+
+def sampled_codes(
+    sample: Callable[..., Any], count: int, labels: Int[np.ndarray, " n"] | None, run: Run, *stream: str
+) -> Int[np.ndarray, "n t"]:
+    """Codes [N,T] int32, batch by batch."""
+    own, codes = run.params.section("samples", Settings), []
+    bar = run.runtime.progress(total=count, desc=" ".join(stream))
+    for index, where in enumerate(arrays.batches(count, own.batch_size)):
         n = where.stop - where.start
         given = torch.from_numpy(labels[where]).to(run.runtime.device) if labels is not None else None
         with torch.no_grad():
-            sampled = sample(n, generator(run.params.seed, of, index), labels=given)
-            pixels.append(arrays.to_pixels(tokenizer.decode(sampled)))
+            sampled = sample(n, generator(run.params.seed, *stream, index), labels=given)
         codes.append(sampled.cpu().numpy().astype(np.int32))
         bar.update(n)
     bar.close()
-    found = {"codes": np.concatenate(codes), "images": np.concatenate(pixels)}
-    return found | ({"labels": labels} if labels is not None else {})
+    return np.concatenate(codes)
+
+
+def accepted_codes(
+    of: str,
+    prior: Prior,
+    sample: Callable[..., Any],
+    labels: Int[np.ndarray, " n"] | None,
+    tokenizer: Tokenizer,
+    run: Run,
+) -> Int[np.ndarray, "n t"]:
+    """`samples.rejection`: `candidates` times as many codes, of which a critic accepts `count`, of each label as many as wanted.
+    It is trained on training images against samples of its own."""
+    own, seed = run.params.section("samples", Settings), run.params.seed
+    rounds, training = own.rejection.candidates, run.codes("train")
+    real = training[arrays.evenly(len(training), own.rejection.count)]
+    each = None if labels is None else np.tile(labels, rounds)
+    candidates = sampled_codes(sample, rounds * own.count, each, run, of)
+    others = training_labels(prior, len(real), run, of, "critic")
+    false = sampled_codes(sample, len(real), others, run, of, "critic")
+    seed_of_critic = derive(seed, of, "critic")
+    odds = log_odds(real, false, candidates, tokenizer, own.rejection, seed_of_critic, run.runtime.device)
+    strata = np.zeros(own.count, np.int64) if labels is None else labels
+    found = accepted(odds, strata, numpy_generator(seed, of, "rejection"))
+    print(f"{of}: {own.count} of {len(candidates)} candidates are accepted by the critic, {found.certain:.0%} of them with "
+          "certainty", flush=True)  # fmt: skip
+    return candidates[found.indices]
 
 
 def sampler(prior: Prior, sampling: Sampling, device: torch.device, own: Settings) -> Callable[..., Any]:

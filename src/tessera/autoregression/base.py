@@ -43,10 +43,15 @@ class Autoregressive(nn.Module):
         raise NotImplementedError
 
     def losses(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, done: float = 1.0
+        self,
+        codes: Int[Tensor, "b t"],
+        labels: Int[Tensor, " b"] | None,
+        done: float = 1.0,
+        inputs: Int[Tensor, "b t"] | None = None,
     ) -> dict[str, Tensor]:
         self.require(codes, labels)
-        logits = self.predict(codes, labels, self.dropout if self.training else 0.0)
+        seen = codes if inputs is None else inputs
+        logits = self.predict(seen, labels, self.dropout if self.training else 0.0)
         return {"nll": sequences.nll(logits, codes)}
 
     def logits(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> tuple[Float[Tensor, "b n k"], ...]:

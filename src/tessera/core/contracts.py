@@ -181,10 +181,10 @@ class Prior(Model, Protocol):
     """The model of codes p(codes) or p(codes | label).
 
     `classes` is the number of labels that the prior is conditioned on, 0 if none. Labels [B] must be given if and only if it is
-    above 0; the label `classes` means no label. `losses` are mean nats per code; `done` is the fraction of training completed,
-    for schedules. `likelihood` is computed without dropout. If `exact` is False, its log p is a lower bound (ELBO), and
-    the names of metrics say so. `sample` keeps the codes `known` where `known_mask` is True and samples all others;
-    its result depends on `generator` alone.
+    above 0; the label `classes` means no label. `losses` are mean nats per code of `codes`; `done` is the fraction of training
+    completed, for schedules; `inputs` are what the prior sees in the place of `codes`, where they are others. `likelihood` is
+    computed without dropout. If `exact` is False, its log p is a lower bound (ELBO), and the names of metrics say so. `sample`
+    keeps the codes `known` where `known_mask` is True and samples all others; its result depends on `generator` alone.
 
     An exact prior predicts one code after another, see `ExactPrior`. If a prior is `capturable`, the loop behind `sample` never
     reads a value back from the device, so a GPU can replay it as one CUDA graph (`cuda_graphs.py`).
@@ -199,7 +199,11 @@ class Prior(Model, Protocol):
     @property
     def capturable(self) -> bool: ...
     def losses(
-        self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None, done: float = 1.0
+        self,
+        codes: Int[Tensor, "b t"],
+        labels: Int[Tensor, " b"] | None,
+        done: float = 1.0,
+        inputs: Int[Tensor, "b t"] | None = None,
     ) -> dict[str, Tensor]: ...
     def likelihood(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> Likelihood: ...
     def log_prob(self, codes: Int[Tensor, "b t"], labels: Int[Tensor, " b"] | None) -> Float[Tensor, " b"]: ...
