@@ -271,9 +271,9 @@ def test_lite2_is_timms_own_model_of_that_name(tmp_path):
     model = timm.create_model("tf_efficientnet_lite2", num_classes=0).eval()
     names = efficientnet.file_names(efficientnet.architecture("lite2"))
     assert len(names) > len(efficientnet.file_names(efficientnet.architecture("lite0")))
-    for name, tensor in model.state_dict().items():  # statistics as of a trained network: of no scale of their own
+    for name, tensor in model.state_dict().items():  # else it would enlarge roundings from layer to layer
         if name.endswith("running_var"):
-            tensor.fill_(0.5)
+            tensor.fill_(1.5)
     file = tmp_path / "lite2.pth"
     torch.save(
         {names[name]: tensor for name, tensor in model.state_dict().items()} | {"_fc.bias": torch.zeros(3)}, file
@@ -286,8 +286,8 @@ def test_lite2_is_timms_own_model_of_that_name(tmp_path):
     pixels = pictures(3, 64, 64)
     with torch.no_grad():
         expected = model(((torch.from_numpy(pixels).float() - 127) / 128).permute(0, 3, 1, 2))
-    torch.testing.assert_close(network(arrays.to_model(pixels)), expected, rtol=1e-3, atol=1e-5)
-    assert expected.std() > 0
+    torch.testing.assert_close(network(arrays.to_model(pixels)), expected, rtol=1e-3, atol=1e-4 * float(expected.std()))
+    assert expected.std() > 1e-3
 
 
 def test_without_its_package_lite2_names_it(monkeypatch):

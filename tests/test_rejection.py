@@ -19,7 +19,7 @@ from tessera.core.run import Run
 from tessera.core.seeding import generator
 from tessera.core.space import CodeSpace
 
-STARTS = (np.arange(2000) + 0.5) / 2000
+STARTS = (np.arange(1000) + 0.5) / 1000
 PRIOR = np.array([0.4, 0.3, 0.2, 0.1])  # of four outcomes, and what is wanted of them
 REAL = np.array([0.1, 0.2, 0.3, 0.4])
 
