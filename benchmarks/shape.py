@@ -52,9 +52,10 @@ def sheets(study: str, group: str, shown: int, runs: Sequence[str]) -> dict[str,
             continue
         with contextlib.chdir(where):
             run = Run(Params(files.read_json(Path(direct.PARAMS))))
-            of_samples, of_real = (run.groups(of).get(group, []) for of in ("samples", "reconstruction"))
+            nothing = np.zeros(0, np.int64)
+            of_samples, of_real = (run.groups(of).get(group, nothing) for of in ("samples", "reconstruction"))
             if not found:
-                real = np.asarray(of_real)[evenly(len(of_real), shown)]
+                real = of_real[evenly(len(of_real), shown)]
                 found[REAL] = np.array(run.images("test", "reconstruction")[real])
             found[name] = np.array(run.samples()[of_samples[:shown]])
     if len(found) < 2 or not len(found[REAL]):
