@@ -1,4 +1,5 @@
-"""codes: dataset, tokenizer -> artifacts/codes/ of all splits and of augmented copies of the training images, metrics/codes.json
+"""codes: dataset, tokenizer -> artifacts/codes/ of all splits and of augmented copies of the training images, metrics/codes.json;
+and clusters of the images, which a prior may be told
 
 Encodes images batch by batch, in constant memory, on any number of processes. The metrics are the rate of the codes.
 """
@@ -9,21 +10,23 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from tessera import augmentation, statistics
 from tessera.augmentation import Augmentation
 from tessera.core import files
 from tessera.core.contracts import Tokenizer
+from tessera.core.errors import InputError
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
-from tessera.core.seeding import generator
+from tessera.core.seeding import derive, generator
 from tessera.images import arrays
 from tessera.runtime.stage import enter
 
@@ -33,19 +36,33 @@ if TYPE_CHECKING:
 Where = slice | tuple[int, slice]  # images in an array of codes [N,T]; or copy and images in an array [copies,N,T]
 
 
+STARTS = 4  # of k-means, of which the best is kept
+
+
+class Clusters(Strict):
+    count: int = Field(
+        ge=0, le=10_000, description="clusters of the images, which a prior may be told; 0: none", examples=[0]
+    )
+    grid: int = Field(ge=1, le=64, description="side of the grid to which latents are averaged before they are clustered",
+                      examples=[2])  # fmt: skip
+
+
 class Settings(Strict):
     batch_size: int = Field(ge=1, description="images per forward pass")
     copies: int = Field(ge=0, description="augmented copies of the training images that are encoded too, from weak to "
                         "strong augmentation; 0: none")  # fmt: skip
     augmentation: Augmentation
+    clusters: Clusters
 
 
 def main(run: Run) -> None:
     tokenizer, folder = run.tokenizer(), run.folder("codes")
     encode(tokenizer, run, folder)
     if run.runtime.main:
-        files.write_json(folder / "facts.json", tokenizer.space.facts)
-        files.write_metrics("codes", metrics(run))
+        count = run.params.section("codes", Settings).clusters.count
+        files.write_json(folder / "facts.json", tokenizer.space.facts | ({"clusters": count} if count else {}))
+        sizes = write_clusters(tokenizer, run, folder) if count else {}
+        files.write_metrics("codes", metrics(run) | sizes)
 
 
 def encode(tokenizer: Tokenizer, run: Run, folder: Path) -> None:
@@ -74,6 +91,57 @@ def metrics(run: Run) -> dict[str, float]:
         "bits_per_image": run.space.bits,
         "entropy_bits_per_image": float(entropy.sum()),
     }
+
+
+def write_clusters(tokenizer: Tokenizer, run: Run, folder: Path) -> dict[str, Any]:
+    """Write `clusters/<split>.npy` [N] int64, and return the sizes of the smallest and the largest cluster of training images. A
+    prior that is told the cluster draws from few images where clusters are small, and then recites them."""
+    own = run.params.section("codes", Settings)
+    features = {split: pooled_latents(tokenizer, run, split) for split in SPLITS}
+    found = clustered(features, own.clusters.count, derive(run.params.seed, "codes", "clusters"))
+    for split, clusters in found.items():
+        files.save_array(folder / "clusters" / f"{split}.npy", clusters)
+    sizes = np.bincount(found["train"], minlength=own.clusters.count)
+    return {"clusters": {"smallest": int(sizes.min()), "largest": int(sizes.max())}}
+
+
+def pooled_latents(tokenizer: Tokenizer, run: Run, split: str) -> Float[np.ndarray, "n f"]:
+    """Latents of all levels before quantization, each averaged to at most `clusters.grid` x `clusters.grid` places. The network
+    that scores has no part in them, so that no prior is conditioned on its judge."""
+    own = run.params.section("codes", Settings)
+
+    def features(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
+        pooled = []
+        for z in tokenizer.latents(x):
+            height, width = (min(own.clusters.grid, side) for side in z.shape[2:])
+            pooled.append(F.adaptive_avg_pool2d(z.float(), (height, width)).flatten(1))
+        return torch.cat(pooled, dim=1)
+
+    return arrays.mapped(features, run.images(split), own.batch_size, run.runtime.device)
+
+
+def clustered(features: dict[str, Float[np.ndarray, "n f"]], count: int, seed: int) -> dict[str, Int[np.ndarray, " n"]]:
+    """The cluster of each image of every split: k-means (Lloyd) on standardised features of `train`; images of other splits belong
+    to the nearest centre. Clusters are numbered by the number of their training images, the largest first.
+
+    Raises:
+        InputError: there are more clusters than different training images.
+    """
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    train = features["train"].astype(np.float64)
+    if count > (there := len(np.unique(train, axis=0))):
+        raise InputError(f"codes.clusters.count: must be at most {there}, as many as there are different training images, got "
+                         f"{count}")  # fmt: skip
+    mean, deviation = train.mean(0), train.std(0)
+    deviation[deviation == 0] = 1  # a feature that never varies
+    with threadpool_limits(1):  # sums of several threads differ in the last bit
+        model = KMeans(count, n_init=STARTS, random_state=seed % 2**32).fit((train - mean) / deviation)
+        found = {split: model.predict((array - mean) / deviation) for split, array in features.items()}
+    number = np.empty(count, np.int64)
+    number[np.argsort(-np.bincount(found["train"], minlength=count), kind="stable")] = np.arange(count)
+    return {split: number[clusters] for split, clusters in found.items()}
 
 
 def strengths(copies: int) -> tuple[float, ...]:

@@ -6,11 +6,11 @@ Trains a prior: the objective, the training examples, and its score, the likelih
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int, Shaped
 from pydantic import Field, PlainValidator
 from torch import Generator, Tensor, nn
 
@@ -21,6 +21,7 @@ from tessera.core.contracts import Device, Prior
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
+from tessera.core.space import CodeSpace
 from tessera.images import arrays
 from tessera.runtime.stage import enter
 from tessera.training.loop import LOOKED_AT, Fitted, Row, Task, fit
@@ -44,6 +45,7 @@ class Told(Strict):
     label: Dropout = Field(description="the label of the data set", examples=["none"])
     vendor: Dropout = Field(description="who has made it, of a data set of several vendors", examples=["none"])
     words: Dropout = Field(description="the words of its name", examples=["none"])
+    cluster: Dropout = Field(description="the cluster that its latents are in (codes.clusters)", examples=["none"])
 
 
 class Words(Strict):
@@ -60,6 +62,11 @@ class Settings(Strict):
     )
     annealing: float = Field(ge=0, le=1, description="last fraction of training, in which the augmentation strength falls "
                              "to none; 0: it does not fall", examples=[0.5])  # fmt: skip
+    example_weights: Literal["uniform", "inverse_sqrt_family"] = Field(
+        description="how often a training image is taken: all alike, or in proportion to 1/sqrt(images of its family)"
+    )
+    corruption: float = Field(ge=0, lt=1, description="fraction of the codes that the prior sees in training which are replaced "
+                              "by random ones; what it must predict stays true", examples=[0.1])  # fmt: skip
     training: Training
 
 
@@ -68,7 +75,7 @@ def main(run: Run) -> None:
     data = Data.of(run)
     recipe = models.prior_recipe(run.params, run.space, data.conditioning)
     seed_globally(run.params.seed, "prior", "initialisation")
-    objective = Objective(models.build(recipe))
+    objective = Objective(models.build(recipe), own.corruption)
     fitted = in_closed_form(objective, data) or fit(task(objective, data), own.training, run.params.seed, run.runtime)
     if run.runtime.main:
         run.save_model("prior", objective.prior, recipe, metrics(fitted), notes=fitted.notes)
@@ -76,14 +83,19 @@ def main(run: Run) -> None:
 
 
 class Objective(nn.Module):
-    def __init__(self, prior: Prior) -> None:
+    """In training mode the prior sees corrupted codes, and its loss is of the true ones. Like dropout, corruption takes torch's
+    global generator, which the loop seeds for each step and rank."""
+
+    def __init__(self, prior: Prior, corruption: float = 0.0) -> None:
         super().__init__()
-        self.prior = prior
+        self.prior, self.corruption = prior, corruption
 
     def forward(
         self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, done: float
     ) -> dict[str, Tensor]:
-        return self.prior.losses(codes, conditions, done)
+        if not (self.training and self.corruption):
+            return self.prior.losses(codes, conditions, done)
+        return self.prior.losses(codes, conditions, done, corrupted(codes, self.corruption, self.prior.space))
 
 
 class Data:
@@ -97,8 +109,10 @@ class Data:
         conditioning: Conditioning,
         own: Settings,
         device: Device,
+        weights: Float[np.ndarray, " n"] | None = None,
     ) -> None:
-        self.codes, self.augmented = codes, augmented
+        """`weights`: of the training images, up to a factor; None: all alike."""
+        self.codes, self.augmented, self.weights = codes, augmented, weights
         self.conditions, self.conditioning = conditions, conditioning
         self.own, self.batch_size, self.device = own, own.training.batch_size, device
         count = min(LOOKED_AT, *(len(array) for array in codes.values()))
@@ -107,13 +121,17 @@ class Data:
     @classmethod
     def of(cls, run: Run) -> Data:
         conditioning, splits = told.wanted(run), ("train", "val")
+        own = run.params.section("prior", Settings)
         return cls(
             {split: run.codes(split) for split in splits},
             run.augmented_codes(),
             {split: told.of_split(run, conditioning, split) for split in splits},
             conditioning,
-            run.params.section("prior", Settings),
+            own,
             run.runtime.device,
+            inverse_sqrt_family(run.table("train")["family"].to_numpy(str))
+            if own.example_weights == "inverse_sqrt_family"
+            else None,
         )
 
     def rows(self, split: str, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
@@ -122,8 +140,11 @@ class Data:
         return codes, None if own is None else torch.from_numpy(own[indices]).to(self.device)
 
     def batch(self, indices: np.ndarray, generator: Generator, done: float) -> tuple[Tensor, Tensor | None, float]:
-        """Training examples: the plain codes of an image, or with probability `augmented` the codes of a copy that is weak enough
-        at this point of training; and its conditions, each of them with probability `dropout` left out, whole and for itself."""
+        """Training examples at `indices` of an epoch, images or, with `weights`, strata: the plain codes of an image, or with
+        probability `augmented` the codes of a copy that is weak enough at this point of training; and its conditions, each of them
+        with probability `dropout` left out, whole and for itself."""
+        if self.weights is not None:
+            indices = weighted(indices, self.weights, generator)
         codes, conditions = self.rows("train", indices)
         usable = weak_enough(len(self.augmented), done, self.own.annealing) if self.own.augmented else 0
         if usable:
@@ -146,6 +167,33 @@ def weak_enough(copies: int, done: float, annealing: float) -> int:
     arXiv 2305.12681, narrow it in phases."""
     left = (1 - done) / annealing if annealing else 1.0
     return math.floor(copies * min(1.0, left))
+
+
+def inverse_sqrt_family(families: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """1/sqrt(images of the family) of each image: a family of n is taken as often as sqrt(n) images that have no variants, where
+    without weights it is taken as often as n."""
+    _, family, counts = np.unique(families, return_inverse=True, return_counts=True)
+    return counts[family] ** -0.5
+
+
+def weighted(
+    strata: Int[np.ndarray, " b"], weights: Float[np.ndarray, " n"], generator: Generator
+) -> Int[np.ndarray, " b"]:
+    """An image for each of `strata`, from 0 to n - 1: one of those at which the sum of the weights before is in the stratum's nth
+    of the whole, in proportion (stratified sampling). Over an epoch, which visits all strata, an image is expected n times its
+    part of the weights, and the times that it comes are less than two away from that."""
+    reached = weights.cumsum()
+    within = torch.rand(len(strata), generator=generator, dtype=torch.float64).numpy()
+    places = (strata + within) / len(weights) * reached[-1]
+    return np.minimum(np.searchsorted(reached, places, side="right"), len(weights) - 1)
+
+
+def corrupted(codes: Int[Tensor, "b t"], fraction: float, space: CodeSpace) -> Int[Tensor, "b t"]:
+    """`codes`, of which each is, with probability `fraction`, replaced by one drawn uniformly from its codebook, itself included:
+    1 - `pkeep` of taming-transformers (Esser et al. 2021, arXiv 2012.09841)."""
+    parts = zip(space.split(codes), space.sizes, strict=True)
+    others = space.join(torch.randint_like(part, size) for part, size in parts)
+    return torch.where(torch.rand(codes.shape, device=codes.device) < fraction, others, codes)
 
 
 def task(objective: Objective, data: Data) -> Task:

@@ -22,12 +22,14 @@ from tessera.core.conditioning import UNCONDITIONAL, Conditioning
 from tessera.core.contracts import ClosedFormPrior, ExactPrior, GenerativeTokenizer, Prior, Sampling, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run
-from tessera.core.seeding import generator, numpy_generator
+from tessera.core.seeding import derive, generator, numpy_generator
 from tessera.cuda_graphs import Replay
 from tessera.images import arrays, pictures
+from tessera.rejection import Rejection, accepted, log_odds
 from tessera.runtime.stage import enter
 
 SHOWN, COLUMNS = 96, 12
+SAMPLES, BASELINE = "samples", "baseline"
 PAYS = 3  # whole batches, from which on a captured walk is worth its capture
 
 
@@ -37,6 +39,7 @@ class Asked(Strict):
     label: str = Field(description="of the data set", examples=[""])
     vendor: str = Field(description="of a data set of several", examples=[""])
     words: str = Field(description="as in a name: woman firefighter", examples=[""])
+    cluster: str = Field(description="number of a cluster", examples=[""])
 
 
 class Guidance(Strict):
@@ -45,6 +48,7 @@ class Guidance(Strict):
     label: float = Field(ge=0, description="of the label", examples=[1.0])
     vendor: float = Field(ge=0, description="of the vendor", examples=[1.0])
     words: float = Field(ge=0, description="of the words", examples=[1.0])
+    cluster: float = Field(ge=0, description="of the cluster", examples=[1.0])
 
     @model_validator(mode="before")
     @classmethod
@@ -63,6 +67,7 @@ class Settings(Strict):
     conditions: Asked
     guidance: Guidance
     baseline: str = Field(description="closed-form prior whose samples stand beside, a file of priors/")
+    rejection: Rejection
 
 
 class Sampled(NamedTuple):
@@ -83,7 +88,7 @@ class Sampled(NamedTuple):
 
 def main(run: Run) -> None:
     tokenizer = run.tokenizer().to(run.runtime.device)
-    sets = {"samples": run.prior(), "baseline": baseline(run)}
+    sets = {SAMPLES: run.prior(), BASELINE: baseline(run)}
     sampled = {of: sample_set(of, prior.to(run.runtime.device), tokenizer, run) for of, prior in sets.items()}
     if hasattr(tokenizer, "sample"):
         sampled["gaussian"] = sample_without_prior("gaussian", cast("GenerativeTokenizer", tokenizer), run)
@@ -106,20 +111,59 @@ def sample_set(of: str, prior: Prior, tokenizer: Tokenizer, run: Run) -> Sampled
     (seed, `of`, batch) alone."""
     own = run.params.section("samples", Settings)
     sampling = Sampling(own.temperature, own.top_k, own.top_p, guidance(own, prior))
-    given = asked_for(own, prior, of, run)
+    given = asked_for(own, prior, own.count, run, of)
     sample = sampler(prior, sampling, run.runtime.device, own)
-    codes, pixels = [], []
-    bar = run.runtime.progress(total=own.count, desc=of)
-    for index, where in enumerate(arrays.batches(own.count, own.batch_size)):
+    if of != BASELINE and own.rejection.candidates > 1:
+        codes = accepted_codes(of, prior, sample, given, tokenizer, run)
+    else:
+        codes = sampled_codes(sample, own.count, given, run, of)
+    images = arrays.decoded(tokenizer, codes.astype(np.int64), own.batch_size, run.runtime.device)
+    return Sampled(images, codes, prior.conditioning, given)
+
+
+def sampled_codes(
+    sample: Callable[..., Any], count: int, given: Int[np.ndarray, "n c"] | None, run: Run, *stream: str
+) -> Int[np.ndarray, "n t"]:
+    """Codes [N,T] int32, batch by batch."""
+    own, codes = run.params.section("samples", Settings), []
+    bar = run.runtime.progress(total=count, desc=" ".join(stream))
+    for index, where in enumerate(arrays.batches(count, own.batch_size)):
         n = where.stop - where.start
         rows = None if given is None else torch.from_numpy(given[where]).to(run.runtime.device)
         with torch.no_grad():
-            sampled = sample(n, generator(run.params.seed, of, index), conditions=rows)
-            pixels.append(arrays.to_pixels(tokenizer.decode(sampled)))
+            sampled = sample(n, generator(run.params.seed, *stream, index), conditions=rows)
         codes.append(sampled.cpu().numpy().astype(np.int32))
         bar.update(n)
     bar.close()
-    return Sampled(np.concatenate(pixels), np.concatenate(codes), prior.conditioning, given)
+    return np.concatenate(codes)
+
+
+def accepted_codes(
+    of: str,
+    prior: Prior,
+    sample: Callable[..., Any],
+    given: Int[np.ndarray, "n c"] | None,
+    tokenizer: Tokenizer,
+    run: Run,
+) -> Int[np.ndarray, "n t"]:
+    """`samples.rejection`: `candidates` times as many codes, of which a critic accepts `count`, as many as wanted for the same
+    conditions. It is trained on training images against samples of its own."""
+    own, seed = run.params.section("samples", Settings), run.params.seed
+    rounds, training = own.rejection.candidates, run.codes("train")
+    real = training[arrays.evenly(len(training), own.rejection.count)]
+    each = None if given is None else np.tile(given, (rounds, 1))
+    candidates = sampled_codes(sample, rounds * own.count, each, run, of)
+    others = asked_for(own, prior, len(real), run, of, "critic")
+    false = sampled_codes(sample, len(real), others, run, of, "critic")
+    seed_of_critic = derive(seed, of, "critic")
+    odds = log_odds(real, false, candidates, tokenizer, own.rejection, seed_of_critic, run.runtime.device)
+    strata = (
+        np.zeros(own.count, np.int64) if given is None else np.unique(given, axis=0, return_inverse=True)[1].ravel()
+    )
+    found = accepted(odds, strata, numpy_generator(seed, of, "rejection"))
+    print(f"{of}: {own.count} of {len(candidates)} candidates are accepted by the critic, {found.certain:.0%} of them with "
+          "certainty", flush=True)  # fmt: skip
+    return candidates[found.indices]
 
 
 def guidance(own: Settings, prior: Prior) -> dict[str, float]:
@@ -127,14 +171,14 @@ def guidance(own: Settings, prior: Prior) -> dict[str, float]:
     return {name: strength for name, strength in own.guidance.model_dump().items() if name in prior.conditioning}
 
 
-def asked_for(own: Settings, prior: Prior, of: str, run: Run) -> Int[np.ndarray, "n c"] | None:
+def asked_for(own: Settings, prior: Prior, count: int, run: Run, *stream: str) -> Int[np.ndarray, "n c"] | None:
     """The conditions of every sample: as `samples.conditions` asks, and else as often as in training. Nothing is said of one whose
     guidance is 0; None for an unconditional prior."""
     told = prior.conditioning
     asked = {
         name: text for name, text in own.conditions.model_dump().items() if text and told
     }  # the baseline is told nothing
-    found = conditions.as_in_training(run, told, own.count, numpy_generator(run.params.seed, of, "labels"), asked)
+    found = conditions.as_in_training(run, told, count, numpy_generator(run.params.seed, *stream, "labels"), asked)
     if found is None:
         return None
     for part, columns in zip(told, told.split(found), strict=True):

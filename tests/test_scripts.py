@@ -275,6 +275,36 @@ def judges(
     assert re.search(r"^\| 32 \| all \| \d+ \| (yes|no: \w+)", said, re.M)
 
 
+def shape(start: Callable[..., str], artefacts: Callable[..., None], workspace: Path, capsys: Any, **_: Any) -> None:
+    artefacts()
+    raw = YAML(typ="safe").load((workspace / "params.yaml").read_text())
+    images = files.load_array(files.ARTIFACTS / "dataset" / "train.npy")
+    files.save_array(files.ARTIFACTS / "reconstruction" / "test.npy", images[:5])
+    files.save_array(files.ARTIFACTS / "samples" / "samples" / "images.npy", images)
+    for of, group in {"samples": np.arange(12) % 2, "reconstruction": np.arange(5) % 2}.items():
+        files.save_array(files.ARTIFACTS / "features" / "groups" / f"{of}.npy", group)
+        files.save_array(files.ARTIFACTS / "features" / f"{of}.npy", np.zeros((len(group), 1)))
+    files.write_json(
+        files.ARTIFACTS / "features" / "facts.json", {"groups": ["people", "rest"], "shown": ["people", "rest"]}
+    )
+    for run in ("base", "rejection-4"):
+        folder = Path(".scratch/studies/shape") / run
+        folder.mkdir(parents=True)
+        (folder / "artifacts").symlink_to(workspace / "artifacts")
+        files.write_json(folder / "params.json", raw)
+        files.write_json(folder / "run.json", {"state": "done"})
+    start("benchmarks.shape", "--shown", "4", "--folder", "pictures")
+    key = pd.read_csv(workspace / "pictures" / "shape-rest-blind.csv")
+    assert sorted(key["run"]) == ["base", "rejection-4", "test images"]
+    assert list(key["letter"]) == ["A", "B", "C"]
+    for name in ("shape-rest.png", "shape-rest-blind.png"):
+        assert (workspace / "pictures" / name).stat().st_size > 1000
+    found = script("benchmarks.shape").sheets("shape", "rest", 4, ["base"])
+    np.testing.assert_array_equal(found["base"], images[1:8:2])  # of group rest, the first, as they came
+    assert script("benchmarks.shape").main(["--group", "none"]) == 1
+    assert "--group: must be a group" in capsys.readouterr().err
+
+
 def optimizers(start: Callable[..., str], artefacts: Callable[..., None], workspace: Path, **_: Any) -> None:
     artefacts()
     codes = files.load_array(files.ARTIFACTS / "codes" / "train.npy")
@@ -550,6 +580,7 @@ SMOKE: dict[str, Callable[..., None]] = {
     "benchmarks.noise": noise,
     "benchmarks.judges": judges,
     "benchmarks.words": words,
+    "benchmarks.shape": shape,
     "benchmarks.optimizers": optimizers,
     "benchmarks.rates": rates,
     "benchmarks.peers": peers,

@@ -1,6 +1,7 @@
 """Conditions of a prior as arrays: those that images have, those that samples are drawn for, and those that somebody asks for.
 
-A condition is a column of classes of `artifacts/dataset/table.csv`, or the words of an image's name. What there is, a prior holds
+A condition is a column of classes of `artifacts/dataset/table.csv`, the words of an image's name, or its cluster, if the stage
+`codes` made any. What there is, a prior holds
 itself (`prior.conditioning`), so that these functions need no params.
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tessera.core import models
-from tessera.core.conditioning import WORDS, Condition, Conditioning
+from tessera.core.conditioning import CLUSTER, WORDS, Condition, Conditioning
 from tessera.core.errors import InputError, listed
 from tessera.words import Vocabulary
 
@@ -34,12 +35,19 @@ def wanted(run: Run) -> Conditioning:
     Raises:
         InputError: the data set has no such column of classes, or no word is frequent enough.
     """
-    classes, parts = run.class_names, []
+    classes, parts = dict(run.class_names), []
+    if CLUSTER in run.params.conditions and (count := run.cluster_count):
+        classes[CLUSTER] = tuple(map(str, range(count)))
     for name, dropout in run.params.conditions.items():
         if name == WORDS:
             parts.append(Vocabulary.of(names(run.table("train")), *run.params.words).condition(dropout))
         elif name in classes:
             parts.append(Condition(name, classes[name], 1, dropout))
+        elif name == CLUSTER:
+            raise InputError(
+                f"prior.conditions.{name}: must be none where there are no clusters, got {dropout:g}; set codes.clusters.count, "
+                "to 32 say, or it to none"
+            )
         else:
             raise InputError(
                 f"prior.conditions.{name}: must be none where the data set has no {name}s, got {dropout:g}; its images have "
@@ -76,7 +84,12 @@ def of_table(conditioning: Conditioning, table: pd.DataFrame) -> Int[np.ndarray,
 
 
 def of_split(run: Run, conditioning: Conditioning, split: str) -> Int[np.ndarray, "n c"] | None:
-    return of_table(conditioning, run.table(split)) if conditioning else None
+    if not conditioning:
+        return None
+    table = run.table(split)
+    if CLUSTER in conditioning and run.cluster_count:
+        table = table.assign(cluster=run.clusters(split))
+    return of_table(conditioning, table)
 
 
 def as_in_training(

@@ -9,7 +9,7 @@ the codes, which `python -m tessera.decode` turns into one file for each image.
 
 A prior that was told something of its images (prior.conditions) can be asked:
 
-    python -m tessera.sample --words "guitar" --vendor noto -n 8 --out guitar.png
+    python -m tessera.sample --words guitar --vendor noto -n 8 --out guitar.png
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int, UInt8
 
 PLAIN = Sampling()
-ASKED = ("label", "vendor", "words")  # conditions, each an option
+ASKED = ("label", "vendor", "words", "cluster")  # conditions, each an option
 SHOWN = 1024  # images on the picture, at most
 STREAM = "samples"  # as in the stage of that name, whose images have the same random numbers
 
@@ -90,6 +90,9 @@ def _add_conditions(parser: argparse.ArgumentParser) -> None:
     )
     asked.add_argument(
         "--words", metavar="WORDS", default=argparse.SUPPRESS, help="as in a name: woman firefighter: dark skin tone"
+    )
+    asked.add_argument(
+        "--cluster", metavar="NUMBER", default=argparse.SUPPRESS, help="of the images whose latents are alike"
     )
     asked.add_argument(
         "--guidance", nargs="+", type=_strength, metavar="NAME=G", default=argparse.SUPPRESS,

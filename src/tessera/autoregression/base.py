@@ -44,10 +44,15 @@ class Autoregressive(nn.Module):
         raise NotImplementedError
 
     def losses(
-        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, done: float = 1.0
+        self,
+        codes: Int[Tensor, "b t"],
+        conditions: Int[Tensor, "b c"] | None,
+        done: float = 1.0,
+        inputs: Int[Tensor, "b t"] | None = None,
     ) -> dict[str, Tensor]:
         self.require(codes, conditions)
-        logits = self.predict(codes, conditions, self.dropout if self.training else 0.0)
+        seen = codes if inputs is None else inputs
+        logits = self.predict(seen, conditions, self.dropout if self.training else 0.0)
         return {"nll": sequences.nll(logits, codes)}
 
     def logits(

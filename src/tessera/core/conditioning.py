@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Ids = TypeVar("Ids", "np.ndarray", "Tensor")
-WORDS = "words"  # the one condition that is no column of the table: the words of an image's name
+WORDS = "words"  # the words of an image's name
+CLUSTER = "cluster"  # made by the stage `codes`; all other conditions are columns of the table
 
 
 class Condition(NamedTuple):
-    """One thing that a prior is told of an image: `label`, `vendor`, `words`.
+    """One thing that a prior is told of an image: `label`, `vendor`, `words`, `cluster`.
 
     Attributes:
         names: what each id from 0 means: classes in the order of the data set, or words.

@@ -183,10 +183,11 @@ class Prior(Model, Protocol):
     """The model of codes p(codes) or p(codes | conditions).
 
     `conditioning` says what the prior is told of an image, and in which columns of `conditions` [B,C]. These must be given if
-    and only if there are any; in each of them the id past the last means that nothing is said. `losses` are mean nats per code;
-    `done` is the fraction of training completed, for schedules. `likelihood` is computed without dropout. If `exact` is False,
-    its log p is a lower bound (ELBO), and the names of metrics say so. `sample` keeps the codes `known` where `known_mask` is
-    True and samples all others; its result depends on `generator` alone.
+    and only if there are any; in each of them the id past the last means that nothing is said. `losses` are mean nats per code
+    of `codes`; `done` is the fraction of training completed, for schedules; `inputs` are what the prior sees in the place of
+    `codes`, where they are others. `likelihood` is computed without dropout. If `exact` is False, its log p is a lower bound
+    (ELBO), and the names of metrics say so. `sample` keeps the codes `known` where `known_mask` is True and samples all others;
+    its result depends on `generator` alone.
 
     An exact prior predicts one code after another, see `ExactPrior`. If a prior is `capturable`, the loop behind `sample` never
     reads a value back from the device, so a GPU can replay it as one CUDA graph (`cuda_graphs.py`).
@@ -201,7 +202,11 @@ class Prior(Model, Protocol):
     @property
     def capturable(self) -> bool: ...
     def losses(
-        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, done: float = 1.0
+        self,
+        codes: Int[Tensor, "b t"],
+        conditions: Int[Tensor, "b c"] | None,
+        done: float = 1.0,
+        inputs: Int[Tensor, "b t"] | None = None,
     ) -> dict[str, Tensor]: ...
     def likelihood(self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None) -> Likelihood: ...
     def log_prob(self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None) -> Float[Tensor, " b"]: ...

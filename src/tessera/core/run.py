@@ -115,6 +115,15 @@ class Run:
         """Codes [copies,N,T] of augmented copies of the training images, in the order of `codes("train")`."""
         return files.load_array(self.folder("codes") / "augmented.npy")
 
+    def clusters(self, split: str) -> np.ndarray:
+        """The cluster of each image of a split [N] (int64), from 0 to `cluster_count` - 1."""
+        return files.load_array(self.folder("codes") / "clusters" / f"{split}.npy")
+
+    @property
+    def cluster_count(self) -> int:
+        """0 where the stage `codes` was asked for none."""
+        return files.read_json(self.folder("codes") / "facts.json").get("clusters", 0)
+
     @property
     def space(self) -> CodeSpace:
         return CodeSpace.of_facts(files.read_json(self.folder("codes") / "facts.json"))

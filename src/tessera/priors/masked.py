@@ -62,7 +62,11 @@ class Masked(nn.Module):
         return self.network(codes, conditions, masked, 0.0)
 
     def losses(
-        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, done: float = 1.0
+        self,
+        codes: Int[Tensor, "b t"],
+        conditions: Int[Tensor, "b c"] | None,
+        done: float = 1.0,
+        inputs: Int[Tensor, "b t"] | None = None,
     ) -> dict[str, Tensor]:
         """The bound in nats per code. In training mode: an unbiased estimate of it from one random mask per image."""
         if not self.training:
@@ -70,7 +74,7 @@ class Masked(nn.Module):
         self._require(codes, conditions)
         keys = torch.rand(codes.shape, device=codes.device)
         masked = masking.masks(torch.rand((), device=codes.device), keys)
-        logits = self.network(codes, conditions, masked, self.config.dropout)
+        logits = self.network(codes if inputs is None else inputs, conditions, masked, self.config.dropout)
         return {"nll": -masking.mean(sequences.code_log_prob(logits, codes), masked).mean()}
 
     def likelihood(self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None) -> Likelihood:

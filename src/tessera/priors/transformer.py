@@ -62,16 +62,20 @@ class Transformer(Autoregressive):
         )
 
     def losses(
-        self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, done: float = 1.0
+        self,
+        codes: Int[Tensor, "b t"],
+        conditions: Int[Tensor, "b c"] | None,
+        done: float = 1.0,
+        inputs: Int[Tensor, "b t"] | None = None,
     ) -> dict[str, Tensor]:
         """In training, a fraction r of the images is predicted in random orders. r falls linearly from 1 at the start to 0
         when the fraction `random_order` of training is done (RAR, sec. 3.2, with annealing from the start)."""
         if not (self.training and done < self.random_order):
-            return super().losses(codes, conditions, done)
+            return super().losses(codes, conditions, done, inputs)
         self.require(codes, conditions)
         order = self.random_orders(len(codes), 1 - done / self.random_order, codes.device)
-        codes = codes.gather(1, order)
-        return {"nll": sequences.nll(self.ordered(codes, conditions, order, self.dropout), codes)}
+        seen = (codes if inputs is None else inputs).gather(1, order)
+        return {"nll": sequences.nll(self.ordered(seen, conditions, order, self.dropout), codes.gather(1, order))}
 
     def random_orders(self, count: int, fraction: float, device: torch.device) -> Int[Tensor, "b t"]:
         """Positions in the order of their prediction, for each image: random with probability `fraction`, else raster.

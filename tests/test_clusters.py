@@ -1,0 +1,110 @@
+"""Clusters of images as labels: what they are of, and that they are left out unless they are asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stages import codes as stage
+from tessera import conditions
+from tessera.core import files
+from tessera.core.errors import InputError
+from tessera.core.params import Params
+from tessera.core.run import Run
+
+
+def blobs(sizes: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Points around centres far apart, and which centre each is of."""
+    random = np.random.default_rng(seed)
+    of = np.repeat(np.arange(len(sizes)), sizes)
+    return 100.0 * np.eye(len(sizes), 5)[of] + random.normal(size=(len(of), 5)), of
+
+
+def test_clusters_are_numbered_by_their_size_and_others_belong_to_the_nearest_centre():
+    train, of = blobs([5, 20, 9])
+    val, of_val = blobs([3, 2, 4], seed=1)
+    shuffled = np.random.default_rng(2).permutation(len(train))
+    found = stage.clustered({"train": train[shuffled], "val": val}, 3, seed=0)
+    number = np.array([2, 0, 1])  # of each centre
+    np.testing.assert_array_equal(found["train"], number[of[shuffled]])
+    np.testing.assert_array_equal(found["val"], number[of_val])
+    again = stage.clustered({"train": train[shuffled], "val": val}, 3, seed=0)
+    np.testing.assert_array_equal(again["train"], found["train"])
+
+
+def test_a_feature_counts_in_units_of_its_own_spread():
+    random = np.random.default_rng(0)
+    side = random.integers(2, size=60)
+    train = np.stack([1e-3 * (side + 0.01 * random.normal(size=60)), 50 * random.normal(size=60)], axis=1)
+    train = np.concatenate([train, train[:, :1], train[:, :1]], axis=1)  # most features tell the sides apart
+    found = stage.clustered({"train": train}, 2, seed=0)["train"]
+    assert len(set(zip(found.tolist(), side.tolist(), strict=True))) == 2
+
+
+def test_more_clusters_than_different_images_are_refused():
+    train = np.repeat(np.eye(3), 4, axis=0)
+    with pytest.raises(InputError, match=r"codes\.clusters\.count: must be at most 3, .* got 4"):
+        stage.clustered({"train": train}, 4, seed=0)
+
+
+def coded(raw: dict[str, Any], runtime: Any, **values: int) -> Run:
+    clusters = {**raw["codes"]["clusters"], **values}
+    run = Run(Params({**raw, "codes": {**raw["codes"], "clusters": clusters}}), None, runtime)
+    stage.main(run)
+    return run
+
+
+def test_images_have_clusters_where_they_are_asked_for(tiny_run, raw, runtime):
+    tiny_run()
+    run = coded(raw, runtime, count=3)
+    assert run.cluster_count == 3
+    assert [len(run.clusters(split)) for split in ("train", "val", "test")] == [12, 6, 5]
+    sizes = np.bincount(run.clusters("train"), minlength=3)
+    assert (sizes[0], sizes[2]) == (sizes.max(), sizes.min())
+    said = files.read_json(files.METRICS / "codes.json")["clusters"]
+    assert said == {"smallest": sizes.min(), "largest": sizes.max()}
+    first = run.clusters("train").copy()
+    np.testing.assert_array_equal(coded(raw, runtime, count=3).clusters("train"), first)
+    assert run.space.length == run.codes("val").shape[1]
+
+
+def test_without_clusters_the_folder_is_what_it_was(tiny_run, raw, runtime):
+    tiny_run()
+    run = coded(raw, runtime)
+    assert run.cluster_count == 0
+    assert {path.name for path in run.folder("codes").iterdir() if path.suffix == ".npy"} == {
+        "train.npy", "val.npy", "test.npy", "augmented.npy",
+    }  # fmt: skip
+    assert not (run.folder("codes") / "clusters").exists()
+    assert set(files.read_json(run.folder("codes") / "facts.json")) == {"grids", "codebook_sizes"}
+    assert "clusters" not in files.read_json(files.METRICS / "codes.json")
+
+
+def test_features_are_latents_averaged_to_the_grid(tiny_run, raw, runtime):
+    tiny_run()
+    raw["codes"]["clusters"]["grid"] = 1
+    run = Run(Params(raw), None, runtime)
+    found = stage.pooled_latents(run.tokenizer(), run, "val")
+    x = torch.from_numpy(np.array(run.images("val"))).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        (z,) = run.tokenizer().latents(x)
+    np.testing.assert_allclose(found, z.mean((2, 3)), atol=1e-5)
+
+
+def test_a_prior_is_told_the_cluster(tiny_run, raw, runtime):
+    raw["codes"]["clusters"]["count"] = 3
+    raw["prior"]["conditions"]["cluster"] = 0.1
+    run = tiny_run()
+    with pytest.raises(
+        InputError, match=r"prior\.conditions\.cluster: must be none where there are no clusters, got 0\.1"
+    ):
+        conditions.wanted(run)
+    stage.main(run)
+    told = conditions.wanted(run)
+    (part,) = told
+    assert (part.name, part.names, part.columns) == ("cluster", ("0", "1", "2"), 1)
+    for split in ("train", "val", "test"):
+        np.testing.assert_array_equal(conditions.of_split(run, told, split)[:, 0], run.clusters(split))
