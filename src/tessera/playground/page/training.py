@@ -9,7 +9,6 @@ import pandas as pd
 
 from tessera.playground import training
 from tessera.playground.page.parts import Tab, told
-from tessera.playground.training import Training
 from tessera.playground.workspace import Workspace
 
 TITLE = "Training"
@@ -29,43 +28,29 @@ def build(space: Workspace) -> Tab:
                         min_width=320, elem_id=f"training-{title.split()[0].strip(',').lower()}")
             for title in training.CHARTS
         ]  # fmt: skip
-    # a look changes these alone: the list, which may be open just now, and the charts are sent again only when there is more
-    names, seen = gr.State([]), gr.State(None)
+    seen = gr.State(None)  # what the charts show: they are sent again only when there is more
     timer = gr.Timer(SECONDS, active=False)
 
     @told
-    def look(key: str | None) -> tuple[Any, ...]:
+    def look(key: str | None, before: Any) -> tuple[Any, ...]:
         found = training.listed()
-        chosen = _chosen(found, key)
+        chosen = next((each for each in found if each.key == key), found[0] if found else None)
         if chosen is None:
-            return training.NOTHING, [], None
-        rows = len(training.table(chosen))
-        return training.sentence(chosen), [(each.title, each.key) for each in found], (chosen.key, rows)
-
-    @told
-    def listed(found: list[tuple[str, str]], key: str | None) -> Any:
-        keys = [each for _, each in found]
-        return gr.Dropdown(found, value=key if key in keys else next(iter(keys), None))
-
-    @told
-    def charts(now: tuple[str, int] | None) -> list[Any]:
-        chosen = None if now is None else _chosen(training.listed(), now[0])
-        if chosen is None:
-            return [gr.LinePlot(visible=False) for _ in plots]
+            nothing = [gr.LinePlot(visible=False) for _ in plots]
+            return gr.Dropdown([], value=None), training.NOTHING, *nothing, None
+        names = [(each.title, each.key) for each in found]
         rows = training.table(chosen)
-        return [_chart(rows[rows["chart"] == title]) for title in training.CHARTS]
+        now = names, chosen.key, len(rows)
+        if now == before:
+            return gr.skip(), training.sentence(chosen), *(gr.skip() for _ in plots), gr.skip()
+        charts = [_chart(rows[rows["chart"] == title]) for title in training.CHARTS]
+        return gr.Dropdown(names, value=chosen.key), training.sentence(chosen), *charts, now
 
-    looking: dict[str, Any] = {"fn": look, "inputs": choice, "outputs": [said, names, seen], "show_progress": "hidden"}
-    choice.input(**looking)
-    timer.tick(**looking)
-    names.change(listed, [names, choice], choice, show_progress="hidden")
-    seen.change(charts, seen, plots, show_progress="hidden")
-    return Tab([], lambda tab: tab.select(**looking), timer)
-
-
-def _chosen(found: list[Training], key: str | None) -> Training | None:
-    """The training of this key, or else the first one."""
-    return next((each for each in found if each.key == key), found[0] if found else None)
+    after = [choice, said, *plots, seen]
+    listening: dict[str, Any] = {"fn": look, "inputs": [choice, seen], "outputs": after, "show_progress": "hidden"}
+    choice.input(**listening)
+    timer.tick(**listening)
+    return Tab([], lambda tab: tab.select(**listening), timer)
 
 
 def _chart(rows: pd.DataFrame) -> Any:
