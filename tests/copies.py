@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 from committed import ROOT, project
 from ruamel.yaml import YAML
 
@@ -73,7 +74,8 @@ def environment() -> dict[str, str]:
 
 
 def run(*command: str, cwd: Path, ok: bool = True) -> str:
-    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=280, check=False)
+    running = forked.run if command[0] == "dvc" else subprocess.run
+    done = running(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=280, check=False)
     assert not ok or done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     assert ok or done.returncode != 0, f"{' '.join(command)} should have failed\n{done.stdout[-2000:]}"
     return done.stdout + done.stderr

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import forked
 import pytest
 
 from tessera.core import files, seams
@@ -418,6 +419,7 @@ def test_a_validation_that_is_killed_is_named_and_finds_nothing_good(repository,
 @pytest.mark.parametrize("platform", [sys.platform, "any other"])
 def test_validation_names_all_problems_and_imports_nothing_here(workspace, raw, monkeypatch, capfd, platform):
     monkeypatch.setattr(stage.sys, "platform", platform)
+    monkeypatch.setattr(stage.subprocess, "run", forked.run)  # a process that need not load torch
     before = set(sys.modules)
     Path("params.yaml").write_text(json.dumps(raw))
     assert stage._check(workspace / "good.json") == 0

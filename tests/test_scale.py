@@ -232,20 +232,14 @@ def write_params(raw: dict[str, Any]) -> None:
         stage._validated()
 
 
-def stage(*command: str, **environment: str) -> str:
-    bin_first = f"{Path('bin').resolve()}{os.pathsep}{os.environ['PATH']}"
-    own = environment_of(PYTHONPATH="src", PATH=bin_first, **environment)
-    done = subprocess.run([sys.executable, *command], env=own, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_machines_of_a_slurm_job_encode_what_one_process_encodes(repository, raw, tiny_run, runtime):
     """DVC starts one process; that one starts one launcher for each machine, which starts its ranks."""
     raw["runtime"] |= {"devices": 1, "nodes": 2}
     write_params(raw)
     shutil.rmtree("artifacts/codes")
-    stage("-m", "stages.codes", SLURM_JOB_ID="7", MASTER_ADDR="localhost")
+    bin_first = f"{Path('bin').resolve()}{os.pathsep}{os.environ['PATH']}"
+    job = {"SLURM_JOB_ID": "7", "MASTER_ADDR": "localhost"}
+    forked.ended(forked.start("-m", "stages.codes", **environment_of(PYTHONPATH="src", PATH=bin_first, **job)))
     found = {path.name: path.read_bytes() for path in Path("artifacts/codes").iterdir()}
     assert found.keys() == {"train.npy", "val.npy", "test.npy", "augmented.npy", "facts.json", "made_from.json"}
     run = tiny_run_with(raw, runtime)

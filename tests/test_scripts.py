@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import importlib
 import importlib.util
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import fake_diffusion
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -159,10 +161,31 @@ def decoding(start: Callable[..., str], **_: Any) -> None:
         assert re.search(rf"^\| {title} \| \d+ \| \d+ \| [\d.]+ \| [\d.]+ \|$", said, re.M)
 
 
+class Fork:
+    """What `benchmarks.growth` asks of a `subprocess.Popen`, of a process that need not load torch."""
+
+    def __init__(self, command: list[str], cwd: Path, env: dict[str, str], stdout: Any, stderr: Any) -> None:
+        assert command[0] == sys.executable
+        with contextlib.chdir(cwd):
+            self._process, self._output, _ = forked.start(*command[1:], **env)
+        self.pid, self._log = self._process.pid, stdout
+
+    def poll(self) -> int | None:
+        if self.returncode is not None and self._output.exists():
+            self._log.write(self._output.read_bytes())
+            self._output.unlink()
+        return self.returncode
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+
 def growth(start: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **_: Any) -> None:
     if not Path("/proc/self/smaps_rollup").exists():
         pytest.skip("this system has no /proc/PID/smaps_rollup")
     monkeypatch.chdir(project())
+    monkeypatch.setattr(script("benchmarks.growth").subprocess, "Popen", Fork)
     size = ("--steps", "3", "--threads", "1", "--folder", str(tmp_path))
     said = start(
         "benchmarks.growth", "--images", "40", "80", "--stages", "dataset", *size, "--plot", str(tmp_path / "a.png")
