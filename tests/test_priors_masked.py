@@ -236,7 +236,7 @@ def test_it_learns_a_rule_in_both_directions(tiny: Callable[..., Any]) -> None:
     """The second grid is the first one upside down: of each pair the code known earlier tells the other, so that half of the
     log 3 nats a code are left, in whatever order."""
     config = tiny(plugin.Config, channels=16, layers=1, heads=2, dropout=0.0, steps=8)
-    prior, draws = plugin.build(config, CodeSpace(((2, 2), (2, 2)), (3, 3)), 0).train(), generator()
+    prior, draws = plugin.build(config, CodeSpace(((2, 2), (2, 2)), (3, 3)), labelled(0)).train(), generator()
     optimizer = torch.optim.Adam(prior.parameters(), lr=1e-2)
     for _ in range(120):
         first = torch.randint(3, (64, 2, 2), generator=draws)

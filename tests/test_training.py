@@ -895,7 +895,7 @@ def prior_data(
     **values: Any,
 ) -> prior_training.Data:
     copies = np.zeros((0, 0, 0), np.int32) if copies is None else copies
-    section = {"augmented": 0.0, "annealing": 0.0} | values
+    section = {"augmented": 0.0, "annealing": 0.0, "example_weights": "uniform", "corruption": 0.0} | values
     section |= {"conditions": examples(prior_training.Told), "words": examples(prior_training.Words)}
     own = PriorSection.model_validate({"name": "any", "training": training(batch_size=batch_size), **section})
     return prior_training.Data(codes, copies, told or dict.fromkeys(codes), conditioning, own, "cpu")
