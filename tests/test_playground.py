@@ -180,7 +180,7 @@ def test_an_upload_is_what_the_data_set_would_make_of_it(made: Made, workspace: 
     path = workspace / "mine.png"
     path.write_bytes(png(pixels))
     assert (uploads.picture(space, path).pixels == pixels).all()
-    assert uploads.picture(space, path)[::2] == ("mine", None)
+    assert uploads.picture(space, path)[::2] == ("mine", "")
     clear = np.dstack([pixels, np.zeros(pixels.shape[:2], np.uint8)])
     path.write_bytes(png(clear))
     assert (uploads.picture(space, path).pixels == 255).all(), "on white"

@@ -162,7 +162,7 @@ AWKWARD = [
 def test_dvc_reads_any_text_and_so_does_a_shell(text, tmp_path):
     from dvc.utils.hydra import apply_overrides
 
-    (tmp_path / "params.yaml").write_text("dataset: {source: x}\nextensions: {interpolation: {modes: [x]}}\n")
+    shutil.copy("params.yaml", tmp_path)
     values = {"dataset.source": text, "extensions.interpolation.modes": ["index", text]}
     arguments = presets.arguments(values)
     apply_overrides(tmp_path / "params.yaml", arguments[1::2])
@@ -198,7 +198,7 @@ esac
     done = subprocess.run(["sh", "-c", line("PRESET=quikc")], cwd=ROOT, env=plain | {"PATH": path}, capture_output=True,
                           text=True, check=False)  # fmt: skip
     assert done.returncode != 0
-    assert "presets/quikc.yaml: there is no such preset; there are bf16, emoji-64" in done.stderr
+    assert "presets/quikc.yaml: there is no such preset; there are bf16, cifar10, emoji-64" in done.stderr
     assert "dvc was run" not in done.stdout
 
 
@@ -238,6 +238,7 @@ def test_sizes_of_rotation_differ_in_their_size_alone(size):
 
 SYSTEMS = {  # preset: pixels of a tiny image, its channels, grids of its codes
     "bf16": (8, 3, ((2, 2),)),
+    "cifar10": (8, 3, ((2, 2),)),
     "emoji-64": (16, 3, ((2, 2),)),
     "emoji-vendors": (8, 3, ((2, 2),)),
     "emoji-words": (8, 3, ((2, 2),)),
