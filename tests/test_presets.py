@@ -162,7 +162,7 @@ AWKWARD = [
 def test_dvc_reads_any_text_and_so_does_a_shell(text, tmp_path):
     from dvc.utils.hydra import apply_overrides
 
-    (tmp_path / "params.yaml").write_text("dataset: {source: x}\nextensions: {interpolation: {modes: [x]}}\n")
+    shutil.copy("params.yaml", tmp_path)
     values = {"dataset.source": text, "extensions.interpolation.modes": ["index", text]}
     arguments = presets.arguments(values)
     apply_overrides(tmp_path / "params.yaml", arguments[1::2])
