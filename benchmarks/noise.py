@@ -38,7 +38,7 @@ def new_samples(count: int, threads: int) -> Float[np.ndarray, "n f"]:
     """Features of samples that are not the committed ones."""
     params = Params(presets.applied(read(), {"samples.count": count, "runtime.threads": threads}))
     run = Run(params, runtime=Runtime(params.section("runtime", Settings)))
-    sampled = drawing.sample_set(OF, run.prior(), run.tokenizer(), run)["images"]
+    sampled = drawing.sample_set(OF, run.prior(), run.tokenizer(), run).images
     extractor = run.scorer()
     batches = arrays.batches(count, params.value("features.batch_size"))
     return np.concatenate([extractor(arrays.to_model(sampled[where])).numpy() for where in batches])

@@ -219,7 +219,7 @@ def tessera(case: Case, seconds: float, folder: Path) -> Made:
             run = run_of(raw)
             models = run.prior(), run.tokenizer()
         with (sampling := Clock()):
-            made = samples.sample_set("samples", *models, run)["images"]
+            made = samples.sample_set("samples", *models, run).images
         decoded = arrays.decoded(models[1], run.codes("test").astype(np.int64), raw["reconstruction"]["batch_size"])
     epochs = {kind: raw[kind]["training"]["epochs"] for kind in ("tokenizer", "prior")}
     setting = ", ".join(f"{kind} {raw[kind]['name']} {number} epochs" for kind, number in epochs.items())

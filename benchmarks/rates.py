@@ -99,7 +99,7 @@ def walk() -> Iterator[Row]:
     run = run_of(Params(read()))
     prior, tokenizer = run.prior(), run.tokenizer()
     since = waited(run.runtime.device)
-    codes = samples.sample_set("rates", prior, tokenizer, run)["codes"]
+    codes = samples.sample_set("rates", prior, tokenizer, run).codes
     yield {"what": "samples, codes", "a second": codes.size / (waited(run.runtime.device) - since)}
 
 
