@@ -371,7 +371,7 @@ def playground_pictures(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert script_of.main(["--tabs", "Style"]) == 1  # no artifacts/, or no browser
     assert "error: " in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        script_of.main(["--tabs", "Training"])
+        script_of.main(["--tabs", "Nothing"])
 
 
 def playground_started(workspace: Path, capsys: Any, **_: Any) -> None:
