@@ -85,8 +85,7 @@ def text(measured: Measured) -> str:
         headline(measured),
         "`python -m benchmarks.words` wrote this page from `metrics/evaluation/words.json` and the tables of the measure "
         f"(`src/tessera/evaluation/words.py`), which stand in [{NAME}-accuracy.csv]({NAME}-accuracy.csv) and files named like it.",
-        "",
-        "The drawings in the pictures are by Noto (OFL 1.1), Twemoji (CC BY 4.0), OpenMoji (CC BY-SA 4.0) and Fluent Emoji (MIT), see "
+        "The drawings in the pictures are by Noto (OFL 1.1), Twemoji (CC BY 4.0), OpenMoji (CC BY-SA 4.0) and Fluent Emoji (MIT): "
         "[what the licences allow](../data.md#what-the-licences-allow); as a whole they stand under CC BY-SA 4.0.",
         "## What was asked for",
         markdown(targets(measured)),
