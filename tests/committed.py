@@ -47,7 +47,8 @@ def snapshot(root: Path, folder: Path) -> Path:
     there = set(_git(root, "ls-tree", "--name-only", "HEAD").decode().splitlines())
     archive = _git(root, "archive", "--format=tar", "HEAD", "--", *(name for name in WRITTEN if name in there))
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(folder, filter="data")
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python has none before 3.11.4
+        tar.extractall(folder)
     for path in root.iterdir():
         if path.name not in (*WRITTEN, *LEFT_OUT):
             (folder / path.name).symlink_to(path)

@@ -445,7 +445,8 @@ def unpack(made: bytes, folder: Path) -> None:
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(parents=True)
     with tarfile.open(fileobj=io.BytesIO(made)) as tar:
-        tar.extractall(half, filter="data")
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python has none before 3.11.4
+        tar.extractall(half)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(half, folder)
 

@@ -137,7 +137,8 @@ class Runs(WorkerPlugin):
         clone, cache = self._own / "clone", self._own / "cache"
         shutil.rmtree(clone, ignore_errors=True)
         with tarfile.open(fileobj=io.BytesIO(self.code)) as tar:
-            tar.extractall(clone, filter="data")
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python has none before 3.11.4
+            tar.extractall(clone)
         cache.mkdir(exist_ok=True)
         (clone / ".scratch/studies").mkdir(parents=True)
         (clone / ".scratch/studies/cache").symlink_to(cache)
