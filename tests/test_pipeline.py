@@ -139,6 +139,7 @@ TABLE = {
     "gate": {"gate", "report"},
     "prior": {"prior", "report"},
     "prior.conditions": {"prior", "infiller", "report"},
+    "prior.words": {"prior", "infiller", "report"},
     "upsampler": {"upsampler", "report"},
     "infiller": {"infiller", "report"},
     "prior.histogram": {"samples"},

@@ -282,7 +282,12 @@ def test_ranks_that_a_launcher_started_join_and_rank_0_locks_and_writes(reposito
     forked.ended(*both)
     assert Path("artifacts/tokenizer/model.safetensors").read_bytes() != before
     (scratch,) = Path(".scratch/tokenizer").iterdir()
-    assert {path.name for path in scratch.iterdir()} == {"finished.json", "lock", "tokenizer.safetensors"}
+    assert {path.name for path in scratch.iterdir()} == {
+        "finished.json",
+        "lock",
+        "progress.json",
+        "tokenizer.safetensors",
+    }
     epochs = raw["tokenizer"]["training"]["epochs"]
     assert len(Path("plots/tokenizer.csv").read_text().splitlines()) == epochs + 1
 
@@ -348,6 +353,7 @@ import ctypes, json, resource, sys
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
+from tessera.core.conditioning import UNCONDITIONAL
 from tessera.core import files
 from tessera.core.params import Params
 from tessera.core.run import Run
@@ -381,7 +387,7 @@ except MemoryError:
 codes.encode(Corner(), run, Path("encoded"))
 stored = {split: files.load_array(Path("huge.npy")) for split in ("train", "val")}
 nothing = np.zeros((0, 0, 0), np.int32)
-data = prior.Data(stored, nothing, None, 0, params.section("prior", prior.Settings), "cpu")
+data = prior.Data(stored, nothing, dict.fromkeys(stored), UNCONDITIONAL, params.section("prior", prior.Settings), "cpu")
 order = np.random.default_rng(0).permutation(len(stored["train"]))  # as `fit` does
 sums = [int(data.batch(rows, torch.Generator(), 0.0)[0].sum()) for rows in np.split(order[: 50 * 64], 50)]
 last = data.rows("train", np.array([len(order) - 1]))[0]
