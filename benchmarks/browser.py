@@ -170,6 +170,7 @@ class Visitor:
         toast.wait_for()
         text = toast.inner_text()
         toast.locator(".toast-close").click()
+        toast.wait_for(state="detached")  # it fades, and would be taken for the next one
         return str(text)
 
 

@@ -22,7 +22,6 @@ from test_playground import bomb, cut, png
 
 from tessera.core import files
 from tessera.playground import cells, judge, samples
-from tessera.playground.workspace import models_folder
 from tessera.runtime import live
 from tessera.runtime.scratch import LOCK
 
@@ -31,6 +30,10 @@ from benchmarks import browser
 
 REASON = browser.missing()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
+ABORTED = (
+    "AbortError",
+    "Unexpected error Connection errored out",
+)  # what Gradio says of requests of a page that is left
 TABS = ("Reconstruct", "Sample", "Inpaint", "Judge", "Blend", "Style", "Training", "Compare runs")
 NAMES = ("picture 19", "picture 22")  # test images
 GREY = 128
@@ -336,7 +339,7 @@ def test_without_artefacts_each_tab_says_how_to_make_them(
     with browser.served(folder) as address:
         visitor = visit(address)
         visitor.tab("Sample")
-        shutil.move(folder / models_folder(), kept)
+        shutil.move(folder / files.ARTIFACTS, kept)
         visitor.page.locator("#samples-go").click()
         assert "dvc repro" in visitor.message()
         visitor.page.reload()
@@ -346,10 +349,12 @@ def test_without_artefacts_each_tab_says_how_to_make_them(
             said = visitor.page.locator("#training-said" if name == "Training" else ".block.missing:visible")
             said.filter(has_text="dvc init" if name == "Compare runs" else "dvc repro").wait_for()
             assert visitor.page.locator("button:visible", has_text="Draw samples").count() == 0
-        shutil.move(kept, folder / models_folder())
+        shutil.move(kept, folder / files.ARTIFACTS)
         visitor.page.reload()
         visitor.loaded()
         visitor.tab("Sample")
         visitor.page.locator("#samples-go").click()
         visitor.changed("samples-found", "")
         assert visitor.page.locator("#samples-found .thumbnail-item").count() == samples.AT_ONCE
+        # a page that is left aborts what it waits for; nothing else may have gone wrong
+        visitor.errors[:] = [said for said in visitor.errors if not said.startswith(ABORTED)]
