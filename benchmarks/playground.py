@@ -155,7 +155,7 @@ def _turn(visitor: browser.Visitor, names: Sequence[str], turn: int) -> Iterator
     before = visitor.source("reconstruct-result")
     yield (
         "reconstruct: first picture",
-        browser.seconds(lambda: field.press("Enter"), lambda: visitor.changed("reconstruct-original", before)),
+        browser.seconds(lambda: field.press("Enter"), lambda: visitor.changed("reconstruct-result", before)),
     )
     visitor.click("reconstruct-grid", 0.1, 0.1)
     page.locator("#reconstruct-facts", has_text="Code").wait_for()

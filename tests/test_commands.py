@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from kinds import untrained
 from PIL import Image
 
-from tessera import decode, encode, sample
+from tessera import decode, encode, rejection, sample
 from tessera.commands import encoded, line
 from tessera.commands.encoded import Encoded
 from tessera.core import files, models
@@ -120,6 +121,50 @@ def test_a_picture_has_an_end(run, said, monkeypatch):
     assert "the first 2 of 5 samples" in out
     assert Image.open("a.png").size == (2 * 68 + 4, 68 + 4)
     assert len(encoded.read(Path("a.npz")).codes) == 5
+
+
+@pytest.fixture
+def small_critic(run: Run, raw: dict[str, Any]) -> dict[str, int]:
+    """params.yaml with a critic that is trained in no time; its values."""
+    found = {"count": 6, "channels": 4, "epochs": 2, "batch_size": 4}
+    raw["samples"]["rejection"].update(found)
+    Path("params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return found
+
+
+@pytest.mark.usefixtures("small_critic")
+def test_of_so_many_candidates_the_critic_keeps_the_best(run, said):
+    for name, n, given in (("all", "6", ()), ("best", "2", ("--best-of", "3")), ("again", "2", ("--best-of", "3"))):
+        out = said(0, "sample", "-n", n, "--out", "a.png", "--codes", f"{name}.npz", *given)
+        assert ("the best by a critic of 6 that were drawn" in out) == bool(given)
+    found = {name: encoded.read(Path(f"{name}.npz")).codes for name in ("all", "best", "again")}
+    assert len(found["best"]) == 2
+    for image, codes in enumerate(found["best"]):  # each of its own candidates
+        assert codes.tolist() in found["all"][image::2].tolist()
+    assert np.array_equal(found["best"], found["again"])
+
+
+def test_a_critic_learns_from_training_codes_and_is_told_what_they_are(conditional, small_critic, said, monkeypatch):
+    seen: dict[str, Any] = {}
+
+    def log_odds(real: Any, false: Any, candidates: Any, *_: Any) -> np.ndarray:
+        seen.update(real=real, false=false, candidates=candidates)
+        return np.arange(len(candidates), dtype=float)  # the last are the best
+
+    monkeypatch.setattr(rejection, "log_odds", log_odds)
+    said(0, "sample", "-n", "2", "--best-of", "2", "--label", "square", "--out", "a.png", "--codes", "a.npz")
+    train = conditional.codes("train")
+    assert np.array_equal(seen["real"], train[arrays.evenly(len(train), small_critic["count"])])
+    assert len(seen["false"]) == len(seen["real"])
+    assert np.array_equal(encoded.read(Path("a.npz")).codes, seen["candidates"][2:])
+
+
+def test_a_critic_needs_the_codes_of_the_training_images(run, said):
+    shutil.copytree(run.folder("tokenizer"), "models/mine/tokenizer")
+    shutil.copytree(run.folder("prior"), "models/mine/prior")
+    out = said(1, "sample", "--best-of", "2", "--out", "a.png", "--models", "models/mine")
+    assert "error: --best-of 2: must be 1 without the codes of the training images" in out
+    assert "models/mine has none. Run `dvc repro prior`" in out
 
 
 @pytest.fixture
@@ -395,7 +440,7 @@ def test_ctrl_c_ends_without_a_traceback(run, said, monkeypatch):
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sample, "sample", stop)
+    monkeypatch.setattr(sample, "drawn", stop)
     assert said(130, "sample", "--out", "a.png") == "stopped\n"
 
 

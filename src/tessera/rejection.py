@@ -19,6 +19,7 @@ from pydantic import Field
 
 from tessera import critic
 from tessera.core.contracts import Device, Tokenizer
+from tessera.core.params import Strict
 from tessera.images.arrays import batches
 
 
@@ -27,6 +28,12 @@ class Rejection(critic.Config):
                             "critic is trained", examples=[1])  # fmt: skip
     count: int = Field(ge=2, description="training images that the critic is trained on, at most, and as many samples",
                        examples=[8])  # fmt: skip
+
+
+class Settings(Strict):
+    """Of the section `samples`."""
+
+    rejection: Rejection
 
 
 class Accepted(NamedTuple):
@@ -94,3 +101,9 @@ def systematic(chances: Float[np.ndarray, " n"], count: int, start: float) -> In
     places = (start + np.arange(wanted)) / wanted * reached[-1]
     passed = np.minimum(np.searchsorted(reached, places, side="right"), len(others) - 1)
     return np.sort(np.concatenate([certain, others[passed]]))
+
+
+def best(log_odds: Float[np.ndarray, " n"], count: int) -> Int[np.ndarray, " m"]:
+    """For each of `count` images the index of its candidate of the highest odds: candidate i is for image i % count. The best are
+    no sample of any law: they are for those who want one good picture, `accepted` is for measures."""
+    return log_odds.reshape(-1, count).argmax(0) * count + np.arange(count)

@@ -10,6 +10,10 @@ the codes, which `python -m tessera.decode` turns into one file for each image.
 A prior that was told something of its images (prior.conditions) can be asked:
 
     python -m tessera.sample --words guitar --vendor noto -n 8 --out guitar.png
+
+--best-of 4 draws four images for each one, and a critic, a small network on
+codes, keeps the one that is hardest to tell from training images. It is trained
+on the spot, so this takes some seconds more, and needs the codes of a run.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tessera.commands import encoded, line, trained
@@ -25,17 +30,19 @@ from tessera.conditions import conditions_of
 from tessera.core import files
 from tessera.core.contracts import Device, Prior, Sampling, Tokenizer
 from tessera.core.errors import InputError, listed
-from tessera.core.seeding import generator
+from tessera.core.seeding import derive, generator, numpy_generator
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from jaxtyping import Int, UInt8
+    from jaxtyping import Float, Int
 
 PLAIN = Sampling()
 ASKED = ("label", "vendor", "words", "cluster")  # conditions, each an option
 SHOWN = 1024  # images on the picture, at most
+MOST = 100  # candidates for one image
 STREAM = "samples"  # as in the stage of that name, whose images have the same random numbers
+CRITIC = "critic"  # stream of the samples that a critic learns from
 
 
 def arguments() -> line.Parser:
@@ -68,6 +75,10 @@ def arguments() -> line.Parser:
     how.add_argument(
         "--top-p", type=line.number(0, 1, above=True), default=PLAIN.top_p, metavar="P",
         help="among the fewest codes that have this probability together; 1: all",
+    )  # fmt: skip
+    how.add_argument(
+        "--best-of", type=line.whole(1, MOST), default=1, metavar="K",
+        help="draw K images for each one, of which a critic chooses; with the values of samples.rejection in params.yaml",
     )  # fmt: skip
     _add_conditions(parser)
     machine = parser.add_argument_group("models and machine")
@@ -123,14 +134,23 @@ def work(options: argparse.Namespace) -> None:
         )
     conditions, guidance = conditions_of(prior, wishes(options, prior), options.n), guidance_of(options, prior)
     sampling = Sampling(options.temperature, options.top_k, options.top_p, guidance)
-    codes, images = sample(tokenizer, prior, options, sampling, conditions, device)
-    from tessera.images import pictures
+    draw = partial(drawn, prior, sampling, options, device)
+    critic = critic_of(models, tokenizer, prior, draw, options) if options.best_of > 1 else None
+    given = None if conditions is None else conditions.repeat(options.best_of, 1)
+    codes = draw(options.best_of * options.n, given, STREAM)
+    if critic is not None:
+        from tessera.rejection import best
 
+        codes = codes[best(critic(codes), options.n)]
+    from tessera.images import arrays, pictures
+
+    images = arrays.decoded(tokenizer, codes, options.batch_size, device)
     shown = images[:SHOWN]
     columns = min(getattr(options, "columns", math.ceil(math.sqrt(len(shown)))), len(shown))
     files.write_picture(options.out, pictures.sheet(shown, columns))
     some = f"the first {SHOWN} of " if len(shown) < options.n else ""
-    print(f"{options.out}: {some}{options.n} samples of {models.folder / 'prior'}, seed {options.seed}")
+    chosen = f", the best by a critic of {options.best_of * options.n} that were drawn" if critic is not None else ""
+    print(f"{options.out}: {some}{options.n} samples of {models.folder / 'prior'}, seed {options.seed}{chosen}")
     if hasattr(options, "codes"):
         digits = len(str(options.n - 1))
         names = [f"sample-{index:0{digits}}" for index in range(options.n)]
@@ -138,30 +158,69 @@ def work(options: argparse.Namespace) -> None:
         print(f"{options.codes}: their codes")
 
 
-def sample(
-    tokenizer: Tokenizer,
+def drawn(
     prior: Prior,
-    options: argparse.Namespace,
     sampling: Sampling,
-    conditions: Int[torch.Tensor, "n c"] | None,
+    options: argparse.Namespace,
     device: Device,
-) -> tuple[Int[np.ndarray, "n t"], UInt8[np.ndarray, "n h w c"]]:
-    """Codes and images. The random numbers of each batch are those of the stage `samples` with this seed and batch size."""
+    n: int,
+    conditions: Int[torch.Tensor, "n c"] | None,
+    *stream: str,
+) -> Int[np.ndarray, "n t"]:
+    """Codes of `n` samples. The random numbers of each batch are those of the stage `samples` with this seed and batch size."""
     import numpy as np
     import torch
 
     from tessera.images import arrays
 
-    codes, images = [], []
-    with line.progress(options.n, "sample", "image") as bar, torch.no_grad():
-        for index, where in enumerate(arrays.batches(options.n, options.batch_size)):
-            n, rng = where.stop - where.start, generator(options.seed, STREAM, index)
+    codes = []
+    with line.progress(n, " ".join(("sample", *stream[1:])), "image") as bar, torch.no_grad():
+        for index, where in enumerate(arrays.batches(n, options.batch_size)):
+            size, rng = where.stop - where.start, generator(options.seed, *stream, index)
             own = conditions[where].to(device) if conditions is not None else None
-            found = prior.sample(n, rng, sampling, own)
-            codes.append(found.cpu().numpy())
-            images.append(arrays.to_pixels(tokenizer.decode(found)))
-            bar.update(n)
-    return np.concatenate(codes), np.concatenate(images)
+            codes.append(prior.sample(size, rng, sampling, own).cpu().numpy())
+            bar.update(size)
+    return np.concatenate(codes)
+
+
+def critic_of(
+    models: trained.Trained,
+    tokenizer: Tokenizer,
+    prior: Prior,
+    draw: Callable[..., Int[np.ndarray, "n t"]],
+    options: argparse.Namespace,
+) -> Callable[[Int[np.ndarray, "n t"]], Float[np.ndarray, " n"]]:
+    """The log odds of each candidate, by a critic that learns to tell codes of training images from samples, as many, which are
+    drawn for conditions as they are in training.
+
+    Raises:
+        InputError: the codes of the training images are not there, or not of this tokenizer.
+    """
+    import torch
+
+    from tessera.conditions import as_in_training
+    from tessera.core.params import Params, read
+    from tessera.core.run import Run
+    from tessera.images import arrays
+    from tessera.rejection import Settings, log_odds
+    from tessera.runtime import provenance
+
+    codes = Run.folder("codes")
+    if models.folder.resolve() != files.ARTIFACTS.resolve() or not (codes / "train.npy").is_file():
+        raise InputError(
+            f"--best-of {options.best_of}: must be 1 without the codes of the training images, from which the critic learns; "
+            f"{models.folder} has none. Run `dvc repro prior`, and leave --models out"
+        )
+    provenance.require_together("tokenizer", "codes", "prior")
+    params = Params(read())
+    own = params.section("samples", Settings).rejection
+    run = Run(params)
+    training = run.codes("train")
+    real = training[arrays.evenly(len(training), own.count)]
+    told = as_in_training(run, prior.conditioning, len(real), numpy_generator(options.seed, CRITIC, "labels"))
+    false = draw(len(real), None if told is None else torch.from_numpy(told), STREAM, CRITIC)
+    device = trained.device(options)
+    return lambda found: log_odds(real, false, found, tokenizer, own, derive(options.seed, CRITIC), device)
 
 
 def wishes(options: argparse.Namespace, prior: Prior) -> dict[str, list[str]]:
