@@ -19,7 +19,17 @@ import pandas as pd
 from tessera.core import files
 from tessera.core.errors import InputError
 from tessera.core.params import read
-from tessera.evaluation.words import ALL, COMPOSITIONS, EVERY, ORIGINALS, OTHER, RECONSTRUCTIONS, RETRIEVED, SAMPLES
+from tessera.evaluation.words import (
+    ALL,
+    COMPOSITIONS,
+    EVERY,
+    NETWORK,
+    ORIGINALS,
+    OTHER,
+    RECONSTRUCTIONS,
+    RETRIEVED,
+    SAMPLES,
+)
 from tessera.recognition import HEADS
 from tessera.studies.pages import markdown
 from tessera.studies.sweep import PAGES
@@ -205,9 +215,11 @@ def about_judges(measured: Measured) -> str:
     own = measured.settings
     guidance = ", ".join(f"{name} {strength:g}" for name, strength in own["guidance"].items()) or "1"
     return (
-        f"Each judge sees {own['dimensions']} principal components of the scorer's features. A logistic regression "
-        f"(C {own['penalty']:g}) and nearest class means were fitted to real drawings of the training split; validation decided "
-        "which is kept. That of concepts, one for each vendor, never saw a drawing by that vendor. Samples are of temperature "
+        f"A judge of concepts sees {own['dimensions']} principal components of the scorer's features: a logistic regression "
+        f"(C {own['penalty']:g}), or nearest class means, fitted to real drawings of the training split. That of a vendor's "
+        "concepts never saw a drawing by it. Judges of vendors and of attributes may also be a small convolutional network, "
+        "trained on pixels of the same drawings, as they are and through the tokenizer. Validation images, likewise both, decided "
+        "which head is kept. Samples are of temperature "
         f"{own['temperature']:g}, guidance {guidance}. A near-copy has codes no farther from a training image's than "
         f"{percent(own['quantile'])} of the test images. "
         f"{measured.metrics['same_codes']} test images with the very codes of a training image are left out."
@@ -216,7 +228,10 @@ def about_judges(measured: Measured) -> str:
 
 def judges(measured: Measured) -> pd.DataFrame:
     table = measured.tables["judges"]
-    scores = {f"validation, {head}": table[f"validation_{head}"].astype(float).map(percent) for head in HEADS}
+    scores = {
+        f"validation, {head}": pd.to_numeric(table[f"validation_{head}"], errors="coerce").map(percent)
+        for head in (*HEADS, NETWORK)
+    }
     return table[["judge", "of", "images", "classes", "head"]].assign(**scores)
 
 

@@ -230,9 +230,9 @@ def test_at_chance_where_training_names_are_shuffled(world: World) -> None:
     found = []
     for seed in range(20):
         shuffled = train._replace(concepts=np.random.default_rng(seed).permutation(train.concepts))
-        judges = words.Judges(shuffled, val, ["blue"], example(words.Config, **SETTINGS))
+        judges = words.Judges(shuffled, val, ["blue"], example(words.Config, **SETTINGS), run)
         asked = test.at((test.vendors == "blue") & np.isin(test.concepts, judges.concepts["blue"].classes))
-        found += judges.judged(asked, asked.features[:, None])["top_1"].tolist()
+        found += judges.judged(asked, words.real(asked, run, "test"))["top_1"].tolist()
     assert len(found) >= 60
     assert np.mean(found) < 0.3  # 1 of 7
 

@@ -13,6 +13,7 @@ Validation images, which neither was trained on, decide which head is kept.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,13 +106,24 @@ class Recogniser:
         Raises:
             InputError: a wanted class is none of `classes`.
         """
-        wanted = wanted.astype(str)
-        if len(unknown := np.setdiff1d(wanted, self.classes)):
-            raise InputError(
-                f"the recogniser has seen no image of {str(unknown[0])!r}; it knows {len(self.classes)} classes"
-            )
-        if not len(wanted):
-            return np.zeros(0, np.int64)
-        scores = self._scores(features, self.head)
-        own = np.take_along_axis(scores, np.searchsorted(self.classes, wanted)[:, None], 1)
-        return (scores >= own).sum(1)
+        return places(lambda: self._scores(features, self.head), self.classes, wanted)
+
+
+def places(
+    scores: Callable[[], Float[np.ndarray, "n k"]],
+    classes: Shaped[np.ndarray, " k"],
+    wanted: Shaped[np.ndarray, " n"],
+) -> Int[np.ndarray, " n"]:
+    """See `Recogniser.places`. `scores` are asked for if there is any image.
+
+    Raises:
+        InputError: a wanted class is none of `classes`.
+    """
+    wanted = wanted.astype(str)
+    if len(unknown := np.setdiff1d(wanted, classes)):
+        raise InputError(f"the recogniser has seen no image of {str(unknown[0])!r}; it knows {len(classes)} classes")
+    if not len(wanted):
+        return np.zeros(0, np.int64)
+    found = scores()
+    own = np.take_along_axis(found, np.searchsorted(classes, wanted)[:, None], 1)
+    return (found >= own).sum(1)

@@ -1,14 +1,16 @@
 """Drawing by name: does a prior that is told words and a vendor show what the words say, as that vendor would draw it?
 
 A *held-out* image is a test image of a family that other vendors drew in training and its own vendor did not: `dataset.split.by`
-is `vendor_and_family`. The prior is told its name and its vendor. Judges on the scorer's features (`tessera.recognition`) say what
-the samples show:
+is `vendor_and_family`. The prior is told its name and its vendor. Judges on the scorer's features (`tessera.recognition`) and,
+where classes are few, on pixels (`tessera.pixel_recognition`) say what the samples show:
 
 - of concepts, one for each vendor, trained on real drawings of the *other* vendors in the training split. A concept is a family:
   its tones and genders are judged apart. `top_1` and `top_5`: the concept asked for is the first, or among the first five, of all;
 - of vendors, trained on all real drawings of the training split. `vendor_right`: the vendor asked for is the first.
   `top_1_and_vendor` and `top_5_and_vendor`: both are right, of one image;
 - of each of `attributes`, such as tone and gender, trained on real drawings whose name has exactly one of its values.
+
+Images of the validation split, as they are and through the tokenizer, decide which head a judge has.
 
 The same judges see, in the place of samples: the held-out `originals` (the ceiling), their `reconstructions` (the ceiling of what
 passes the tokenizer), samples for a random other concept of the same vendor (`other_concept`, the floor), and `retrieved`, for each
@@ -50,6 +52,8 @@ from tessera.features import kernel
 from tessera.features.neighbours import nearest, subset
 from tessera.images import arrays, pictures
 from tessera.near_copies import near_fraction, nearest_codes
+from tessera.pixel_recognition import Config as Network
+from tessera.pixel_recognition import Drawings, PixelRecogniser
 from tessera.recognition import HEADS, Examples, Recogniser
 from tessera.words import Vocabulary, split
 
@@ -64,6 +68,7 @@ SETS = ORIGINALS, RECONSTRUCTIONS, SAMPLES, OTHER, RETRIEVED = (
     "retrieved",
 )
 VENDOR = "vendor"
+NETWORK = "network"  # the head that sees pixels
 FIGURES = ("top_1", "top_5", "vendor_right", "top_1_and_vendor", "top_5_and_vendor")
 COMPOSITIONS, EVERY, ALL = "compositions", "every", "all"
 SHOWN = 8  # samples of each concept in a picture, at most
@@ -111,6 +116,7 @@ class Config(Strict):
                            examples=[1.0])  # fmt: skip
     iterations: int = Field(ge=1, description="of L-BFGS for it, at most; with a thousand classes it need not converge",
                             examples=[100])  # fmt: skip
+    network: Network = Field(description="that judges of few classes may have, of vendors and attributes")
     quantile: float = Field(gt=0, lt=1, description="of the test images' distances in codes; a sample no farther is a near-copy",
                             examples=[0.25])  # fmt: skip
     resamplings: int = Field(ge=100, le=100000, description="of families, for intervals", examples=[100])
@@ -278,6 +284,10 @@ class Samples(NamedTuple):
     pixels: UInt8[np.ndarray, "n s h w c"]
     features: Float[np.ndarray, "n s f"]
 
+    @property
+    def seen(self) -> Seen:
+        return Seen(self.pixels, self.features)
+
 
 class Sampler:
     """Samples for names and vendors. The random numbers of a batch depend on (seed, `of`, batch) alone."""
@@ -336,17 +346,72 @@ class Sampler:
 # what judges say
 
 
-class Judges:
-    """Recognisers of concepts for each vendor, of vendors, and of each attribute. `table` says which head each has."""
+class Seen(NamedTuple):
+    """What judges see of images [n, s each]."""
 
-    def __init__(self, train: Images, val: Images, vendors: Sequence[str], config: Config) -> None:
-        self._config = config
+    pixels: UInt8[np.ndarray, "n s h w c"]
+    features: Float[np.ndarray, "n s f"]
+
+    def at(self, where: Shaped[np.ndarray, " m"]) -> Seen:
+        return Seen(self.pixels[where], self.features[where])
+
+    @property
+    def flat(self) -> tuple[UInt8[np.ndarray, "m h w c"], Float[np.ndarray, "m f"]]:
+        return self.pixels.reshape(-1, *self.pixels.shape[2:]), self.features.reshape(-1, self.features.shape[2])
+
+
+def real(images: Images, run: Run, split: str) -> Seen:
+    """Of each image one, as it is."""
+    return Seen(np.asarray(run.images(split)[images.rows])[:, None], images.features[:, None])
+
+
+def reconstructed(images: Images, run: Run, split: str) -> Seen:
+    """Of each image of val or test one, through the tokenizer."""
+    features = run.features({"val": "reconstruction_val", "test": "reconstruction"}[split])
+    pixels = run.images(split, "reconstruction")[images.rows]
+    return Seen(np.asarray(pixels)[:, None], np.asarray(features)[images.rows][:, None])
+
+
+class Judge:
+    """A recogniser on features, or one on pixels where that is better on validation images.
+
+    Attributes:
+        accuracy: head -> fraction of the validation images, as they are and through the tokenizer, that it recognises.
+    """
+
+    def __init__(self, by_features: Recogniser, by_pixels: PixelRecogniser | None) -> None:
+        self._by_features = by_features
+        self.head, self.classes = by_features.head, by_features.classes
+        self.accuracy = dict(by_features.accuracy)
+        if by_pixels is not None:
+            self._by_pixels = by_pixels
+            self.accuracy[NETWORK] = by_pixels.accuracy
+            if by_pixels.accuracy > self.accuracy[self.head]:
+                self.head = NETWORK
+
+    def places(self, seen: Seen, wanted: Shaped[np.ndarray, " n"]) -> Int[np.ndarray, "n s"]:
+        """The place of the wanted class among all, as each of its images has it: 1 is the first."""
+        pixels, features = seen.flat
+        each = np.repeat(wanted, seen.features.shape[1])
+        found = (
+            self._by_pixels.places(pixels, each) if self.head == NETWORK else self._by_features.places(features, each)
+        )
+        return found.reshape(seen.features.shape[:2])
+
+
+class Judges:
+    """Of concepts for each vendor, of vendors, and of each attribute. `table` says which head each has."""
+
+    def __init__(self, train: Images, val: Images, vendors: Sequence[str], config: Config, run: Run) -> None:
+        self._config, self._run = config, run
         self._rows: list[dict[str, Any]] = []
-        self.vendors = self._trained("vendors", ALL, train, val, train.vendors, val.vendors)
+        self.vendors = self._trained("vendors", ALL, (train, train.vendors), (val, val.vendors), True)
         self.concepts = {}
         for vendor in vendors:
             others, own = train.at(train.vendors != vendor), val.at(val.vendors == vendor)
-            self.concepts[vendor] = self._trained("concepts", vendor, others, own, others.concepts, own.concepts)
+            self.concepts[vendor] = self._trained(
+                "concepts", vendor, (others, others.concepts), (own, own.concepts), False
+            )
         self.attributes = {}
         for name, values in config.attributes.items():
             of_train, of_val = (values_of(each.names, values) for each in (train, val))
@@ -355,49 +420,61 @@ class Judges:
                       flush=True)  # fmt: skip
                 continue
             has, held = of_train != "", of_val != ""
-            self.attributes[name] = self._trained(name, ALL, train.at(has), val.at(held), of_train[has], of_val[held])
+            self.attributes[name] = self._trained(
+                name, ALL, (train.at(has), of_train[has]), (val.at(held), of_val[held]), True
+            )
         self.table = pd.DataFrame(self._rows)
 
     def _trained(
-        self, judge: str, of: str, train: Images, val: Images, known: Shaped[np.ndarray, " n"], held: Shaped[np.ndarray, " m"]
-    ) -> Recogniser:  # fmt: skip
-        made = Recogniser(
-            Examples(train.features, known),
-            Examples(val.features, held),
-            self._config.dimensions,
-            self._config.penalty,
-            self._config.iterations,
+        self, judge: str, of: str, train: tuple[Images, Shaped[np.ndarray, " n"]],
+        val: tuple[Images, Shaped[np.ndarray, " m"]], few: bool,
+    ) -> Judge:  # fmt: skip
+        """Images and the class of each. `few`: classes are few enough for a network."""
+        (images, classes), (held, held_classes), own = train, val, self._config
+        again = reconstructed(held, self._run, "val").features[:, 0]
+        by_features = Recogniser(
+            Examples(images.features, classes),
+            Examples(np.concatenate([held.features, again]), np.tile(held_classes, 2)),
+            own.dimensions,
+            own.penalty,
+            own.iterations,
         )
-        validation = {f"validation_{head}": made.accuracy[head] for head in HEADS}
-        self._rows.append({"judge": judge, "of": of, "images": len(known), "classes": len(made.classes),
+        by_pixels = None
+        if few:
+            drawings = (self._drawings(images, "train", classes), self._drawings(held, "val", held_classes))
+            by_pixels = PixelRecogniser(*drawings, own.network, self._run.params.seed, self._run.device)
+        made = Judge(by_features, by_pixels)
+        validation = {f"validation_{head}": made.accuracy.get(head, np.nan) for head in (*HEADS, NETWORK)}
+        self._rows.append({"judge": judge, "of": of, "images": len(classes), "classes": len(made.classes),
                            "head": made.head, **validation})  # fmt: skip
         return made
 
-    def judged(self, asked: Images, features: Float[np.ndarray, "n s f"]) -> pd.DataFrame:
-        """Of each image of `asked`: mean over its `features` of `FIGURES`, and of the place of its concept."""
-        n, each, _ = features.shape
-        place, right = np.zeros((n, each)), np.zeros((n, each))
+    def _drawings(self, images: Images, split: str, classes: Shaped[np.ndarray, " n"]) -> Drawings:
+        originals, again = (self._run.images(split, folder)[images.rows] for folder in ("dataset", "reconstruction"))
+        return Drawings(np.asarray(originals), np.asarray(again), classes)
+
+    def judged(self, asked: Images, seen: Seen) -> pd.DataFrame:
+        """Of each image of `asked`: mean over those `seen` for it of `FIGURES`, and of the place of its concept."""
+        shape = seen.features.shape[:2]
+        place = np.zeros(shape)
         for vendor, judge in self.concepts.items():
             own = np.flatnonzero(asked.vendors == vendor)
-            flat = features[own].reshape(-1, features.shape[2])
-            wanted = np.repeat(asked.concepts[own], each)
-            place[own] = judge.places(flat, wanted).reshape(-1, each)
-            right[own] = (self.vendors.places(flat, np.repeat(vendor, len(flat))) == 1).reshape(-1, each)
+            place[own] = judge.places(seen.at(own), asked.concepts[own])
+        right = (self.vendors.places(seen, asked.vendors) == 1).astype(float)
         found = {"place": place, "top_1": place <= 1.0, "top_5": place <= 5.0, "vendor_right": right}
         found |= {f"{top}_and_vendor": np.where(found[top], right, 0.0) for top in ("top_1", "top_5")}
         return pd.DataFrame({name: values.mean(1) for name, values in found.items()})
 
-    def attributes_right(self, names: Shaped[np.ndarray, " n"], features: Float[np.ndarray, "n s f"]) -> pd.DataFrame:
-        """Of each name: the fraction of its `features` by which each attribute is right, nan where the name does not have it; and
-        in `EVERY` of all attributes at once, of names that have all."""
-        n, each, _ = features.shape
-        found, every = {}, np.ones((n, each))
+    def attributes_right(self, names: Shaped[np.ndarray, " n"], seen: Seen) -> pd.DataFrame:
+        """Of each name: the fraction of what is `seen` for it by which each attribute is right, nan where the name does not have
+        it; and in `EVERY` of all attributes at once, of names that have all."""
+        shape = seen.features.shape[:2]
+        found, every = {}, np.ones(shape)
         for name, judge in self.attributes.items():
             values = values_of(names, self._config.attributes[name])
-            right = np.full((n, each), np.nan)
+            right = np.full(shape, np.nan)
             has = np.isin(values, judge.classes)
-            flat = features[has].reshape(-1, features.shape[2])
-            right[has] = (judge.places(flat, np.repeat(values[has], each)) == 1).reshape(-1, each)
+            right[has] = judge.places(seen.at(has), values[has]) == 1
             every = every * right
             found[name] = right.mean(1)
         return pd.DataFrame({**found, EVERY: every.mean(1)} if found else {})
@@ -428,7 +505,7 @@ def measure(config: Config, run: Run) -> Report:
     samples = sampler(held_out.names.tolist(), held_out.vendors.tolist(), SAMPLES, config.samples)
     made_up = sampler.by_each(list(made_of), vendors)
 
-    judges = Judges(train, val, [str(vendor) for vendor in np.unique(held_out.vendors)], config)
+    judges = Judges(train, val, [str(vendor) for vendor in np.unique(held_out.vendors)], config, run)
     judged = of_sets(judges, held_out, train, samples, sampler)
     accuracy = intervals(judged, held_out, config.resamplings, run.params.seed)
     right = of_attributes(judges, test, held_out, samples, made_of, made_up, run)
@@ -461,14 +538,13 @@ def of_sets(
     partner = partners(held_out, run.params.seed)
     has = np.flatnonzero(partner >= 0)
     others = train.rows[retrieved(held_out, train)]
-    again = sampler.features(np.asarray(run.images("train", "reconstruction")[others]))
-    reconstructions = np.asarray(run.features("reconstruction"))[held_out.rows]
+    again = np.asarray(run.images("train", "reconstruction")[others])
     return {
-        ORIGINALS: judges.judged(held_out, held_out.features[:, None]),
-        RECONSTRUCTIONS: judges.judged(held_out, reconstructions[:, None]),
-        SAMPLES: judges.judged(held_out, samples.features),
-        OTHER: judges.judged(held_out.at(has), samples.features[partner[has]]).set_index(has),
-        RETRIEVED: judges.judged(held_out, again[:, None]),
+        ORIGINALS: judges.judged(held_out, real(held_out, run, "test")),
+        RECONSTRUCTIONS: judges.judged(held_out, reconstructed(held_out, run, "test")),
+        SAMPLES: judges.judged(held_out, samples.seen),
+        OTHER: judges.judged(held_out.at(has), samples.seen.at(partner[has])).set_index(has),
+        RETRIEVED: judges.judged(held_out, Seen(again[:, None], sampler.features(again)[:, None])),
     }
 
 
@@ -489,14 +565,13 @@ def of_attributes(
     run: Run,
 ) -> dict[str, Right]:
     """Set -> which attributes are right: of all test images, of the samples for held-out ones, of the compositions `names`."""
-    reconstructions = np.asarray(run.features("reconstruction"))[test.rows]
     found = {
-        ORIGINALS: Right(judges.attributes_right(test.names, test.features[:, None]), test.concepts),
-        RECONSTRUCTIONS: Right(judges.attributes_right(test.names, reconstructions[:, None]), test.concepts),
-        SAMPLES: Right(judges.attributes_right(held_out.names, samples.features), held_out.concepts),
+        ORIGINALS: Right(judges.attributes_right(test.names, real(test, run, "test")), test.concepts),
+        RECONSTRUCTIONS: Right(judges.attributes_right(test.names, reconstructed(test, run, "test")), test.concepts),
+        SAMPLES: Right(judges.attributes_right(held_out.names, samples.seen), held_out.concepts),
     }
     if made_up is not None:
-        right = judges.attributes_right(np.array(list(names)), made_up.features)
+        right = judges.attributes_right(np.array(list(names)), made_up.seen)
         found[COMPOSITIONS] = Right(right, np.array(list(names.values())))
     return found
 
