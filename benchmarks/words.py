@@ -21,6 +21,7 @@ from tessera.core.errors import InputError
 from tessera.core.params import read
 from tessera.evaluation.words import (
     ALL,
+    BY,
     COMPOSITIONS,
     EVERY,
     NETWORK,
@@ -129,6 +130,14 @@ def text(measured: Measured) -> str:
         if (measured.folder / f"{name}.png").exists():
             parts += [says, f"![{name.replace('_', ' ')}](figures/{NAME}-{name}.png)"]
     parts += ["## Judges", about_judges(measured), markdown(judges(measured))]
+    choice = measured.tables["guidance"]
+    if BY in choice:
+        parts += [
+            "## Guidance",
+            f"Chosen on {choice['images'].iloc[0]} held-out validation images, one sample each, by how often the concept (of five) "
+            "and the vendor are right together:",
+            markdown(by_guidance(measured, choice)),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -213,7 +222,7 @@ def of_compositions(measured: Measured) -> pd.DataFrame:
 
 def about_judges(measured: Measured) -> str:
     own = measured.settings
-    guidance = ", ".join(f"{name} {strength:g}" for name, strength in own["guidance"].items()) or "1"
+    guidance = ", ".join(f"{name} {strength:g}" for name, strength in measured.metrics["guidance"].items()) or "1"
     return (
         f"A judge of concepts sees {own['dimensions']} principal components of the scorer's features: a logistic regression "
         f"(C {own['penalty']:g}), or nearest class means, fitted to real drawings of the training split. That of a vendor's "
@@ -233,6 +242,13 @@ def judges(measured: Measured) -> pd.DataFrame:
         for head in (*HEADS, NETWORK)
     }
     return table[["judge", "of", "images", "classes", "head"]].assign(**scores)
+
+
+def by_guidance(measured: Measured, choice: pd.DataFrame) -> pd.DataFrame:
+    names = list(measured.metrics["guidance"])
+    figures = {"concept, of five": "top_5", "vendor": "vendor_right", "both": BY}
+    found = choice[names].map("{:g}".format)
+    return found.assign(**{title: choice[figure].map(percent) for title, figure in figures.items()})
 
 
 def write(measured: Measured, folder: Path) -> Path:

@@ -25,6 +25,7 @@ from tessera.core.run import SPLITS, Run
 from tessera.core.seeding import numpy_generator
 from tessera.evaluation import words
 from tessera.images.arrays import to_model
+from tessera.pixel_recognition import Config as Network
 from tessera.words import Vocabulary
 
 SIDE = 16  # codes are colours: 0 is the white paper
@@ -227,14 +228,41 @@ def test_at_chance_where_training_names_are_shuffled(world: World) -> None:
     """Each training image has the concept of another one, so that judges of concepts know nothing."""
     run = world()
     train, val, test = (words.images(run, split) for split in ("train", "val", "test"))
-    found = []
+    found, quick = [], {"attributes": {}, "compositions": [], "network": example(Network, epochs=1)}
     for seed in range(20):
         shuffled = train._replace(concepts=np.random.default_rng(seed).permutation(train.concepts))
-        judges = words.Judges(shuffled, val, ["blue"], example(words.Config, **SETTINGS), run)
+        judges = words.Judges(shuffled, val, ["blue"], example(words.Config, **SETTINGS | quick), run)
         asked = test.at((test.vendors == "blue") & np.isin(test.concepts, judges.concepts["blue"].classes))
         found += judges.judged(asked, words.real(asked, run, "test"))["top_1"].tolist()
     assert len(found) >= 60
     assert np.mean(found) < 0.3  # 1 of 7
+
+
+def test_guidance_is_chosen_on_validation_images(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prior is right only at one of the strengths, and recites at others."""
+    run, told = world(), []
+    prior: Any = run.prior()
+    plain = prior.sample
+
+    def sample(n: int, generator: torch.Generator, sampling: Any, conditions: torch.Tensor) -> torch.Tensor:
+        told.append((dict(sampling.guidance), set(asked(prior, conditions))))
+        prior.how = perfect if sampling.guidance == {"words": 3.0, "vendor": 0.5} else reciting
+        return plain(n, generator, sampling, conditions)
+
+    monkeypatch.setattr(prior, "sample", sample)
+    report = measured(run, guidance={"words": [1.0, 3.0], "vendor": [0.5, 2.0]})
+    assert report.metrics["guidance"] == {"words": 3.0, "vendor": 0.5}
+    assert report.metrics["all"]["samples"]["top_1"] == 1
+    table = report.tables["guidance"]
+    assert table[["words", "vendor"]].to_numpy().tolist() == [[1, 0.5], [1, 2], [3, 0.5], [3, 2]]
+    assert table["top_5_and_vendor"].idxmax() == 2
+    val = {name for _, name in splits()["val"]}
+    assert all(names <= val for strengths, names in told if strengths != {"words": 3.0, "vendor": 0.5})
+
+
+def asked(prior: Any, conditions: torch.Tensor) -> list[str]:
+    *_, told = prior.conditioning.split(conditions)
+    return [prior.vocabulary.text(ids.tolist()) for ids in told]
 
 
 # what is held out
@@ -337,7 +365,7 @@ def test_metrics_are_declared_finite_and_written_with_tables_and_pictures(world:
     assert len(metrics) > 100
     assert [name for name in metrics if not pattern.fullmatch(name)] == []
     written = {path.name for path in Path("plots/evaluation/words").iterdir()}
-    assert written == {"accuracy.csv", "attributes.csv", "compositions.csv", "concepts.csv", "judges.csv",
+    assert written == {"accuracy.csv", "attributes.csv", "compositions.csv", "concepts.csv", "guidance.csv", "judges.csv",
                        "held_out.png", "worst.png", "compositions.png"}  # fmt: skip
 
 
@@ -345,7 +373,7 @@ def test_without_attributes_and_compositions(world: World) -> None:
     report = measured(world(), attributes={}, compositions=[])
     assert report.metrics["compositions"] == {"names": 0}
     assert report.metrics["attributes"] == {}
-    assert set(report.tables) == {"accuracy", "concepts", "judges"}
+    assert set(report.tables) == {"accuracy", "concepts", "guidance", "judges"}
 
 
 def test_it_says_why_it_does_not_apply(world: World, tiny_run: Any) -> None:

@@ -10,7 +10,8 @@ where classes are few, on pixels (`tessera.pixel_recognition`) say what the samp
   `top_1_and_vendor` and `top_5_and_vendor`: both are right, of one image;
 - of each of `attributes`, such as tone and gender, trained on real drawings whose name has exactly one of its values.
 
-Images of the validation split, as they are and through the tokenizer, decide which head a judge has.
+Images of the validation split, as they are and through the tokenizer, decide which head a judge has; those that are held out, as on
+test, decide with which guidance samples are drawn.
 
 The same judges see, in the place of samples: the held-out `originals` (the ceiling), their `reconstructions` (the ceiling of what
 passes the tokenizer), samples for a random other concept of the same vendor (`other_concept`, the floor), and `retrieved`, for each
@@ -32,7 +33,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import Formatter
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -69,6 +70,7 @@ SETS = ORIGINALS, RECONSTRUCTIONS, SAMPLES, OTHER, RETRIEVED = (
 )
 VENDOR = "vendor"
 NETWORK = "network"  # the head that sees pixels
+BY = "top_5_and_vendor"  # guidance is chosen
 FIGURES = ("top_1", "top_5", "vendor_right", "top_1_and_vendor", "top_5_and_vendor")
 COMPOSITIONS, EVERY, ALL = "compositions", "every", "all"
 SHOWN = 8  # samples of each concept in a picture, at most
@@ -88,6 +90,7 @@ METRICS = (
             *(f"{SAMPLES}.{figure}_{end}" for figure in FIGURES for end in ("low", "high")),
         )
     ),
+    "guidance.*",
     f"{COMPOSITIONS}.names",
     f"{COMPOSITIONS}.near_copies",
     *(f"attributes.{of}.*" for of in (ORIGINALS, RECONSTRUCTIONS, SAMPLES, COMPOSITIONS)),
@@ -99,10 +102,15 @@ class Config(Strict):
     samples: int = Field(ge=1, le=64, description="samples for each of them", examples=[2])
     batch_size: int = Field(ge=1, description="images per forward pass", examples=[8])
     temperature: float = Field(gt=0, description="divides the logits", examples=[1.0])
-    guidance: dict[Literal["words", "vendor"], Annotated[float, Field(ge=0)]] = Field(
-        description="of each: 1 is p(codes | words, vendor), 0 forgets it, more exaggerates it; 1 where it is not named",
-        examples=[{"words": 1.0}],
+    guidance: dict[Literal["words", "vendor"], Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]] = (
+        Field(
+            description="of each, strengths to choose from on the validation split, by how often concept (of five) and vendor are "
+            "right together: 1 is p(codes | words, vendor), 0 forgets it, more exaggerates it; 1 where it is not named",
+            examples=[{"words": [1.0]}],
+        )
     )
+    choice: int = Field(ge=1, description="held-out validation images of each vendor, at most, one sample each, by which guidance "
+                        "is chosen", examples=[4])  # fmt: skip
     attributes: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], Annotated[list[str], Field(min_length=2)]] = Field(
         description="what a name may say beside the concept: the values of each, as names have them",
         examples=[{"size": ["small", "large"]}],
@@ -290,10 +298,15 @@ class Samples(NamedTuple):
 
 
 class Sampler:
-    """Samples for names and vendors. The random numbers of a batch depend on (seed, `of`, batch) alone."""
+    """Samples for names and vendors. The random numbers of a batch depend on (seed, `of`, batch) alone.
+
+    Attributes:
+        guidance: condition -> its strength, at first the first that there is to choose from.
+    """
 
     def __init__(self, config: Config, run: Run) -> None:
         self.config, self.run = config, run
+        self.guidance: dict[str, float] = {name: strengths[0] for name, strengths in config.guidance.items()}
         self.prior = run.prior().to(run.device)
         self.tokenizer, self.scorer = run.tokenizer().to(run.device), run.scorer().to(run.device)
         self.vocabulary = Vocabulary.of_conditioning(self.prior.conditioning)
@@ -305,7 +318,7 @@ class Sampler:
     @torch.no_grad()
     def __call__(self, names: Sequence[str], vendors: Sequence[str], of: str, each: int) -> Samples:
         """`each` samples of every name by the vendor beside it."""
-        sampling = Sampling(self.config.temperature, guidance=cast("dict[str, float]", self.config.guidance))
+        sampling = Sampling(self.config.temperature, guidance=self.guidance)
         conditions = self._conditions(names, vendors).repeat_interleave(each, 0).to(self.run.device)
         parts = []
         for index, where in enumerate(arrays.batches(len(conditions), self.config.batch_size)):
@@ -485,8 +498,9 @@ class Judges:
 
 def measure(config: Config, run: Run) -> Report:
     """Metrics for all vendors and for each, and of attributes. Tables: `accuracy` has every set with intervals, `concepts` every
-    held-out image, `attributes` and `compositions` likewise, `judges` the heads. Pictures: `held_out`, concepts chosen by the seed;
-    `worst`, those whose concept comes last in the judge's order, among those whose original it recognises; `compositions`."""
+    held-out image, `attributes` and `compositions` likewise, `judges` the heads, `guidance` what it was chosen by. Pictures:
+    `held_out`, concepts chosen by the seed; `worst`, those whose concept comes last in the judge's order, among those whose
+    original it recognises; `compositions`."""
     train, val, test = (images(run, split) for split in ("train", "val", "test"))
     sampler, copies = Sampler(config, run), Copies(run, test, config.quantile)
     new = test.at(unseen(test, train))
@@ -502,10 +516,12 @@ def measure(config: Config, run: Run) -> Report:
     made_of = composed(config, np.unique(train.names))
     for name in made_of:
         sampler.vocabulary.asked(name)  # an error names what is not known
+    of_validation = to_choose_by(val, train, sampler)
+    asked = np.unique(np.concatenate([held_out.vendors, of_validation.vendors]))
+    judges = Judges(train, val, [str(vendor) for vendor in asked], config, run)
+    choice = choose_guidance(of_validation, judges, sampler)
     samples = sampler(held_out.names.tolist(), held_out.vendors.tolist(), SAMPLES, config.samples)
     made_up = sampler.by_each(list(made_of), vendors)
-
-    judges = Judges(train, val, [str(vendor) for vendor in np.unique(held_out.vendors)], config, run)
     judged = of_sets(judges, held_out, train, samples, sampler)
     accuracy = intervals(judged, held_out, config.resamplings, run.params.seed)
     right = of_attributes(judges, test, held_out, samples, made_of, made_up, run)
@@ -517,8 +533,14 @@ def measure(config: Config, run: Run) -> Report:
         **_metrics(accuracy, held_out, lambda rows: copies.fraction(far[rows])),
         "attributes": _of_attributes(attributes),
         COMPOSITIONS: {"names": len(made_of)},
+        "guidance": sampler.guidance,
     }
-    tables = {"accuracy": accuracy, "concepts": of_concepts(judged, held_out), "judges": judges.table}
+    tables = {
+        "accuracy": accuracy,
+        "guidance": choice,
+        "concepts": of_concepts(judged, held_out),
+        "judges": judges.table,
+    }
     shown = {"held_out": some(held_out, config.shown, run.params.seed), "worst": worst(judged, held_out, config.shown)}
     pictured = {name: picture(rows, held_out, train, samples, run) for name, rows in shown.items() if len(rows)}
     if judges.attributes:
@@ -528,6 +550,30 @@ def measure(config: Config, run: Run) -> Report:
         tables[COMPOSITIONS] = right[COMPOSITIONS].right.assign(name=list(made_of), composition=list(made_of.values()))
         pictured[COMPOSITIONS] = of_names(list(made_of), vendors, made_up.pixels, config.shown, run.params.seed)
     return Report(metrics, tables, pictured)
+
+
+def to_choose_by(val: Images, train: Images, sampler: Sampler) -> Images:
+    """Held-out images of the validation split, at most `choice` of each vendor."""
+    new = val.at(unseen(val, train))
+    new = new.at(~same_codes(new, train) & sampler.knows(new.names))
+    return new.at(chosen(new.vendors, sampler.config.choice, sampler.run.params.seed)) if len(new.rows) else new
+
+
+def choose_guidance(held_out: Images, judges: Judges, sampler: Sampler) -> pd.DataFrame:
+    """Sets the sampler's guidance to that of which concept and vendor are most often right together; on a tie, and where there is
+    no held-out image, to the first. A row for each of all combinations, samples of the same random numbers."""
+    strengths, rows = sampler.config.guidance, []
+    for values in itertools.product(*strengths.values()):
+        sampler.guidance = dict(zip(strengths, values, strict=True))
+        row: dict[str, float] = {**sampler.guidance, "images": len(held_out.rows)}
+        if len(held_out.rows) and max(map(len, strengths.values()), default=1) > 1:
+            found = sampler(held_out.names.tolist(), held_out.vendors.tolist(), "choice", 1)
+            row |= judges.judged(held_out, found.seen)[list(FIGURES)].mean().to_dict()
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    best = table[BY].idxmax() if BY in table else 0
+    sampler.guidance = {name: float(table.loc[best, name]) for name in strengths}
+    return table
 
 
 def of_sets(
