@@ -242,6 +242,7 @@ SYSTEMS = {  # preset: pixels of a tiny image, its channels, grids of its codes
     "emoji-64": (16, 3, ((2, 2),)),
     "emoji-vendors": (8, 3, ((2, 2),)),
     "emoji-words": (8, 3, ((2, 2),)),
+    "fashion-mnist": (8, 1, ((2, 2),)),
     "geodesic-mnist": (8, 1, ((2, 2),)),
     "pixels-mnist": (8, 1, ((8, 8),)),
     "pixels-mnist-rnn": (8, 1, ((8, 8),)),
@@ -299,6 +300,13 @@ def sources(tmp_path_factory, make_images) -> Path:
         for split, where in {"train": slice(0, 42), "test": slice(42, 48)}.items():
             labels = [index % 3 for index in range(48)][where]
             pq.write_table(pa.table({column: stored[where], "label": labels}), data / name / f"{split}.parquet")
+    (data / "fashion-mnist").mkdir()
+    pictures = make_images(48, channels=1)
+    for split, where in {"train": slice(0, 42), "t10k": slice(42, 48)}.items():
+        of_set = {"images-idx3": pictures[where].squeeze(3), "labels-idx1": np.arange(48, dtype=np.uint8)[where] % 3}
+        for kind, values in of_set.items():
+            head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
+            (data / "fashion-mnist" / f"{split}-{kind}-ubyte").write_bytes(head + values.tobytes())
     return data
 
 
