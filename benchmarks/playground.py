@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import re
 import subprocess
 import sys
 import time
@@ -150,6 +151,7 @@ def _turn(visitor: browser.Visitor, names: Sequence[str], turn: int) -> Iterator
     page, field = visitor.page, visitor.page.locator("#reconstruct-name input")
     visitor.tab("Reconstruct")
     field.click()
+    field.fill("")  # else the name is put behind the one that is there
     field.press_sequentially(names[turn % len(names)])
     page.wait_for_timeout(500)
     before = visitor.source("reconstruct-result")
@@ -158,7 +160,7 @@ def _turn(visitor: browser.Visitor, names: Sequence[str], turn: int) -> Iterator
         browser.seconds(lambda: field.press("Enter"), lambda: visitor.changed("reconstruct-result", before)),
     )
     visitor.click("reconstruct-grid", 0.1, 0.1)
-    page.locator("#reconstruct-facts", has_text="Code").wait_for()
+    page.locator("#reconstruct-facts", has_text=re.compile(r"Code \d+ stands")).wait_for()
     code = page.locator("#reconstruct-code input")
     page.wait_for_timeout(500)
     code.fill(str((int(code.input_value()) + 1 + turn) % 8))

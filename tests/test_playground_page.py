@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -139,7 +140,7 @@ def test_a_code_is_clicked_and_replaced(visitor: browser.Visitor, house: Path) -
     assert (pixels(visitor, "reconstruct-original") == np.asarray(cells.enlarged(image_of(house, NAMES[0])))).all()
     visitor.click("reconstruct-grid", 0.9, 0.9)
     grid = visitor.changed("reconstruct-grid", grid)
-    visitor.page.locator("#reconstruct-facts", has_text="Code").wait_for()
+    visitor.page.locator("#reconstruct-facts", has_text=re.compile(r"Code \d+ stands")).wait_for()
     visitor.changed("reconstruct-near", "")
     before = {part: pixels(visitor, f"reconstruct-{part}") for part in ("grid", "result", "original")}
     code = int(visitor.page.locator("#reconstruct-code input").input_value())
