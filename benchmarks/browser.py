@@ -118,10 +118,11 @@ class Visitor:
             button = self.page.locator(".overflow-dropdown button", has_text=name)
         button.click()
 
-    def choose(self, key: str, name: str) -> None:
-        """Search a picture by its name, and take it."""
-        field = self.page.locator(f"#{key}-name input")
+    def choose(self, key: str, name: str, part: str = "name") -> None:
+        """Search a name, and take it."""
+        field = self.page.locator(f"#{key}-{part} input")
         field.click()
+        field.fill("")  # else it is put behind the name that is there
         field.press_sequentially(name)
         self.page.locator("ul[role=listbox] li", has_text=name).first.wait_for()
         self.page.wait_for_timeout(300)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from tessera.core import files
 from tessera.core.errors import InputError
 
 FOLDER = Path("docs/playground")
-NEEDED = ("artifacts", "metrics", "plots", "stages", ".dvc", ".git")  # linked: votes must not be written here
+BEFORE = "before"  # tag of the run before the last one
 FIRST, LAST = "red heart", "grinning face"
 COLOURS = 128  # of a screenshot: enough for the eye, and a third of the bytes
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 400, "height": 800}
@@ -73,7 +74,9 @@ def training(visitor: browser.Visitor) -> None:
 
 
 def compare(visitor: browser.Visitor) -> None:
-    """The last commit beside the working folder."""
+    """The last run beside the one before."""
+    visitor.choose("compare", f"tag {BEFORE}", "left")
+    visitor.page.wait_for_timeout(500)
     visitor.page.locator("#compare-go").click()
     visitor.page.locator("#compare-said", has_text="metrics").wait_for()
     visitor.changed("compare-images", "")
@@ -104,6 +107,32 @@ def _show(visitor: browser.Visitor, tab: str, path: Path) -> None:
     visitor.page.context.close()
 
 
+def clone(folder: str) -> None:
+    """The repository in a folder of its own, since votes must not be written here, with a tag at the run before the last one.
+
+    Raises:
+        InputError: there is no repository of git and DVC here, or it holds no two runs.
+    """
+    cache = _said("dvc", "cache", "dir")
+    _said("git", "clone", "-q", "--shared", ".", folder)
+    runs = _said("git", "log", "-n", "2", "--format=%H", "--", "dvc.lock").split()
+    if len(runs) < 2:
+        raise InputError(
+            "dvc.lock must have changed in two commits at least, for two runs to compare; fetch all of git's history"
+        )
+    _said("git", "-C", folder, "tag", BEFORE, runs[1])
+    (Path(folder) / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
+    (Path(folder) / files.ARTIFACTS).symlink_to(files.ARTIFACTS.resolve())
+    shutil.copy("params.yaml", folder)
+
+
+def _said(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"{' '.join(command[:2])} failed: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.playground_pictures", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -116,9 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not files.ARTIFACTS.exists():
             raise InputError("there is no artifacts/; run `dvc repro` first")
         with tempfile.TemporaryDirectory() as folder:
-            for name in NEEDED:
-                (Path(folder) / name).symlink_to(Path(name).resolve())
-            shutil.copy("params.yaml", folder)
+            clone(folder)
             with browser.served(Path(folder)) as address, browser.chromium() as chromium:
                 made(chromium, address, options.to, options.tabs)
     except InputError as error:

@@ -37,7 +37,7 @@ def build(space: Workspace) -> Tab:
         measure = gr.Dropdown([], label="Measure", elem_id="compare-measure")
     plot = gr.LinePlot(x="epoch", y="value", color="run", height=280, buttons=[], elem_id="compare-plot")
     table = gr.Dataframe(label="Metrics that differ, the largest relative difference first", interactive=False, max_height=400,
-                         elem_id="compare-table")  # fmt: skip
+                         headers=["metric", "left", "right", "difference"], elem_id="compare-table")  # fmt: skip
     measured = gr.State(None)
 
     @told

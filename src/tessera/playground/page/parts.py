@@ -17,6 +17,7 @@ from tessera.core.errors import InputError, NonFiniteError
 from tessera.playground import uploads
 from tessera.playground.workspace import Picture, Workspace
 
+NO_IMAGES = "no images to pick from before `dvc repro dataset`; upload one"
 CHOICES = 4000  # names in a list, at most: the browser searches them
 # of an image that is shown only, and of a row of them
 PLAIN: dict[str, Any] = {"interactive": False, "buttons": [], "format": "png", "elem_classes": ["pixels"]}
@@ -81,7 +82,7 @@ def message(error: Exception) -> gr.Error:
 
 def plain(name: object) -> str:
     """Text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_\[\]#|~$])", r"\\\1", html.escape(str(name)))
+    return re.sub(r"([\\`*_\[\]#|~$])", r"\\\1", html.escape(str(name), quote=False))
 
 
 def picker(space: Workspace, label: str, key: str) -> Picker:
@@ -101,7 +102,12 @@ def picker(space: Workspace, label: str, key: str) -> Picker:
 
     names.input(by_name, names, picture, show_progress="hidden")
     upload.upload(by_upload, upload, [picture, names], show_progress="hidden")
-    return Picker(names, upload, picture, [Fresh(names, lambda: gr.Dropdown(space.names(CHOICES), value=None))])
+
+    def there() -> Any:
+        found = space.names(CHOICES)
+        return gr.Dropdown(found, value=None, info="type to search" if found else NO_IMAGES)
+
+    return Picker(names, upload, picture, [Fresh(names, there)])
 
 
 def to_download(content: bytes, name: str) -> str:
