@@ -20,7 +20,8 @@ from tessera.core import files
 from tessera.core.errors import InputError
 
 FOLDER = Path("docs/playground")
-BEFORE = "before"  # tag of the run before the last one
+TOKENIZER = "metrics/tokenizer.json"
+BEFORE = "before"  # tag of the last run with another tokenizer
 FIRST, LAST = "red heart", "grinning face"
 COLOURS = 128  # of a screenshot: enough for the eye, and a third of the bytes
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 400, "height": 800}
@@ -108,22 +109,29 @@ def _show(visitor: browser.Visitor, tab: str, path: Path) -> None:
 
 
 def clone(folder: str) -> None:
-    """The repository in a folder of its own, since votes must not be written here, with a tag at the run before the last one.
+    """The repository in a folder of its own, since votes must not be written here, with a tag at the last run that had another
+    tokenizer.
 
     Raises:
-        InputError: there is no repository of git and DVC here, or it holds no two runs.
+        InputError: there is no repository of git and DVC here, or it holds no such run.
     """
     cache = _said("dvc", "cache", "dir")
     _said("git", "clone", "-q", "--shared", ".", folder)
-    runs = _said("git", "log", "-n", "2", "--format=%H", "--", "dvc.lock").split()
-    if len(runs) < 2:
-        raise InputError(
-            "dvc.lock must have changed in two commits at least, for two runs to compare; fetch all of git's history"
-        )
-    _said("git", "-C", folder, "tag", BEFORE, runs[1])
+    _said("git", "-C", folder, "tag", BEFORE, _run_before())
     (Path(folder) / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
     (Path(folder) / files.ARTIFACTS).symlink_to(files.ARTIFACTS.resolve())
     shutil.copy("params.yaml", folder)
+
+
+def _run_before() -> str:
+    commits = _said("git", "log", "-n", "50", "--format=%H", "--", TOKENIZER).split()
+    now, *before = ((commit, _said("git", "show", f"{commit}:{TOKENIZER}")) for commit in commits)
+    found = next((commit for commit, metrics in before if metrics != now[1]), None)
+    if found is None:
+        raise InputError(
+            "two committed runs must have tokenizers that differ, for two to compare; fetch all of git's history"
+        )
+    return found
 
 
 def _said(*command: str) -> str:

@@ -1264,3 +1264,26 @@ def test_labels_are_drawn_as_often_as_they_occur(tiny_run):
     assert drawn.conditions.shape == (300, 1)
     assert (drawn.codes == drawn.conditions).all()
     assert abs(drawn.conditions.mean() - run.labels("train").mean()) < 0.1
+
+
+# models of older versions
+
+
+@pytest.mark.parametrize(("seam", "name"), models.ADDED)
+def test_a_stored_model_may_lack_the_values_that_were_added_since(seam, name, workspace):
+    """It is what it was, and loads."""
+    config = seams.plugin(seam, name).Config
+    added = models.ADDED[seam, name]
+    assert added.keys() <= config.model_fields.keys()
+    today = {**example(config).model_dump(), **added}
+    files.write_json(
+        Path("old/recipe.json"),
+        {"seam": seam, "name": name, "config": {key: today[key] for key in today if key not in added},
+         "arguments": {}, "quantizer": None},
+    )  # fmt: skip
+    assert models.read_recipe(Path("old")).config == today
+    files.write_json(
+        Path("new/recipe.json"),
+        {"seam": seam, "name": name, "config": today | dict.fromkeys(added, 2), "arguments": {}, "quantizer": None},
+    )
+    assert models.read_recipe(Path("new")).config == today | dict.fromkeys(added, 2), "a value that is there stays"

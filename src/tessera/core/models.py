@@ -160,6 +160,7 @@ def read_recipe(folder: Path) -> Recipe:
         recipe = Recipe(**{**values, "quantizer": quantizer})
         rename = RENAMED.get((recipe.seam, recipe.name))
         recipe = rename(recipe) if rename is not None else recipe
+        recipe = recipe._replace(config={**ADDED.get((recipe.seam, recipe.name), {}), **recipe.config})
         return _without_classes(recipe, folder) if recipe.seam == "priors" else recipe
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / RECIPE} is no recipe of a model ({error}). Train it again") from None
@@ -190,6 +191,12 @@ def _pixelcnn(recipe: Recipe) -> Recipe:
 
 
 RENAMED = {("priors", "pixelcnn"): _pixelcnn}  # plug-in of an older recipe -> function that converts the recipe
+# plug-in -> values that its older recipes lack, as they were before there was a choice: a value that is added to a network's
+# Config is named here, or models that somebody keeps cannot be loaded any more
+ADDED: dict[tuple[str, str], dict[str, Any]] = {
+    **{("tokenizers", name): {"attention": 0, "outer_blocks": 0} for name in ("vqvae", "vqvae2", "vae")},
+    ("extractors", "efficientnet"): {"variant": "lite0"},
+}
 
 
 def load(folder: str | Path, device: Device = "cpu") -> Any:
