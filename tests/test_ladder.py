@@ -194,6 +194,37 @@ def test_each_region_has_a_partner_of_its_own(rung, side):
     assert partners.mean() > 1.5  # one partner for all would be 1
 
 
+@pytest.mark.parametrize("rung", EXCHANGED)
+def test_every_image_lends_as_often_as_it_borrows(rung):
+    """As partner of one other for each region."""
+    image, _ = origin(ladder.damaged(marked(SPACE, 60), SPACE, rung, 0, 0).codes, SPACE)
+    lent = np.bincount(image[image != np.arange(60)[:, None]], minlength=60)
+    assert (lent == 32).all()  # half of its codes
+
+
+def test_a_family_of_most_images_still_has_partners_of_other_families():
+    images = marked(SPACE, 60, 1)._replace(families=np.array(["large"] * 40 + [f"family {i // 2}" for i in range(20)]))
+    image, _ = origin(ladder.damaged(images, SPACE, "halves", 0, 0).codes, SPACE)
+    foreign = image != np.arange(60)[:, None]
+    assert foreign.any(1).all()
+    assert (image[:40][foreign[:40]] >= 40).all()
+    assert len(set(image[:40][foreign[:40]])) > 5, "many lend"
+
+
+def test_rungs_of_one_repetition_have_partners_in_common():
+    """So that they differ by their damage alone; those of another repetition are others."""
+    images = marked(SPACE, 60)
+    codes = {rung: ladder.damaged(images, SPACE, rung, 0, 0).codes for rung in EXCHANGED[:3]}
+    codes["again"] = ladder.damaged(images, SPACE, "quadrants", 0, 1).codes
+    partners = {}
+    for name, found in codes.items():
+        image, _ = origin(found, SPACE)
+        partners[name] = [set(row) - {at} for at, row in enumerate(image)]
+    assert all(one <= two <= three for one, two, three in
+               zip(partners["halves"], partners["quadrants"], partners["blocks"], strict=True))  # fmt: skip
+    assert np.mean([one <= two for one, two in zip(partners["halves"], partners["again"], strict=True)]) < 0.5
+
+
 def test_shuffled_codes_are_all_there_at_other_places():
     images = marked(SPACE)
     codes = ladder.damaged(images, SPACE, "shuffled", 0, 0).codes

@@ -72,8 +72,9 @@ def why_not(space: CodeSpace, families: Shaped[np.ndarray, " n"]) -> str | None:
 def damaged(images: Images, space: CodeSpace, rung: str, seed: int, number: int) -> Damaged:
     """All images on one rung. `number` counts the repetitions; each has other regions and partners."""
     codes, side = np.array(images.codes), sides(images, seed, number)
-    partners = _Partners(images, side)
     partitions = _partitions(space)
+    most = 0 if rung == SHUFFLED else max(_exchanged(regions) for regions in partitions[rung])
+    partners = _partners(images, side, most, seed, number)
     for at, name in enumerate(images.names):
         generator = numpy_generator(seed, "ladder", rung, number, name)
         if rung == SHUFFLED:
@@ -81,8 +82,8 @@ def damaged(images: Images, space: CodeSpace, rung: str, seed: int, number: int)
             continue
         options = partitions[rung]
         regions = options[generator.integers(len(options))]
-        exchanged = generator.permutation(regions.max() + 1)[: (regions.max() + 1) // 2]
-        for region, partner in zip(exchanged, partners(at, len(exchanged), generator), strict=True):
+        exchanged = generator.permutation(regions.max() + 1)[: _exchanged(regions)]
+        for region, partner in zip(exchanged, partners[:, at], strict=False):
             where = regions == region
             codes[at, where] = images.codes[partner, where]
     return Damaged(codes, side)
@@ -107,23 +108,46 @@ def sides(images: Images, seed: int, number: int) -> Int[np.ndarray, " n"]:
     return found[family]
 
 
-class _Partners:
-    """Images of the same side, the same group and another family; of any group, where those are of one family."""
+def _exchanged(regions: Regions) -> int:
+    """How many regions an image exchanges: half of them."""
+    return int(regions.max() + 1) // 2
 
-    def __init__(self, images: Images, side: Int[np.ndarray, " n"]) -> None:
-        order = np.lexsort((images.names, images.families))
-        self.families = np.unique(images.families, return_inverse=True)[1]
-        self.kinds = list(zip(side.tolist(), images.groups.tolist(), strict=True))
-        self.members = {}
-        for one, group in set(self.kinds):
-            alike = order[side[order] == one]
+
+def _partners(
+    images: Images, side: Int[np.ndarray, " n"], count: int, seed: int, number: int
+) -> Int[np.ndarray, "k n"]:
+    """Partners of all images for each of `count` regions: of the same side, the same group and another family; of any group, where
+    those are of one family.
+
+    For each region every image is the partner of one other, where no family has more than half of the images: they stand in a
+    circle, family beside family, and all go on by the same number of places. And a repetition has the same partners on every
+    rung, one after another. So the draws of a rung differ less, and differences of rungs still less, than with partners at random.
+    """
+    order = np.lexsort((images.names, images.families))
+    family = np.unique(images.families, return_inverse=True)[1]
+    found = np.empty((count, len(order)), np.int64)
+    for one in range(2):
+        alike = order[side[order] == one]
+        for group in np.unique(images.groups[alike]):
             members = alike[images.groups[alike] == group]
-            self.members[one, group] = alike if len(np.unique(self.families[members])) < 2 else members
+            lenders = alike if len(np.unique(family[members])) < 2 else members
+            for region in range(count):
+                generator = numpy_generator(seed, "ladder", "partners", number, one, group, region)
+                partner = _others(family[lenders], generator)
+                found[region, members] = lenders[partner[np.isin(lenders, members)]]
+    return found
 
-    def __call__(self, at: int, count: int, generator: np.random.Generator) -> Int[np.ndarray, " c"]:
-        members = self.members[self.kinds[at]]
-        others = members[self.families[members] != self.families[at]]
-        return others[generator.integers(len(others), size=count)]
+
+def _others(family: Int[np.ndarray, " n"], generator: np.random.Generator) -> Int[np.ndarray, " n"]:
+    """For each image the index of one of another family."""
+    n, largest = len(family), int(np.bincount(family).max())
+    if 2 * largest > n:  # no circle: some must lend more than once
+        return np.array([generator.choice(np.flatnonzero(family != own)) for own in family])
+    lots = generator.permutation(family.max() + 1)[family]
+    circle = np.lexsort((generator.random(n), lots))
+    found = np.empty(n, np.int64)
+    found[circle] = np.roll(circle, -int(generator.integers(largest, n - largest, endpoint=True)))
+    return found
 
 
 def _permutation(space: CodeSpace, generator: np.random.Generator) -> Int[np.ndarray, " t"]:
