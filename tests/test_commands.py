@@ -440,7 +440,7 @@ def test_ctrl_c_ends_without_a_traceback(run, said, monkeypatch):
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sample, "drawn", stop)
+    monkeypatch.setattr(sample, "sampled", stop)
     assert said(130, "sample", "--out", "a.png") == "stopped\n"
 
 

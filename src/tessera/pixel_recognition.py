@@ -2,36 +2,43 @@
 
 Features of ImageNet say little of how something is drawn: of six vendors a logistic regression on them finds the right one for
 little more than half of the originals, and of five skin tones likewise. A small network that is trained on the drawings themselves
-(`extractors.classifier`) knows line and colour. It sees each drawing twice, as it is and through the tokenizer, so that a
-decoder's blur gives nothing away and disturbs nothing.
+knows line and colour. It sees each drawing twice, as it is and through the tokenizer, so that a decoder's blur gives nothing away
+and disturbs nothing.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from pydantic import Field
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessera.core.contracts import Device
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
 from tessera.core.seeding import numpy_generator, seed_globally
-from tessera.extractors import classifier
 from tessera.images.arrays import batches, to_model
 from tessera.recognition import places
 
 AT_ONCE = 512  # images in one pass without gradients
+SMALLEST = 4  # side in pixels, until which images are halved
 
 
 class Config(Strict):
     channels: int = Field(
-        ge=1, le=1024, description="after the first halving of the image; see scorer.classifier", examples=[8]
+        ge=1,
+        le=1024,
+        description="before the first halving of the image, twice as many before each further one",
+        examples=[8],
     )
-    features: int = Field(ge=2, le=4096, description="after the last halving", examples=[16])
+    features: int = Field(
+        ge=2, le=4096, description="after the last halving, of which the mean over places is classified", examples=[16]
+    )
     dropout: float = Field(ge=0, lt=1, description="before the last layer", examples=[0.1])
     shift: int = Field(ge=0, le=16, description="pixels by which images are moved at random, at most, their edges repeated",
                        examples=[1])  # fmt: skip
@@ -47,6 +54,26 @@ class Drawings(NamedTuple):
     originals: UInt8[np.ndarray, "n h w c"]
     reconstructions: UInt8[np.ndarray, "n h w c"]
     classes: Shaped[np.ndarray, " n"]
+
+
+class Network(nn.Module):
+    """Images [B,C,H,W] to logits of classes: 3x3 convolutions, and maxima over 2x2 places until some 4x4 are left."""
+
+    def __init__(self, config: Config, channels: int, side: int, classes: int) -> None:
+        super().__init__()
+        halvings = max(1, (side // SMALLEST).bit_length() - 1)
+        widths = [channels, *(config.channels * 2**i for i in range(halvings)), config.features]
+        layers: list[nn.Module] = []
+        for number, (before, after) in enumerate(pairwise(widths)):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            if number < halvings:
+                layers.append(nn.MaxPool2d(2, ceil_mode=True))
+        self.convolutions = nn.Sequential(*layers)
+        self.last = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.features, classes))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        found: Tensor = self.last(self.convolutions(x).mean((2, 3)))
+        return found
 
 
 class PixelRecogniser:
@@ -68,11 +95,8 @@ class PixelRecogniser:
         self._device = device
         seed_globally(seed, "recogniser")
         height, width, channels = train.originals.shape[1:]
-        own = classifier.Config(channels=config.channels, features=config.features, dropout=config.dropout)
-        network = classifier.Classifier(own, (channels, height, width), len(self.classes))
-        self._network = fitted(
-            network.to(device, memory_format=torch.channels_last), train, index, config, seed, device
-        )
+        network = Network(config, channels, min(height, width), len(self.classes)).to(device)
+        self._network = fitted(network.to(memory_format=torch.channels_last), train, index, config, seed, device)
         known = np.isin(held_out.classes.astype(str), self.classes)
         seen = (held_out.originals[known], held_out.reconstructions[known])
         right = [float((self(pixels) == held_out.classes[known].astype(str)).mean()) for pixels in seen if known.any()]
@@ -81,7 +105,7 @@ class PixelRecogniser:
     @torch.no_grad()
     def _scores(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n k"]:
         found = [
-            self._network.head(self._network(to_model(pixels[where], self._device))).cpu().numpy()
+            self._network(to_model(pixels[where], self._device)).cpu().numpy()
             for where in batches(len(pixels), AT_ONCE)
         ]
         return np.concatenate(found)
@@ -96,13 +120,13 @@ class PixelRecogniser:
 
 
 def fitted(
-    network: classifier.Classifier,
+    network: Network,
     train: Drawings,
     index: Int[np.ndarray, " n"],
     config: Config,
     seed: int,
     device: Device,
-) -> classifier.Classifier:
+) -> Network:
     """AdamW, one cycle of the learning rate, batches of equal size; of each drawing and its reconstruction an epoch sees both. In
     evaluation mode."""
     order, n = numpy_generator(seed, "recogniser", "order"), len(index)
@@ -115,7 +139,7 @@ def fitted(
             pixels = np.where((batch < n)[:, None, None, None], train.originals[rows], train.reconstructions[rows])
             moved = shifted(pixels, order.integers(-config.shift, config.shift, (len(rows), 2), endpoint=True))
             targets = torch.from_numpy(index[rows].astype(np.int64)).to(device)
-            loss = F.cross_entropy(network.head(network.dropout(network(to_model(moved, device)))), targets)
+            loss = F.cross_entropy(network(to_model(moved, device)), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -134,10 +134,10 @@ def work(options: argparse.Namespace) -> None:
         )
     conditions, guidance = conditions_of(prior, wishes(options, prior), options.n), guidance_of(options, prior)
     sampling = Sampling(options.temperature, options.top_k, options.top_p, guidance)
-    draw = partial(drawn, prior, sampling, options, device)
-    critic = critic_of(models, tokenizer, prior, draw, options) if options.best_of > 1 else None
+    sample = partial(sampled, prior, sampling, options, device)
+    critic = critic_of(models, tokenizer, prior, sample, options) if options.best_of > 1 else None
     given = None if conditions is None else conditions.repeat(options.best_of, 1)
-    codes = draw(options.best_of * options.n, given, STREAM)
+    codes = sample(options.best_of * options.n, given, STREAM)
     if critic is not None:
         from tessera.rejection import best
 
@@ -158,7 +158,7 @@ def work(options: argparse.Namespace) -> None:
         print(f"{options.codes}: their codes")
 
 
-def drawn(
+def sampled(
     prior: Prior,
     sampling: Sampling,
     options: argparse.Namespace,
@@ -187,7 +187,7 @@ def critic_of(
     models: trained.Trained,
     tokenizer: Tokenizer,
     prior: Prior,
-    draw: Callable[..., Int[np.ndarray, "n t"]],
+    sample: Callable[..., Int[np.ndarray, "n t"]],
     options: argparse.Namespace,
 ) -> Callable[[Int[np.ndarray, "n t"]], Float[np.ndarray, " n"]]:
     """The log odds of each candidate, by a critic that learns to tell codes of training images from samples, as many, which are
@@ -218,7 +218,7 @@ def critic_of(
     training = run.codes("train")
     real = training[arrays.evenly(len(training), own.count)]
     told = as_in_training(run, prior.conditioning, len(real), numpy_generator(options.seed, CRITIC, "labels"))
-    false = draw(len(real), None if told is None else torch.from_numpy(told), STREAM, CRITIC)
+    false = sample(len(real), None if told is None else torch.from_numpy(told), STREAM, CRITIC)
     device = trained.device(options)
     return lambda found: log_odds(real, false, found, tokenizer, own, derive(options.seed, CRITIC), device)
 
