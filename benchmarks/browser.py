@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,24 @@ class Visitor:
             arg=[part, before],
         )
         return self.source(part)
+
+    def until_changed(self, act: Callable[[], Any], part: str) -> float:
+        """Seconds from the click or key that `act` brings about, as the page gets it, until the part shows another picture. The
+        driver's own checks before a click are not in it, which take longer than the page."""
+        before = self.source(part)
+        self.page.evaluate(
+            """() => { window.begun = null;
+                 for (const kind of ["click", "keydown"])
+                   addEventListener(kind, () => { window.begun ??= performance.now() }, { capture: true, once: true }) }"""
+        )
+        act()
+        passed = self.page.wait_for_function(
+            """([part, before]) => { const image = document.querySelector(`#${part} img`);
+                 const over = image && image.src !== before && image.complete && image.naturalWidth > 0;
+                 return over && window.begun !== null && performance.now() - window.begun }""",
+            arg=[part, before],
+        )
+        return float(passed.json_value()) / 1000
 
     def click(self, part: str, across: float, down: float) -> None:
         """At fractions of the width and height of the picture in a part."""

@@ -154,30 +154,17 @@ def _turn(visitor: browser.Visitor, names: Sequence[str], turn: int) -> Iterator
     field.fill("")  # else the name is put behind the one that is there
     field.press_sequentially(names[turn % len(names)])
     page.wait_for_timeout(500)
-    before = visitor.source("reconstruct-result")
-    yield (
-        "reconstruct: first picture",
-        browser.seconds(lambda: field.press("Enter"), lambda: visitor.changed("reconstruct-result", before)),
-    )
+    yield "reconstruct: first picture", visitor.until_changed(lambda: field.press("Enter"), "reconstruct-result")
     visitor.click("reconstruct-grid", 0.1, 0.1)
     page.locator("#reconstruct-facts", has_text=re.compile(r"Code \d+ stands")).wait_for()
     code = page.locator("#reconstruct-code input")
     page.wait_for_timeout(500)
     code.fill(str((int(code.input_value()) + 1 + turn) % 8))
-    before = visitor.source("reconstruct-result")
-    yield (
-        "reconstruct: a code replaced",
-        browser.seconds(
-            lambda: page.locator("#reconstruct-put").click(), lambda: visitor.changed("reconstruct-result", before)
-        ),
-    )
+    put = page.locator("#reconstruct-put")
+    yield "reconstruct: a code replaced", visitor.until_changed(put.click, "reconstruct-result")
     visitor.tab("Sample")
     page.locator("#samples-seed input").fill(str(turn))
-    before = visitor.source("samples-found")
-    yield (
-        "sample: 16 samples",
-        browser.seconds(lambda: page.locator("#samples-go").click(), lambda: visitor.changed("samples-found", before)),
-    )
+    yield "sample: 16 samples", visitor.until_changed(page.locator("#samples-go").click, "samples-found")
 
 
 def started() -> dict[str, float]:

@@ -14,6 +14,7 @@ from tessera.playground.workspace import Picture, Workspace
 TITLE = "Reconstruct"
 USES, NEAREST = 8, 8
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
+AT_ONCE: dict[str, Any] = {**QUIET, "queue": False}  # of what takes milliseconds: the queue would take longer
 HINT = "Click a cell of the grid: its code, where else it is used, and its nearest codes."
 
 
@@ -43,8 +44,9 @@ def build(space: Workspace) -> Tab:
         title = f"Reconstruction: {reconstruct.psnr_db(now, pixels):.1f} dB{changed}"
         return now, gr.Image(cells.enlarged(pixels), label=title), reconstruct.grid(space, now)
 
-    def about(now: Edited) -> tuple[Any, ...]:
-        if now.chosen is None:
+    @told
+    def about(now: Edited | None) -> tuple[Any, ...]:
+        if now is None or now.chosen is None:
             return HINT, [], []
         use, found = reconstruct.use(space, now, USES), reconstruct.nearest(space, now, NEAREST)
         return sentence(use), reconstruct.with_each(space, now, found), reconstruct.elsewhere(space, now, use)
@@ -52,24 +54,23 @@ def build(space: Workspace) -> Tab:
     @told
     def choose(picture: Picture | None) -> tuple[Any, ...]:
         if picture is None:
-            return None, None, None, None, HINT, [], []
+            return None, None, None, None
         now = reconstruct.encoded(space, picture)
-        return *shown(now), gr.Image(cells.enlarged(picture.pixels), label=f"Original: {picture.name}"), *about(now)
+        return *shown(now), gr.Image(cells.enlarged(picture.pixels), label=f"Original: {picture.name}")
 
     @told
     def click(now: Edited | None, at: gr.SelectData) -> tuple[Any, ...]:
         if now is None:
-            return None, None, gr.skip(), HINT, [], []
+            return None, None, gr.skip()
         now = reconstruct.clicked(space, now, *at.index)
         at_cell = None if now.chosen is None else int(now.codes[now.chosen])
-        return now, reconstruct.grid(space, now), at_cell, *about(now)
+        return now, reconstruct.grid(space, now), at_cell
 
     @told
     def replace(now: Edited | None, value: int | None) -> tuple[Any, ...]:
         if now is None or value is None:
-            return tuple(gr.skip() for _ in range(6))
-        now = reconstruct.replaced(space, now, int(value))
-        return *shown(now), *about(now)
+            return tuple(gr.skip() for _ in after)
+        return shown(reconstruct.replaced(space, now, int(value)))
 
     @told
     def take(now: Edited, at: gr.SelectData) -> tuple[Any, ...]:
@@ -78,18 +79,18 @@ def build(space: Workspace) -> Tab:
 
     @told
     def restore(now: Edited | None) -> tuple[Any, ...]:
-        if now is None:
-            return tuple(gr.skip() for _ in range(6))
-        now = reconstruct.restored(now)
-        return *shown(now), *about(now)
+        return tuple(gr.skip() for _ in after) if now is None else shown(reconstruct.restored(now))
 
-    after = [edited, result, grid, facts, near, uses]
-    chosen.picture.change(choose, chosen.picture, [*after[:3], original, *after[3:]], **QUIET)
-    grid.select(click, edited, [edited, grid, code, *after[3:]], **QUIET)
-    put.click(replace, [edited, code], after, **QUIET)
-    code.submit(replace, [edited, code], after, **QUIET)
-    near.select(take, edited, [code, *after], **QUIET)
-    undo.click(restore, edited, after, **QUIET)
+    after = [edited, result, grid]
+    for event in (
+        chosen.picture.change(choose, chosen.picture, [*after, original], **AT_ONCE),
+        grid.select(click, edited, [edited, grid, code], **AT_ONCE),
+        put.click(replace, [edited, code], after, **AT_ONCE),
+        code.submit(replace, [edited, code], after, **AT_ONCE),
+        near.select(take, edited, [code, *after], **AT_ONCE),
+        undo.click(restore, edited, after, **AT_ONCE),
+    ):  # the picture first; what is told of the cell takes several times as long
+        event.success(about, edited, [facts, near, uses], **QUIET)
     return Tab(chosen.fresh)
 
 
