@@ -142,19 +142,6 @@ def test_images_are_found_by_name(made: Made) -> None:
             space.picture(key)
 
 
-def test_a_search_finds_names_that_hold_the_text_first_those_that_begin_with_it(made: Made) -> None:
-    space = made()
-    table = pd.read_csv(space.folder("dataset") / "table.csv")
-    table.loc[:3, "name"] = ["red Heart", "heart", "Hearts, four", "start"]
-    files.write_table(space.folder("dataset") / "table.csv", table)
-    assert [title for title, _ in space.search(" heart ", 5)] == ["heart", "Hearts, four", "red Heart"]
-    assert [title for title, _ in space.search("heart", 2)] == ["heart", "Hearts, four"]
-    assert space.search("nobody", 5) == []
-    assert space.search("", 7) == space.names(100)[:7]
-    (title, key), *_ = space.search("red h", 5)
-    assert space.picture(key).name == title == "red Heart"
-
-
 def test_images_of_one_name_get_numbers(made: Made) -> None:
     space = made()
     table = pd.read_csv(space.folder("dataset") / "table.csv").assign(name="same")

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 TWO_LEVELS = "`dvc exp run -S tokenizer.name=vqvae2`"  # the command for what needs several levels
-NAMES = 4000  # of images that are searched, at most
 BATCH = 64  # images encoded or decoded at once
 MODELS = ("tokenizer", "prior")
 COMMITTED = f"No model has been trained here: this is {trained.COMMITTED}, the models of the committed run."
@@ -191,12 +190,6 @@ class Workspace(Run):
                 title = name if seen[name] == 1 else f"{name} ({seen[name]})"
                 found.append((title, f"{split}:{row}"))
         return sorted(found, key=lambda each: each[0].casefold())
-
-    def search(self, text: str, most: int) -> list[tuple[str, str]]:
-        """The first of `names` that hold the text, those that begin with it first."""
-        text = text.strip().casefold()
-        found = [each for each in self.names(NAMES) if text in each[0].casefold()]
-        return sorted(found, key=lambda each: not each[0].casefold().startswith(text))[:most]
 
     def picture(self, key: str) -> Picture:
         """The image of a key such as `test:12`.

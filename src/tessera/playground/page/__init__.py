@@ -12,6 +12,7 @@ import socket
 import tempfile
 import webbrowser
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 OFF = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_SSR_MODE": "False", "GRADIO_SHARE": "False",
@@ -27,7 +28,7 @@ from tessera.core.errors import InputError  # noqa: E402
 from tessera.decoding.compressed import MAX_PIXELS  # noqa: E402
 from tessera.playground import uploads  # noqa: E402
 from tessera.playground.page import blend, compare, inpaint, judge, reconstruct, samples, style, training  # noqa: E402
-from tessera.playground.page.parts import Fresh, Tab, plain  # noqa: E402
+from tessera.playground.page.parts import Fresh, Tab, filled, plain  # noqa: E402
 from tessera.playground.workspace import Workspace  # noqa: E402
 
 HOST = "127.0.0.1"
@@ -66,16 +67,24 @@ def build(space: Workspace) -> Any:
     with gr.Blocks(title="tessera playground", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
         gr.Markdown("# Playground\nWhat the codes of this run can do. Everything is computed on this machine.")
         fresh = [Fresh(gr.Markdown(elem_id="models"), lambda: _models(space))]
+        lists: list[tuple[str, Any]] = []  # of names, each with the title of its tab
         with gr.Tabs() as tabs:
             for module in TABS:
                 with gr.Tab(module.TITLE, elem_id=f"tab-{module.__name__.rpartition('.')[2]}") as tab:
                     found, own = _tab(space, module)
                 fresh += own
+                lists += [(module.TITLE, each) for each in found.names]
                 if found.opened is not None:
                     found.opened(tab)
                 if found.timer is not None:
                     tabs.select(_runs_while_open(module.TITLE), None, found.timer, show_progress="hidden")
+        fresh += [Fresh(each, partial(filled, space, title == TABS[0].TITLE)) for title, each in lists]
         page.load(lambda: [_made(each) for each in fresh], None, [each.part for each in fresh], show_progress="hidden")
+
+        def fill(at: gr.SelectData) -> list[Any]:
+            return [_made(Fresh(each, partial(filled, space, at.value == title))) for title, each in lists]
+
+        tabs.select(fill, None, [each for _, each in lists], show_progress="hidden")
     return page
 
 

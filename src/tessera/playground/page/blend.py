@@ -63,7 +63,7 @@ def build(space: Workspace) -> Tab:
     for part in (first.picture.change, last.picture.change, way.input):
         part(walk, given, shown)
     fraction.input(move, [frames, fraction], frame, show_progress="hidden", trigger_mode="always_last")
-    return Tab([*first.fresh, *last.fresh])
+    return Tab([], names=(first.names, last.names))
 
 
 def nearest(found: np.ndarray, fraction: float) -> np.ndarray:

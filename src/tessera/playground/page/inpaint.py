@@ -74,7 +74,7 @@ def build(space: Workspace) -> Tab:
 
     chosen.picture.change(choose, chosen.picture, editor, show_progress="hidden")
     go.click(fill, [chosen.picture, editor, count, updates, seed], [given, *found, left_out])
-    return Tab(chosen.fresh)
+    return Tab([], names=(chosen.names,))
 
 
 def _alpha(painted: dict[str, Any] | None) -> np.ndarray:

@@ -18,7 +18,7 @@ from tessera.playground import uploads
 from tessera.playground.workspace import Picture, Workspace
 
 NO_IMAGES = "no images to pick from before `dvc repro dataset`; upload one"
-CHOICES = 50  # names in a list, at most: with each answer of the server Gradio's page copies the lists of all tabs
+CHOICES = 4000  # names in a list, at most: the browser searches them
 # of an image that is shown only, and of a row of them
 PLAIN: dict[str, Any] = {"interactive": False, "buttons": [], "format": "png", "elem_classes": ["pixels"]}
 
@@ -37,11 +37,13 @@ class Fresh(NamedTuple):
 
 
 class Tab(NamedTuple):
-    """What a tab asks of the page. `opened` is given Gradio's tab, to listen to its events; `timer` runs while the tab is open."""
+    """What a tab asks of the page. `opened` is given Gradio's tab, to listen to its events; `timer` runs while the tab is open, and
+    `names` are lists that are filled while it is: with each answer of the server Gradio's page copies the lists of all tabs."""
 
     fresh: list[Fresh]
     opened: Callable[[Any], Any] | None = None
     timer: Any = None
+    names: tuple[Any, ...] = ()
 
 
 class Picker(NamedTuple):
@@ -50,7 +52,6 @@ class Picker(NamedTuple):
     names: Any
     upload: Any
     picture: Any
-    fresh: list[Fresh]
 
 
 def told(compute: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,27 +94,25 @@ def picker(space: Workspace, label: str, key: str) -> Picker:
     picture = gr.State(None)
 
     @told
-    def by_name(chosen: str | None) -> tuple[Any, Any]:
-        # the field is emptied: Gradio knows a choice by its place in the list, which the next search fills anew
-        return (space.picture(chosen), gr.Dropdown(value=None)) if chosen else (gr.skip(), gr.skip())
+    def by_name(chosen: str | None) -> Picture | None:
+        return space.picture(chosen) if chosen else None
 
     @told
     def by_upload(path: str) -> tuple[Picture, None]:
         return uploads.picture(space, Path(path)), None
 
-    names.input(by_name, names, [picture, names], show_progress="hidden")
+    names.input(by_name, names, picture, show_progress="hidden")
     upload.upload(by_upload, upload, [picture, names], show_progress="hidden")
 
-    def there() -> Any:
-        found = space.search("", CHOICES)
-        return gr.Dropdown(found, value=None, info="type to search" if found else NO_IMAGES)
+    return Picker(names, upload, picture)
 
-    def alike(typed: gr.KeyUpData) -> Any:
-        return gr.Dropdown(space.search(typed.input_value, CHOICES))
 
-    names.key_up(alike, None, names, queue=False, show_progress="hidden", trigger_mode="multiple")
-
-    return Picker(names, upload, picture, [Fresh(names, there)])
+def filled(space: Workspace, is_open: bool) -> Any:
+    """The list of names of a picker, which is empty while its tab is not open."""
+    if not is_open:
+        return gr.Dropdown([], value=None)
+    found = space.names(CHOICES)
+    return gr.Dropdown(found, value=None, info="type to search" if found else NO_IMAGES)
 
 
 def to_download(content: bytes, name: str) -> str:

@@ -14,7 +14,6 @@ from tessera.playground.workspace import Picture, Workspace
 TITLE = "Reconstruct"
 USES, NEAREST = 8, 8
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
-AT_ONCE: dict[str, Any] = {**QUIET, "queue": False}  # of what takes milliseconds: the queue would take longer
 HINT = "Click a cell of the grid: its code, where else it is used, and its nearest codes."
 
 
@@ -83,15 +82,15 @@ def build(space: Workspace) -> Tab:
 
     after = [edited, result, grid]
     for event in (
-        chosen.picture.change(choose, chosen.picture, [*after, original], **AT_ONCE),
-        grid.select(click, edited, [edited, grid, code], **AT_ONCE),
-        put.click(replace, [edited, code], after, **AT_ONCE),
-        code.submit(replace, [edited, code], after, **AT_ONCE),
-        near.select(take, edited, [code, *after], **AT_ONCE),
-        undo.click(restore, edited, after, **AT_ONCE),
+        chosen.picture.change(choose, chosen.picture, [*after, original], **QUIET),
+        grid.select(click, edited, [edited, grid, code], **QUIET),
+        put.click(replace, [edited, code], after, **QUIET),
+        code.submit(replace, [edited, code], after, **QUIET),
+        near.select(take, edited, [code, *after], **QUIET),
+        undo.click(restore, edited, after, **QUIET),
     ):  # the picture first; what is told of the cell takes several times as long
         event.success(about, edited, [facts, near, uses], **QUIET)
-    return Tab(chosen.fresh)
+    return Tab([], names=(chosen.names,))
 
 
 def sentence(use: reconstruct.Use) -> str:

@@ -41,7 +41,7 @@ def build(space: Workspace) -> Tab:
 
     for part in (content.picture.change, manner.picture.change):
         part(transfer, [content.picture, manner.picture], [first, second, found, said], show_progress="hidden")
-    return Tab([*content.fresh, *manner.fresh])
+    return Tab([], names=(content.names, manner.names))
 
 
 def sentences(result: style.Styled) -> str:
