@@ -1,7 +1,7 @@
 """The page docs/studies/words.md, from a finished run: `python -m benchmarks.words`, after `dvc repro evaluation@words`.
 
 It says what a prior that is told words can draw and what it cannot: concepts that other vendors drew in training and the vendor
-that is asked for did not, and words that never stood together (`src/tessera/evaluation/words.py`). Figures are those of
+that is asked for did not, and words that never stood together (`src/tessera/evaluation/words/`). Figures are those of
 metrics/evaluation/words.json and of the tables beside it, which are copied, as are the pictures. Nothing is computed anew.
 """
 
@@ -31,7 +31,7 @@ from tessera.evaluation.words import (
     RETRIEVED,
     SAMPLES,
 )
-from tessera.recognition import HEADS
+from tessera.evaluation.words.recognition import HEADS
 from tessera.studies.pages import markdown
 from tessera.studies.sweep import PAGES
 
@@ -95,7 +95,7 @@ def text(measured: Measured) -> str:
         "# Drawing by name",
         headline(measured),
         "`python -m benchmarks.words` wrote this page from `metrics/evaluation/words.json` and the tables of the measure "
-        f"(`src/tessera/evaluation/words.py`), which stand in [{NAME}-accuracy.csv]({NAME}-accuracy.csv) and files named like it.",
+        f"(`src/tessera/evaluation/words/`), which stand in [{NAME}-accuracy.csv]({NAME}-accuracy.csv) and files named like it.",
         "The drawings in the pictures are by Noto (OFL 1.1), Twemoji (CC BY 4.0), OpenMoji (CC BY-SA 4.0) and Fluent Emoji (MIT): "
         "[what the licences allow](../data.md#what-the-licences-allow); as a whole they stand under CC BY-SA 4.0.",
         "## What was asked for",

@@ -42,7 +42,7 @@ TABLE = {  # what is edited -> the file, and which stages are stale at once
         "src/tessera/autoregression/sampling.py", {"probe", "prior", "infiller", "samples", *every("extensions")}
     ),
     "the formula of a diagnostic": ("src/tessera/diagnostics/usage.py", {"diagnostics@usage", "report"}),
-    "the formula of a measure": ("src/tessera/evaluation/coverage.py", {"evaluation@coverage", "report"}),
+    "the formula of a measure": ("src/tessera/evaluation/coverage/__init__.py", {"evaluation@coverage", "report"}),
     "the style of the report": ("stages/report/style.py", {"report"}),
     "the network that upsamples": ("src/tessera/upsamplers/bicubic_residual.py", {"upsampler"}),
     "how enlargements are judged": ("src/tessera/upsampling.py", {"upsampler", *every("extensions")}),

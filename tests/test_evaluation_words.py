@@ -25,7 +25,7 @@ from tessera.core.run import SPLITS, Run
 from tessera.core.seeding import numpy_generator
 from tessera.evaluation import words
 from tessera.images.arrays import to_model
-from tessera.pixel_recognition import Config as Network
+from tessera.evaluation.words.pixel_recognition import Config as Network
 from tessera.words import Vocabulary
 
 SIDE = 16  # codes are colours: 0 is the white paper

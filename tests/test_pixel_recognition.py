@@ -9,7 +9,7 @@ import pytest
 from conftest import example
 
 from tessera.core.errors import InputError
-from tessera.pixel_recognition import Config, Drawings, PixelRecogniser, shifted
+from tessera.evaluation.words.pixel_recognition import Config, Drawings, PixelRecogniser, shifted
 
 SIDE = 16
 CLASSES = ("across", "down", "flat")

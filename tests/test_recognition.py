@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tessera.core.errors import InputError
-from tessera.recognition import CENTROID, HEADS, LINEAR, Examples, Recogniser
+from tessera.evaluation.words.recognition import CENTROID, HEADS, LINEAR, Examples, Recogniser
 
 CLASSES, DIM = 6, 20
 

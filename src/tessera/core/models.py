@@ -160,7 +160,8 @@ def read_recipe(folder: Path) -> Recipe:
         recipe = Recipe(**{**values, "quantizer": quantizer})
         rename = RENAMED.get((recipe.seam, recipe.name))
         recipe = rename(recipe) if rename is not None else recipe
-        recipe = recipe._replace(config={**ADDED.get((recipe.seam, recipe.name), {}), **recipe.config})
+        missing = ADDED.get((recipe.seam, recipe.name), {}).keys() - recipe.config.keys()
+        recipe.config.update({key: ADDED[recipe.seam, recipe.name][key] for key in sorted(missing)})
         return _without_classes(recipe, folder) if recipe.seam == "priors" else recipe
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / RECIPE} is no recipe of a model ({error}). Train it again") from None

@@ -26,7 +26,7 @@ SEAMS = (
 )
 
 
-FOLDERS = ("datasets", "extensions")  # seams whose plug-ins are folders
+FOLDERS = ("datasets", "evaluation", "extensions")  # seams whose plug-ins are folders
 
 
 def names(seam: str) -> tuple[str, ...]:

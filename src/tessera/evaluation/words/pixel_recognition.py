@@ -22,8 +22,8 @@ from tessera.core.contracts import Device
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
 from tessera.core.seeding import numpy_generator, seed_globally
+from tessera.evaluation.words.recognition import places
 from tessera.images.arrays import batches, to_model
-from tessera.recognition import places
 
 AT_ONCE = 512  # images in one pass without gradients
 SMALLEST = 4  # side in pixels, until which images are halved

@@ -1,0 +1,152 @@
+"""What judges say of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int, Shaped, UInt8
+
+from tessera.core.run import Run
+from tessera.evaluation.words.config import ALL, EVERY, Config
+from tessera.evaluation.words.held_out import Images, values_of
+from tessera.evaluation.words.pixel_recognition import Drawings, PixelRecogniser
+from tessera.evaluation.words.recognition import HEADS, Examples, Recogniser
+
+NETWORK = "network"  # the head that sees pixels
+
+
+class Seen(NamedTuple):
+    """What judges see of images [n, s each]."""
+
+    pixels: UInt8[np.ndarray, "n s h w c"]
+    features: Float[np.ndarray, "n s f"]
+
+    def at(self, where: Shaped[np.ndarray, " m"]) -> Seen:
+        return Seen(self.pixels[where], self.features[where])
+
+    @property
+    def flat(self) -> tuple[UInt8[np.ndarray, "m h w c"], Float[np.ndarray, "m f"]]:
+        return self.pixels.reshape(-1, *self.pixels.shape[2:]), self.features.reshape(-1, self.features.shape[2])
+
+
+def real(images: Images, run: Run, split: str) -> Seen:
+    """Of each image one, as it is."""
+    return Seen(np.asarray(run.images(split)[images.rows])[:, None], images.features[:, None])
+
+
+def reconstructed(images: Images, run: Run, split: str) -> Seen:
+    """Of each image of val or test one, through the tokenizer."""
+    features = run.features({"val": "reconstruction_val", "test": "reconstruction"}[split])
+    pixels = run.images(split, "reconstruction")[images.rows]
+    return Seen(np.asarray(pixels)[:, None], np.asarray(features)[images.rows][:, None])
+
+
+class Judge:
+    """A recogniser on features, or one on pixels where that is better on validation images.
+
+    Attributes:
+        accuracy: head -> fraction of the validation images, as they are and through the tokenizer, that it recognises.
+    """
+
+    def __init__(self, by_features: Recogniser, by_pixels: PixelRecogniser | None) -> None:
+        self._by_features = by_features
+        self.head, self.classes = by_features.head, by_features.classes
+        self.accuracy = dict(by_features.accuracy)
+        if by_pixels is not None:
+            self._by_pixels = by_pixels
+            self.accuracy[NETWORK] = by_pixels.accuracy
+            if by_pixels.accuracy > self.accuracy[self.head]:
+                self.head = NETWORK
+
+    def places(self, seen: Seen, wanted: Shaped[np.ndarray, " n"]) -> Int[np.ndarray, "n s"]:
+        """The place of the wanted class among all, as each of its images has it: 1 is the first."""
+        pixels, features = seen.flat
+        each = np.repeat(wanted, seen.features.shape[1])
+        found = (
+            self._by_pixels.places(pixels, each) if self.head == NETWORK else self._by_features.places(features, each)
+        )
+        return found.reshape(seen.features.shape[:2])
+
+
+class Judges:
+    """Of concepts for each vendor, of vendors, and of each attribute. `table` says which head each has."""
+
+    def __init__(self, train: Images, val: Images, vendors: Sequence[str], config: Config, run: Run) -> None:
+        self._config, self._run = config, run
+        self._rows: list[dict[str, Any]] = []
+        self.vendors = self._trained("vendors", ALL, (train, train.vendors), (val, val.vendors), True)
+        self.concepts = {}
+        for vendor in vendors:
+            others, own = train.at(train.vendors != vendor), val.at(val.vendors == vendor)
+            self.concepts[vendor] = self._trained(
+                "concepts", vendor, (others, others.concepts), (own, own.concepts), False
+            )
+        self.attributes = {}
+        for name, values in config.attributes.items():
+            of_train, of_val = (values_of(each.names, values) for each in (train, val))
+            if len(there := set(of_train) - {""}) < 2:
+                print(f"evaluation.words: attribute {name} is not judged: training names have {len(there)} of its values",
+                      flush=True)  # fmt: skip
+                continue
+            has, held = of_train != "", of_val != ""
+            self.attributes[name] = self._trained(
+                name, ALL, (train.at(has), of_train[has]), (val.at(held), of_val[held]), True
+            )
+        self.table = pd.DataFrame(self._rows)
+
+    def _trained(
+        self, judge: str, of: str, train: tuple[Images, Shaped[np.ndarray, " n"]],
+        val: tuple[Images, Shaped[np.ndarray, " m"]], few: bool,
+    ) -> Judge:  # fmt: skip
+        """Images and the class of each. `few`: classes are few enough for a network."""
+        (images, classes), (held, held_classes), own = train, val, self._config
+        again = reconstructed(held, self._run, "val").features[:, 0]
+        by_features = Recogniser(
+            Examples(images.features, classes),
+            Examples(np.concatenate([held.features, again]), np.tile(held_classes, 2)),
+            own.dimensions,
+            own.penalty,
+            own.iterations,
+        )
+        by_pixels = None
+        if few:
+            drawings = (self._drawings(images, "train", classes), self._drawings(held, "val", held_classes))
+            by_pixels = PixelRecogniser(*drawings, own.network, self._run.params.seed, self._run.device)
+        made = Judge(by_features, by_pixels)
+        validation = {f"validation_{head}": made.accuracy.get(head, np.nan) for head in (*HEADS, NETWORK)}
+        self._rows.append({"judge": judge, "of": of, "images": len(classes), "classes": len(made.classes),
+                           "head": made.head, **validation})  # fmt: skip
+        return made
+
+    def _drawings(self, images: Images, split: str, classes: Shaped[np.ndarray, " n"]) -> Drawings:
+        originals, again = (self._run.images(split, folder)[images.rows] for folder in ("dataset", "reconstruction"))
+        return Drawings(np.asarray(originals), np.asarray(again), classes)
+
+    def judged(self, asked: Images, seen: Seen) -> pd.DataFrame:
+        """Of each image of `asked`: mean over those `seen` for it of `FIGURES`, and of the place of its concept."""
+        shape = seen.features.shape[:2]
+        place = np.zeros(shape)
+        for vendor, judge in self.concepts.items():
+            own = np.flatnonzero(asked.vendors == vendor)
+            place[own] = judge.places(seen.at(own), asked.concepts[own])
+        right = (self.vendors.places(seen, asked.vendors) == 1).astype(float)
+        found = {"place": place, "top_1": place <= 1.0, "top_5": place <= 5.0, "vendor_right": right}
+        found |= {f"{top}_and_vendor": np.where(found[top], right, 0.0) for top in ("top_1", "top_5")}
+        return pd.DataFrame({name: values.mean(1) for name, values in found.items()})
+
+    def attributes_right(self, names: Shaped[np.ndarray, " n"], seen: Seen) -> pd.DataFrame:
+        """Of each name: the fraction of what is `seen` for it by which each attribute is right, nan where the name does not have
+        it; and in `EVERY` of all attributes at once, of names that have all."""
+        shape = seen.features.shape[:2]
+        found, every = {}, np.ones(shape)
+        for name, judge in self.attributes.items():
+            values = values_of(names, self._config.attributes[name])
+            right = np.full(shape, np.nan)
+            has = np.isin(values, judge.classes)
+            right[has] = judge.places(seen.at(has), values[has]) == 1
+            every = every * right
+            found[name] = right.mean(1)
+        return pd.DataFrame({**found, EVERY: every.mean(1)} if found else {})
