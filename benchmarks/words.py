@@ -19,18 +19,18 @@ import pandas as pd
 from tessera.core import files
 from tessera.core.errors import InputError
 from tessera.core.params import read
-from tessera.evaluation.words import (
+from tessera.evaluation.words import BY
+from tessera.evaluation.words.config import (
     ALL,
-    BY,
     COMPOSITIONS,
     EVERY,
-    NETWORK,
     ORIGINALS,
     OTHER,
     RECONSTRUCTIONS,
     RETRIEVED,
     SAMPLES,
 )
+from tessera.evaluation.words.judges import NETWORK
 from tessera.evaluation.words.recognition import HEADS
 from tessera.studies.pages import markdown
 from tessera.studies.sweep import PAGES

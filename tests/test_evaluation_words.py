@@ -24,8 +24,9 @@ from tessera.core.conditioning import Condition, Conditioning
 from tessera.core.run import SPLITS, Run
 from tessera.core.seeding import numpy_generator
 from tessera.evaluation import words
-from tessera.images.arrays import to_model
+from tessera.evaluation.words.held_out import values_of
 from tessera.evaluation.words.pixel_recognition import Config as Network
+from tessera.images.arrays import to_model
 from tessera.words import Vocabulary
 
 SIDE = 16  # codes are colours: 0 is the white paper
@@ -414,8 +415,8 @@ def test_values_are_whole_words_and_one() -> None:
     tones = ["dark skin tone", "medium-dark skin tone"]
     names = ["mage: dark skin tone", "mage: medium-dark skin tone", "mage", "women: dark skin tone, dark skin tone",
              "women: dark skin tone, medium-dark skin tone"]  # fmt: skip
-    assert list(words.values_of(names, tones)) == ["dark skin tone", "medium-dark skin tone", "", "", ""]
-    assert list(words.values_of(["woman mage", "human", "man, woman"], ["man", "woman"])) == ["woman", "", ""]
+    assert list(values_of(names, tones)) == ["dark skin tone", "medium-dark skin tone", "", "", ""]
+    assert list(values_of(["woman mage", "human", "man, woman"], ["man", "woman"])) == ["woman", "", ""]
 
 
 def test_compositions_hold_a_pair_that_never_stood_together() -> None:
