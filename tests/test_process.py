@@ -114,11 +114,12 @@ def test_other_threads_than_the_committed_runs_are_said_to_give_other_bits(count
     assert text is None if said is None else said in text and "not to the bit" in text
 
 
-@pytest.mark.parametrize(("amx", "precision", "better"), [
-    (True, "float32", "bf16"), (True, "bf16", None), (False, "float32", None), (False, "bf16", "float32"),
+@pytest.mark.parametrize(("has", "precision", "better"), [
+    ("amx_bf16", "float32", "bf16"), ("amx_bf16", "bf16", None), ("avx512_bf16", "float32", "bf16"),
+    ("avx512_bf16", "bf16", None), ("avx512_f", "float32", None), ("avx512_f", "bf16", "float32"),
 ])  # fmt: skip
-def test_the_log_names_the_precision_that_would_be_faster_on_this_machine(monkeypatch, capsys, amx, precision, better):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+def test_the_log_names_the_precision_that_would_be_faster_on_this_machine(monkeypatch, capsys, has, precision, better):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {has: True})
     runtime = Runtime(
         Settings.model_validate(read(project() / "params.yaml")["runtime"] | {"device": "cpu", "threads": 0})
     )

@@ -138,12 +138,14 @@ class Runtime:
         return FP16_ON_A_CPU if precision == "fp16" and self.device.type == "cpu" else None
 
     def faster(self, precision: str) -> str | None:
-        """The precision in which this device trains faster than in `precision`, by its kind and by no timing; or None. A processor
-        with AMX multiplies matrices of bf16 in hardware, one without is slower in bf16 than in float32."""
+        """The precision in which this device trains faster than in `precision`, by its kind and by no timing; or None. A CPU
+        that does not multiply bfloat16 in hardware is slower in bf16 than in float32."""
         import torch
 
+        from tessera.training.muon import cpu_multiplies_bfloat16
+
         if self.device.type == "cpu":
-            best = "bf16" if torch.cpu.get_capabilities().get("amx_bf16", False) else "float32"
+            best = "bf16" if cpu_multiplies_bfloat16() else "float32"
         else:
             best = "bf16" if torch.amp.is_autocast_available(self.device.type) else "float32"
         return best if (precision == "float32") == (best == "bf16") else None

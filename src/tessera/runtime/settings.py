@@ -11,7 +11,7 @@ from tessera.core.params import Strict
 
 FP16_ON_A_CPU = (
     "must be float32 or bf16 on a CPU, got 'fp16', in which only accelerators compute; set it to float32, or to bf16 "
-    "(fast on CPUs with AMX)"
+    "(fast on CPUs with AMX or AVX-512 BF16)"
 )
 
 

@@ -1,6 +1,7 @@
 """Muon: the momentum of each weight matrix is orthogonalised before the matrix moves by it (Jordan et al. 2024, "Muon: An optimizer
 for hidden layers in neural networks", https://kellerjordan.github.io/posts/muon/), at AdamW's learning rate (Liu et al. 2025,
-"Muon is scalable for LLM training", arXiv 2502.16982). All other parameters move by AdamW.
+"Muon is scalable for LLM training", arXiv 2502.16982). All other parameters move by AdamW. Three iterations by the polynomials of
+Amsel et al. (2025, "The Polar Express", arXiv 2505.16932) come as near to an orthogonal matrix as the five of Jordan et al.
 
 `torch.optim.Muon` takes parameters of two dimensions alone, one after another, and computes in bfloat16 on every machine. Here
 convolutions are matrices too, and matrices of one shape are orthogonalised together, in the precision that is fast for them.
@@ -19,8 +20,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 MOMENTUM = 0.95
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x^3 and x^5, steep at 0 (Jordan et al. 2024)
-ITERATIONS = 5
+# Of x, x^3 and x^5, one row for each iteration: of all polynomials of this form each is the one that stays nearest to 1 on the
+# interval to which those before it map [0.01, 1], so that no three map it nearer to 1: to [0.73, 1.27] (Amsel et al., theorem 4.1)
+COEFFICIENTS = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
+MARGIN = 1.02  # matrices are divided by their norm times this: just above 1 the polynomials are so steep that rounding would count
 UPDATE_RMS = 0.2  # of AdamW's updates, in learning rates (Liu et al. 2025, sec. 2.2)
 SMALLEST = 1e-7  # a smaller norm counts as this: a gradient of zero stays zero
 NARROW = 128  # rows or columns up to which float32 is as fast as bfloat16 on a CPU: its products take microseconds
@@ -77,21 +80,26 @@ def _matrix(model: nn.Module, name: str, parameter: nn.Parameter) -> Iterator[Ma
         yield matrix
 
 
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions that do: AMX, or AVX-512 BF16."""
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("amx_bf16", False) or has.get("avx512_bf16", False))
+
+
 def precision(matrices: Float[Tensor, "n rows columns"]) -> torch.dtype:
     """The type in which `matrices` are orthogonalised: bfloat16, as in both papers, if they are of float32 and bfloat16 is faster:
-    on a GPU, and on a CPU with AMX if they are not narrow. Else their own."""
+    on a GPU, and on a CPU that multiplies bfloat16 in hardware if they are not narrow. Else their own."""
     if matrices.dtype != torch.float32:
         return matrices.dtype
-    wide = min(matrices.shape[1:]) > NARROW and torch.cpu.get_capabilities().get("amx_bf16", False)
+    wide = min(matrices.shape[1:]) > NARROW and cpu_multiplies_bfloat16()
     return torch.bfloat16 if wide or matrices.device.type != "cpu" else torch.float32
 
 
 def orthogonalised(x: Float[Tensor, "n rows columns"], dtype: torch.dtype) -> Float[Tensor, "n rows columns"]:
-    """U S' V^T for each matrix U S V^T, in `dtype`. The singular values S' lie between 0.7 and
-    1.2, but for those that were below a hundredth of the norm: five Newton-Schulz iterations x <- p x, where
-    p = a I + b (x x^T) + c (x x^T)^2 (Jordan et al. 2024)."""
+    """U S' V^T for each matrix U S V^T, in `dtype`. The singular values S' lie between 0.73 and 1.27, but for those that were below
+    a hundredth of the norm: iterations x <- p x, where p = a I + b (x x^T) + c (x x^T)^2, of other coefficients each time."""
     norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=SMALLEST)
-    x = torch.div(x, norm, out=torch.empty_like(x, dtype=dtype))
+    x = torch.div(x, MARGIN * norm, out=torch.empty_like(x, dtype=dtype))
     tall = x.shape[1] > x.shape[2]  # then p stands on the right, of x^T x: the smaller of the two products
 
     def gram(x: Tensor) -> Tensor:
@@ -101,22 +109,25 @@ def orthogonalised(x: Float[Tensor, "n rows columns"], dtype: torch.dtype) -> Fl
         return x @ factor if tall else factor @ x
 
     if dtype == torch.bfloat16:
-        for _ in range(ITERATIONS):
-            x = applied(_factor(gram(x)), x)
+        for coefficients in COEFFICIENTS:
+            x = applied(_factor(gram(x), coefficients), x)
         return x
     # x x^T <- p (x x^T) p: all but two products are then of small square matrices. In bfloat16 they would not be exact enough
     square = gram(x)
-    product = factor = _factor(square)
-    for _ in range(ITERATIONS - 1):
+    first, *others = COEFFICIENTS
+    product = factor = _factor(square, first)
+    for coefficients in others:
         square = factor @ square @ factor
-        factor = _factor(square)
+        factor = _factor(square, coefficients)
         product = factor @ product
     return applied(product, x)
 
 
-def _factor(gram: Float[Tensor, "n rows rows"]) -> Float[Tensor, "n rows rows"]:
+def _factor(
+    gram: Float[Tensor, "n rows rows"], coefficients: tuple[float, float, float]
+) -> Float[Tensor, "n rows rows"]:
     """p of `orthogonalised`."""
-    a, b, c = COEFFICIENTS
+    a, b, c = coefficients
     factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     factor.diagonal(dim1=1, dim2=2).add_(a)
     return factor
