@@ -246,8 +246,8 @@ def judges(measured: Measured) -> pd.DataFrame:
 
 def by_guidance(measured: Measured, choice: pd.DataFrame) -> pd.DataFrame:
     names = list(measured.metrics["guidance"])
-    figures = {"concept, of five": "top_5", "vendor": "vendor_right", "both": BY}
-    found = choice[names].astype(float).map("{:g}".format)
+    figures = {"concept, of five": "top_5", "vendor right": "vendor_right", "both": BY}
+    found = choice[names].astype(float).map("{:g}".format).add_prefix("guidance of ")
     return found.assign(**{title: choice[figure].map(percent) for title, figure in figures.items()})
 
 
