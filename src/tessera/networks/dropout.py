@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-STEPS = 2**16  # a probability is rounded to a multiple of 1 / STEPS
+VALUES = 2**16  # of 16 bits: a probability is rounded to a multiple of 1 / VALUES
 
 
 def dropped(x: Float[Tensor, "*shape"], probability: float) -> Float[Tensor, "*shape"]:
@@ -16,5 +16,5 @@ def dropped(x: Float[Tensor, "*shape"], probability: float) -> Float[Tensor, "*s
         return x
     numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
     strides = torch.empty_like(x, device="meta").stride()  # the mask lies in memory as x does
-    kept = numbers.view(torch.int16).as_strided(x.shape, strides) >= round(probability * STEPS) - STEPS // 2
+    kept = numbers.view(torch.int16).as_strided(x.shape, strides) >= round(probability * VALUES) - VALUES // 2
     return x * kept.to(x.dtype).mul_(1 / (1 - probability))

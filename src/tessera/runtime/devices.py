@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tessera.core import collectives
+from tessera.core import collectives, processor
 from tessera.core.errors import InputError
 from tessera.runtime import process, ranks
 from tessera.runtime.live import Live
@@ -142,10 +142,8 @@ class Runtime:
         that does not multiply bfloat16 in hardware is slower in bf16 than in float32."""
         import torch
 
-        from tessera.training.muon import cpu_multiplies_bfloat16
-
         if self.device.type == "cpu":
-            best = "bf16" if cpu_multiplies_bfloat16() else "float32"
+            best = "bf16" if processor.multiplies_bfloat16() else "float32"
         else:
             best = "bf16" if torch.amp.is_autocast_available(self.device.type) else "float32"
         return best if (precision == "float32") == (best == "bf16") else None

@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tessera.core import processor
+
 MOMENTUM = 0.95
 # Of x, x^3 and x^5, one row for each iteration: of all polynomials of this form each is the one that stays nearest to 1 on the
 # interval to which those before it map [0.01, 1], so that no three map it nearer to 1: to [0.73, 1.27] (Amsel et al., theorem 4.1)
@@ -80,18 +82,12 @@ def _matrix(model: nn.Module, name: str, parameter: nn.Parameter) -> Iterator[Ma
         yield matrix
 
 
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions that do: AMX, or AVX-512 BF16."""
-    has = torch.cpu.get_capabilities()
-    return bool(has.get("amx_bf16", False) or has.get("avx512_bf16", False))
-
-
 def precision(matrices: Float[Tensor, "n rows columns"]) -> torch.dtype:
     """The type in which `matrices` are orthogonalised: bfloat16, as in both papers, if they are of float32 and bfloat16 is faster:
     on a GPU, and on a CPU that multiplies bfloat16 in hardware if they are not narrow. Else their own."""
     if matrices.dtype != torch.float32:
         return matrices.dtype
-    wide = min(matrices.shape[1:]) > NARROW and cpu_multiplies_bfloat16()
+    wide = min(matrices.shape[1:]) > NARROW and processor.multiplies_bfloat16()
     return torch.bfloat16 if wide or matrices.device.type != "cpu" else torch.float32
 
 
