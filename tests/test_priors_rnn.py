@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tessera.core.contracts import Grids
 from tessera.core.space import CodeSpace
+from tessera.networks.dropout import dropped
 from tessera.priors import rnn
 
 GRIDS: Grids = ((1, 2), (2, 3), (2, 3))
@@ -106,8 +107,8 @@ def test_dropout_acts_between_layers_and_not_between_positions(cell: str) -> Non
     torch.manual_seed(1)
     x = inputs_by_hand(prior, codes, None)
     for layer in prior.network.layers:
-        x = layer(x * (torch.rand_like(x) >= 0.4) / 0.6)[0].contiguous()  # masks are drawn in the order of memory
-    x = x * (torch.rand_like(x) >= 0.4) / 0.6
+        x = layer(x * dropped(torch.ones_like(x), 0.4))[0].contiguous()  # a mask lies in memory as its input does
+    x = x * dropped(torch.ones_like(x), 0.4)
     expected = [head(part) for head, part in zip(prior.heads, x.split([2, 6, 6], 1), strict=True)]
     torch.manual_seed(1)
     for logits, other in zip(prior.predict(codes, None, 0.4), expected, strict=True):
