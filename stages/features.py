@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from pydantic import Field, field_validator
 
 from tessera import groups
 from tessera.core import files, models
-from tessera.core.errors import InputError
+from tessera.core.errors import InputError, listed
 from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
 from tessera.images import pictures
@@ -38,6 +38,9 @@ class Settings(Strict):
     smallest_group: int = Field(
         ge=2, description="images that a group must have in val and in test for figures of its own"
     )
+    vendor: str = Field(
+        description="whose images samples are compared with, by name; empty: those of all", examples=[""]
+    )
 
     @field_validator("groups")
     @classmethod
@@ -50,7 +53,8 @@ class Settings(Strict):
 
 
 def main(run: Run) -> None:
-    scorer, own = run.scorer(), run.params.section("features", Settings)
+    own = run.params.section("features", Settings)
+    ours, scorer = of_vendor(run, own), run.scorer()
     features: dict[str, Float[np.ndarray, "n f"]] = {}
     for of, pixels in images(run, own.decoded).items():
         path, shape = run.folder("features") / f"{of}.npy", (len(pixels), scorer.dim)
@@ -63,7 +67,7 @@ def main(run: Run) -> None:
         features[of] = files.load_array(path)
     for of, family in families(run, features).items():
         files.save_array(run.folder("features") / "families" / f"{of}.npy", family)
-    facts = {"distance": scorer.distance, **grouped(features, own, run)}
+    facts = {"distance": scorer.distance, **grouped(features, ours, own, run)}
     files.write_json(run.folder("features") / "facts.json", facts)
     files.write_metrics("features", metrics(facts, run))
     files.write_picture(files.PLOTS / "features" / "groups.png", picture(run))
@@ -106,30 +110,57 @@ def families(run: Run, features: dict[str, Float[np.ndarray, "n f"]]) -> dict[st
     return found
 
 
-def grouped(features: dict[str, Float[np.ndarray, "n f"]], own: Settings, run: Run) -> dict[str, Any]:
+def grouped(
+    features: dict[str, Float[np.ndarray, "n f"]], ours: dict[str, Bool[np.ndarray, " n"]], own: Settings, run: Run
+) -> dict[str, Any]:
     """Write the group of each image, by its label; of samples without labels, as a classifier of reconstructed training images
-    predicts it from the features. Returns the names of the groups, those with figures of their own, and the classifier's
-    accuracy on the reconstructed test images."""
+    predicts it from the features; `groups.OTHERS` of images by other vendors than samples are compared with. Returns the names of
+    the groups, those with figures of their own, and the classifier's accuracy on the reconstructed test images."""
     if not run.label_names:
+        for of, compared in ours.items():
+            files.save_array(run.folder("features") / "groups" / f"{of}.npy", np.where(compared, 0, groups.OTHERS))
         return {"groups": [], "shown": [], "small": []}
     names, of_label = groups.of_labels(run.label_names, own.groups)
     known: dict[str, Int[np.ndarray, " n"]] = {split: of_label[run.required_labels(split)] for split in SPLITS}
     train = known["train"][evenly(len(known["train"]), own.decoded)]
     known |= {"reconstruction": known["test"], "reconstruction_val": known["val"], "reconstruction_train": train}
     assign = groups.Assigner(features["reconstruction_train"], train)
+    right = float((assign(features["reconstruction"]) == known["test"]).mean())
     for of in run.sample_sets:
         labels = run.sample_labels(of)
         known[of] = assign(features[of]) if labels is None else of_label[labels]
+    known |= {of: np.where(compared, known[of], groups.OTHERS) for of, compared in ours.items()}
     for of, group in known.items():
         files.save_array(run.folder("features") / "groups" / f"{of}.npy", group)
-    counts = {split: np.bincount(known[split], minlength=len(names)) for split in ("val", "test")}
+    counts = {split: np.bincount(known[split] + 1, minlength=len(names) + 1)[1:] for split in ("val", "test")}
     small = [name for at, name in enumerate(names) if min(found[at] for found in counts.values()) < own.smallest_group]
     if small:
         print(f"features: no figures for groups of fewer than {own.smallest_group} images in val or test: {', '.join(small)}",
               flush=True)  # fmt: skip
     shown = [name for name in names if name not in small]
-    right = float((assign(features["reconstruction"]) == known["test"]).mean())
     return {"groups": names, "shown": shown if len(names) > 1 else [], "small": small, "accuracy": right}
+
+
+def of_vendor(run: Run, own: Settings) -> dict[str, Bool[np.ndarray, " n"]]:
+    """Which images of each set of real images are by `features.vendor`; no set where it is empty.
+
+    Raises:
+        InputError: the data set has no such vendor, or a split has no image by it.
+    """
+    if not own.vendor:
+        return {}
+    names = run.class_names.get("vendor", ())
+    if own.vendor not in names:
+        there = f"there are {listed(names)}" if names else "the images of this data set have no vendors"
+        raise InputError(f"features.vendor: must be a vendor of the data set or empty, got {own.vendor!r}; {there}")
+    ours = {split: run.table(split)["vendor_name"].to_numpy(str) == own.vendor for split in SPLITS}
+    for split, found in ours.items():
+        if not found.any():
+            raise InputError(
+                f"features.vendor: {split} has no images by {own.vendor!r}; leave it empty, or let the data set read more"
+            )
+    train = ours["train"][evenly(len(ours["train"]), own.decoded)]
+    return ours | {"reconstruction": ours["test"], "reconstruction_val": ours["val"], "reconstruction_train": train}
 
 
 def metrics(facts: dict[str, Any], run: Run) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from committed import project
 from conftest import LABELS, ROOT, example, labelled, pictures
 
 import stages.evaluation
-from tessera import near_copies, sets
+from tessera import groups, near_copies, sets
 from tessera.core import files, seams, trees
 from tessera.core.errors import InputError
 from tessera.core.params import read
@@ -55,6 +56,7 @@ def without_groups() -> None:
     """As of a data set without labels."""
     path = files.ARTIFACTS / "features" / "facts.json"
     files.write_json(path, {**files.read_json(path), "shown": []})
+    shutil.rmtree(path.parent / "groups", ignore_errors=True)
 
 
 @pytest.fixture
@@ -731,3 +733,32 @@ def test_configs_of_this_seam_have_bounds():
     for module, values in ((frechet, {"count": 3}), (coverage, {"neighbours": 0}), (memorisation, {"quantile": 1.0})):
         with pytest.raises(ValueError, match=next(iter(values))):
             example(module.Config, **values)
+
+
+def others_added(run: Run) -> None:
+    """Images by another vendor behind those of val and test, with codes, pixels and features of their own."""
+    table = files.read_table(run.folder("dataset") / "table.csv", text=("split", "name", "family", "label_name"))
+    rows = [table]
+    for split, of in (("val", "reconstruction_val"), ("test", "reconstruction")):
+        codes, features = run.codes(split), gaussian(4, run.scorer().dim, shift=9.0, seed=7)
+        for folder in ("dataset", "reconstruction"):
+            path = run.folder(folder) / f"{split}.npy"
+            if path.exists():
+                files.save_array(path, np.concatenate([files.load_array(path), pictures(4)]))
+        files.save_array(run.folder("codes") / f"{split}.npy", np.concatenate([codes, codes[:4][::-1]]))
+        for name in (split, of):
+            families = np.append(run.families(name), [f"other {i}" for i in range(4)])
+            group = files.load_array(run.folder("features") / "groups" / f"{name}.npy")
+            group = np.append(group, [groups.OTHERS] * 4)
+            write_features(name, np.concatenate([run.features(name), features]), families, group)
+        rows.append(pd.DataFrame([{"split": split, "name": f"other {i}", "family": f"other {i}", "label": 0,
+                                   "label_name": LABELS[0]} for i in range(4)]))  # fmt: skip
+    files.write_table(run.folder("dataset") / "table.csv", pd.concat(rows, ignore_index=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_by_other_vendors_than_samples_are_compared_with_take_no_part(measured, tiny_run, name):
+    before = measured(name)
+    others_added(tiny_run())
+    assert len(tiny_run().codes("test")) == 14
+    assert measured(name).metrics == before.metrics

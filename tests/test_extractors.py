@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import LABELS, FakeRuntime, example, pictures
@@ -409,6 +410,32 @@ def test_groups_too_small_are_named_and_have_no_figures(tiny_run, capsys):
     stages.features.main(run)
     assert f"no figures for groups of fewer than 3 images in val or test: {LABELS[1]}" in capsys.readouterr().out
     assert list(run.groups("samples")) == ["all", LABELS[0]]
+
+
+def test_samples_are_compared_with_the_images_of_one_vendor(tiny_run):
+    run = tiny_run()
+    facts = run.folder("dataset") / "facts.json"
+    run.params.raw["features"]["vendor"] = "noto"
+    with pytest.raises(InputError, match=r"features.vendor: must be a vendor .* got 'noto'; .* have no vendors"):
+        stages.features.main(run)
+    files.write_json(facts, files.read_json(facts) | {"vendor_names": ["noto", "other"]})
+    table = pd.concat([run.table(split) for split in SPLITS])
+    table["vendor"] = np.arange(len(table)) % 2
+    table["vendor_name"] = np.array(["noto", "other"])[table["vendor"]]
+    files.write_table(run.folder("dataset") / "table.csv", table)
+    for split in SPLITS:
+        files.save_array(run.folder("reconstruction") / f"{split}.npy", pictures(len(run.images(split))))
+    for of in ("samples", "baseline"):
+        files.save_array(run.folder("samples") / of / "images.npy", pictures(6))
+    files.write_json(run.folder("samples") / "facts.json", {"sets": ["samples", "baseline"]})
+    run.params.raw["features"]["vendor"] = "mine"
+    with pytest.raises(InputError, match="got 'mine'; there are noto, other"):
+        stages.features.main(run)
+    run.params.raw["features"]["vendor"] = "noto"
+    stages.features.main(run)
+    for of, split in (("test", "test"), ("reconstruction", "test"), ("reconstruction_val", "val"), ("train", "train")):
+        assert run.groups(of)["all"].tolist() == np.flatnonzero(run.table(split)["vendor_name"] == "noto").tolist()
+    assert len(run.groups("samples")["all"]) == 6
 
 
 # inception

@@ -456,6 +456,21 @@ def test_real_training_images_stand_below_the_first_rung_and_independent_codes_p
             assert found[f"train_{key}"] == sets.loc[(split, "all", TRAIN), column]
 
 
+def test_images_by_other_vendors_take_no_part(report):
+    class Several(ToyRun):
+        """The first 64 of 96 images of each split are compared with."""
+
+        def groups(self, of: str) -> dict[str, np.ndarray]:
+            members = super().groups(of)
+            return members if of in self.sampled else {name: rows[rows < 64] for name, rows in members.items()}
+
+    run, one = Several(n=96), ToyRun()
+    run.sampled = one.sampled
+    for split, codes in one.all_codes.items():
+        run.all_codes[split] = np.concatenate([codes, np.zeros((32, 64), np.int32)])
+    assert report_of(run).metrics == report.metrics
+
+
 def test_kid_is_named_after_the_scorer_and_kid_is_inceptions_alone(report):
     run = ToyRun()
     run.distance = "fid"

@@ -119,9 +119,8 @@ def test_where_families_are_too_few_nothing_is_measured():
 
 
 def halves(space: CodeSpace, real: Images) -> Images:
-    table = pd.DataFrame({"name": [f"image {i}" for i in range(len(real.codes))]})
-    run = SimpleNamespace(space=space, params=SimpleNamespace(seed=0), table=lambda split: table)
-    return two_sample._of_two_halves(real, run, "val")
+    names = np.array([f"image {i}" for i in range(len(real.codes))])
+    return two_sample._of_two_halves(real, names, SimpleNamespace(space=space, params=SimpleNamespace(seed=0)))
 
 
 @pytest.mark.parametrize("space", [GRID, LEVELS])

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 REST, ALL = "rest", "all"
+OTHERS = -1  # the group of an image that samples are not compared with
 PENALTY = 0.01  # C, the inverse of the weight of |w|^2 / 2
 
 

@@ -252,12 +252,12 @@ class Run:
         return files.load_array(self.folder("features") / "families" / f"{of}.npy")
 
     def groups(self, of: str) -> dict[str, np.ndarray]:
-        """Indices of the images of `features(of)`: under `all` of all, and of each group that figures are printed for."""
+        """Indices of the images of `features(of)`: under `all` of all that samples are compared with (`features.vendor`), and of
+        each group that figures are printed for."""
         facts = files.read_json(self.folder("features") / "facts.json")
-        if not facts["shown"]:
-            return {"all": np.arange(len(self.features(of)))}
-        group = files.load_array(self.folder("features") / "groups" / f"{of}.npy")
-        return {"all": np.arange(len(group))} | {
+        path = self.folder("features") / "groups" / f"{of}.npy"
+        group = files.load_array(path) if path.exists() else np.zeros(len(self.features(of)), np.int64)
+        return {"all": np.flatnonzero(group >= 0)} | {
             name: np.flatnonzero(group == facts["groups"].index(name)) for name in facts["shown"]
         }
 

@@ -162,7 +162,7 @@ def _of_split(config: Config, run: Run, split: str) -> Found:
 def why_not(config: Config, run: Run) -> str | None:
     """Why there is no ladder on val and test, or None."""
     for split, of in REAL.items():
-        families = run.families(of)
+        families = run.families(of)[run.groups(of)["all"]]
         reason = ladder.why_not(run.space, families[arrays.evenly(len(families), config.count)])
         if reason is None and min(len(families), config.count) < config.smallest:
             reason = (
@@ -181,7 +181,8 @@ class Split:
         self.config, self.run, self.split = config, run, split
         self.tokenizer, self.scorer = run.tokenizer(), run.scorer()
         self.kid = "kid" if run.distance == "fid" else f"kid_{run.distance.removeprefix('fd_')}"
-        chosen = arrays.evenly(len(run.codes(split)), config.count)
+        every = run.groups(REAL[split])["all"]
+        chosen = every[arrays.evenly(len(every), config.count)]
         self.real = self._set(REAL[split], chosen)
         names = [name for name in self.real.groups if name != "all"]
         group = np.zeros(len(chosen), np.int64)

@@ -49,7 +49,8 @@ def measure(config: Config, run: Run) -> Report:
     images, length = run.codes("train").shape
     rows = []
     for split in SPLITS:
-        some = evenly(len(run.codes(split)), config.count)
+        every = run.groups(split)["all"]
+        some = every[evenly(len(every), config.count)]
         codes, told = run.codes(split)[some], conditions.of_split(run, prior.conditioning, split)
         found = bits(prior, codes, None if told is None else told[some], config.batch_size, run.device)
         for group, members in run.groups(split).items():

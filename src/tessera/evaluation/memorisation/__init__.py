@@ -183,8 +183,9 @@ def _in_codes(run: Run) -> dict[str, Far]:
 
 def _unseen(run: Run) -> tuple[Int[np.ndarray, " n"], dict[str, np.ndarray]]:
     """Indices of the test images that are compared in pixels and codes, and of these the images of each group."""
-    unseen = evenly(len(run.images("test")), COMPARED)
-    return unseen, _of_some(run.groups("test"), unseen)
+    members = run.groups("test")
+    unseen = members["all"][evenly(len(members["all"]), COMPARED)]
+    return unseen, _of_some(members, unseen)
 
 
 def _of_some(groups: dict[str, np.ndarray], some: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:

@@ -108,11 +108,12 @@ def measure(config: Config, run: Run) -> Report:
 
 def _of_split(config: Config, run: Run, at: str) -> dict[Judged, Mapping[str, Verdict]]:
     tokenizer, real = run.tokenizer(), _real(run, at)
+    names = run.table(at)["name"].to_numpy(str)[run.groups(REAL[at])["all"]]
     found: dict[Judged, Mapping[str, Verdict]] = {}
     sets = {of: _in_place_of_samples(run, of) for of in (SAMPLES, TRAIN, BASELINE)}
     for of, false in sets.items():
         found[at, of, FEATURES] = by_features(false, real, config)
-    for of, false in {SAMPLES: sets[SAMPLES], TRAIN: sets[TRAIN], HALVES: _of_two_halves(real, run, at)}.items():
+    for of, false in {SAMPLES: sets[SAMPLES], TRAIN: sets[TRAIN], HALVES: _of_two_halves(real, names, run)}.items():
         seed = derive(run.params.seed, "two_sample", at, of)
         found[at, of, CRITIC] = by_critic(false, real, tokenizer, config, seed, run.device)
     return found
@@ -123,17 +124,23 @@ def _of_split(config: Config, run: Run, at: str) -> dict[Judged, Mapping[str, Ve
 
 def _real(run: Run, at: str) -> Images:
     of = REAL[at]
-    return Images(run.codes(at), run.features(of), run.families(of), run.groups(of))
+    return _compared(Images(run.codes(at), run.features(of), run.families(of), run.groups(of)))
 
 
 def _in_place_of_samples(run: Run, of: str) -> Images:
     """Samples of the prior or the baseline; or the training images whose decoded images have features."""
     name = "reconstruction_train" if of == TRAIN else of
     features, codes = run.features(name), run.codes(TRAIN) if of == TRAIN else run.samples(of, "codes")
-    return Images(codes[evenly(len(codes), len(features))], features, run.families(name), run.groups(name))
+    return _compared(Images(codes[evenly(len(codes), len(features))], features, run.families(name), run.groups(name)))
 
 
-def _of_two_halves(real: Images, run: Run, at: str) -> Images:
+def _compared(images: Images) -> Images:
+    """Those that take part (`Run.groups`)."""
+    every = images.groups["all"]
+    return images if len(every) == len(images.families) else images.at(every)
+
+
+def _of_two_halves(real: Images, names: Shaped[np.ndarray, " n"], run: Run) -> Images:
     """Each image on the first rung of the ladder of damage: with one half of another image of the same group and another
     family. No image at all where there is no ladder (one code per grid, or one family)."""
     if ladder.why_not(run.space, real.families) is not None:
@@ -141,7 +148,7 @@ def _of_two_halves(real: Images, run: Run, at: str) -> Images:
     group = np.zeros(len(real.codes), np.int64)
     for index, members in enumerate(real.groups.values()):
         group[members] = index  # `all` comes first
-    whole = ladder.Images(np.asarray(real.codes), run.table(at)["name"].to_numpy(str), real.families, group)
+    whole = ladder.Images(np.asarray(real.codes), names, real.families, group)
     damaged = ladder.damaged(whole, run.space, ladder.rungs(run.space)[0], run.params.seed, 0)
     return Images(damaged.codes, None, real.families, real.groups)
 
