@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class Config(conv.Autoencoder):
     count: int = Field(ge=1, le=64, description="global codes of an image", examples=[3])
     codebook_size: int = Field(ge=2, le=1 << 16, description="K of the global codes", examples=[8])
-    weight: float = Field(gt=0, description="weight of the cross entropy of the grid's codes given the global ones, in nats "
-                          "per code", examples=[1.0])  # fmt: skip
+    weight: float = Field(gt=0, description="weight of the terms of the global codes: the cross entropy of the grid's codes given "
+                          "them, in nats per code, and those of their quantizer", examples=[1.0])  # fmt: skip
     nested: float = Field(
         ge=0, lt=1, description="probability that a training image keeps only its first m global codes in the cross entropy, m "
         "uniform from 0 to count - 1 (nested dropout); 0: all are kept", examples=[0.5],
@@ -132,7 +132,11 @@ class Prologue(nn.Module):
 
     def _predicting(self, first: Quantized, grid: Quantized) -> Quantized:
         """The level of global codes with the term that trains it. Reported in evaluation: `grid_nats`, that cross entropy, and
-        under nested dropout `grid_nats_alone`, the same without any global code."""
+        under nested dropout `grid_nats_alone`, the same without any global code.
+
+        The weight is that of all terms of the level: between the cross entropy and the commitment it would decide how far
+        global codes may move, and under a small one they would not.
+        """
         nats = self.grid_nats(first.z_q, grid, self._kept(len(first.z_q)))
         reported = dict(first.reported)
         if not self.training:
@@ -140,7 +144,8 @@ class Prologue(nn.Module):
             if self.nested:
                 none = torch.zeros(len(first.z_q), dtype=torch.int64)
                 reported["grid_nats_alone"] = self.grid_nats(first.z_q, grid, none).detach()
-        return first._replace(losses={**first.losses, "prologue": self.weight * nats}, reported=reported)
+        terms = {**first.losses, "prologue": nats}
+        return first._replace(losses={name: self.weight * term for name, term in terms.items()}, reported=reported)
 
     def _kept(self, n: int) -> Int[Tensor, " n"]:
         """How many global codes each image keeps. Drawn on the CPU, so that it is the same on every device."""
