@@ -179,8 +179,9 @@ class Run:
         import torch
 
         with torch.no_grad():
-            levels = tokenizer.vectors(torch.zeros(1, tokenizer.space.length, dtype=torch.int64, device=self.device))
-        return models.upsampler_recipe(self._whole, self.image_shape, [tuple(level.shape[1:]) for level in tokenizer.space.placed(levels)])
+            every = tokenizer.vectors(torch.zeros(1, tokenizer.space.length, dtype=torch.int64, device=self.device))
+        levels = tokenizer.space.placed(every)
+        return models.upsampler_recipe(self._whole, self.image_shape, [tuple(level.shape[1:]) for level in levels])
 
     def infiller(self) -> Prior:
         """The masked prior that fills in hidden codes. See `unused`."""

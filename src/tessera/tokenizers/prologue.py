@@ -40,7 +40,12 @@ class Config(conv.Autoencoder):
         yield from super().rule(params)
         yield from conv.trained_along(self, params)
         quantizer = params.config("quantizer")
-        if getattr(quantizer, "levels", None):
+        if "codebook_size" not in type(quantizer).model_fields:
+            yield (
+                "quantizer.name: must be one that has codebook_size under tokenizer.name prologue, whose global codes have "
+                f"another K, got {params.value('quantizer.name')!r}; choose ema"
+            )
+        elif getattr(quantizer, "levels", None):
             yield (
                 f"quantizer.fsq.levels: must be empty under tokenizer.name prologue, whose global codes have another K, got "
                 f"{quantizer.levels}; choose another quantizer.name"
