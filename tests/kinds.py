@@ -21,6 +21,7 @@ KINDS = {  # tokenizer, quantizer, values of the tokenizer
     "fsq": ("vqvae", "fsq", {"downsampling": 2}),
     "vqvae2": ("vqvae2", "gradient", {"downsampling": 2, "top_downsampling": 2}),
     "vqvae2, residual": ("vqvae2", "residual", {"downsampling": 2, "top_downsampling": 4}),
+    "prologue": ("prologue", "ema", {"downsampling": 2, "count": 3, "codebook_size": 8}),
     "vae, kmeans": ("vae", "kmeans", {"latent": "spatial", "downsampling": 2}),
     "vae of vectors, kmeans": ("vae", "kmeans", {"latent": "vector"}),
     "pixels": ("pixels", "ema", {"levels": 4}),
@@ -30,6 +31,7 @@ GRIDS = {  # the same, for what asks of grids alone
     "one grid": ("vqvae", "ema", {"downsampling": 4}),
     "residual": ("vqvae", "residual", {"downsampling": 4}),
     "two levels": ("vqvae2", "gradient", {"downsampling": 2, "top_downsampling": 2}),
+    "global codes": ("prologue", "ema", {"downsampling": 4, "count": 3, "codebook_size": 8}),
 }
 
 _made: dict[str, Any] = {}

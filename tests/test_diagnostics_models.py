@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import combinations
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tessera.evaluation import frechet as evaluated
 from tessera.features import frechet
 from tessera.images.arrays import to_model, to_pixels
 from tessera.quantizers import ema, fsq, kmeans, residual
-from tessera.tokenizers import pixels, vae, vqvae2
+from tessera.tokenizers import pixels, prologue, vae, vqvae2
 
 FROM_MODELS = (geometry, robustness, equivariance)
 
@@ -111,10 +112,16 @@ def built(name: str, tiny, make_images, train):
     module = {"ema": ema, "residual": residual, "fsq": fsq}[name.partition(" ")[2]]
     values = {"levels": [8]} if module is fsq else {}
     config = tiny(module.Config, **values)
-    return train(vqvae2.build(tiny(vqvae2.Config), (3, 8, 8), lambda dim=None: module.build(config, dim)), x, steps=20)
+    tokenizer = prologue if name.startswith("prologue") else vqvae2
+
+    def make_quantizer(dim: int | None = None, codebook_size: int | None = None) -> Any:
+        return module.build(config, dim)
+
+    return train(tokenizer.build(tiny(tokenizer.Config), (3, 8, 8), make_quantizer), x, steps=20)
 
 
-@pytest.mark.parametrize("name", ["vqvae2 ema", "vqvae2 residual", "vqvae2 fsq", "vae spatial", "vae vector", "pixels"])
+@pytest.mark.parametrize("name", ["vqvae2 ema", "vqvae2 residual", "vqvae2 fsq", "prologue ema",
+                                  "prologue residual", "vae spatial", "vae vector", "pixels"])  # fmt: skip
 def test_every_tokenizer(workspace, tiny, make_images, train, name):
     """Two levels, two depths, code vectors of one number, a codebook fitted afterwards, one code an image, intensities."""
     tokenizer = built(name, tiny, make_images, train)

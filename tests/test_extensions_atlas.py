@@ -36,10 +36,15 @@ def test_every_grid_has_its_pictures_and_numbers(run, kind):
     space = current.space
     assert list(report.metrics) == [f"grid_{grid}" for grid in range(len(space.grids))]
     assert set(report.pictures) == {
-        f"{grid}_{name}" for grid in report.metrics for name in ("whole", "single", "context")
+        f"grid_{grid}_{name}"
+        for grid in range(space.global_grids, len(space.grids))
+        for name in ("whole", "single", "context")
     }
     codes = space.split(current.codes("train"))
     for grid, values in enumerate(report.metrics.values()):
+        if grid < space.global_grids:
+            assert values == {"applies": 0}
+            continue
         assert values["shown"] == min(8, space.sizes[grid])
         assert values["used"] == min(8, len(np.unique(codes[grid])))
         assert 0 < values["context_fraction"] <= 1

@@ -29,6 +29,7 @@ KINDS = {  # tokenizer, quantizer, values of the tokenizer
     "residual": ("vqvae", "residual", {"downsampling": 4}),
     "vqvae2": ("vqvae2", "gradient", {"downsampling": 2, "top_downsampling": 2}),
     "vqvae2, residual": ("vqvae2", "residual", {"downsampling": 2, "top_downsampling": 4}),
+    "prologue": ("prologue", "ema", {"downsampling": 4, "count": 3}),
     "pixels": ("pixels", "ema", {"levels": 4}),
 }
 COUNTS = {"train": 12, "val": 6, "test": 5}

@@ -403,15 +403,15 @@ def test_smoothness_by_hand():
     fine = torch.zeros(2, 1, 1, 3)
     fine[0, 0, 0] = torch.tensor([0.0, 1.0, 2.0])
     x = torch.zeros(2, 3, 8, 8)
-    assert smoothness.Smoothness()(x, output_of(latents=[z])).item() == (3 + 5 + 4 + 0) / 2
-    assert smoothness.Smoothness()(x, output_of(latents=[z, fine])).item() == (12 + 2) / 2
+    assert smoothness.Smoothness(0)(x, output_of(latents=[z])).item() == (3 + 5 + 4 + 0) / 2
+    assert smoothness.Smoothness(0)(x, output_of(latents=[z, fine])).item() == (12 + 2) / 2
 
 
 def test_smoothness_has_a_finite_gradient_where_neighbours_are_equal():
     z = torch.zeros(1, 2, 3, 3)
     z[:, :, 2] = 1
     z.requires_grad_()
-    smoothness.Smoothness()(z, output_of(latents=[z])).backward()
+    smoothness.Smoothness(0)(z, output_of(latents=[z])).backward()
     assert torch.isfinite(z.grad).all()
     torch.testing.assert_close(z.grad[0, 0], torch.tensor([0.0, -1, 1])[:, None].expand(3, 3) / math.sqrt(2))
 

@@ -609,6 +609,7 @@ def test_fp16_is_not_for_cpus(raw, place):
 SMALLEST = {  # tokenizer -> quantizer, and values by which 8x8 images end at a 1x1 grid
     "vqvae": ("ema", {"downsampling": 8}),
     "vqvae2": ("ema", {"downsampling": 4, "top_downsampling": 2}),
+    "prologue": ("ema", {"downsampling": 8, "attention": 0}),
     "vae": ("kmeans", {"downsampling": 8}),
 }
 

@@ -541,7 +541,7 @@ def test_every_way_leads_from_one_picture_to_the_other(made: Made, kind: str) ->
     for way in blend.WAYS:
         if way == "hierarchical" and kind not in kinds.LEVELS:
             with pytest.raises(
-                InputError, match=r"has one level of codes only: `dvc exp run -S tokenizer\.name=vqvae2`"
+                InputError, match=r"decodes one level of codes only: `dvc exp run -S tokenizer\.name=vqvae2`"
             ):
                 blend.frames(space, *pictures, way)
             continue

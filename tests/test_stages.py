@@ -29,6 +29,8 @@ KINDS = {  # tokenizer, quantizer, values of the tokenizer, grids of 8x8 images
     "fsq": ("vqvae", "fsq", {"downsampling": 4}, ((2, 2),)),
     "vqvae2": ("vqvae2", "gradient", {"downsampling": 2, "top_downsampling": 2}, ((2, 2), (4, 4))),
     "vqvae2, residual": ("vqvae2", "residual", {"downsampling": 2, "top_downsampling": 4}, ((1, 1),) * 2 + ((4, 4),) * 2),
+    "prologue": ("prologue", "ema", {"downsampling": 2, "count": 3, "codebook_size": 8}, ((1, 3), (4, 4))),
+    "prologue, residual": ("prologue", "residual", {"downsampling": 2, "count": 3}, ((1, 3),) * 2 + ((4, 4),) * 2),
     "vae, geodesic": ("vae", "geodesic", {"latent": "spatial", "downsampling": 2}, ((4, 4),)),
     "vae of vectors, kmeans": ("vae", "kmeans", {"latent": "vector"}, ((1, 1),)),
     "pixels": ("pixels", "ema", {"levels": 4}, ((8, 8),) * 3),

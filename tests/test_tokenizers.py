@@ -58,8 +58,9 @@ def asked(quantizer: str, image_size: int = 16, keep: str = "best") -> Params:
     """What a rule asks of the params."""
     tokenizer = {"keep": keep, "training": {"batch_size": 2}}
     runtime = {"devices": 1, "nodes": 1}
-    return Params({"dataset": {"image_size": image_size}, "quantizer": {"name": quantizer}, "tokenizer": tokenizer,
-                   "runtime": runtime})  # fmt: skip
+    values = example(seams.plugin("quantizers", quantizer).Config).model_dump()
+    return Params({"dataset": {"image_size": image_size}, "quantizer": {"name": quantizer, quantizer: values},
+                   "tokenizer": tokenizer, "runtime": runtime})  # fmt: skip
 
 
 def augmentation_of(raw: dict[str, Any]) -> Any:
@@ -184,8 +185,11 @@ def test_evaluation_is_deterministic_and_moves_nothing(tokenizer, x):
 
 
 def test_gradient_reaches_every_weight_through_the_quantizer(weighted, x):
-    """Of the reconstruction alone: without the straight-through estimator the encoder would get none."""
-    weighted.train()(x).reconstruction.square().mean().backward()
+    """Of the reconstruction alone: without the straight-through estimator the encoder would get none. Global codes, which no
+    reconstruction reads, have a term of their own, which also reaches their branch through the quantizer."""
+    output = weighted.train()(x)
+    own = [level.losses["prologue"] for level in output.quantized[:1] if weighted.space.global_grids]
+    (output.reconstruction.square().mean() + sum(own)).backward()
     without = [name for name, parameter in weighted.named_parameters() if parameter.grad is None]
     assert not without
     assert all(torch.isfinite(parameter.grad).all() for parameter in weighted.parameters())

@@ -36,10 +36,12 @@ class Config(Strict):
 
 @torch.no_grad()
 def code_vectors(tokenizer: Tokenizer, codes: Int[np.ndarray, "n t"], device: Device) -> Float[Tensor, "n d h w"]:
-    """Code vectors of all levels, one upon another; those of coarser levels are repeated up to the finest grid."""
+    """Code vectors of all levels that are decoded, one upon another; those of coarser levels are repeated up to the finest grid.
+    Global codes are left out: nobody sees them in an image."""
     found = []
     for where in batches(len(codes), AT_ONCE):
-        levels = tokenizer.vectors(torch.from_numpy(np.array(codes[where], np.int64)).to(device))
+        vectors = tokenizer.vectors(torch.from_numpy(np.array(codes[where], np.int64)).to(device))
+        levels = tokenizer.space.placed(vectors)
         size = tuple(max(level.shape[axis] for level in levels) for axis in (2, 3))
         found.append(torch.cat([F.interpolate(level.float(), size) for level in levels], dim=1))
     return torch.cat(found).contiguous(memory_format=torch.channels_last)

@@ -35,8 +35,9 @@ from tessera.core.seeding import numpy_generator
 from tessera.core.space import CodeSpace
 
 SHUFFLED = "shuffled"
+NOWHERE = -1  # region of global codes, which is never exchanged
 FEWEST = 6  # families: with fewer a resampling of them too often holds those of one side alone
-Regions = Int[np.ndarray, " t"]  # region of each code of an image
+Regions = Int[np.ndarray, " t"]  # region of each code of an image, or NOWHERE
 
 
 class Images(NamedTuple):
@@ -57,7 +58,7 @@ class Damaged(NamedTuple):
 
 def rungs(space: CodeSpace) -> tuple[str, ...]:
     """Names of the rungs that these grids have, least damage first; none where every grid is one code."""
-    return (*_partitions(space), SHUFFLED) if max(space.lengths, default=1) > 1 else ()
+    return (*_partitions(space), SHUFFLED) if max(map(math.prod, space.placed_grids), default=1) > 1 else ()
 
 
 def why_not(space: CodeSpace, families: Shaped[np.ndarray, " n"]) -> str | None:
@@ -153,8 +154,9 @@ def _others(family: Int[np.ndarray, " n"], generator: np.random.Generator) -> In
 def _permutation(space: CodeSpace, generator: np.random.Generator) -> Int[np.ndarray, " t"]:
     """New places for the codes within their grid; grids of one shape get the same, or depths would be exchanged too."""
     of_shape: dict[tuple[int, int], Int[np.ndarray, " l"]] = {}
-    found, start = [], 0
-    for grid, length in zip(space.grids, space.lengths, strict=True):
+    start = space.global_codes
+    found = [np.arange(start)]  # global codes have no place
+    for grid, length in zip(space.placed_grids, space.lengths[space.global_grids :], strict=True):
         if grid not in of_shape:
             of_shape[grid] = generator.permutation(length)
         found.append(start + of_shape[grid])
@@ -164,7 +166,7 @@ def _permutation(space: CodeSpace, generator: np.random.Generator) -> Int[np.nda
 
 def _partitions(space: CodeSpace) -> dict[str, list[Regions]]:
     """Of each rung but the last, the ways to divide an image into regions, numbered from 0."""
-    height, width = max(space.grids, key=math.prod)
+    height, width = max(space.placed_grids, key=math.prod)
     ways: dict[str, list[Callable[[int, int], tuple[int, ...]]]] = {
         "halves": [lambda y, x: (2 * y // height,), lambda y, x: (2 * x // width,)],
         "quadrants": [lambda y, x: (2 * y // height, 2 * x // width)],
@@ -173,7 +175,7 @@ def _partitions(space: CodeSpace) -> dict[str, list[Regions]]:
     }
     found: dict[str, list[Regions]] = {}
     for name, options in ways.items():
-        divided = [_numbered([way(y, x) for y, x in _centres(space)]) for way in options]
+        divided = [_numbered(space.global_codes, [way(y, x) for y, x in _centres(space)]) for way in options]
         earlier = {tuple(regions) for of in found.values() for regions in of}
         divided = [regions for regions in divided if regions.max() > 0 and tuple(regions) not in earlier]
         if divided:
@@ -182,14 +184,14 @@ def _partitions(space: CodeSpace) -> dict[str, list[Regions]]:
 
 
 def _centres(space: CodeSpace) -> Iterator[tuple[int, int]]:
-    """Of each code of an image, the place of its centre on the finest grid."""
-    height, width = max(space.grids, key=math.prod)
-    for rows, columns in space.grids:
+    """Of each code of an image that has a place, that of its centre on the finest grid."""
+    height, width = max(space.placed_grids, key=math.prod)
+    for rows, columns in space.placed_grids:
         for row in range(rows):
             for column in range(columns):
                 yield (2 * row + 1) * height // (2 * rows), (2 * column + 1) * width // (2 * columns)
 
 
-def _numbered(labels: list[tuple[int, ...]]) -> Regions:
+def _numbered(global_codes: int, labels: list[tuple[int, ...]]) -> Regions:
     numbers = {label: at for at, label in enumerate(dict.fromkeys(labels))}
-    return np.array([numbers[label] for label in labels])
+    return np.array([NOWHERE] * global_codes + [numbers[label] for label in labels])

@@ -37,7 +37,8 @@ def unused(params: Params) -> str | None:
 
 
 class Seen(NamedTuple):
-    """What an upsampler reads: the code vectors of images, level by level, and their reconstruction in [-1, 1]."""
+    """What an upsampler reads: the code vectors of images, level by level without global codes, and their reconstruction in
+    [-1, 1]."""
 
     vectors: tuple[Float[Tensor, "b d h w"], ...]
     reconstruction: Float[Tensor, "b c h w"]
@@ -46,7 +47,7 @@ class Seen(NamedTuple):
 @torch.no_grad()
 def see(tokenizer: Tokenizer, codes: Int[Tensor, "b t"]) -> Seen:
     vectors = tokenizer.vectors(codes)
-    return Seen(vectors, tokenizer.decode_vectors(vectors).clamp(-1, 1))
+    return Seen(tokenizer.space.placed(vectors), tokenizer.decode_vectors(vectors).clamp(-1, 1))
 
 
 def of_split(run: Run, tokenizer: Tokenizer, split: str, rows: Int[np.ndarray, " b"]) -> Seen:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tessera.core.conditioning import Condition, Conditioning
-from tessera.core.contracts import Grid
+from tessera.core.space import CodeSpace
 from tessera.networks.conv import ResidualBlock
 from tessera.networks.dropout import dropped
 
@@ -63,19 +63,21 @@ class ConditionMap(nn.Module):
     Emoji are centred, so the absolute position is informative, and convolutions alone do not know it.
 
     Args:
-        earlier_sizes: codebook sizes of the earlier grids.
+        space: of all codes.
+        index: of the grid; all before it are earlier grids.
         conditioning: what the prior is told of an image.
         blocks: residual blocks, if there are earlier grids.
     """
 
-    def __init__(
-        self, channels: int, grid: Grid, earlier_sizes: tuple[int, ...], conditioning: Conditioning, blocks: int
-    ) -> None:
+    def __init__(self, channels: int, space: CodeSpace, index: int, conditioning: Conditioning, blocks: int) -> None:
         super().__init__()
-        self.positions = nn.Parameter(torch.randn(1, channels, *grid) / 8)
+        self.positions = nn.Parameter(torch.randn(1, channels, *space.grids[index]) / 8)
         self.given = embedding_of(conditioning, channels)
-        self.earlier = nn.ModuleList(nn.Embedding(size, channels) for size in earlier_sizes)
-        blocks = blocks if earlier_sizes else 0
+        self.global_grids = space.global_grids
+        lengths = [length if grid < space.global_grids else 1 for grid, length in enumerate(space.lengths[:index])]
+        tables = [nn.Embedding(size * n, channels) for size, n in zip(space.sizes, lengths, strict=False)]
+        self.earlier = cast("Sequence[nn.Embedding]", nn.ModuleList(tables))
+        blocks = blocks if index else 0
         self.refine = nn.Sequential(*(ResidualBlock(channels, channels, "none", 0.0) for _ in range(blocks)))
 
     def forward(
@@ -83,11 +85,23 @@ class ConditionMap(nn.Module):
     ) -> Float[Tensor, "#b c h w"]:
         condition: Tensor = self.positions
         if earlier:
-            height, width = self.positions.shape[2:]
-            embedded = sum(embedding(resized(codes, height, width))
-                           for embedding, codes in zip(self.earlier, earlier, strict=True))  # fmt: skip
+            grids = zip(self.earlier, earlier, strict=True)
+            embedded = reduce(torch.add, [self._everywhere(grid, *of_grid) for grid, of_grid in enumerate(grids)])
             refined = self.refine(embedded.permute(0, 3, 1, 2) + self.positions)
             condition = condition + dropped(refined, dropout)
         if self.given is not None:
             condition = condition + self.given(conditions)[:, :, None, None]
         return condition
+
+    def _everywhere(
+        self, grid: int, table: nn.Embedding, codes: Int[Tensor, "b y x"]
+    ) -> Float[Tensor, "b h w channels"]:
+        """An earlier grid, embedded, at each place of this one. A global code has a vector of its own for each of its positions,
+        and is known at every place: the sum of these, over the root of their number."""
+        height, width = self.positions.shape[2:]
+        if grid >= self.global_grids:
+            return table(resized(codes, height, width))
+        flat = codes.flatten(1)
+        count = flat.shape[1]
+        first = torch.arange(count, device=codes.device) * (table.num_embeddings // count)
+        return (table(flat + first).sum(1) / count**0.5)[:, None, None].expand(-1, height, width, -1)

@@ -50,6 +50,8 @@ def write(path: Path, encoded: Encoded) -> None:
         "codebook_sizes": np.array(encoded.space.sizes, np.int64),
         "tokenizer": np.array(encoded.tokenizer),
     }
+    if encoded.space.global_grids:
+        arrays["global_grids"] = np.array(encoded.space.global_grids, np.int64)
     with files.writing(path, "wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays)
 
@@ -76,7 +78,7 @@ def read(path: Path) -> Encoded:
         raise InputError(f"{path} is no file of codes: it has no {listed(sorted(lacking))}. {REMEDY}")
     if wrong := "; ".join(_wrong(found)):
         raise InputError(f"{path} is no file of codes: {wrong}. {REMEDY}")
-    space = CodeSpace(tuple(map(tuple, found["grids"].tolist())), tuple(found["codebook_sizes"].tolist()))
+    space = CodeSpace.of_facts({name: found[name].tolist() for name in CodeSpace.FACTS if name in found})
     return Encoded(found["codes"], found["names"].tolist(), space, str(found["tokenizer"]))
 
 
@@ -90,6 +92,9 @@ def _wrong(found: dict[str, np.ndarray]) -> list[str]:
         return ["grids must be [G,2], codebook_sizes [G] and codes [N,T]"]
     if names.dtype.kind != "U" or names.shape != (len(codes),):
         return [f"names must be one text for each of {len(codes)} images"]
+    first = found.get("global_grids", np.array(0))
+    if first.dtype.kind not in "iu" or first.ndim or not 0 <= first < max(1, len(grids)):
+        return [f"global_grids must be one integer below {max(1, len(grids))}, the number of grids"]
     lengths = grids.prod(1)
     if codes.shape[1] != lengths.sum():
         return [f"an image must have {lengths.sum()} codes for grids {grids.tolist()}, got {codes.shape[1]}"]

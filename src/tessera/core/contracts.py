@@ -19,7 +19,8 @@ A `Config` may have one method, `rule(params) -> Iterable[str]`. It returns viol
 before any work, if the plug-in is chosen.
 
 Words: a *code* is an integer. *Codes* [B,T] are the sequence of codes of each image. *Grids* give the shape in which they
-fold; grids and codebook sizes together are a `core.space.CodeSpace`. The *codebook* holds the K code vectors of dimension D.
+fold; grids and codebook sizes together are a `core.space.CodeSpace`. A *global code* is about the whole image, has no place in
+it and is not decoded. The *codebook* holds the K code vectors of dimension D.
 *z* and *z_q* are the latent before and after quantization. A *prior* is the model of codes; a *condition* is what it is told of an
 image, such as its label. A *reconstruction* is decoded from
 the codes of a real image, a *sample* from codes of a prior.
@@ -279,7 +280,9 @@ class Report(NamedTuple):
 
 
 class MakeQuantizer(Protocol):
-    def __call__(self, dim: int | None = None) -> Quantizer: ...
+    """Makes a quantizer of the chosen kind. None: D, or K, as the section `quantizer` says."""
+
+    def __call__(self, dim: int | None = None, codebook_size: int | None = None) -> Quantizer: ...
 
 
 class Runtime(Protocol):

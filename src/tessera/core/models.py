@@ -103,7 +103,7 @@ def build(recipe: Recipe) -> Any:
         module = seams.plugin(recipe.seam, recipe.name)
         arguments = {key: _tuples(value) for key, value in recipe.arguments.items()}
         if recipe.seam == "priors":
-            facts = {name: arguments.pop(name) for name in ("grids", "codebook_sizes")}
+            facts = {name: arguments.pop(name) for name in CodeSpace.FACTS if name in arguments}
             arguments["space"] = CodeSpace.of_facts(facts)
             arguments["conditioning"] = Conditioning.of_facts({"conditions": arguments.pop("conditions")})
         if recipe.quantizer is not None:
@@ -111,8 +111,9 @@ def build(recipe: Recipe) -> Any:
             quantizers = seams.plugin("quantizers", name)
             config = quantizers.Config.model_validate(values)
 
-            def make_quantizer(dim: int | None = None) -> Quantizer:
-                return quantizers.build(config, dim)
+            def make_quantizer(dim: int | None = None, codebook_size: int | None = None) -> Quantizer:
+                own = config if codebook_size is None else config.model_copy(update={"codebook_size": codebook_size})
+                return quantizers.build(own, dim)
 
             arguments["make_quantizer"] = make_quantizer
         return module.build(module.Config.model_validate(recipe.config), **arguments)

@@ -179,7 +179,8 @@ class Run:
         import torch
 
         with torch.no_grad():
-            levels = tokenizer.vectors(torch.zeros(1, tokenizer.space.length, dtype=torch.int64, device=self.device))
+            every = tokenizer.vectors(torch.zeros(1, tokenizer.space.length, dtype=torch.int64, device=self.device))
+        levels = tokenizer.space.placed(every)
         return models.upsampler_recipe(self._whole, self.image_shape, [tuple(level.shape[1:]) for level in levels])
 
     def infiller(self) -> Prior:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from tessera.core.errors import InputError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tessera.core.contracts import Grids
 
 Codes = TypeVar("Codes", "np.ndarray", "Tensor")
+Level = TypeVar("Level")
 
 
 @dataclass(frozen=True)
@@ -29,29 +30,59 @@ class CodeSpace:
     Attributes:
         grids: (height, width) of each grid.
         sizes: K of each grid.
+        global_grids: the first so many grids, the depths of the first level, hold *global codes*: each is about the whole image,
+            has no place in it and is not decoded.
 
     Raises:
-        InputError: the numbers of sizes and grids differ.
+        InputError: the numbers of sizes and grids differ, or no grid is left that is decoded.
     """
 
     grids: Grids
     sizes: tuple[int, ...]
+    global_grids: int = 0
+
+    FACTS: ClassVar = ("grids", "codebook_sizes", "global_grids")  # keys of `facts`
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grids", tuple((height, width) for height, width in self.grids))
         object.__setattr__(self, "sizes", tuple(self.sizes))
         if len(self.grids) != len(self.sizes):
             raise InputError(f"codebook sizes must be one per grid, got {self.sizes} for grids {self.grids}")
+        if self.global_grids and not 0 < self.global_grids < len(self.grids):
+            raise InputError(
+                f"global_grids must be from 0 to {max(0, len(self.grids) - 1)}, so that a grid is left that is decoded, got "
+                f"{self.global_grids} for grids {self.grids}"
+            )
 
     @classmethod
     def of_facts(cls, facts: dict[str, Any]) -> CodeSpace:
         """The space from a dictionary with the keys of `facts`."""
-        return cls(facts["grids"], facts["codebook_sizes"])
+        return cls(facts["grids"], facts["codebook_sizes"], facts.get("global_grids", 0))
 
     @property
     def facts(self) -> dict[str, Any]:
         """The space as `artifacts/codes/facts.json` and the recipe of a prior store it."""
-        return {"grids": self.grids, "codebook_sizes": self.sizes}
+        facts = {"grids": self.grids, "codebook_sizes": self.sizes}
+        return facts | ({"global_grids": self.global_grids} if self.global_grids else {})
+
+    @property
+    def global_codes(self) -> int:
+        """Number of global codes of an image, which are the first of its sequence."""
+        return sum(self.lengths[: self.global_grids])
+
+    @property
+    def global_levels(self) -> int:
+        """Number of levels of global codes, 0 or 1."""
+        return int(self.global_grids > 0)
+
+    @property
+    def placed_grids(self) -> Grids:
+        """The grids whose codes have a place in the image, which are those that are decoded."""
+        return self.grids[self.global_grids :]
+
+    def placed(self, levels: Sequence[Level]) -> tuple[Level, ...]:
+        """Of one entry per level, coarse first, those of the levels that are decoded: all but that of global codes."""
+        return tuple(levels[self.global_levels :])
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -83,6 +114,12 @@ class CodeSpace:
             parts.append(codes[:, start : start + length].reshape(len(codes), *grid))
             start += length
         return parts
+
+    def neighbourhoods(self, codes: Codes) -> list[Codes]:
+        """As `split`, for what asks of neighbours: global codes have none, so each is a grid of its own, [N*h*w,1,1]."""
+        return [
+            part.reshape(-1, 1, 1) if grid < self.global_grids else part for grid, part in enumerate(self.split(codes))
+        ]
 
     def join(self, parts: Iterable[Codes]) -> Codes:
         """The inverse of `split`. A part is a grid [N,h,w], or a level [N,R,h,w] with all its R depths.

@@ -28,7 +28,8 @@ def measure(config: Config, run: Run) -> Report:
     two independent codes, sum p_k^2. The table has every split and distances up to `distance`."""
     rows, metrics = [], {}
     for split in SPLITS:
-        for grid, (codes, k) in enumerate(zip(run.space.split(run.codes(split)), run.space.sizes, strict=True)):
+        folded = run.space.neighbourhoods(run.codes(split))
+        for grid, (codes, k) in enumerate(zip(folded, run.space.sizes, strict=True)):
             chance = float((statistics.frequencies(codes, k) ** 2).sum())
             found = {
                 (name, far): statistics.neighbours_equal(codes, dy * far, dx * far)

@@ -42,7 +42,8 @@ def measure(config: Config, run: Run) -> Report:
 
     `cell`: images shifted right and down by the pixels of one code; codes should shift by one. `pixel`: images shifted by one
     pixel; most codes should stay. `flip`: mirrored images; codes should be mirrored. After shifts the outermost codes are
-    left out, since they see the border and the white that comes in; a grid with a side below 4 codes keeps them.
+    left out, since they see the border and the white that comes in; a grid with a side below 4 codes keeps them. Global codes
+    have no place, and their level is not counted.
     """
     tokenizer, pixels = run.tokenizer(), run.images("val")
     device = run.device
@@ -84,7 +85,7 @@ def shifted(x: Float[Tensor, "b c h w"], dy: int, dx: int) -> Float[Tensor, "b c
 @torch.no_grad()
 def _levels(tokenizer: Tokenizer, x: Float[Tensor, "n c h w"], batch_size: int, device: Device) -> list[Level]:
     parts = [x[where].to(device) for where in arrays.batches(len(x), batch_size)]
-    found = [tokenizer.quantize(tokenizer.latents(part)) for part in parts]
+    found = [tokenizer.space.placed(tokenizer.quantize(tokenizer.latents(part))) for part in parts]
     return [
         (torch.cat([q.codes.cpu() for q in level]), torch.cat([q.z_q.float().cpu() for q in level]))
         for level in zip(*found, strict=True)

@@ -40,7 +40,7 @@ class Config(Strict):
 def measure(config: Config, run: Run) -> Report:
     """Score, band (0 critical, 1 poor, 2 fair, 3 good) and parts of each grid. A grid of one code has no neighbours: the
     diagnostic does not apply to it."""
-    train, val = (run.space.split(run.codes(split)) for split in ("train", "val"))
+    train, val = (run.space.neighbourhoods(run.codes(split)) for split in ("train", "val"))
     rows: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {}
     for grid, (counted, codes, k) in enumerate(zip(train, val, run.space.sizes, strict=True)):

@@ -32,11 +32,11 @@ def measure(config: Config, run: Run) -> Report:
     split. A grid of one code has no neighbours: the diagnostic does not apply to it."""
     constants = [
         int(statistics.frequencies(codes, k).argmax())
-        for codes, k in zip(run.space.split(run.codes("train")), run.space.sizes, strict=True)
+        for codes, k in zip(run.space.neighbourhoods(run.codes("train")), run.space.sizes, strict=True)
     ]
     rows, metrics = [], {}
     for split in SPLITS:
-        folded = run.space.split(run.codes(split))
+        folded = run.space.neighbourhoods(run.codes(split))
         for grid, (codes, k, constant) in enumerate(zip(folded, run.space.sizes, constants, strict=True)):
             copied = statistics.copying(codes)
             found = {**copied, "constant": float((codes == constant).mean()), "random": 1 / k}

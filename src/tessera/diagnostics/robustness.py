@@ -53,6 +53,7 @@ def measure(config: Config, run: Run) -> Report:
     tables = [neighbours(book.detach().float().cpu().numpy(), config.neighbours) for book in tokenizer.codebooks]
     rng = numpy_generator(run.params.seed, "robustness")
     chances, choices = rng.random(codes.shape), rng.random(codes.shape)
+    chances[:, : tokenizer.space.global_codes] = 1  # never replaced: they are not decoded
     rows, shown = [], [pixels[arrays.evenly(len(pixels), SHOWN)]]
     for rate in (0.0, *sorted(config.rates)):
         # same random numbers: a code replaced at one rate is replaced by the same code at all higher rates
@@ -61,7 +62,7 @@ def measure(config: Config, run: Run) -> Report:
         shown.append(decoded[arrays.evenly(len(pixels), SHOWN)])
         rows.append({
             "rate": rate,
-            "replaced": (changed != codes).mean(),
+            "replaced": (changed != codes)[:, tokenizer.space.global_codes :].mean(),
             extractor.distance: frechet.distance(real, mapped(extractor, decoded)),
             "psnr_db": float(scores.psnr_db(scores.mse(decoded, pixels).mean())),
         })  # fmt: skip

@@ -41,7 +41,7 @@ def measure(config: Config, run: Run) -> Report:
     with its likeliest neighbour. A grid of one code has no neighbours: the diagnostic does not apply to it."""
     metrics: dict[str, Any] = {}
     means, codes, matrices = [], [], {}
-    folded = run.space.split(run.codes("train"))
+    folded = run.space.neighbourhoods(run.codes("train"))
     for grid, (own, k) in enumerate(zip(folded, run.space.sizes, strict=True)):
         of_grid = []
         for name, (a, b) in statistics.neighbour_pairs(own).items():

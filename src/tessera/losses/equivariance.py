@@ -77,7 +77,8 @@ class Equivariance(nn.Module):
     def error(self, tau: Turn | Scale, x: Tensor, latents: tuple[Tensor, ...]) -> Float[Tensor, ""]:
         (tokenizer,) = self._others
         with evaluating(tokenizer):
-            quantized = tokenizer.quantize(tuple(tau(z) for z in latents))
+            first = tokenizer.space.global_levels  # global codes have no place, and stay
+            quantized = tokenizer.quantize(latents[:first] + tuple(tau(z) for z in latents[first:]))
             decoded = tokenizer.decode_vectors(tuple(level.z_q for level in quantized))
         return F.mse_loss(decoded, tau(x))
 
@@ -103,7 +104,7 @@ def scales(sides: list[tuple[int, int]], smallest: float) -> tuple[Scale, ...]:
 
 
 def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
-    grids = [(level.height, level.width) for level in levels_of(tokenizer)]
+    grids = [(level.height, level.width) for level in tokenizer.space.placed(levels_of(tokenizer))]
     sides = [tokenizer.image_shape[1:], *grids]
     families = turns(sides), scales(sides, config.smallest)
     if max(max(grid) for grid in grids) == 1 or not any(families):

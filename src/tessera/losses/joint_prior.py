@@ -40,6 +40,10 @@ class JointPrior(nn.Module):
 
     The choice of codes has no gradient. The encoder gets its gradient through z_q, by the quantizer's estimator. The depths
     of a position do not see each other, nor do levels.
+
+    Args:
+        levels: those that count, the last of the tokenizer's: global codes before them have a term of their own.
+        codebook_sizes: of all grids of the tokenizer.
     """
 
     def __init__(self, config: Config, levels: tuple[Level, ...], codebook_sizes: tuple[int, ...]) -> None:
@@ -52,7 +56,8 @@ class JointPrior(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
         nats, count = x.new_zeros((), dtype=torch.float32), 0
-        for network, sizes, level in zip(self.networks, self.sizes, output.quantized, strict=True):
+        levels = output.quantized[-len(self.networks) :]
+        for network, sizes, level in zip(self.networks, self.sizes, levels, strict=True):
             logits = network(raster(level.z_q)).float().split(sizes, dim=2)
             for depth, codes in zip(logits, level.codes.unbind(1), strict=True):
                 nats = nats + F.cross_entropy(depth.transpose(1, 2), codes.flatten(1).long(), reduction="sum")
@@ -61,7 +66,7 @@ class JointPrior(nn.Module):
 
 
 def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
-    levels = levels_of(tokenizer)
+    levels = tokenizer.space.placed(levels_of(tokenizer))
     if not all(level.depth for level in levels):
         raise InputError(
             f"losses.joint_prior.weight: must be 0 where training has no codes, got {config.weight}; choose a tokenizer "

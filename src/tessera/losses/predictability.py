@@ -38,6 +38,9 @@ class Predictability(nn.Module):
 
     The gradient reaches both the predicted latents and the latents they are predicted from. Smaller latents lower the loss
     too: without a reconstruction or commitment term they shrink.
+
+    Args:
+        levels: those that count, the last of the tokenizer's: global codes before them have a term of their own.
     """
 
     def __init__(self, config: Config, levels: tuple[Level, ...]) -> None:
@@ -47,10 +50,10 @@ class Predictability(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
-        sequences = [raster(z) for z in output.latents]
+        sequences = [raster(z) for z in output.latents[-len(self.networks) :]]
         pairs = zip(self.networks, sequences, strict=True)
         return torch.stack([F.mse_loss(network(z).float(), z.float()) for network, z in pairs]).mean()
 
 
 def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
-    return Predictability(config, levels_of(tokenizer))
+    return Predictability(config, tokenizer.space.placed(levels_of(tokenizer)))

@@ -38,10 +38,19 @@ class Config(Strict):
 
 class Smoothness(nn.Module):
     """sum_ij |z_ij - z_i+1,j| + |z_ij - z_i,j+1|, Euclidean norms, in units of the latents; summed over the levels, mean
-    over the batch."""
+    over the batch.
+
+    Args:
+        first: index of the first level that counts; global codes before it have no neighbours.
+    """
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
 
     def forward(self, x: Float[Tensor, "b c h w"], output: Output) -> Float[Tensor, ""]:
-        total = sum((differences(z.float(), axis) for z in output.latents for axis in (2, 3)), start=x.new_zeros(()))
+        levels = output.latents[self.first :]
+        total = sum((differences(z.float(), axis) for z in levels for axis in (2, 3)), start=x.new_zeros(()))
         return total / len(x)
 
 
@@ -51,4 +60,4 @@ def differences(z: Float[Tensor, "b d h w"], axis: int) -> Float[Tensor, ""]:
 
 
 def build(config: Config, run: Run, tokenizer: Tokenizer) -> Loss:
-    return Smoothness()
+    return Smoothness(tokenizer.space.global_levels)

@@ -59,8 +59,8 @@ class GatedPixelCNN(Autoregressive):
         networks = [GatedNetwork(size, config.channels, config.layers, config.kernel_size) for size in space.sizes]
         self.networks = cast("Sequence[GatedNetwork]", nn.ModuleList(networks))
         self.conditions = nn.ModuleList(
-            ConditionMap(config.channels, grid, space.sizes[:index], conditioning, config.condition_blocks)
-            for index, grid in enumerate(space.grids)
+            ConditionMap(config.channels, space, index, conditioning, config.condition_blocks)
+            for index in range(len(space.grids))
         )
 
     def predict(

@@ -68,10 +68,9 @@ class PixelCNN(Autoregressive):
         networks = [MaskedNetwork(space.sizes[stack], *shape) for stack in self.stacks]
         self.networks = cast("Sequence[MaskedNetwork]", nn.ModuleList(networks))
         self.conditions = nn.ModuleList(
-            ConditionMap(config.channels, space.grids[stack.start], space.sizes[: stack.start], conditioning,
-                      config.condition_blocks)
+            ConditionMap(config.channels, space, stack.start, conditioning, config.condition_blocks)
             for stack in self.stacks
-        )  # fmt: skip
+        )
 
     @property
     def order(self) -> list[int]:

@@ -71,8 +71,8 @@ class PixelSNAIL(Autoregressive):
         networks = [Snail(size, *shape) for size in space.sizes]
         self.networks = cast("Sequence[Snail]", nn.ModuleList(networks))
         self.conditions = nn.ModuleList(
-            ConditionMap(config.channels, grid, space.sizes[:index], conditioning, config.condition_blocks)
-            for index, grid in enumerate(space.grids)
+            ConditionMap(config.channels, space, index, conditioning, config.condition_blocks)
+            for index in range(len(space.grids))
         )
 
     def predict(

@@ -56,6 +56,8 @@ def measure(config: Config, run: Run) -> Report:
     `context`: the code in a training image with its most frequent neighbours (white if the code is unused). In `whole` and
     `single` the other grids are the mean of training images. `single` and `context` are cropped to the code's surroundings.
 
+    A grid of global codes, which are not decoded, has none of them: it does not apply there.
+
     Metrics are means over the shown codes that are used. `context_fraction`: fraction of a code's occurrences in its most
     frequent context. `context_rmse`: RMSE in grey levels at the code's own place between that context and `whole`; 0 if the
     code looks the same in both. `spill`: fraction of the change from a single code that lies outside its own place.
@@ -63,9 +65,13 @@ def measure(config: Config, run: Run) -> Report:
     tokenizer, codes = run.tokenizer(), run.codes("train")
     codes = np.asarray(codes[arrays.evenly(len(codes), config.count)]).astype(np.int64)
     context = torch.from_numpy(codes[arrays.evenly(len(codes), config.contexts)]).to(run.runtime.device)
-    metrics, tables = {}, []
+    metrics: dict[str, dict[str, float]] = {}
+    tables = []
     sheets: dict[str, np.ndarray] = {}
     for grid, own in enumerate(tokenizer.space.split(codes)):
+        if grid < tokenizer.space.global_grids:
+            metrics[f"grid_{grid}"] = {"applies": 0}
+            continue
         book = tokenizer.codebooks[grid].float().cpu().numpy()
         fraction = statistics.frequencies(own, len(book))
         shown = ordered(book, fraction, config.codes, config.order)

@@ -135,9 +135,12 @@ def biharmonic(pixels: Pixels, masks: Masks) -> Pixels:
 
 def cells(masks: Masks, space: CodeSpace) -> Bool[np.ndarray, "n t"]:
     """True for each code whose cell of the image overlaps the mask. If the grid does not divide the image, a cell includes
-    every pixel that it covers in part."""
+    every pixel that it covers in part. A global code is about the whole image and stays: it is that of the image with a fill-in."""
     x = torch.from_numpy(masks).float()[:, None]
-    return space.join(F.adaptive_max_pool2d(x, grid)[:, 0] > 0 for grid in space.grids).numpy()
+    parts = [F.adaptive_max_pool2d(x, grid)[:, 0] > 0 for grid in space.grids]
+    for part in parts[: space.global_grids]:
+        part.fill_(False)
+    return space.join(parts).numpy()
 
 
 def seen(

@@ -139,10 +139,10 @@ def available(config: Config, run: Run, tokenizer: Tokenizer) -> tuple[dict[str,
         "slerp": paths.slerp,
     }
     wanted, reasons = set(config.modes), {}
-    if len(levels_of(tokenizer)) > 1:
+    if len(tokenizer.space.placed(levels_of(tokenizer))) > 1:
         walks["hierarchical"] = paths.hierarchical
     elif "hierarchical" in wanted:
-        reasons["hierarchical"] = "the tokenizer has one level of codes only"
+        reasons["hierarchical"] = "the tokenizer decodes one level of codes only"
     if "prior" in wanted:
         rng = generator(run.params.seed, "interpolation", "prior")
         walks["prior"] = partial(paths.refined, prior=run.prior(), rng=rng, freedom=config.freedom)

@@ -95,11 +95,11 @@ def sampled(run: Run, count: int) -> Int[np.ndarray, " c"]:
 
 def available(config: Config, tokenizer: Tokenizer) -> tuple[dict[str, Method], dict[str, str]]:
     """The methods that apply to this tokenizer, and the reasons why others do not."""
-    levels, reasons = levels_of(tokenizer), {}
+    levels, reasons = tokenizer.space.placed(levels_of(tokenizer)), {}
     if all(level.height * level.width == 1 for level in levels):
         reasons["adain"] = "one code per image has no statistics over places"
     if len(levels) == 1:
-        reasons["hierarchy"] = "the tokenizer has one level of codes only"
+        reasons["hierarchy"] = "the tokenizer decodes one level of codes only"
     reasons = {name: reasons[name] for name in config.methods if name in reasons}
     for name, reason in reasons.items():
         print(f"extensions@style_transfer: {name} does not apply: {reason}", flush=True)
