@@ -95,7 +95,9 @@ def test_one_large_family_widens_the_interval():
     a, b = (generator.normal(shift, 1, size=(4, 3)).repeat(10, 0) for shift in (0, 0.5))  # 10 variants of 4 images
     apart = kernel.kid(a, b, (singles(40), singles(40, "b")), 400, rng())
     few = kernel.kid(a, b, (np.repeat(singles(4), 10), np.repeat(singles(4, "b"), 10)), 400, rng())
-    assert few.value == pytest.approx(apart.value, rel=1e-9)  # a matrix product may round otherwise by where its blocks lie
+    assert few.value == pytest.approx(
+        apart.value, rel=1e-9
+    )  # a matrix product may round otherwise by where its blocks lie
     assert few.high - few.low > apart.high - apart.low
 
 
