@@ -1,6 +1,7 @@
 """tokenizer: dataset, perceptual -> artifacts/tokenizer/, plots/tokenizer.csv, plots/tokenizer/
 
-Trains a tokenizer: the objective, the metrics of validation, and the snapshots kept of chosen epochs.
+Trains a tokenizer: the objective, the metrics of validation, and the snapshots kept of chosen epochs. Then, if asked, tunes its
+decoder alone on codes of which some are replaced.
 
 Uses contracts only: it knows no plug-in by name.
 """
@@ -8,7 +9,7 @@ Uses contracts only: it knows no plug-in by name.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -16,15 +17,16 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
-from tessera import augmentation, scores, statistics
+from tessera import augmentation, perturbation, scores, statistics
 from tessera.augmentation import Augmentation
 from tessera.core import files, models, seams
-from tessera.core.contracts import Device, Loss, Output, PostHocQuantizer, Tokenizer
+from tessera.core.contracts import Device, Loss, Output, PostHocQuantizer, Quantized, Tokenizer
 from tessera.core.errors import InputError
-from tessera.core.params import Strict
+from tessera.core.params import Params, Strict
 from tessera.core.run import Run
 from tessera.core.seeding import generator, seed_globally
 from tessera.images import arrays, pictures
+from tessera.levels import evaluating
 from tessera.runtime.stage import enter
 from tessera.training.loop import LOOKED_AT, Fitted, Row, Task, fit
 from tessera.training.settings import Training
@@ -36,6 +38,29 @@ FITTED_ON = 1_000_000  # latents for a post-hoc codebook, at most
 SHOWN = 16  # images whose reconstructions are kept at the snapshot epochs
 
 
+TUNING = "tokenizer.tuning"  # of the decoder: the name of its training
+CURVE = "tokenizer/tuning"  # the rows of its evaluations, below plots/
+
+
+class TuningTraining(Training):
+    epochs: int = Field(ge=0, description="passes over the train split; 0: no tuning", examples=[0])
+
+
+class TuningSettings(Strict):
+    rate: float = Field(gt=0, le=1, description="fraction of an image's codes that are replaced", examples=[0.3])
+    neighbours: int = Field(ge=1, description="number of nearest codes that can replace a code", examples=[2])
+    training: TuningTraining
+
+    @model_validator(mode="after")
+    def _stops(self) -> TuningSettings:
+        if self.training.patience:
+            raise ValueError(
+                f"training.patience must be 0, since the last epoch of the tuning is kept, got "
+                f"{self.training.patience}; set it to 0"
+            )
+        return self
+
+
 class Settings(Strict):
     name: str
     keep: Literal["best", "best_usage", "last"] = Field(description="the epoch whose weights the next stages use")
@@ -45,6 +70,7 @@ class Settings(Strict):
     )
     augmentation: Augmentation
     training: Training
+    tuning: TuningSettings
 
     @model_validator(mode="after")
     def _stops(self) -> Settings:
@@ -66,9 +92,15 @@ def main(run: Run) -> None:
     objective = initialised(recipe, run)
     fitted = train(objective, data, run)
     tokenizer = with_codebook(objective.tokenizer, recipe, data, run)
+    found = metrics(fitted, tokenizer, data)
+    tuned = tune(with_terms(objective, tokenizer, run), data, run) if tunes(run.params) else None
     if run.runtime.main:
-        run.save_model("tokenizer", tokenizer, recipe, metrics(fitted, tokenizer, data), notes=fitted.notes)
+        found |= {} if tuned is None else {"tuning": tuned.gains}
+        notes = fitted.notes if tuned is None else (*fitted.notes, *tuned.fitted.notes)
+        run.save_model("tokenizer", tokenizer, recipe, found, notes=notes)
         files.write_history("tokenizer", fitted.history)
+        if tuned is not None:
+            files.write_history(CURVE, tuned.fitted.history)
         write_snapshots(fitted, data)
 
 
@@ -179,6 +211,162 @@ def _latents(tokenizer: Tokenizer, level: int, data: Data, rng: Generator) -> Fl
         if rows >= FITTED_ON:
             break
     return torch.cat(found)[:FITTED_ON]
+
+
+# tuning of the decoder
+
+
+def tunes(params: Params) -> bool:
+    """Whether the decoder is tuned after training."""
+    return params.section("tokenizer", Settings).tuning.training.epochs > 0
+
+
+class Tuned(NamedTuple):
+    """`gains`: PSNR of validation images in dB, `before` and `after`, from their own codes and from codes of which some are
+    replaced."""
+
+    fitted: Fitted
+    gains: dict[str, dict[str, float]]
+
+
+class Tuning(nn.Module):
+    """The terms of `losses:` on images decoded from replaced codes. Terms of latents and codes have no gradient here, and those
+    that the quantizer gives are left out."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        z_q: tuple[Tensor, ...],
+        latents: tuple[Tensor, ...],
+        quantized: tuple[Quantized, ...],
+    ) -> dict[str, Tensor]:
+        return self.objective.losses(x, Output(self.objective.tokenizer.decode_vectors(z_q), latents, quantized))
+
+
+def with_terms(objective: Objective, tokenizer: Tokenizer, run: Run) -> Objective:
+    """The objective of `tokenizer`: that of the training, or, where the quantizer was added since, another one whose terms have
+    the trained weights."""
+    if objective.tokenizer is tokenizer:
+        return objective
+    seed_globally(run.params.seed, TUNING, "initialisation")
+    whole = Objective(tokenizer, loss_terms(run, tokenizer))
+    whole.terms.load_state_dict(objective.terms.state_dict())
+    return whole
+
+
+def tune(objective: Objective, data: Data, run: Run) -> Tuned:
+    """Train the decoder of the objective's tokenizer in place, so that it mends the errors that a prior makes: of the codes of
+    training images some are replaced by near neighbours, and the target is the image itself. Encoder and codebook, and so the
+    codes of every image, stay as they are. The last epoch is kept.
+
+    Raises:
+        InputError: there is nothing to train between code vectors and image, or no loss to train it by.
+    """
+    own = run.params.section("tokenizer", Settings).tuning
+    if not objective.weights:
+        raise InputError(
+            f"losses: one must have a weight above 0 where {TUNING}.training.epochs is, got none; give mse one"
+        )
+    objective.zero_grad()  # gradients that the training left would count when those of the tuning are clipped
+    freeze_all_but_decoder(objective.tokenizer)
+    tokenizer = objective.tokenizer.to(run.runtime.device)
+    replacing = Replacing(tokenizer, own, run.params.seed)
+    before = _mended(tokenizer, replacing, data)
+    fitted = fit(tuning_task(Tuning(objective), replacing, data), own.training, run.params.seed, run.runtime)
+    after = _mended(tokenizer.to(run.runtime.device), replacing, data)
+    tokenizer.to("cpu")
+    return Tuned(fitted, {name: {"before": before[name], "after": after[name]} for name in before})
+
+
+def freeze_all_but_decoder(tokenizer: Tokenizer) -> None:
+    """Only parameters that code vectors meet on their way to an image keep a gradient.
+
+    Raises:
+        InputError: there are none.
+    """
+    parameters = [parameter for parameter in tokenizer.parameters() if parameter.requires_grad]
+    with evaluating(tokenizer), torch.no_grad():
+        z_q = tokenizer.vectors(torch.zeros(1, tokenizer.space.length, dtype=torch.int64))
+    with evaluating(tokenizer), torch.enable_grad():
+        image = tokenizer.decode_vectors(z_q)
+        reached = torch.autograd.grad(image.sum(), parameters, allow_unused=True) if image.requires_grad else ()
+    decoder = [p for p, gradient in zip(parameters, reached, strict=False) if gradient is not None]
+    if not decoder:
+        raise InputError(
+            f"{TUNING}.training.epochs: must be 0 for a tokenizer whose decoder has no weights; set it to 0, or choose another "
+            "tokenizer"
+        )
+    tokenizer.requires_grad_(False)
+    for parameter in decoder:
+        parameter.requires_grad_(True)
+
+
+class Replacing:
+    """Codes of images, some of them replaced by near neighbours in the codebook."""
+
+    def __init__(self, tokenizer: Tokenizer, own: TuningSettings, seed: int) -> None:
+        self.tokenizer, self.rate, self.seed = tokenizer, own.rate, seed
+        self.near = perturbation.tables(tokenizer, own.neighbours)
+
+    @torch.no_grad()
+    def __call__(
+        self, x: Float[Tensor, "b c h w"], generator: Generator
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Quantized, ...]]:
+        """Code vectors of replaced codes, and latents and quantized latents of `x`, each level by level. Nothing changes: neither
+        the statistics of the codebook nor those of the encoder."""
+        with evaluating(self.tokenizer):
+            latents = self.tokenizer.latents(x)
+            quantized = self.tokenizer.quantize(latents)
+            space = self.tokenizer.space
+            codes = space.join([level.codes for level in quantized])
+            where = torch.rand(codes.shape, generator=generator).numpy() < self.rate
+            choices = torch.rand(codes.shape, generator=generator, dtype=torch.float64).numpy()
+            changed = perturbation.replaced(codes.cpu().numpy(), space, self.near, where, choices)
+            z_q = self.tokenizer.vectors(torch.from_numpy(changed).to(codes.device))
+        return z_q, latents, tuple(level._replace(losses={}, reported={}) for level in quantized)
+
+
+def tuning_task(objective: Tuning, replacing: Replacing, data: Data) -> Task:
+    """The training for `fit`."""
+
+    def batch(indices: np.ndarray, generator: Generator, done: float) -> tuple[Any, ...]:
+        (x,) = data.batch(indices, generator)
+        return x, *replacing(x, generator)
+
+    def evaluate(objective: Tuning) -> Row:
+        found = _mended(objective.objective.tokenizer, replacing, data)
+        return {f"val_{name}": value for name, value in found.items()}
+
+    return Task(
+        name=TUNING,
+        objective=objective,
+        examples=len(data.pixels["train"]),
+        batch=batch,
+        evaluate=evaluate,
+        score=lambda row: row["epoch"],
+        curve=CURVE,
+    )
+
+
+@torch.no_grad()
+def _mended(tokenizer: Tokenizer, replacing: Replacing, data: Data) -> Row:
+    """PSNR in dB of the mean error over validation images: `psnr_db` from their own codes, and `psnr_db_replaced` from codes of
+    which some are replaced, the same ones each time."""
+    pixels, errors = data.looked_at["val"], defaultdict(list)
+    rng = generator(replacing.seed, TUNING, "replaced")
+    with evaluating(tokenizer):
+        for where in arrays.batches(len(pixels), data.batch_size):
+            x = arrays.to_model(pixels[where], data.device)
+            z_q, _, quantized = replacing(x, rng)
+            own = tokenizer.vectors(tokenizer.space.join([level.codes for level in quantized]))
+            for name, vectors in {"psnr_db": own, "psnr_db_replaced": z_q}.items():
+                decoded = arrays.to_pixels(tokenizer.decode_vectors(vectors))
+                errors[name].append(scores.mse(decoded, pixels[where]))
+    return {name: float(scores.psnr_db(np.concatenate(parts).mean())) for name, parts in errors.items()}
 
 
 def task(objective: Objective, data: Data, section: Settings) -> Task:
@@ -323,5 +511,10 @@ def _codebooks(books: dict[str, Float[np.ndarray, "k d"]]) -> Figure:
     return figure
 
 
+def after_training(params: Params) -> tuple[str, ...]:
+    """Sections that only the work after all training depends on: the decoder is tuned on codes of the fitted codebook."""
+    return ("quantizer",) if params.post_hoc and not tunes(params) else ()
+
+
 if __name__ == "__main__":
-    enter(main, trains=True, after_training=lambda params: ("quantizer",) if params.post_hoc else ())
+    enter(main, trains=True, after_training=after_training)

@@ -13,7 +13,7 @@ import torch
 from scipy.spatial.distance import cdist
 from sklearn.metrics import adjusted_rand_score
 
-from tessera import scores
+from tessera import perturbation, scores
 from tessera.core import files, models
 from tessera.core.contracts import Quantized
 from tessera.core.space import CodeSpace
@@ -225,7 +225,7 @@ def test_the_most_used_codes_of_a_large_codebook_are_looked_at(workspace, tiny):
 def test_neighbours_by_brute_force():
     book = np.random.default_rng(0).standard_normal((300, 3)).astype(np.float32)
     book[7] = book[3]
-    table = robustness.neighbours(book, 4)
+    table = perturbation.neighbours(book, 4)
     assert table.shape == (300, 4)
     assert (table[3, 0], table[7, 0]) == (7, 3)  # a copy is a neighbour, and the nearest
     far = cdist(book, book)
@@ -233,7 +233,7 @@ def test_neighbours_by_brute_force():
         others = sorted(far[code, other] for other in range(300) if other != code)
         assert code not in found
         assert far[code, found] == pytest.approx(others[:4], abs=1e-6)
-    assert robustness.neighbours(book[:3], 8).shape == (3, 2)
+    assert perturbation.neighbours(book[:3], 8).shape == (3, 2)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
@@ -242,9 +242,9 @@ def test_as_many_codes_as_the_rate_become_neighbours(rate):
     draws, space = np.random.default_rng(0), CodeSpace(((4, 5), (10, 10)), (6, 30))
     books = [draws.standard_normal((k, 2)) for k in (6, 30)]
     codes = np.concatenate([draws.integers(0, 6, (50, 20)), draws.integers(0, 30, (50, 100))], axis=1)
-    tables = [robustness.neighbours(book, 4) for book in books]
+    tables = [perturbation.neighbours(book, 4) for book in books]
     where, choices = draws.random(codes.shape) < rate, draws.random(codes.shape)
-    changed = robustness.replaced(codes, space, tables, where, choices)
+    changed = perturbation.replaced(codes, space, tables, where, choices)
     assert ((changed != codes) == where).all()
     assert abs(where.mean() - rate) <= 5 * math.sqrt(rate * (1 - rate) / codes.size)
     for part, table in ((slice(0, 20), tables[0]), (slice(20, 120), tables[1])):

@@ -59,6 +59,7 @@ TABLE = {  # what is edited -> the file, and which stages are stale at once
     "the Fréchet distance": (
         "src/tessera/features/frechet.py", every("diagnostics") | every("evaluation") | every("extensions")
     ),
+    "how codes are confused": ("src/tessera/perturbation.py", {"tokenizer", *every("diagnostics")}),
     "how feature networks are trained": ("src/tessera/feature_training.py", NETWORKS),
     "the scorer that is chosen": ("src/tessera/extractors/efficientnet.py", {"scorer"}),
     "the perceptual network that is chosen": ("src/tessera/extractors/classifier.py", {"perceptual"}),

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
 from pydantic import Field
 
-from tessera import scores
+from tessera import perturbation, scores
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
 from tessera.core.seeding import numpy_generator
-from tessera.core.space import CodeSpace
 from tessera.features import frechet
 from tessera.images import arrays, pictures
 
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 12
-BLOCK = 256  # rows of the [K,K] distances in memory at once
 
 
 class Config(Strict):
@@ -50,14 +47,14 @@ def measure(config: Config, run: Run) -> Report:
 
     mapped = partial(arrays.mapped, batch_size=config.batch_size, device=device)
     codes, real = mapped(tokenizer.encode, pixels), mapped(extractor, pixels)
-    tables = [neighbours(book.detach().float().cpu().numpy(), config.neighbours) for book in tokenizer.codebooks]
+    near = perturbation.tables(tokenizer, config.neighbours)
     rng = numpy_generator(run.params.seed, "robustness")
     chances, choices = rng.random(codes.shape), rng.random(codes.shape)
     chances[:, : tokenizer.space.global_codes] = 1  # never replaced: they are not decoded
     rows, shown = [], [pixels[arrays.evenly(len(pixels), SHOWN)]]
     for rate in (0.0, *sorted(config.rates)):
         # same random numbers: a code replaced at one rate is replaced by the same code at all higher rates
-        changed = replaced(codes, tokenizer.space, tables, chances < rate, choices)
+        changed = perturbation.replaced(codes, tokenizer.space, near, chances < rate, choices)
         decoded = arrays.decoded(tokenizer, changed, config.batch_size, device)
         shown.append(decoded[arrays.evenly(len(pixels), SHOWN)])
         rows.append({
@@ -70,33 +67,6 @@ def measure(config: Config, run: Run) -> Report:
     sheet = pictures.sheet(np.concatenate(shown), len(shown[0]))
     return Report(_headline(table, extractor.distance), {"rates": table},
                   {"rates": _picture(table, extractor.distance), "images": sheet})  # fmt: skip
-
-
-def neighbours(book: Float[np.ndarray, "k d"], count: int) -> Int[np.ndarray, "k c"]:
-    """Indices of the `count` nearest other code vectors, or of all others if fewer, nearest first. A copy of a code vector
-    counts as another code."""
-    from scipy.spatial.distance import cdist
-
-    found = []
-    for where in arrays.batches(len(book), BLOCK):
-        distances = cdist(book[where].astype(np.float64), book.astype(np.float64))
-        own = np.arange(len(book))[where]
-        distances[np.arange(len(own)), own] = np.inf
-        found.append(np.argsort(distances, axis=1, kind="stable")[:, : min(count, len(book) - 1)])
-    return np.concatenate(found)
-
-
-def replaced(
-    codes: Int[np.ndarray, "n t"],
-    space: CodeSpace,
-    tables: list[Int[np.ndarray, "k c"]],
-    where: np.ndarray,
-    choices: Float[np.ndarray, "n t"],
-) -> Int[np.ndarray, "n t"]:
-    """The codes, with those at `where` [N,T] replaced by a neighbour, selected by `choices`, uniform on [0, 1)."""
-    folded = zip(space.split(codes), space.split(choices), tables, strict=True)
-    others = [table[own, (choice * table.shape[1]).astype(int)] for own, choice, table in folded]
-    return np.where(where, space.join(others), codes)
 
 
 def _headline(table: pd.DataFrame, distance: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ UNCOUNTED = ("runtime", *VERDICTS)
 def counted(targets: Iterable[str], raw: dict[str, Any], root: Path = Path()) -> dict[str, Any]:
     """The values that the results of the targets depend on, one per leaf, by dotted name: those that dvc.yaml declares for the
     stages that are run. Not counted: the machine, alternatives that are not chosen, losses of weight 0 (they are not built) and
-    their network (it is not made), and thresholds (they only judge results)."""
+    their network (it is not made), a tuning of 0 epochs, and thresholds (they only judge results)."""
     names = {name for stage in of(targets, raw, root) for name in stage.params}
     names = {name for name in names if name.partition(".")[0] not in UNCOUNTED}
     if "losses.perceptual.weight" in names and not Params(raw).perceptual_network:
@@ -31,6 +31,7 @@ def counted(targets: Iterable[str], raw: dict[str, Any], root: Path = Path()) ->
 
 CONDITIONS = "prior.conditions."  # what the prior is told
 LABELLED = ("prior.conditional", "prior.label_dropout", "samples.guidance")  # once in its place
+TUNING = "tokenizer.tuning."  # of the decoder, after the tokenizer is trained
 RENAMED = {
     "diagnostics.positions.share": "diagnostics.positions.fraction",
     "extensions.variations.shares": "extensions.variations.fractions",
@@ -40,7 +41,7 @@ RENAMED = {
 
 def today(values: dict[str, Any]) -> dict[str, Any]:
     """Values of an older params.yaml, by dotted name, written as today. The section `extractor` was both of its successors."""
-    values = _without_untold(_of_labels(values))
+    values = _without_tuning(_without_untold(_of_labels(values)))
     sections = ("scorer", "perceptual") if "losses.perceptual.weight" in values else ("scorer",)
     found: dict[str, Any] = {}
     for name, value in values.items():
@@ -68,6 +69,12 @@ def _without_untold(values: dict[str, Any]) -> dict[str, Any]:
         return "words" in told if name.startswith("prior.words.") else True
 
     return {name: value for name, value in values.items() if counts(name)}
+
+
+def _without_tuning(values: dict[str, Any]) -> dict[str, Any]:
+    """Values without those of a tuning that does not take place: as of an alternative that is not chosen."""
+    tuned = values.get(f"{TUNING}training.epochs", 0)
+    return {name: value for name, value in values.items() if tuned or not name.startswith(TUNING)}
 
 
 def _of_labels(values: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
@@ -12,11 +15,21 @@ from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized,
 from tessera.core.params import Strict
 from tessera.core.space import CodeSpace
 
+if TYPE_CHECKING:
+    from tessera.core.params import Params
+
 
 class Config(Strict):
     levels: int = Field(
         ge=2, le=256, description="L, number of intensities; 2: black and white, 256: 8 bits", examples=[8]
     )
+
+    def rule(self, params: Params) -> Iterator[str]:
+        if epochs := params.value("tokenizer.tuning.training.epochs"):
+            yield (
+                f"tokenizer.tuning.training.epochs: must be 0 under tokenizer.name pixels, whose decoder has no weights, got "
+                f"{epochs}; set it to 0, or choose another tokenizer"
+            )
 
 
 class Pixels(nn.Module):
