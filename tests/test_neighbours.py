@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,9 @@ from tessera.core.params import Params
 from tessera.core.run import Run
 from tessera.core.space import CodeSpace
 from tessera.evaluation.memorisation import neighbours as borrowed
+from tessera.extensions import interpolation
+from tessera.playground import samples as playing
+from tessera.playground.workspace import Workspace
 
 SPACE = CodeSpace(((1, 2), (2, 2)), (3, 2))
 LEARNED = [name for name in seams.names("priors") if name not in ("histogram", "ngram", "uniform")]
@@ -352,6 +356,29 @@ def test_the_command_draws_for_a_name_from_the_model_alone(near_run, tmp_path, c
     np.testing.assert_array_equal(np.load("near.npz")["codes"], first)
     assert command.main([*given, "pictur 3"]) != 0
     assert "did you mean 'picture 3'" in capsys.readouterr().err
+
+
+def test_the_ways_of_interpolation_are_told_the_neighbours_of_both_ends(near_run, tiny):
+    run = Run(Params(near_run.params.raw), None, near_run.runtime)
+    config = tiny(interpolation.Config, modes=["prior"])
+    with torch.no_grad():
+        ends = interpolation.loaded(config, run, run.tokenizer(), [("test", 3), ("train", 5)])
+    assert ends.conditions.tolist() == [[run.neighbours("test")[3, 0]], [run.neighbours("train")[5, 0]]]
+
+
+def test_the_playground_samples_with_and_without_the_codes(near_run, raw):
+    space = Workspace(Params(raw))
+    asked = playing.Asked(Sampling(guidance={NEIGHBOUR: 2.0}), 3)
+    (found,) = playing.sampled(space, 4, asked)
+    assert {each.said[NEIGHBOUR] for each in found} <= set(space.table("train")["name"])
+    picture = space.picture("test:2")
+    assert space.told(picture, space.prior().conditioning).tolist() == [[space.neighbours("test")[2, 0]]]
+    (asked_for,) = playing.sampled(space, 2, asked._replace(conditions={NEIGHBOUR: "picture 4"}))
+    assert {each.said[NEIGHBOUR] for each in asked_for} == {"picture 4"}
+    shutil.rmtree(space.folder("codes"))
+    (found,) = playing.sampled(space, 2, asked)
+    assert {each.said[NEIGHBOUR] for each in found} == {""}
+    assert space.told(picture, space.prior().conditioning).tolist() == [[12]]
 
 
 def test_impossible_values_are_refused(raw):
