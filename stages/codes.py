@@ -1,5 +1,5 @@
 """codes: dataset, tokenizer -> artifacts/codes/ of all splits and of augmented copies of the training images, metrics/codes.json;
-and clusters of the images, which a prior may be told
+and clusters and neighbours of the images, which a prior may be told
 
 Encodes images batch by batch, in constant memory, on any number of processes. The metrics are the rate of the codes.
 """
@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from tessera import augmentation, statistics
+from tessera import augmentation, neighbours, statistics
 from tessera.augmentation import Augmentation
 from tessera.core import files
 from tessera.core.contracts import Tokenizer
@@ -28,6 +28,7 @@ from tessera.core.params import Strict
 from tessera.core.run import SPLITS, Run
 from tessera.core.seeding import derive, generator
 from tessera.images import arrays
+from tessera.neighbours import Neighbours
 from tessera.runtime.stage import enter
 
 if TYPE_CHECKING:
@@ -53,16 +54,20 @@ class Settings(Strict):
                         "strong augmentation; 0: none")  # fmt: skip
     augmentation: Augmentation
     clusters: Clusters
+    neighbours: Neighbours
 
 
 def main(run: Run) -> None:
     tokenizer, folder = run.tokenizer(), run.folder("codes")
     encode(tokenizer, run, folder)
     if run.runtime.main:
-        count = run.params.section("codes", Settings).clusters.count
-        files.write_json(folder / "facts.json", tokenizer.space.facts | ({"clusters": count} if count else {}))
-        sizes = write_clusters(tokenizer, run, folder) if count else {}
-        files.write_metrics("codes", metrics(run) | sizes)
+        own = run.params.section("codes", Settings)
+        counts = {"clusters": own.clusters.count, "neighbours": own.neighbours.count}
+        told = {name: count for name, count in counts.items() if count}
+        files.write_json(folder / "facts.json", tokenizer.space.facts | told)
+        sizes = write_clusters(tokenizer, run, folder) if own.clusters.count else {}
+        kept = write_neighbours(tokenizer, run, folder) if own.neighbours.count else {}
+        files.write_metrics("codes", metrics(run) | sizes | kept)
 
 
 def encode(tokenizer: Tokenizer, run: Run, folder: Path) -> None:
@@ -97,7 +102,7 @@ def write_clusters(tokenizer: Tokenizer, run: Run, folder: Path) -> dict[str, An
     """Write `clusters/<split>.npy` [N] int64, and return the sizes of the smallest and the largest cluster of training images. A
     prior that is told the cluster draws from few images where clusters are small, and then recites them."""
     own = run.params.section("codes", Settings)
-    features = {split: pooled_latents(tokenizer, run, split) for split in SPLITS}
+    features = {split: pooled_latents(tokenizer, run, split, own.clusters.grid) for split in SPLITS}
     found = clustered(features, own.clusters.count, derive(run.params.seed, "codes", "clusters"))
     for split, clusters in found.items():
         files.save_array(folder / "clusters" / f"{split}.npy", clusters)
@@ -105,15 +110,36 @@ def write_clusters(tokenizer: Tokenizer, run: Run, folder: Path) -> dict[str, An
     return {"clusters": {"smallest": int(sizes.min()), "largest": int(sizes.max())}}
 
 
-def pooled_latents(tokenizer: Tokenizer, run: Run, split: str) -> Float[np.ndarray, "n f"]:
-    """Latents of all levels before quantization, each averaged to at most `clusters.grid` x `clusters.grid` places. The network
-    that scores has no part in them, so that no prior is conditioned on its judge."""
+def write_neighbours(tokenizer: Tokenizer, run: Run, folder: Path) -> dict[str, Any]:
+    """Write `neighbours/<split>.npy` [N,k] int32, the near training images of each image, and `neighbours/features.npy` [n,F]
+    float32, of the training images; and return which fraction of the variance of the latents the features have."""
+    from threadpoolctl import threadpool_limits
+
+    own = run.params.section("codes", Settings).neighbours
+    latents = {split: pooled_latents(tokenizer, run, split, own.grid) for split in SPLITS}
+    families = {split: run.table(split)["family"].to_numpy(str) for split in SPLITS}
+    with threadpool_limits(1):  # sums of several threads differ in the last bit
+        found = neighbours.reduced(latents, own.dimensions)
+        train = found.features["train"], families["train"]
+        near = {
+            split: neighbours.nearest_of_other_families(found.features[split], families[split], *train, own.count)
+            for split in SPLITS
+        }
+    files.save_array(folder / "neighbours" / "features.npy", found.features["train"])
+    for split, places in near.items():
+        files.save_array(folder / "neighbours" / f"{split}.npy", places)
+    return {"neighbours": {"variance": found.variance}}
+
+
+def pooled_latents(tokenizer: Tokenizer, run: Run, split: str, grid: int) -> Float[np.ndarray, "n f"]:
+    """Latents of all levels before quantization, each averaged to at most `grid` x `grid` places. The network that scores has no
+    part in them, so that no prior is conditioned on its judge."""
     own = run.params.section("codes", Settings)
 
     def features(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
         pooled = []
         for z in tokenizer.latents(x):
-            height, width = (min(own.clusters.grid, side) for side in z.shape[2:])
+            height, width = (min(grid, side) for side in z.shape[2:])
             pooled.append(F.adaptive_avg_pool2d(z.float(), (height, width)).flatten(1))
         return torch.cat(pooled, dim=1)
 

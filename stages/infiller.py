@@ -20,6 +20,7 @@ from tessera import conditions as told
 from tessera import sequences
 from tessera.attention import masking
 from tessera.attention.causal import Size
+from tessera.autoregression.condition import with_features
 from tessera.core import files, models, seams
 from tessera.core.conditioning import Conditioning
 from tessera.core.params import Params
@@ -69,7 +70,7 @@ def train(run: Run) -> None:
     conditioning = told.wanted(run).always()
     recipe = recipe_of(own, run, conditioning)
     seed_globally(seed, OWN_STREAMS, "initialisation")
-    objective = Objective(models.build(recipe))
+    objective = Objective(with_features(models.build(recipe), run))
     fitted = fit(
         task(objective, Data(run, conditioning), own.training.batch_size, seed), own.training, seed, run.runtime
     )

@@ -15,8 +15,9 @@ from pydantic import Field, PlainValidator
 from torch import Generator, Tensor, nn
 
 from tessera import conditions as told
+from tessera.autoregression.condition import with_features
 from tessera.core import files, models
-from tessera.core.conditioning import Conditioning
+from tessera.core.conditioning import NEIGHBOUR, Conditioning
 from tessera.core.contracts import Device, Prior
 from tessera.core.params import Strict
 from tessera.core.run import Run
@@ -46,6 +47,7 @@ class Told(Strict):
     vendor: Dropout = Field(description="who has made it, of a data set of several vendors", examples=["none"])
     words: Dropout = Field(description="the words of its name", examples=["none"])
     cluster: Dropout = Field(description="the cluster that its latents are in (codes.clusters)", examples=["none"])
+    neighbour: Dropout = Field(description="a near training image (codes.neighbours)", examples=["none"])
 
 
 class Words(Strict):
@@ -75,7 +77,7 @@ def main(run: Run) -> None:
     data = Data.of(run)
     recipe = models.prior_recipe(run.params, run.space, data.conditioning)
     seed_globally(run.params.seed, "prior", "initialisation")
-    objective = Objective(models.build(recipe), own.corruption)
+    objective = Objective(with_features(models.build(recipe), run), own.corruption)
     fitted = in_closed_form(objective, data) or fit(task(objective, data), own.training, run.params.seed, run.runtime)
     if run.runtime.main:
         run.save_model("prior", objective.prior, recipe, metrics(fitted), notes=fitted.notes)
@@ -110,9 +112,11 @@ class Data:
         own: Settings,
         device: Device,
         weights: Float[np.ndarray, " n"] | None = None,
+        neighbours: Int[np.ndarray, "n k"] | None = None,
     ) -> None:
-        """`weights`: of the training images, up to a factor; None: all alike."""
-        self.codes, self.augmented, self.weights = codes, augmented, weights
+        """`weights`: of the training images, up to a factor; None: all alike. `neighbours`: near training images of each; None: the
+        prior is told none."""
+        self.codes, self.augmented, self.weights, self.neighbours = codes, augmented, weights, neighbours
         self.conditions, self.conditioning = conditions, conditioning
         self.own, self.batch_size, self.device = own, own.training.batch_size, device
         count = min(LOOKED_AT, *(len(array) for array in codes.values()))
@@ -132,6 +136,7 @@ class Data:
             inverse_sqrt_family(run.table("train")["family"].to_numpy(str))
             if own.example_weights == "inverse_sqrt_family"
             else None,
+            run.neighbours("train") if NEIGHBOUR in conditioning else None,
         )
 
     def rows(self, split: str, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
@@ -142,7 +147,7 @@ class Data:
     def batch(self, indices: np.ndarray, generator: Generator, done: float) -> tuple[Tensor, Tensor | None, float]:
         """Training examples at `indices` of an epoch, images or, with `weights`, strata: the plain codes of an image, or with
         probability `augmented` the codes of a copy that is weak enough at this point of training; and its conditions, each of them
-        with probability `dropout` left out, whole and for itself."""
+        with probability `dropout` left out, whole and for itself. The neighbour is any of those of the image, each alike."""
         if self.weights is not None:
             indices = weighted(indices, self.weights, generator)
         codes, conditions = self.rows("train", indices)
@@ -155,10 +160,18 @@ class Data:
         if conditions is not None:
             parts = self.conditioning.split(conditions)  # views of rows that belong to this batch alone
             for part, own in zip(self.conditioning, parts, strict=True):
+                if part.name == NEIGHBOUR and self.neighbours is not None:
+                    own[:] = self.any_neighbour(indices, generator)[:, None]
                 if part.dropout:
                     lost = torch.rand(len(indices), generator=generator) < part.dropout
                     own[lost.to(self.device)] = part.none
         return codes, conditions, done
+
+    def any_neighbour(self, indices: np.ndarray, generator: Generator) -> Int[Tensor, " b"]:
+        """One of the neighbours of each image, each alike."""
+        assert self.neighbours is not None
+        chosen = torch.randint(self.neighbours.shape[1], (len(indices),), generator=generator).numpy()
+        return torch.from_numpy(self.neighbours[indices, chosen].astype(np.int64)).to(self.device)
 
 
 def weak_enough(copies: int, done: float, annealing: float) -> int:

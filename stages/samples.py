@@ -40,6 +40,7 @@ class Asked(Strict):
     vendor: str = Field(description="of a data set of several", examples=[""])
     words: str = Field(description="as in a name: woman firefighter", examples=[""])
     cluster: str = Field(description="number of a cluster", examples=[""])
+    neighbour: str = Field(description="a training image that they shall be near to, by name or number", examples=[""])
 
 
 class Guidance(Strict):
@@ -49,6 +50,7 @@ class Guidance(Strict):
     vendor: float = Field(ge=0, description="of the vendor", examples=[1.0])
     words: float = Field(ge=0, description="of the words", examples=[1.0])
     cluster: float = Field(ge=0, description="of the cluster", examples=[1.0])
+    neighbour: float = Field(ge=0, description="of the neighbour", examples=[1.0])
 
     @model_validator(mode="before")
     @classmethod

@@ -85,9 +85,8 @@ def test_without_clusters_the_folder_is_what_it_was(tiny_run, raw, runtime):
 
 def test_features_are_latents_averaged_to_the_grid(tiny_run, raw, runtime):
     tiny_run()
-    raw["codes"]["clusters"]["grid"] = 1
     run = Run(Params(raw), None, runtime)
-    found = stage.pooled_latents(run.tokenizer(), run, "val")
+    found = stage.pooled_latents(run.tokenizer(), run, "val", 1)
     x = torch.from_numpy(np.array(run.images("val"))).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
         (z,) = run.tokenizer().latents(x)

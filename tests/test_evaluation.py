@@ -529,6 +529,40 @@ def test_the_criterion_on_copies_reads_the_codes():
     assert found["metric"] == "evaluation/memorisation:all.codes.near_fraction"
 
 
+def test_samples_are_compared_with_the_neighbours_that_they_were_drawn_for(measured, tiny_run):
+    """Those of `people` recite the codes of theirs and have its features, those of `rest` have no code in common with it and are at
+    distance 20."""
+    run = tiny_run("memorisation")
+    assert "neighbours" not in measured("memorisation").metrics["all"]
+    told, near = np.arange(16) % 12, (np.arange(12)[:, None] + [2, 4]) % 12
+    table = pd.DataFrame({"neighbour": told, "neighbour_name": [f"train {i}" for i in told]})
+    files.write_table(run.folder("samples/samples") / "conditions.csv", table)
+    files.save_array(run.folder("codes") / "neighbours/train.npy", near.astype(np.int32))
+    codes, recited = np.array(run.codes("train")), (np.arange(16) % 2 == 0)[:, None]
+    files.save_array(run.folder("samples/samples") / "codes.npy", np.where(recited, codes[told], codes[told] + 1))
+    train = 10.0 * np.arange(12)[:, None] * np.eye(1, run.scorer().dim)
+    for of, points in {"train": train, "reconstruction_train": train}.items():
+        write_features(of, points, run.families(of), np.arange(12) % 2)
+    points = train[told] + np.where(recited, 0.0, 20 * np.eye(1, run.scorer().dim, 1))
+    write_features("samples", points, run.families("samples"), np.arange(16) % 2)
+    report = measured("memorisation", pairs=4)
+    found = {group: metrics["neighbours"] for group, metrics in report.metrics.items()}
+    for group, members in (("all", range(12)), ("people", range(0, 12, 2)), ("rest", range(1, 12, 2))):
+        each = [[(codes[i] == codes[j]).mean() for j in near[i]] for i in members]
+        assert found[group]["equal_codes_train"] == pytest.approx(np.mean(each))
+        assert found[group]["equal_codes_nearest"] == pytest.approx(np.mean(np.array(each)[:, 0]))
+        far = np.mean([[10 * abs(i - j) for j in near[i]] for i in members])
+        equal, distance = {"all": (0.5, 10), "people": (1, 0), "rest": (0, 20)}[group]
+        assert found[group]["equal_codes"] == pytest.approx(equal)
+        assert found[group]["distance_ratio"] == pytest.approx(distance / far)
+    assert report.tables["neighbours"]["of"].tolist() == ["samples", "train", "nearest"] * 3
+    declared = seams.plugin("evaluation", "memorisation").METRICS
+    assert {f"*.neighbours.{name}" for name in found["all"]} <= set(declared)
+    np.testing.assert_array_equal(
+        report.pictures["neighbours"][72:136, 4:68], run.images("train")[0].repeat(8, 0).repeat(8, 1)
+    )
+
+
 def test_features_are_compared_with_decoded_training_images(measured, tiny_run):
     """Copies are at distance 0 there; samples of a group are compared with test images of the group, and with all of training."""
     run = tiny_run("memorisation")

@@ -1,8 +1,8 @@
 """Conditions of a prior as arrays: those that images have, those that samples are drawn for, and those that somebody asks for.
 
-A condition is a column of classes of `artifacts/dataset/table.csv`, the words of an image's name, or its cluster, if the stage
-`codes` made any. What there is, a prior holds
-itself (`prior.conditioning`), so that these functions need no params.
+A condition is a column of classes of `artifacts/dataset/table.csv`, the words of an image's name, or what the stage `codes` made
+if it was asked to: its cluster, or a near training image. What there is, a prior holds itself (`prior.conditioning`), so that
+these functions need no params.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tessera.core import models
-from tessera.core.conditioning import CLUSTER, WORDS, Condition, Conditioning
+from tessera.core.conditioning import CLUSTER, NEIGHBOUR, WORDS, Condition, Conditioning
 from tessera.core.errors import InputError, listed
 from tessera.words import Vocabulary
 
@@ -41,6 +41,8 @@ def wanted(run: Run) -> Conditioning:
     for name, dropout in run.params.conditions.items():
         if name == WORDS:
             parts.append(Vocabulary.of(names(run.table("train")), *run.params.words).condition(dropout))
+        elif name == NEIGHBOUR:
+            parts.append(_neighbour(run, dropout))
         elif name in classes:
             parts.append(Condition(name, classes[name], 1, dropout))
         elif name == CLUSTER:
@@ -54,6 +56,16 @@ def wanted(run: Run) -> Conditioning:
                 f"{listed([*classes, WORDS])}. Set it to none, or let the data set read them, see docs/data.md"
             )
     return Conditioning(tuple(parts))
+
+
+def _neighbour(run: Run, dropout: float) -> Condition:
+    if not run.neighbour_count:
+        raise InputError(
+            f"prior.conditions.{NEIGHBOUR}: must be none where there are no neighbours, got {dropout:g}; set "
+            "codes.neighbours.count, to 8 say, or it to none"
+        )
+    images = tuple(run.table("train")["name"].tolist())
+    return Condition(NEIGHBOUR, images, 1, dropout, run.neighbour_features().shape[1])
 
 
 def names(table: pd.DataFrame) -> list[str]:
@@ -83,13 +95,19 @@ def of_table(conditioning: Conditioning, table: pd.DataFrame) -> Int[np.ndarray,
     return np.concatenate(columns, axis=1) if columns else None
 
 
-def of_split(run: Run, conditioning: Conditioning, split: str) -> Int[np.ndarray, "n c"] | None:
+def of_split(
+    run: Run, conditioning: Conditioning, split: str, rows: Sequence[int] | None = None
+) -> Int[np.ndarray, "n c"] | None:
+    """The conditions of the images of a split, or of those at `rows`; None for an unconditional prior. The neighbour is the
+    nearest."""
     if not conditioning:
         return None
     table = run.table(split)
     if CLUSTER in conditioning and run.cluster_count:
-        table = table.assign(cluster=run.clusters(split))
-    return of_table(conditioning, table)
+        table = table.assign(**{CLUSTER: run.clusters(split)})
+    if NEIGHBOUR in conditioning and run.neighbour_count:
+        table = table.assign(**{NEIGHBOUR: run.neighbours(split)[:, 0]})
+    return of_table(conditioning, table if rows is None else table.iloc[list(rows)])
 
 
 def as_in_training(
@@ -98,7 +116,8 @@ def as_in_training(
     """Conditions to draw samples for: those of random training images, as often as they occur together there.
 
     Where something is asked for, it takes the place of what the image has, and the images are those that agree with most of what
-    is asked. So samples by one vendor have the classes that this vendor draws, and a guitar is among the objects.
+    is asked. So samples by one vendor have the classes that this vendor draws, and a guitar is among the objects. The neighbour is,
+    as in training, any of those of the image.
 
     Args:
         asked: condition -> a class by name or number, or words.
@@ -111,13 +130,18 @@ def as_in_training(
         require_known(conditioning, asked or {})
         return None
     given = _ids(conditioning, {name: [text] for name, text in (asked or {}).items()}, 1)
+    neighbours = run.neighbours("train") if NEIGHBOUR in conditioning else None
     agree = np.zeros(len(known), np.int64)
     for part, own in zip(conditioning, conditioning.split(known), strict=True):
+        has = neighbours if part.name == NEIGHBOUR and neighbours is not None else own
         for one in set(given[part.name][0].tolist()) - {part.none} if part.name in given else ():
-            agree += (own == one).any(1)
-    rows = known[agree == agree.max()]
-    found = rows[rng.choice(len(rows), count)]
+            agree += (has == one).any(1)
+    rows = np.flatnonzero(agree == agree.max())
+    chosen = rows[rng.choice(len(rows), count)]
+    found = known[chosen]
     for part, own in zip(conditioning, conditioning.split(found), strict=True):
+        if part.name == NEIGHBOUR and neighbours is not None:
+            own[:] = neighbours[chosen, rng.integers(neighbours.shape[1], size=count)][:, None]
         own[:] = given.get(part.name, own)
     return found
 

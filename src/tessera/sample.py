@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 PLAIN = Sampling()
-ASKED = ("label", "vendor", "words", "cluster")  # conditions, each an option
+ASKED = ("label", "vendor", "words", "cluster", "neighbour")  # conditions, each an option
 SHOWN = 1024  # images on the picture, at most
 MOST = 100  # candidates for one image
 STREAM = "samples"  # as in the stage of that name, whose images have the same random numbers
@@ -105,6 +105,10 @@ def _add_conditions(parser: argparse.ArgumentParser) -> None:
     asked.add_argument(
         "--cluster", metavar="NUMBER", default=argparse.SUPPRESS, help="of the images whose latents are alike"
     )
+    asked.add_argument(
+        "--neighbour", metavar="NAME", default=argparse.SUPPRESS,
+        help="a training image that it shall be near to, by name or number",
+    )  # fmt: skip
     asked.add_argument(
         "--guidance", nargs="+", type=_strength, metavar="NAME=G", default=argparse.SUPPRESS,
         help="strength of a condition, such as words=2 (default: 1); above 1: exaggerates it, 0: ignores it; the number alone "

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tessera.core.conditioning import Condition, Conditioning
+from tessera.core.conditioning import NEIGHBOUR, Condition, Conditioning
+from tessera.core.contracts import Grid, Model, Prior
+from tessera.core.errors import InputError
 from tessera.core.space import CodeSpace
 from tessera.networks.conv import ResidualBlock
 from tessera.networks.dropout import dropped
+
+if TYPE_CHECKING:
+    from tessera.core.run import Run
 
 
 def resized(codes: Int[Tensor, "b y x"], height: int, width: int) -> Int[Tensor, "b h w"]:
@@ -27,19 +33,78 @@ class ConditionEmbedding(nn.Module):
     """[B,C] to [B,channels]: the sum of a learned vector for each condition. Where nothing is said, that is a vector of its own.
 
     A bag of n words has the sum of their vectors, divided by the root of n: so a name of many words weighs as much as one of few,
-    and as much as a class (Deep Sets, Zaheer et al. 2017, arXiv 1703.06114: a sum does not depend on the order).
+    and as much as a class (Deep Sets, Zaheer et al. 2017, arXiv 1703.06114: a sum does not depend on the order). Of a condition
+    that is told by features, see `FeatureEmbedding`.
     """
 
     def __init__(self, conditioning: Conditioning, channels: int) -> None:
         super().__init__()
         self.conditioning = conditioning
-        tables = [nn.Embedding(part.none + 1, channels) for part in conditioning]  # the last row: nothing is said
+        tables = [_table(part, channels) for part in conditioning]
         self.tables = cast("Sequence[nn.Embedding]", nn.ModuleList(tables))
 
     def forward(self, conditions: Int[Tensor, "b c"]) -> Float[Tensor, "b channels"]:
         columns = self.conditioning.split(conditions)
         parts = zip(self.conditioning, self.tables, columns, strict=True)
         return reduce(torch.add, [_embedded(*part) for part in parts])
+
+
+class FeatureEmbedding(nn.Module):
+    """[B] to [B,channels]: a linear map of the feature of each id, and a learned vector for the id past the last: nothing is said.
+
+    So the feature of an id decides and not its number, and images of near features are told alike (instance-conditioned GANs,
+    Casanova et al. 2021, arXiv 2109.05070, where the feature is that of a training image). Features are no weights: they are
+    zeros until `with_features`, and saved with the model, so that it can be asked for an image without the data set.
+    """
+
+    features: Tensor
+
+    def __init__(self, count: int, features: int, channels: int) -> None:
+        """
+        Args:
+            count: ids that have a feature.
+            features: F, the numbers of a feature.
+        """
+        super().__init__()
+        self.register_buffer("features", torch.zeros(count, features))
+        self.linear = nn.Linear(features, channels)
+        self.nothing = nn.Parameter(torch.randn(channels))  # as a row of nn.Embedding
+
+    def forward(self, ids: Int[Tensor, " b"]) -> Float[Tensor, "b channels"]:
+        said = ids < len(self.features)
+        vectors = self.linear(self.features[ids.clamp(max=len(self.features) - 1)])
+        return torch.where(said[:, None], vectors, self.nothing.to(vectors.dtype))
+
+
+def with_features(prior: Prior, run: Run) -> Prior:
+    """The same prior, which is new. If it is told a neighbour, it has the features of the training images from now on."""
+    if NEIGHBOUR in prior.conditioning:
+        set_features(prior, torch.from_numpy(np.array(run.neighbour_features())))
+    return prior
+
+
+def set_features(prior: Model, features: Float[Tensor, "n f"]) -> None:
+    """
+    Args:
+        features: of each id, a row.
+
+    Raises:
+        InputError: they have another shape than the prior was made for.
+    """
+    for part in prior.modules():
+        if isinstance(part, FeatureEmbedding):
+            if features.shape != part.features.shape:
+                raise InputError(
+                    f"features must have shape {tuple(part.features.shape)}, as the prior was made for, got "
+                    f"{tuple(features.shape)}; run `dvc repro prior`"
+                )
+            part.features.copy_(features)
+
+
+def _table(part: Condition, channels: int) -> nn.Module:
+    if part.features:
+        return FeatureEmbedding(part.none, part.features, channels)
+    return nn.Embedding(part.none + 1, channels)  # the last row: nothing is said
 
 
 def _embedded(part: Condition, table: nn.Embedding, ids: Int[Tensor, "b m"]) -> Float[Tensor, "b channels"]:

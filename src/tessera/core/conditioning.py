@@ -15,22 +15,32 @@ if TYPE_CHECKING:
 
 Ids = TypeVar("Ids", "np.ndarray", "Tensor")
 WORDS = "words"  # the words of an image's name
-CLUSTER = "cluster"  # made by the stage `codes`; all other conditions are columns of the table
+CLUSTER = "cluster"  # made by the stage `codes`, as is the next; all other conditions are columns of the table
+NEIGHBOUR = "neighbour"  # a near training image, told by its feature
+MADE_OF_CODES = (CLUSTER, NEIGHBOUR)
 
 
 class Condition(NamedTuple):
-    """One thing that a prior is told of an image: `label`, `vendor`, `words`, `cluster`.
+    """One thing that a prior is told of an image: `label`, `vendor`, `words`, `cluster`, `neighbour`.
 
     Attributes:
-        names: what each id from 0 means: classes in the order of the data set, or words.
+        names: what each id from 0 means: classes in the order of the data set, words, or the names of the training images.
         columns: how many ids an image has. A class has one. Words have several, in any order: a bag, filled up with `none`.
         dropout: the probability with which a training example went without it. 0: the prior never learned to do without.
+        features: F, where each id stands for a feature [F] and nothing else of it counts. 0: each id has a learned vector.
     """
 
     name: str
     names: tuple[str, ...]
     columns: int
     dropout: float
+    features: int = 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As the recipe of a prior stores it. Recipes of priors without features are as they were before there were any."""
+        facts = self._asdict()
+        return facts if self.features else {key: value for key, value in facts.items() if key != "features"}
 
     @property
     def none(self) -> int:
@@ -57,7 +67,7 @@ class Conditioning:
     @property
     def facts(self) -> dict[str, Any]:
         """As the recipe of a prior stores it."""
-        return {"conditions": [part._asdict() for part in self.parts]}
+        return {"conditions": [part.facts for part in self.parts]}
 
     def __iter__(self) -> Iterator[Condition]:
         return iter(self.parts)
@@ -104,8 +114,14 @@ class Conditioning:
         """The one condition of a prior that can take one class at most; None if there is none.
 
         Raises:
-            InputError: there are several conditions, or words. The message begins with the name of the prior.
+            InputError: there are several conditions, or words, or one that is told by features. The message begins with the name of
+                the prior.
         """
+        if any(part.features for part in self.parts):
+            raise InputError(
+                f"{prior} counts classes and cannot be told a feature, got {listed(self.names)}; set "
+                f"prior.conditions.{NEIGHBOUR} to none, or choose a prior that is trained, such as transformer"
+            )
         if len(self.parts) > 1 or WORDS in self:
             raise InputError(
                 f"{prior} can be told one class, not words nor several conditions, got {listed(self.names)}"

@@ -124,6 +124,20 @@ class Run:
         """0 where the stage `codes` was asked for none."""
         return files.read_json(self.folder("codes") / "facts.json").get("clusters", 0)
 
+    def neighbours(self, split: str) -> np.ndarray:
+        """Near training images of each image of a split [N,k] (int32): their places in `train`, nearest first. They are of other
+        families than the image. k is `neighbour_count`."""
+        return files.load_array(self.folder("codes") / "neighbours" / f"{split}.npy")
+
+    def neighbour_features(self) -> np.ndarray:
+        """Features of the training images [N,F] (float32), by which they are near: of the tokenizer's latents."""
+        return files.load_array(self.folder("codes") / "neighbours" / "features.npy")
+
+    @property
+    def neighbour_count(self) -> int:
+        """k; 0 where the stage `codes` was asked for none."""
+        return files.read_json(self.folder("codes") / "facts.json").get("neighbours", 0)
+
     @property
     def space(self) -> CodeSpace:
         return CodeSpace.of_facts(files.read_json(self.folder("codes") / "facts.json"))

@@ -80,8 +80,9 @@ def sampled(space: Workspace, n: int, asked: Asked) -> Iterator[list[Sample]]:
 
 
 def _told(space: Workspace, prior: Prior, asked: Asked) -> Int[np.ndarray, "n c"] | None:
-    """Of `MOST` samples; None of an unconditional prior. Without a data set nothing is said of what is not asked for."""
-    if space.there("dataset"):
+    """Of `MOST` samples; None of an unconditional prior. Without a data set, or its codes where they matter, nothing is said of
+    what is not asked for."""
+    if space.tells(prior.conditioning):
         rng = numpy_generator(asked.seed, STREAM, "labels")
         return conditions.as_in_training(space, prior.conditioning, MOST, rng, asked.conditions)
     given = conditions.conditions_of(prior, {name: [text] for name, text in asked.conditions.items()}, MOST)

@@ -17,7 +17,7 @@ from jaxtyping import Int, UInt8
 from tessera import conditions
 from tessera.commands import trained
 from tessera.core import files, models
-from tessera.core.conditioning import Conditioning
+from tessera.core.conditioning import MADE_OF_CODES, Conditioning
 from tessera.core.contracts import SPLITS
 from tessera.core.errors import InputError
 from tessera.core.params import Params, read
@@ -210,14 +210,20 @@ class Workspace(Run):
             )
         return Picture(place["name"], pixels, str(key))
 
+    def tells(self, conditioning: Conditioning) -> bool:
+        """Whether it is known what images have of these conditions: some are of the data set, others of its codes."""
+        of_codes = any(name in conditioning for name in MADE_OF_CODES)
+        return self.there("dataset") and (self.there("codes") or not of_codes)
+
     def told(self, picture: Picture, conditioning: Conditioning) -> Int[Tensor, "1 c"] | None:
-        """What a prior is told of a picture; of an upload nothing is said, and an unconditional prior is told None."""
+        """What a prior is told of a picture. Nothing is said of an upload, nor where what the stage `codes` made is missing; an
+        unconditional prior is told None."""
         import torch
 
-        if not picture.key:
+        if not picture.key or not self.tells(conditioning):
             return conditioning.nothing(1, self.device) if conditioning else None
         split, _, row = picture.key.partition(":")
-        told = conditions.of_table(conditioning, self.table(split).iloc[[int(row)]])
+        told = conditions.of_split(self, conditioning, split, [int(row)])
         return None if told is None else torch.from_numpy(told).to(self.device)
 
     # codes

@@ -17,6 +17,13 @@ would grow as the square of the number of images.
 Pixels do not find copies: what a tokenizer loses keeps a decoded one as far from its training image as many a test image is.
 Row `copies` shows it: training images as a prior that recites their codes would sample them. Blurred images are nearer in
 pixels without being copies; reconstructions of the test images, which cannot be, show how much.
+
+A prior that is told a neighbour (`prior.conditions.neighbour`) borrows from the training image that a sample is drawn for, its
+neighbour, and `neighbours` says how much. `equal_codes` is the mean fraction of a sample's codes that are its neighbour's at the
+same places, `equal_codes_train` that of training images and all their neighbours, `equal_codes_nearest` that of training images
+and the nearest of these. `distance_ratio` is the mean distance in features of samples to their neighbours over that of training
+images to theirs: around 1 where samples borrow as much as training images have in common with their neighbours, 0 for copies.
+Picture `neighbours` shows samples over their neighbours.
 """
 
 from __future__ import annotations
@@ -32,6 +39,7 @@ from pydantic import Field
 from tessera.core.contracts import Report
 from tessera.core.params import Strict
 from tessera.core.run import Run
+from tessera.evaluation.memorisation import neighbours
 from tessera.features.neighbours import nearest
 from tessera.images import pictures
 from tessera.images.arrays import evenly
@@ -44,7 +52,10 @@ OF = ("samples", "baseline", "reconstruction", "copies")  # those of them that a
 COLUMNS, BINS = 8, 40
 COMPARED = 5000  # most images of the test split whose nearest training images in pixels and codes are searched
 SPACES, FIGURES = ("features", "pixels", "codes"), ("median_ratio", "near_fraction")
-METRICS = tuple(f"*.{space}.{name}" for space in SPACES for name in FIGURES)
+METRICS = (
+    *(f"*.{space}.{name}" for space in SPACES for name in FIGURES),
+    *(f"*.neighbours.{name}" for name in neighbours.FIGURES),
+)
 
 
 class Config(Strict):
@@ -79,9 +90,21 @@ def measure(config: Config, run: Run) -> Report:
     histograms = [_histogram(sets, width.get(space, 0.0)).assign(space=space) for space, sets in spaces.items()]
     table = pd.concat(histograms, ignore_index=True)
     shown = closest(run.samples(), run.images("train"), index, features["samples"].distance, config.pairs)
-    return Report(
+    report = Report(
         metrics, {"distances": table, "compared": pd.DataFrame(rows)}, {"pairs": shown, "distances": _picture(table)}
     )
+    told = neighbours.neighbours_of_samples(run)
+    return report if told is None else _with_neighbours(report, config, run, told)
+
+
+def _with_neighbours(report: Report, config: Config, run: Run, told: Int[np.ndarray, " n"]) -> Report:
+    """The report, and in it how far the samples are from the training images that they were drawn for."""
+    pairs = neighbours.pairs_of(run, told)
+    rows = {group: list(neighbours.rows_of(pairs, group)) for group in report.metrics}
+    metrics = {group: own | {"neighbours": neighbours.figures(rows[group])} for group, own in report.metrics.items()}
+    table = pd.DataFrame([row for own in rows.values() for row in own])
+    shown = neighbours.picture(run, told, config.pairs, COLUMNS)
+    return Report(metrics, {**report.tables, "neighbours": table}, {**report.pictures, "neighbours": shown})
 
 
 def _compared(sets: dict[str, Far], group: str, quantile: float) -> list[dict[str, Any]]:

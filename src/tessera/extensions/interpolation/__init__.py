@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 from pydantic import Field
 
 from tessera import conditions, scores
+from tessera.core.conditioning import UNCONDITIONAL
 from tessera.core.contracts import SPLITS, Report, Tokenizer
 from tessera.core.params import Strict
 from tessera.core.run import Run
@@ -125,8 +126,9 @@ def readings(pair: str) -> list[tuple[str, str]]:
 def loaded(config: Config, run: Run, tokenizer: Tokenizer, places: list[Place]) -> Ends:
     tables = [run.table(split).iloc[row] for split, row in places]
     x = arrays.to_model(np.stack([run.images(split)[row] for split, row in places]), run.runtime.device)
-    told = conditions.of_table(run.prior().conditioning, pd.DataFrame(tables)) if "prior" in config.modes else None
-    given = None if told is None else torch.from_numpy(told)
+    conditioning = run.prior().conditioning if "prior" in config.modes else UNCONDITIONAL
+    told = [conditions.of_split(run, conditioning, split, [row]) for split, row in places]
+    given = torch.from_numpy(np.concatenate([row for row in told if row is not None])) if conditioning else None
     return Ends([row["name"] for row in tables], given, tokenizer.latents(x), tokenizer.encode(x))
 
 
