@@ -337,8 +337,9 @@ class Round:
     def batch(
         self, indices: np.ndarray, generator: Generator, done: float
     ) -> tuple[Int[Tensor, "2*b t"], Int[Tensor, "2*b c"] | None, Float[Tensor, " 2*b"]]:
-        """Training examples, augmented as in training, then as many random samples, and log p_ref of each."""
-        codes, conditions, _ = self.data.batch(indices, generator, done)
+        """Training examples, then as many random samples, and log p_ref of each. Examples are augmented as at the start of training
+        for the whole round: plain images are soon told from samples by heart, which says nothing of others."""
+        codes, conditions, _ = self.data.batch(indices, generator, 0.0)
         chosen = torch.randint(len(self.codes), (len(indices),), generator=generator).to(codes.device)
         codes = torch.cat([codes, self.codes[chosen]])
         if conditions is not None and self.conditions is not None:
