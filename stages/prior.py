@@ -5,8 +5,9 @@ Trains a prior: the objective, the training examples, and its score, the likelih
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -15,18 +16,24 @@ from pydantic import Field, PlainValidator
 from torch import Generator, Tensor, nn
 
 from tessera import conditions as told
+from tessera import negatives
 from tessera.autoregression.condition import with_features
-from tessera.core import files, models
+from tessera.autoregression.sampling import sample_batches
+from tessera.core import collectives, files, models
 from tessera.core.conditioning import NEIGHBOUR, Conditioning
-from tessera.core.contracts import Device, Prior
+from tessera.core.contracts import Device, Prior, Runtime, Sampling
+from tessera.core.errors import InputError
 from tessera.core.params import Strict
 from tessera.core.run import Run
-from tessera.core.seeding import seed_globally
+from tessera.core.seeding import generator, numpy_generator, seed_globally
 from tessera.core.space import CodeSpace
 from tessera.images import arrays
+from tessera.negatives import Discriminator, Negatives
 from tessera.runtime.stage import enter
 from tessera.training.loop import LOOKED_AT, Fitted, Row, Task, fit
 from tessera.training.settings import Training
+
+SAMPLED = 256  # images that are sampled at once
 
 
 def _dropout(value: Any) -> Any:
@@ -70,6 +77,7 @@ class Settings(Strict):
     corruption: float = Field(ge=0, lt=1, description="fraction of the codes that the prior sees in training which are replaced "
                               "by random ones; what it must predict stays true", examples=[0.1])  # fmt: skip
     training: Training
+    negatives: Negatives
 
 
 def main(run: Run) -> None:
@@ -78,7 +86,10 @@ def main(run: Run) -> None:
     recipe = models.prior_recipe(run.params, run.space, data.conditioning)
     seed_globally(run.params.seed, "prior", "initialisation")
     objective = Objective(with_features(models.build(recipe), run), own.corruption)
+    require_exact(objective.prior, own)
     fitted = in_closed_form(objective, data) or fit(task(objective, data), own.training, run.params.seed, run.runtime)
+    if own.negatives.rounds:
+        fitted = tuned(objective.prior, fitted, data, run.params.seed, run.runtime)
     if run.runtime.main:
         run.save_model("prior", objective.prior, recipe, metrics(fitted), notes=fitted.notes)
         files.write_history("prior", fitted.history)
@@ -233,7 +244,138 @@ def in_closed_form(objective: Objective, data: Data) -> Fitted | None:
     return Fitted([row], 0, {})
 
 
-def _evaluate(objective: Objective, data: Data, looked_at: dict[str, np.ndarray]) -> Row:
+def require_exact(prior: Prior, own: Settings) -> None:
+    """
+    Raises:
+        InputError: the prior has no likelihood that a discriminator can be made of, or no training.
+    """
+    if own.negatives.rounds and (hasattr(prior, "fit") or not prior.exact):
+        why = "is fitted in closed form" if hasattr(prior, "fit") else "has only a bound of its likelihood"
+        raise InputError(
+            f"prior.negatives.rounds: must be 0 under prior.name {own.name}, which {why}, got {own.negatives.rounds}; set it to 0, "
+            "or choose a prior that is trained by its exact likelihood, such as pixelsnail"
+        )
+
+
+def tuned(prior: Prior, fitted: Fitted, data: Data, seed: int, runtime: Runtime) -> Fitted:
+    """Tune the trained prior in place against its own samples, `prior.negatives.rounds` times (see `tessera.negatives`). On return
+    it holds the weights of the epoch whose discriminator is best at validation images and samples that were not trained on. Where
+    the best of a round knows no more of these than chance, the weights before it stay, and no round follows. The history goes on
+    with the rows of each round."""
+    own, history, kept = data.own.negatives, list(fitted.history), fitted.epoch
+    for number in range(1, own.rounds + 1):
+        begun, before = int(history[-1]["epoch"]), copy.deepcopy(prior.state_dict())
+        discriminator = Discriminator(prior, own.alpha, own.beta)
+        found = fit(Round(prior, data, number, seed, runtime).task(discriminator), own.training, seed, runtime)
+        rows = [{**row, "epoch": begun + row["epoch"], "round": number} for row in found.history]
+        history += [
+            {"train_discriminator" if name == "train_total" else name: row[name] for name in row} for row in rows
+        ]
+        best = next(row for row in rows if row["epoch"] == begun + found.epoch)
+        if best["val_discriminator"] >= negatives.untrained_loss(own.alpha):
+            prior.load_state_dict(before)
+            if runtime.main:
+                print(f"prior.negatives: round {number} of {own.rounds} has learned nothing that holds for validation images (loss "
+                      f"{best['val_discriminator']:.4f}, by chance {negatives.untrained_loss(own.alpha):.4f}); the weights before "
+                      "it are kept", flush=True)  # fmt: skip
+            break
+        kept = begun + found.epoch
+    return fitted._replace(history=history, epoch=kept)
+
+
+class Round:
+    """A round of `prior.negatives`: the reference, its samples, and others of its samples beside validation images."""
+
+    def __init__(self, prior: Prior, data: Data, number: int, seed: int, runtime: Runtime) -> None:
+        self.data, self.runtime, self.name = data, runtime, f"prior.negatives-{number}"
+        self.reference = copy.deepcopy(prior).to(data.device).eval().requires_grad_(False)
+        self.codes, self.conditions = self._sampled(
+            self._told_in_training(seed), data.own.negatives.samples, seed, "train"
+        )
+        shown = data.looked_at["val"]
+        self.val, told = data.rows("val", shown)
+        self.val_conditions = told
+        self.held_out, _ = self._sampled(told, len(shown), seed, "val")
+        self.log_prob_of_val = self._log_prob(self.reference, self.val)
+        self.log_prob_of_held_out = self._log_prob(self.reference, self.held_out)
+
+    def _told_in_training(self, seed: int) -> Int[Tensor, "n c"] | None:
+        """Conditions of training examples, some left out, as often as in training: then the images and the samples of the loss
+        differ in nothing but the codes."""
+        own, train = self.data.own.negatives, len(self.data.codes["train"])
+        if not self.data.conditioning:
+            return None
+        rng, found = numpy_generator(seed, self.name, "conditions"), []
+        order = np.concatenate([rng.permutation(train) for _ in range(-(-own.samples // train))])[: own.samples]
+        for index, where in enumerate(arrays.batches(own.samples, SAMPLED)):
+            _, conditions, _ = self.data.batch(order[where], generator(seed, self.name, "conditions", index), 1.0)
+            found.append(cast("Tensor", conditions))
+        return torch.cat(found)
+
+    def _sampled(
+        self, conditions: Int[Tensor, "n c"] | None, count: int, seed: int, of: str
+    ) -> tuple[Int[Tensor, "n t"], Int[Tensor, "n c"] | None]:
+        """Samples of the reference, the same on all ranks."""
+
+        def rng(index: int) -> Generator:
+            return generator(seed, self.name, of, index)
+
+        codes = sample_batches(self.reference, count, SAMPLED, rng, Sampling(), conditions).contiguous()
+        collectives.take_from_rank_0(codes)  # on GPUs ranks may differ by rounding
+        return codes, conditions
+
+    @torch.no_grad()
+    def _log_prob(self, prior: Prior, codes: Int[Tensor, "n t"]) -> Float[Tensor, " n"]:
+        """Under the conditions of the validation images, in nats."""
+        told, found = self.val_conditions, []
+        for where in arrays.batches(len(codes), self.data.batch_size):
+            found.append(prior.log_prob(codes[where], None if told is None else told[where]).float())
+        return torch.cat(found)
+
+    def task(self, discriminator: Discriminator) -> Task:
+        """The training for `fit`. The epoch with the best discriminator is kept: bits of held-out images rise where the prior takes
+        its probability from what only samples have, so they cannot choose."""
+        return Task(
+            name="prior.negatives",
+            objective=discriminator,
+            examples=len(self.data.codes["train"]),
+            batch=self.batch,
+            evaluate=self.evaluate,
+            score=lambda row: -row["val_discriminator"],
+            streams=self.name,
+            curve="prior",
+            checkpoint=self.name,
+        )
+
+    def batch(
+        self, indices: np.ndarray, generator: Generator, done: float
+    ) -> tuple[Int[Tensor, "2*b t"], Int[Tensor, "2*b c"] | None, Float[Tensor, " 2*b"]]:
+        """Training examples, then as many random samples, and log p_ref of each. Examples are augmented as at the start of training
+        for the whole round: plain images are soon told from samples by heart, which says nothing of others."""
+        codes, conditions, _ = self.data.batch(indices, generator, 0.0)
+        chosen = torch.randint(len(self.codes), (len(indices),), generator=generator).to(codes.device)
+        codes = torch.cat([codes, self.codes[chosen]])
+        if conditions is not None and self.conditions is not None:
+            conditions = torch.cat([conditions, self.conditions[chosen]])
+        with torch.no_grad(), self.runtime.autocast():  # as log p is computed, so that rounding is no difference
+            reference = self.reference.log_prob(codes, conditions).float()
+        return codes, conditions, reference
+
+    def evaluate(self, discriminator: Discriminator) -> Row:
+        """The row of `prior`, and loss and accuracy of the discriminator on validation images and held-out samples."""
+        own, prior = self.data.own.negatives, discriminator.prior
+        real = self._log_prob(prior, self.val) - self.log_prob_of_val
+        false = self._log_prob(prior, self.held_out) - self.log_prob_of_held_out
+        terms = {name: float(value) for name, value in negatives.losses(real, false, own.alpha, own.beta).items()}
+        row = _evaluate(discriminator, self.data, self.data.looked_at)
+        row |= {f"val_{name}": value for name, value in terms.items()}
+        return row | {
+            "val_discriminator": sum(terms.values()),
+            "discriminator_accuracy": negatives.accuracy(real, false),
+        }
+
+
+def _evaluate(objective: Objective | Discriminator, data: Data, looked_at: dict[str, np.ndarray]) -> Row:
     """Bits per code and per image, and top-1 accuracy, of validation images and as many training images, in eval mode. If the
     prior is not exact (`bound` 1), the bits are an upper bound."""
     row: Row = {"bound": float(not objective.prior.exact)}
@@ -258,7 +400,10 @@ def metrics(fitted: Fitted) -> dict[str, Any]:
     split = {
         name: {bits: row[f"{name}_nll_bits_per_code"], "accuracy": row[f"{name}_accuracy"]} for name in ("val", "train")
     }
-    return {"epoch": fitted.epoch, **split}
+    if "round" not in row:
+        return {"epoch": fitted.epoch, **split}
+    found = {"round": row["round"], "loss": row["val_discriminator"], "accuracy": row["discriminator_accuracy"]}
+    return {"epoch": fitted.epoch, **split, "negatives": found}
 
 
 if __name__ == "__main__":

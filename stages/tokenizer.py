@@ -8,7 +8,9 @@ Uses contracts only: it knows no plug-in by name.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch import Generator, Tensor, nn
 
 from tessera import augmentation, perturbation, scores, statistics
 from tessera.augmentation import Augmentation
+from tessera.codebooks import delay
 from tessera.core import files, models, seams
 from tessera.core.contracts import Device, Loss, Output, PostHocQuantizer, Quantized, Tokenizer
 from tessera.core.errors import InputError
@@ -69,11 +72,18 @@ class Settings(Strict):
         description="epochs whose codebook and reconstructions are kept; 0: before training"
     )
     augmentation: Augmentation
+    unquantized: float = Field(ge=0, le=0.9, description="first fraction of training, in which the decoder sees the latents "
+                               "themselves; 0: quantization from the start", examples=[0.0])  # fmt: skip
     training: Training
     tuning: TuningSettings
 
     @model_validator(mode="after")
     def _stops(self) -> Settings:
+        if self.unquantized and self.training.patience:
+            raise ValueError(
+                "training.patience must be 0 while unquantized is above 0, since no epoch before quantization counts as better, "
+                f"got {self.training.patience}; set it to 0"
+            )
         if self.keep == "last" and self.training.patience:
             raise ValueError(
                 f"training.patience must be 0 while keep is last, by which every epoch is better than those before, got "
@@ -113,7 +123,11 @@ class Objective(nn.Module):
         self.terms = nn.ModuleDict({name: cast("nn.Module", term) for name, (_, term) in terms.items()})
         self.weights = {name: weight for name, (weight, _) in terms.items()}
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> dict[str, Tensor]:
+    def forward(self, x: Float[Tensor, "b c h w"], quantized: bool = True) -> dict[str, Tensor]:
+        """`quantized`: whether a quantizer that begins late (`tokenizer.unquantized`) has its time come."""
+        if quantized:
+            for quantizer in delay.delayed(self.tokenizer).values():
+                quantizer.begin()
         return self.losses(x, self.tokenizer(x))
 
     def losses(self, x: Float[Tensor, "b c h w"], output: Output) -> dict[str, Tensor]:
@@ -139,6 +153,8 @@ def initialised(recipe: models.Recipe, run: Run) -> Objective:
     of training must not depend on it."""
     seed_globally(run.params.seed, "tokenizer", "initialisation")
     tokenizer = models.build(recipe._replace(quantizer=None) if run.params.post_hoc else recipe)
+    if run.params.section("tokenizer", Settings).unquantized:
+        delay.delay(tokenizer)
     return Objective(tokenizer, loss_terms(run, tokenizer))
 
 
@@ -151,7 +167,9 @@ class Data:
         augmentation: Augmentation,
         batch_size: int,
         device: Device,
+        unquantized: float = 0.0,
     ) -> None:
+        self.unquantized = unquantized
         self.pixels, self.augmentation, self.batch_size, self.device = pixels, augmentation, batch_size, device
         # equally many training and validation images: fewer images have a lower perplexity
         count = min(LOOKED_AT, *(len(array) for array in pixels.values()))
@@ -162,11 +180,14 @@ class Data:
     def of(cls, run: Run) -> Data:
         own = run.params.section("tokenizer", Settings)
         pixels = {split: run.images(split) for split in ("train", "val")}
-        return cls(pixels, own.augmentation, own.training.batch_size, run.runtime.device)
+        return cls(pixels, own.augmentation, own.training.batch_size, run.runtime.device, own.unquantized)
 
-    def batch(self, indices: np.ndarray, generator: Generator, done: float = 0.0) -> tuple[Tensor]:
+    def batch(
+        self, indices: np.ndarray, generator: Generator, done: float = 0.0
+    ) -> tuple[Tensor] | tuple[Tensor, bool]:
         x = arrays.to_model(self.pixels["train"][np.sort(indices)], self.device)  # sorted: a memory map reads forward
-        return (augmentation.augmented(x, self.augmentation, generator),)
+        x = augmentation.augmented(x, self.augmentation, generator)
+        return (x, done >= self.unquantized) if self.unquantized else (x,)
 
 
 def train(objective: Objective, data: Data, run: Run) -> Fitted:
@@ -178,7 +199,9 @@ def train(objective: Objective, data: Data, run: Run) -> Fitted:
             f"tokenizer.snapshot_epochs: {', '.join(late)} are left out, since there are {own.training.epochs} epochs"
         )
     if any(parameter.requires_grad for parameter in objective.tokenizer.parameters()):
-        return fit(task(objective, data, own), own.training, run.params.seed, run.runtime)
+        fitted = fit(task(objective, data, own), own.training, run.params.seed, run.runtime)
+        delay.undelay(objective.tokenizer)
+        return fitted
     print(f"tokenizer.name = {own.name} has nothing to train: tokenizer.training, quantizer and losses are not read")
     with torch.no_grad():
         row = _evaluate(objective.to(run.runtime.device).eval(), data)
@@ -376,16 +399,21 @@ def task(objective: Objective, data: Data, section: Settings) -> Task:
                          "whose quantizer is fitted afterwards")  # fmt: skip
     every, epochs = section.keep_every, section.training.epochs
     kept = set(range(every, epochs + 1, every)) if every else set()
-    score = {
+    better: Callable[[Row], float] = {
         "best": lambda row: -row["val_total"],
         "best_usage": lambda row: row["val_usage"],
         "last": lambda row: row["epoch"],
     }[section.keep]
 
+    def score(row: Row) -> float:
+        """An epoch before quantization is no tokenizer, however good its pictures are."""
+        return better(row) if row.get("quantized", 1.0) else -math.inf
+
     def snapshot(objective: Objective, epoch: int) -> dict[str, Tensor]:
         taken = _snapshot(objective, data) if epoch in section.snapshot_epochs else {}
         if epoch in kept:
-            taken |= {f"weights/{name}": value for name, value in objective.tokenizer.state_dict().items()}
+            state = delay.state_without_delay(objective.tokenizer)
+            taken |= {f"weights/{name}": value for name, value in state.items()}
         return taken
 
     return Task(
@@ -412,6 +440,8 @@ def _evaluate(objective: Objective, data: Data) -> Row:
     train = _scores(objective, data, data.looked_at["train"])
     val = _scores(objective, data, data.looked_at["val"])
     row = {f"val_{name}": value for name, value in val.items()}
+    if late := delay.delayed(objective.tokenizer):
+        row["quantized"] = float(all(bool(quantizer.begun) for quantizer in late.values()))
     seen = ("usage", "perplexity", "codebook_error", "mse_pixels", "psnr_db", "ssim")
     return row | {f"train_{name}": train[name] for name in seen if name in train}
 

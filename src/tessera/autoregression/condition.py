@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tessera.core.conditioning import NEIGHBOUR, Condition, Conditioning
-from tessera.core.contracts import Grid, Model, Prior
+from tessera.core.contracts import Model, Prior
 from tessera.core.errors import InputError
 from tessera.core.space import CodeSpace
 from tessera.networks.conv import ResidualBlock

@@ -147,6 +147,11 @@ def closed_form(prior: str) -> bool:
     return getattr(seams.plugin("priors", prior), "CLOSED_FORM", False)
 
 
+def bounded(prior: str) -> bool:
+    """Whether a prior knows only a lower bound of its likelihood: its `exact` is False."""
+    return getattr(seams.plugin("priors", prior), "BOUND", False)
+
+
 def read(path: str | Path = "params.yaml") -> dict[str, Any]:
     """The file as plain dictionaries, by YAML 1.2: there `1e-05`, which `dvc exp run -S x=1e-5` writes, is a number.
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tessera.attention.causal import raster
-from tessera.codebooks import codebook
+from tessera.codebooks import codebook, delay
 from tessera.core.contracts import Loss, Output, Tokenizer
 from tessera.core.errors import InputError
 from tessera.core.params import Strict
@@ -43,6 +43,7 @@ class Config(Strict):
             )
         if self.weight:
             yield from codebook.blind_to_length("code_entropy", params)
+            yield from delay.only_quantized("code_entropy", params)
 
 
 class CodeEntropy(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessera.attention.causal import CausalTransformer, Size, raster
+from tessera.codebooks import delay
 from tessera.core.contracts import Loss, Output, Tokenizer
 from tessera.core.errors import InputError
 from tessera.levels import Level, levels_of
@@ -32,6 +33,8 @@ class Config(Size):
                 f"losses.joint_prior.weight: must be 0 where codes are found after training (quantizer.name "
                 f"{params.value('quantizer.name')}), got {self.weight}; choose another quantizer"
             )
+        elif self.weight:
+            yield from delay.only_quantized("joint_prior", params)
 
 
 class JointPrior(nn.Module):

@@ -28,6 +28,7 @@ from tessera.core.conditioning import Conditioning
 from tessera.core.contracts import Likelihood, Prior, Sampling
 from tessera.core.space import CodeSpace
 
+BOUND = True  # its likelihood is a lower bound
 PATTERNS = 2107_03006  # seed of the masks of the bound, which are the same in every run
 
 

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from tessera.core import files, seams, trees
 from tessera.core.errors import InputError
-from tessera.core.params import CHOOSES, PLURAL, Params, Strict, closed_form, pretrained, read
+from tessera.core.params import CHOOSES, PLURAL, Params, Strict, bounded, closed_form, pretrained, read
 from tessera.runtime.scratch import root
 from tessera.runtime.settings import in_fp16
 
@@ -336,6 +336,7 @@ def _rules(params: Params) -> Iterator[str]:
         )
     yield from _trained_for_nothing(params)
     yield from _conditions(params)
+    yield from _negatives(params)
     if params.value("runtime.device") == "cpu":  # under auto it depends on the machine: `devices.require_precisions`
         yield from in_fp16(params.raw)
     configs = [params.config(section) for section in CHOOSES]
@@ -370,6 +371,17 @@ def _conditions(params: Params) -> Iterator[str]:
                 f"samples.conditions.{condition}: must be empty while prior.conditions.{condition} is none, got {text!r}; set the "
                 "latter to 0.1, so that the prior is told it"
             )
+
+
+def _negatives(params: Params) -> Iterator[str]:
+    """A discriminator made of a prior needs its exact likelihood, and weights that can be trained on."""
+    name, rounds = params.value("prior.name"), params.value("prior.negatives.rounds")
+    if rounds and (closed_form(name) or bounded(name)):
+        why = "is fitted in closed form" if closed_form(name) else "has only a bound of its likelihood"
+        yield (
+            f"prior.negatives.rounds: must be 0 under prior.name {name}, which {why}, got {rounds}; set it to 0, or choose a prior "
+            "that is trained by its exact likelihood, such as pixelsnail"
+        )
 
 
 def _trained_for_nothing(params: Params) -> Iterator[str]:

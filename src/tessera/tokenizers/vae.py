@@ -36,6 +36,11 @@ class Config(conv.Autoencoder):
                 "quantizer.name: must be fitted to a finished autoencoder (it has fit) under tokenizer.name vae, got "
                 f"{params.value('quantizer.name')!r}; choose kmeans or geodesic"
             )
+        if fraction := params.value("tokenizer.unquantized"):
+            yield (
+                f"tokenizer.unquantized: must be 0 under tokenizer.name vae, whose whole training is without quantization, got "
+                f"{fraction}; set it to 0"
+            )
         if params.value("tokenizer.keep") == "best_usage":
             yield (
                 "tokenizer.keep: must be best or last under tokenizer.name vae, whose codes are found after training, got "

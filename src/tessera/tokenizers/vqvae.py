@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tessera.codebooks import delay
 from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized, Tokenizer
 from tessera.core.space import CodeSpace
 from tessera.networks import conv
@@ -21,6 +22,7 @@ class Config(conv.Autoencoder):
     def rule(self, params: Params) -> Iterator[str]:
         yield from super().rule(params)
         yield from conv.trained_along(self, params)
+        yield from delay.rule(params)
 
 
 class VQVAE(nn.Module):

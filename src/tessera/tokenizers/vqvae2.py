@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from tessera.codebooks import delay
 from tessera.core.contracts import ImageShape, MakeQuantizer, Output, Quantized, Quantizer, Tokenizer
 from tessera.core.space import CodeSpace
 from tessera.networks import conv
@@ -30,6 +31,7 @@ class Config(conv.Autoencoder):
     def rule(self, params: Params) -> Iterator[str]:
         yield from super().rule(params)
         yield from conv.trained_along(self, params)
+        yield from delay.rule(params)
         size = params.value("dataset.image_size")
         if size % self.downsampling == 0 and size // self.downsampling % self.top_downsampling:
             yield (

@@ -53,6 +53,7 @@ class Task(NamedTuple):
         streams: name of the random streams, if it is not `name`.
         snapshot: (objective, epoch) -> tensors to keep of an epoch in `snapshot_epochs` (0: before training), or None.
         curve: rows stand in `plots/<curve>.csv` while it trains, if not in `plots/<name>.csv`.
+        checkpoint: names the checkpoint, if it is not `name`: of one of several trainings by the same section.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Task(NamedTuple):
     snapshot: Callable[[Any, int], dict[str, Tensor]] | None = None
     snapshot_epochs: Iterable[int] = ()
     curve: str = ""
+    checkpoint: str = ""
 
 
 class Fitted(NamedTuple):
@@ -185,10 +187,10 @@ def fit(task: Task, training: Training, seed: int, runtime: Runtime) -> Fitted:
             bar.update()
             live.update(state.step / steps)
             if position + 1 < steps_per_epoch:
-                runtime.checkpoint(task.name, state.pack)
+                runtime.checkpoint(task.checkpoint or task.name, state.pack)
         state.end_epoch(epoch + 1, last=state.step == steps)
         live.rows(state.history)
-        runtime.checkpoint(task.name, state.pack, force=state.step == steps or state.stopped)
+        runtime.checkpoint(task.checkpoint or task.name, state.pack, force=state.step == steps or state.stopped)
     bar.close()
     return state.keep_best()._replace(notes=notes)
 
@@ -236,7 +238,7 @@ class _State:
         self.averaged = None
         if training.weight_ema:
             self.averaged = AveragedModel(self.objective, multi_avg_fn=self._average)
-        self.unpack(runtime.resume(task.name))
+        self.unpack(runtime.resume(task.checkpoint or task.name))
         self.wrapped, self.optimizer = runtime.prepare(self.objective, self.optimizer, training.precision)
         self._require_same_step()
 
