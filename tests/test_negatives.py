@@ -241,7 +241,8 @@ def test_validation_compares_samples_that_are_not_trained_against(raw, runtime):
     found = stage.Round(prior, data_of(prior, changed(raw, samples=6), 0.0), 1, 0, runtime)
     assert len(found.held_out) == len(found.val) == 6
     assert not torch.equal(found.held_out, found.codes)
-    row = found.evaluate(negatives.Discriminator(prior, 1.0, 0.3))
+    with torch.no_grad():
+        row = found.evaluate(negatives.Discriminator(prior, 1.0, 0.3))
     assert row["val_discriminator"] == pytest.approx(negatives.untrained_loss(1.0))
     assert row["discriminator_accuracy"] == 0.5
 
