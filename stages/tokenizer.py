@@ -357,7 +357,7 @@ def tuning_task(objective: Tuning, replacing: Replacing, data: Data) -> Task:
     """The training for `fit`."""
 
     def batch(indices: np.ndarray, generator: Generator, done: float) -> tuple[Any, ...]:
-        (x,) = data.batch(indices, generator)
+        x, *_ = data.batch(indices, generator)
         return x, *replacing(x, generator)
 
     def evaluate(objective: Tuning) -> Row:

@@ -67,6 +67,17 @@ def test_codes_stay_as_they_are_and_the_decoder_alone_moves(kind, raw, tiny_run,
     assert list(files.read_table(Path("plots/tokenizer/tuning.csv"))["epoch"]) == [1, 2]
 
 
+@pytest.mark.parametrize("kind", ["vqvae", "prologue"])
+def test_a_tokenizer_that_is_quantized_late_is_tuned_too(kind, raw, tiny_run, runtime):
+    x = arrays.to_model(tiny_run().images("test"))
+    raw["tokenizer"]["unquantized"] = 0.4
+    before, _ = made(asked(raw, kind, epochs=0), runtime)
+    after, found = made(asked(raw, kind, epochs=1), runtime)
+    assert found["tuning"]["psnr_db"]
+    with torch.no_grad():
+        assert torch.equal(after.encode(x), before.encode(x))
+
+
 def test_metrics_are_the_psnr_before_and_after(raw, tiny_run, runtime):
     """That of validation images from their own codes is what the models that are written give."""
     pixels = tiny_run().images("val")
