@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -282,6 +283,23 @@ def test_the_prior_has_the_features_and_the_names_and_is_trained_alike_again(nea
     training.main(run)
     again = run.prior().state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_training_that_is_resumed_in_the_middle_ends_with_the_same_bits(near_run, monkeypatch):
+    whole, saved = near_run.prior().state_dict(), []
+
+    def checkpoint(task: str, pack: Any, force: bool = False) -> None:
+        tensors, facts = pack()
+        saved.append(({name: tensor.clone() for name, tensor in tensors.items()}, copy.deepcopy(facts)))
+
+    monkeypatch.setattr(near_run.runtime, "checkpoint", checkpoint)
+    training.main(near_run)
+    middle = saved[len(saved) // 2]
+    assert 0 < middle[1]["step"] < saved[-1][1]["step"]
+    monkeypatch.setattr(near_run.runtime, "resume", lambda task: middle)
+    training.main(near_run)
+    resumed = near_run.prior().state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_samples_are_told_any_neighbour_of_a_random_training_image(near_run):
