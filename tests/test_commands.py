@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from tessera import decode, encode, rejection, sample
 from tessera.commands import encoded, line
 from tessera.commands.encoded import Encoded
 from tessera.core import files, models
-from tessera.core.conditioning import UNCONDITIONAL
+from tessera.core.conditioning import UNCONDITIONAL, Condition, Conditioning
 from tessera.core.contracts import Sampling
 from tessera.core.params import Params
 from tessera.core.run import Run
@@ -182,6 +183,24 @@ def test_a_label_by_name_or_number_or_all_in_turn(conditional, said):
     for name, labels in {"name": [1] * 4, "number": [1] * 4, "turn": [0, 1, 0, 1]}.items():
         wanted = prior.sample(4, generator(0, "samples", 0), conditions=torch.tensor(labels)[:, None])
         assert np.array_equal(found[name], wanted)
+
+
+@pytest.mark.parametrize(
+    ("told", "n", "wanted"),
+    [
+        ({"cluster": 6}, 3, {"cluster": ["0", "2", "4"]}),  # not the largest alone
+        ({"cluster": 3}, 7, {"cluster": list("0120120")}),
+        ({"vendor": 2, "cluster": 2}, 2, {"cluster": ["0", "1"]}),
+        ({"cluster": 2, "label": 3}, 3, {"label": ["0", "1", "2"]}),
+        ({"vendor": 2}, 2, {}),
+        ({}, 2, {}),
+    ],
+)
+def test_where_nothing_is_asked_for_labels_or_clusters_come_evenly(told, n, wanted):
+    parts = tuple(Condition(name, tuple(map(str, range(count))), 1, 0.1) for name, count in told.items())
+    prior = SimpleNamespace(conditioning=Conditioning(parts))
+    assert sample.wishes(SimpleNamespace(n=n), prior) == wanted
+    assert "vendor" not in told or sample.wishes(SimpleNamespace(n=n, vendor="1"), prior) == {"vendor": ["1"]}
 
 
 def test_guidance_counts(conditional, said):

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from tessera.commands import encoded, line, trained
 from tessera.conditions import conditions_of
 from tessera.core import files
+from tessera.core.conditioning import CLUSTER
 from tessera.core.contracts import Device, Prior, Sampling, Tokenizer
 from tessera.core.errors import InputError, listed
 from tessera.core.seeding import derive, generator, numpy_generator
@@ -91,7 +92,7 @@ def _add_conditions(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_argument_group(
         "what the images shall show",
         "of a prior that was told it in training. Nothing is said of what is not\n"
-        "asked for; where nothing is asked for at all, the labels come in turn.",
+        "asked for; where nothing is asked for at all, the labels or the clusters come in turn.",
     )
     asked.add_argument(
         "--label", metavar="NAME", default=argparse.SUPPRESS, help="a label of the data set, by name or number"
@@ -230,10 +231,11 @@ def critic_of(
 def wishes(options: argparse.Namespace, prior: Prior) -> dict[str, list[str]]:
     """Condition -> what is asked for, of all images or of each."""
     asked = {name: [getattr(options, name)] for name in ASKED if hasattr(options, name)}
-    if not asked and "label" in prior.conditioning:
-        names = prior.conditioning["label"].names
-        return {"label": [names[i % len(names)] for i in range(options.n)]}
-    return asked
+    kinds = [name for name in ("label", CLUSTER) if name in prior.conditioning]
+    if asked or not kinds:
+        return asked
+    names = prior.conditioning[kinds[0]].names  # of fewer images than these some, evenly: clusters are numbered by size
+    return {kinds[0]: [names[i * len(names) // min(options.n, len(names)) % len(names)] for i in range(options.n)]}
 
 
 def guidance_of(options: argparse.Namespace, prior: Prior) -> dict[str, float]:
