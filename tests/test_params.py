@@ -227,7 +227,7 @@ def test_unknown_key_far_from_any_lists_what_there_is(raw):
     raw["features"]["zzz"] = 1
     assert (
         problem(raw, "features.zzz")
-        == "features.zzz: is not known here; there is batch_size, decoded, groups, smallest_group"
+        == "features.zzz: is not known here; there is batch_size, decoded, groups, smallest_group, vendor"
     )
 
 
