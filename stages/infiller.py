@@ -109,7 +109,7 @@ class Data:
     def __init__(self, run: Run, conditioning: Conditioning) -> None:
         self.device, splits = run.runtime.device, ("train", "val")
         self.codes = {split: torch.from_numpy(run.codes(split).astype(np.int64)) for split in splits}
-        given = {split: told.of_split(run, conditioning, split) for split in splits}
+        given = {split: told.of_hidden(run, conditioning, split) for split in splits}
         self.conditions = {split: None if own is None else torch.from_numpy(own) for split, own in given.items()}
 
     def batch(self, split: str, rows: np.ndarray, rng: Generator) -> tuple[Tensor, Tensor | None, Tensor]:

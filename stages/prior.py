@@ -44,7 +44,18 @@ def _dropout(value: Any) -> Any:
     return value
 
 
+def _dropout_above_0(value: Any) -> Any:
+    """Of what is made of all codes of an image: where a part of them is hidden, a prior must do without it."""
+    if value == 0:
+        raise ValueError(
+            f"must be none, or the probability, above 0 and below 1, of an example without it, got {value!r}: inpainting and "
+            "variations leave it out"
+        )
+    return _dropout(value)
+
+
 Dropout = Annotated[Any, PlainValidator(_dropout)]
+DropoutAbove0 = Annotated[Any, PlainValidator(_dropout_above_0)]
 
 
 class Told(Strict):
@@ -53,8 +64,10 @@ class Told(Strict):
     label: Dropout = Field(description="the label of the data set", examples=["none"])
     vendor: Dropout = Field(description="who has made it, of a data set of several vendors", examples=["none"])
     words: Dropout = Field(description="the words of its name", examples=["none"])
-    cluster: Dropout = Field(description="the cluster that its latents are in (codes.clusters)", examples=["none"])
-    neighbour: Dropout = Field(description="a near training image (codes.neighbours)", examples=["none"])
+    cluster: DropoutAbove0 = Field(
+        description="the cluster that its latents are in (codes.clusters)", examples=["none"]
+    )
+    neighbour: DropoutAbove0 = Field(description="a near training image (codes.neighbours)", examples=["none"])
 
 
 class Words(Strict):

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from stages import codes as stage
+from stages import infiller
 from tessera import conditions
 from tessera.core import files
 from tessera.core.errors import InputError
 from tessera.core.params import Params
 from tessera.core.run import Run
+from tessera.runtime.validation import problems
 
 
 def blobs(sizes: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -107,3 +109,25 @@ def test_a_prior_is_told_the_cluster(tiny_run, raw, runtime):
     assert (part.name, part.names, part.columns) == ("cluster", ("0", "1", "2"), 1)
     for split in ("train", "val", "test"):
         np.testing.assert_array_equal(conditions.of_split(run, told, split)[:, 0], run.clusters(split))
+
+
+def test_of_a_hidden_part_the_cluster_of_the_whole_says_nothing(tiny_run, raw, runtime):
+    """Inpainting and variations would see what they are to guess; the label stays known."""
+    raw["codes"]["clusters"]["count"] = 3
+    raw["prior"]["conditions"] |= {"cluster": 0.1, "label": 0.1}
+    run = tiny_run()
+    stage.main(run)
+    told = conditions.wanted(run)
+    whole, hidden = (dict(zip(told.names, told.split(found(run, told, "test")), strict=True)) for found in
+                     (conditions.of_split, conditions.of_hidden))  # fmt: skip
+    np.testing.assert_array_equal(hidden["label"], whole["label"])
+    assert (hidden["cluster"] == 3).all()
+    assert (whole["cluster"] < 3).all()
+    data = infiller.Data(run, told.always())
+    assert (data.conditions["train"][:, told.names.index("cluster")] == 3).all()
+
+
+@pytest.mark.parametrize("name", ["cluster", "neighbour"])
+def test_a_prior_learns_to_do_without_what_is_made_of_codes(raw, name):
+    raw["prior"]["conditions"][name] = 0.0
+    assert any(f"prior.conditions.{name}: must be none" in line for line in problems(raw))

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tessera.core import models
-from tessera.core.conditioning import CLUSTER, NEIGHBOUR, WORDS, Condition, Conditioning
+from tessera.core.conditioning import CLUSTER, MADE_OF_CODES, NEIGHBOUR, WORDS, Condition, Conditioning
 from tessera.core.errors import InputError, listed
 from tessera.words import Vocabulary
 
@@ -108,6 +108,24 @@ def of_split(
     if NEIGHBOUR in conditioning and run.neighbour_count:
         table = table.assign(**{NEIGHBOUR: run.neighbours(split)[:, 0]})
     return of_table(conditioning, table if rows is None else table.iloc[list(rows)])
+
+
+def of_hidden(
+    run: Run, conditioning: Conditioning, split: str, rows: Sequence[int] | None = None
+) -> Int[np.ndarray, "n c"] | None:
+    """As `of_split`, for images of which a part is to be filled in: nothing is said of what is made of all codes of an image, which
+    would give the hidden part away."""
+    told = of_split(run, conditioning, split, rows)
+    return None if told is None else without_codes(conditioning, told)
+
+
+def without_codes(conditioning: Conditioning, told: Int[np.ndarray, "n c"]) -> Int[np.ndarray, "n c"]:
+    """A copy of conditions in which nothing is said of what is made of an image's codes."""
+    told = told.copy()
+    for part, columns in zip(conditioning, conditioning.split(told), strict=True):
+        if part.name in MADE_OF_CODES:
+            columns[:] = part.none
+    return told
 
 
 def as_in_training(

@@ -61,7 +61,7 @@ def filled(
     config = config.model_copy(update={"samples": samples, "updates": updates})
     tokenizer, prior, pixels, region = space.tokenizer(), space.prior(), picture.pixels[None], mask[None]
     smooth = masks.biharmonic(pixels, region)
-    told = space.told(picture, prior.conditioning)
+    told = space.told(picture, prior.conditioning, hidden=True)
     scene = covered = masks.seen(tokenizer, pixels, region, None, told, space.device)
     if config.under == "biharmonic":
         scene = masks.seen(tokenizer, pixels, region, smooth, told, space.device)

@@ -215,15 +215,16 @@ class Workspace(Run):
         of_codes = any(name in conditioning for name in MADE_OF_CODES)
         return self.there("dataset") and (self.there("codes") or not of_codes)
 
-    def told(self, picture: Picture, conditioning: Conditioning) -> Int[Tensor, "1 c"] | None:
-        """What a prior is told of a picture. Nothing is said of an upload, nor where what the stage `codes` made is missing; an
-        unconditional prior is told None."""
+    def told(self, picture: Picture, conditioning: Conditioning, hidden: bool = False) -> Int[Tensor, "1 c"] | None:
+        """What a prior is told of a picture, of which a part may be `hidden`. Nothing is said of an upload, nor where what the
+        stage `codes` made is missing; an unconditional prior is told None."""
         import torch
 
         if not picture.key or not self.tells(conditioning):
             return conditioning.nothing(1, self.device) if conditioning else None
         split, _, row = picture.key.partition(":")
-        told = conditions.of_split(self, conditioning, split, [int(row)])
+        look_up = conditions.of_hidden if hidden else conditions.of_split
+        told = look_up(self, conditioning, split, [int(row)])
         return None if told is None else torch.from_numpy(told).to(self.device)
 
     # codes

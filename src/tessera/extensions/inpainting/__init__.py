@@ -182,8 +182,8 @@ def _bidirectional(run: Run, prior: Prior) -> Prior | None:
 
 
 def _told(run: Run, prior: Prior, rows: np.ndarray) -> Int[Tensor, "n c"] | None:
-    """What a prior is told of test images."""
-    told = conditions.of_split(run, prior.conditioning, "test")
+    """What a prior is told of test images, of which a part is hidden."""
+    told = conditions.of_hidden(run, prior.conditioning, "test")
     return None if told is None else torch.from_numpy(told[rows]).to(run.runtime.device)
 
 

@@ -84,7 +84,7 @@ def measure(config: Config, run: Run) -> Report:
 
     chosen = arrays.evenly(len(run.images("test")), config.images)
     codes = torch.from_numpy(run.codes("test")[chosen].astype(np.int64)).to(device)
-    told = conditions.of_split(run, prior.conditioning, "test")
+    told = conditions.of_hidden(run, prior.conditioning, "test")
     given = None if told is None else torch.from_numpy(told[chosen]).to(device)
     n, t = codes.shape
     order, fractions = places(n, t, run.params.seed).to(device), sorted(set(config.fractions))
