@@ -732,7 +732,8 @@ def test_joint_prior_refuses_training_without_codes(tiny):
 @pytest.mark.parametrize("name", ["joint_prior", "code_entropy"])
 @pytest.mark.parametrize(("weight", "post_hoc", "lines"), [(0.5, True, 1), (0.5, False, 0), (0.0, True, 0)])
 def test_terms_on_codes_exclude_quantizers_that_are_fitted_afterwards(tiny, name, weight, post_hoc, lines):
-    params = SimpleNamespace(post_hoc=post_hoc, value=lambda _: "kmeans", config=lambda _: None)
+    values = {"quantizer.name": "kmeans", "tokenizer.unquantized": 0.0}
+    params = SimpleNamespace(post_hoc=post_hoc, value=values.get, config=lambda _: None)
     found = list(tiny(seams.plugin("losses", name).Config, weight=weight).rule(params))
     assert len(found) == lines
     assert all(line.startswith(f"losses.{name}.weight: must be 0") and "got 0.5" in line for line in found)

@@ -17,6 +17,7 @@ from copies import ROOT, begin_and_stop, commit, copied, edit, metrics, ran, res
 from ruamel.yaml import YAML
 
 import tessera
+from tessera.conditions import conditions_of
 from tessera.core import seams
 from tessera.core.params import CHOOSES
 from tessera.runtime.inputs import declared
@@ -92,7 +93,8 @@ def test_a_forced_run_that_is_killed_and_goes_on_gives_the_same_bytes(repo):
 
 def test_models_load_from_python_with_their_cards(repo):
     tokenizer, prior = (tessera.load(repo / "artifacts" / name) for name in ("tokenizer", "prior"))
-    codes = prior.sample(2, torch.Generator().manual_seed(0))
+    told = conditions_of(prior, {}, 2)
+    codes = prior.sample(2, torch.Generator().manual_seed(0), conditions=told)
     assert tokenizer.decode(codes).shape == (2, 3, 8, 8)
     assert tokenizer.space == prior.space
     card = (repo / "artifacts/tokenizer/README.md").read_text()

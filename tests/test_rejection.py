@@ -97,6 +97,8 @@ def test_each_stratum_keeps_its_places_and_odds_are_compared_within_it():
 class Tokenizer:
     """A code's vector is its value."""
 
+    space = CodeSpace(((2, 2),), (8,))
+
     def vectors(self, codes: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (codes.unflatten(1, (1, 2, 2)).float(),)
 

@@ -95,6 +95,11 @@ def test_a_run_is_its_preset_then_the_base_then_its_own_values(written):
         "tokenizer.vqvae.outer_channels": 16,
         "tokenizer.vqvae.blocks": 1,
         "tokenizer.vqvae.block_channels": 32,
+        "codes.clusters.count": 0,
+        "prior.conditions.cluster": "none",
+        "prior.training.weight_decay": 0.05,
+        "samples.top_p": 1.0,
+        "samples.guidance.cluster": 1.0,
         "seed": 4,
     }
 

@@ -56,7 +56,7 @@ def takes_post_hoc(name: str) -> bool:
 
 def asked(quantizer: str, image_size: int = 16, keep: str = "best") -> Params:
     """What a rule asks of the params."""
-    tokenizer = {"tuning": {"training": {"epochs": 0}}, "keep": keep, "training": {"batch_size": 2}}
+    tokenizer = {"tuning": {"training": {"epochs": 0}}, "keep": keep, "training": {"batch_size": 2}, "unquantized": 0.0}
     runtime = {"devices": 1, "nodes": 1}
     values = example(seams.plugin("quantizers", quantizer).Config).model_dump()
     return Params({"dataset": {"image_size": image_size}, "quantizer": {"name": quantizer, quantizer: values},

@@ -36,6 +36,7 @@ from tessera.core.seeding import seed_globally
 from tessera.core.space import CodeSpace
 from tessera.images.arrays import to_model
 from tessera.losses import mse
+from tessera.negatives import Negatives
 from tessera.runtime import scratch as scratches
 from tessera.runtime.devices import Interrupted, Runtime
 from tessera.runtime.scratch import Scratch
@@ -897,6 +898,7 @@ def prior_data(
     copies = np.zeros((0, 0, 0), np.int32) if copies is None else copies
     section = {"augmented": 0.0, "annealing": 0.0, "example_weights": "uniform", "corruption": 0.0} | values
     section |= {"conditions": examples(prior_training.Told), "words": examples(prior_training.Words)}
+    section |= {"negatives": examples(Negatives)}
     own = PriorSection.model_validate({"name": "any", "training": training(batch_size=batch_size), **section})
     return prior_training.Data(codes, copies, told or dict.fromkeys(codes), conditioning, own, "cpu")
 

@@ -92,7 +92,7 @@ def _add_conditions(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_argument_group(
         "what the images shall show",
         "of a prior that was told it in training. Nothing is said of what is not\n"
-        "asked for; where nothing is asked for at all, the labels or the clusters come in turn.",
+        "asked for; where nothing is asked for at all, labels or clusters come in turn.",
     )
     asked.add_argument(
         "--label", metavar="NAME", default=argparse.SUPPRESS, help="a label of the data set, by name or number"

@@ -241,9 +241,10 @@ def _use(subject: Subject) -> str:
     else:
         command = f"python -m tessera.sample -n 16 --seed 0 --out sheet.png --models {folder}"
         code = (
-            f'import torch\n\nimport tessera\n\ntokenizer = tessera.load("{folder}/tokenizer")\n'
-            f'prior = tessera.load("{folder}/prior")\nwith torch.no_grad():\n'
-            "    codes = prior.sample(16, torch.Generator().manual_seed(0))  # [16, T] integers\n"
+            "import torch\n\nimport tessera\nfrom tessera.conditions import conditions_of\n\n"
+            f'tokenizer = tessera.load("{folder}/tokenizer")\nprior = tessera.load("{folder}/prior")\n'
+            "told = conditions_of(prior, {}, 16)  # of each image: here nothing\nwith torch.no_grad():\n"
+            "    codes = prior.sample(16, torch.Generator().manual_seed(0), conditions=told)  # [16, T] integers\n"
             "    images = tokenizer.decode(codes).clamp(-1, 1)  # [16, C, H, W] in [-1, 1]"
         )
     return f"## Use\n\n```shell\n{command}\n```\n\n```python\n{code}\n```"
