@@ -339,6 +339,7 @@ def _rules(params: Params) -> Iterator[str]:
     yield from _trained_for_nothing(params)
     yield from _conditions(params)
     yield from _made_of_codes(params)
+    yield from _vendor(params)
     yield from _negatives(params)
     if params.value("runtime.device") == "cpu":  # under auto it depends on the machine: `devices.require_precisions`
         yield from in_fp16(params.raw)
@@ -397,6 +398,16 @@ def _made_of_codes(params: Params) -> Iterator[str]:
         yield (
             f"samples.conditions.{CLUSTER}: must be empty or a number from 0 to {count - 1}, as many clusters as "
             f"codes.clusters.count says, got {asked!r}"
+        )
+
+
+def _vendor(params: Params) -> Iterator[str]:
+    """A data set that knows no vendors has none that samples could be compared with."""
+    name, vendor = params.value("dataset.name"), params.value("features.vendor")
+    if vendor and not getattr(seams.plugin("datasets", name), "VENDORS", False):
+        yield (
+            f"features.vendor: must be empty while dataset.name is {name}, which knows no vendors, got {vendor!r}; set it to '', "
+            "or dataset.name to emoji"
         )
 
 
