@@ -66,6 +66,7 @@ READERS = {
     "infiller": "inpainting",
 }  # section of a network -> the one extension that reads it
 TABLES = ("histogram", "ngram")  # priors that count the codes of each class
+OF_LATENTS = ("smoothness", "code_entropy", "predictability", "joint_prior")  # losses without a gradient in the decoder
 MOVED = {  # former name in params.yaml, of a value or a section -> its name today
     "extensions.super_resolution.training": "upsampler.training",
     **{f"extensions.super_resolution.{key}": f"upsampler.{key}" for key in ("flip", "shift")},
@@ -341,6 +342,7 @@ def _rules(params: Params) -> Iterator[str]:
     yield from _made_of_codes(params)
     yield from _vendor(params)
     yield from _negatives(params)
+    yield from _tuning(params)
     if params.value("runtime.device") == "cpu":  # under auto it depends on the machine: `devices.require_precisions`
         yield from in_fp16(params.raw)
     configs = [params.config(section) for section in CHOOSES]
@@ -408,6 +410,17 @@ def _vendor(params: Params) -> Iterator[str]:
         yield (
             f"features.vendor: must be empty while dataset.name is {name}, which knows no vendors, got {vendor!r}; set it to '', "
             "or dataset.name to emoji"
+        )
+
+
+def _tuning(params: Params) -> Iterator[str]:
+    """The decoder is tuned by what its images are like: terms of latents and codes have no gradient in it."""
+    weighted = [name for name in params.keys("losses") if params.raw["losses"][name]["weight"]]
+    epochs = params.value("tokenizer.tuning.training.epochs")
+    if epochs and set(weighted) <= set(OF_LATENTS):
+        yield (
+            f"tokenizer.tuning.training.epochs: must be 0 unless a loss of images has a weight above 0, got {epochs} with "
+            f"{', '.join(weighted) or 'none'}; set it to 0, or losses.mse.weight to 1"
         )
 
 
