@@ -131,3 +131,26 @@ def test_of_a_hidden_part_the_cluster_of_the_whole_says_nothing(tiny_run, raw, r
 def test_a_prior_learns_to_do_without_what_is_made_of_codes(raw, name):
     raw["prior"]["conditions"][name] = 0.0
     assert any(f"prior.conditions.{name}: must be none" in line for line in problems(raw))
+
+
+@pytest.mark.parametrize(("name", "made"), [("cluster", "clusters"), ("neighbour", "neighbours")])
+def test_what_the_codes_are_not_asked_for_no_prior_can_be_told(raw, name, made):
+    raw["prior"]["conditions"][name], raw["samples"]["guidance"][name] = 0.1, 2.0
+    raw["codes"][made]["count"] = 0
+    (line,) = problems(raw)
+    assert line.startswith(f"prior.conditions.{name}: must be none while codes.{made}.count is 0, got 0.1")
+    assert line.endswith(f"or it to none and samples.guidance.{name} to 1")
+    raw["codes"][made]["count"] = 3
+    assert problems(raw) == []
+
+
+@pytest.mark.parametrize(("asked", "good"), [("", True), ("2", True), ("3", False), ("a", False)])
+def test_a_cluster_that_samples_are_drawn_for_is_there(raw, asked, good):
+    raw["codes"]["clusters"]["count"], raw["prior"]["conditions"]["cluster"] = 3, 0.1
+    raw["samples"]["conditions"]["cluster"] = asked
+    found = problems(raw)
+    wanted = (
+        "samples.conditions.cluster: must be empty or a number from 0 to 2, as many clusters as codes.clusters.count says, got "
+        f"{asked!r}"
+    )
+    assert found == ([] if good else [wanted])

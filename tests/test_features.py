@@ -13,6 +13,7 @@ from tessera import groups, sets, two_sample
 from tessera.core.errors import InputError
 from tessera.evaluation import frechet
 from tessera.features import kernel
+from tessera.runtime.validation import problems
 
 
 def rng() -> np.random.Generator:
@@ -310,3 +311,13 @@ def test_without_groups_the_sheet_has_one_row():
         images=lambda split, of: np.zeros((3, 8, 8, 1), np.uint8),
     )
     assert len(stages.features.picture(run).axes) == 2
+
+
+def test_a_data_set_without_vendors_has_none_to_compare_with(raw):
+    raw["features"]["vendor"] = "noto"
+    (line,) = problems(raw)
+    assert line.startswith(
+        "features.vendor: must be empty while dataset.name is noto, which knows no vendors, got 'noto'"
+    )
+    raw["dataset"]["name"] = "emoji"
+    assert not [line for line in problems(raw) if line.startswith("features.vendor")]

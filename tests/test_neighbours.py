@@ -31,6 +31,7 @@ from tessera.evaluation.memorisation import neighbours as borrowed
 from tessera.extensions import interpolation
 from tessera.playground import samples as playing
 from tessera.playground.workspace import Workspace
+from tessera.runtime.validation import problems
 
 SPACE = CodeSpace(((1, 2), (2, 2)), (3, 2))
 LEARNED = [name for name in seams.names("priors") if name not in ("histogram", "ngram", "uniform")]
@@ -403,6 +404,13 @@ def test_impossible_values_are_refused(raw):
     for values in ({"count": -1}, {"count": 257}, {"grid": 0}, {"dimensions": 0}):
         with pytest.raises(ValueError, match=next(iter(values))):
             neighbours.Neighbours.model_validate({**raw["codes"]["neighbours"], **values})
+
+
+@pytest.mark.parametrize("name", ["histogram", "ngram"])
+def test_a_prior_that_counts_is_told_no_neighbour(raw, name):
+    raw["prior"]["name"], raw["prior"]["conditions"][NEIGHBOUR], raw["codes"]["neighbours"]["count"] = name, 0.1, 2
+    (line,) = problems(raw)
+    assert line.startswith(f"prior.conditions.neighbour: must be none under prior.name {name}, which counts classes")
 
 
 def test_names_of_images_are_as_in_the_table(near_run):

@@ -229,6 +229,17 @@ def test_without_losses_there_is_nothing_to_tune_by(raw, runtime):
         stage.tune(stage.Objective(tokenizer, {}), None, SimpleNamespace(params=params, runtime=runtime))
 
 
+@pytest.mark.parametrize("loss", ["smoothness", "code_entropy", "predictability", "joint_prior", "none"])
+def test_losses_of_latents_and_codes_alone_tune_no_decoder(raw, loss):
+    raw = asked(raw, epochs=2)
+    raw["losses"] = {name: {**own, "weight": float(name == loss)} for name, own in raw["losses"].items()}
+    (line,) = problems(raw)
+    assert line.startswith("tokenizer.tuning.training.epochs: must be 0 unless a loss of images has a weight above 0")
+    assert f"got 2 with {loss};" in line
+    raw["losses"]["l1"]["weight"] = 1.0
+    assert problems(raw) == []
+
+
 def test_the_last_epoch_is_kept(tiny):
     values = example(stage.TuningSettings).model_dump()
     with pytest.raises(ValidationError, match=r"training\.patience must be 0, .* got 2; set it to 0"):

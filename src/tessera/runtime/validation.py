@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import ValidationError
 
 from tessera.core import files, seams, trees
+from tessera.core.conditioning import CLUSTER, NEIGHBOUR
 from tessera.core.errors import InputError
 from tessera.core.params import CHOOSES, PLURAL, Params, Strict, bounded, closed_form, pretrained, read
 from tessera.runtime.scratch import root
@@ -64,6 +65,8 @@ READERS = {
     "upsampler": "super_resolution",
     "infiller": "inpainting",
 }  # section of a network -> the one extension that reads it
+TABLES = ("histogram", "ngram")  # priors that count the codes of each class
+OF_LATENTS = ("smoothness", "code_entropy", "predictability", "joint_prior")  # losses without a gradient in the decoder
 MOVED = {  # former name in params.yaml, of a value or a section -> its name today
     "extensions.super_resolution.training": "upsampler.training",
     **{f"extensions.super_resolution.{key}": f"upsampler.{key}" for key in ("flip", "shift")},
@@ -336,7 +339,10 @@ def _rules(params: Params) -> Iterator[str]:
         )
     yield from _trained_for_nothing(params)
     yield from _conditions(params)
+    yield from _made_of_codes(params)
+    yield from _vendor(params)
     yield from _negatives(params)
+    yield from _tuning(params)
     if params.value("runtime.device") == "cpu":  # under auto it depends on the machine: `devices.require_precisions`
         yield from in_fp16(params.raw)
     configs = [params.config(section) for section in CHOOSES]
@@ -371,6 +377,51 @@ def _conditions(params: Params) -> Iterator[str]:
                 f"samples.conditions.{condition}: must be empty while prior.conditions.{condition} is none, got {text!r}; set the "
                 "latter to 0.1, so that the prior is told it"
             )
+
+
+def _made_of_codes(params: Params) -> Iterator[str]:
+    """Problems of conditions that the stage `codes` must make first."""
+    told, prior = params.conditions, params.value("prior.name")
+    for condition, made, some in ((CLUSTER, "clusters", 32), (NEIGHBOUR, "neighbours", 8)):
+        if condition in told and not params.value(f"codes.{made}.count"):
+            guided = params.value(f"samples.guidance.{condition}") != 1
+            yield (
+                f"prior.conditions.{condition}: must be none while codes.{made}.count is 0, got {told[condition]:g}; set "
+                f"codes.{made}.count, to {some} say, or it to none"
+                + (f" and samples.guidance.{condition} to 1" * guided)
+            )
+    if NEIGHBOUR in told and prior in TABLES:
+        yield (
+            f"prior.conditions.{NEIGHBOUR}: must be none under prior.name {prior}, which counts classes and cannot be told a "
+            f"feature, got {told[NEIGHBOUR]:g}; set it to none, or choose a prior that is trained, such as transformer"
+        )
+    asked, count = params.value(f"samples.conditions.{CLUSTER}"), params.value("codes.clusters.count")
+    if asked and CLUSTER in told and count and not (asked.isdecimal() and int(asked) < count):
+        yield (
+            f"samples.conditions.{CLUSTER}: must be empty or a number from 0 to {count - 1}, as many clusters as "
+            f"codes.clusters.count says, got {asked!r}"
+        )
+
+
+def _vendor(params: Params) -> Iterator[str]:
+    """A data set that knows no vendors has none that samples could be compared with."""
+    name, vendor = params.value("dataset.name"), params.value("features.vendor")
+    if vendor and not getattr(seams.plugin("datasets", name), "VENDORS", False):
+        yield (
+            f"features.vendor: must be empty while dataset.name is {name}, which knows no vendors, got {vendor!r}; set it to '', "
+            "or dataset.name to emoji"
+        )
+
+
+def _tuning(params: Params) -> Iterator[str]:
+    """The decoder is tuned by what its images are like: terms of latents and codes have no gradient in it."""
+    weighted = [name for name in params.keys("losses") if params.raw["losses"][name]["weight"]]
+    epochs = params.value("tokenizer.tuning.training.epochs")
+    if epochs and set(weighted) <= set(OF_LATENTS):
+        yield (
+            f"tokenizer.tuning.training.epochs: must be 0 unless a loss of images has a weight above 0, got {epochs} with "
+            f"{', '.join(weighted) or 'none'}; set it to 0, or losses.mse.weight to 1"
+        )
 
 
 def _negatives(params: Params) -> Iterator[str]:
