@@ -38,6 +38,7 @@ Where = slice | tuple[int, slice]  # images in an array of codes [N,T]; or copy 
 
 
 STARTS = 4  # of k-means, of which the best is kept
+LEAST = 4  # training images of a cluster in the mean: a small set has fewer clusters than it was asked for
 
 
 class Clusters(Strict):
@@ -62,10 +63,11 @@ def main(run: Run) -> None:
     encode(tokenizer, run, folder)
     if run.runtime.main:
         own = run.params.section("codes", Settings)
-        counts = {"clusters": own.clusters.count, "neighbours": own.neighbours.count}
+        clusters = fewer_clusters(own.clusters.count, len(run.images("train")))
+        counts = {"clusters": clusters, "neighbours": own.neighbours.count}
         told = {name: count for name, count in counts.items() if count}
         files.write_json(folder / "facts.json", tokenizer.space.facts | told)
-        sizes = write_clusters(tokenizer, run, folder) if own.clusters.count else {}
+        sizes = write_clusters(tokenizer, run, folder, clusters) if clusters else {}
         kept = write_neighbours(tokenizer, run, folder) if own.neighbours.count else {}
         files.write_metrics("codes", metrics(run) | sizes | kept)
 
@@ -98,15 +100,23 @@ def metrics(run: Run) -> dict[str, float]:
     }
 
 
-def write_clusters(tokenizer: Tokenizer, run: Run, folder: Path) -> dict[str, Any]:
+def fewer_clusters(count: int, images: int) -> int:
+    """`count`, or fewer where there are so few training images; the log says so."""
+    if count <= (most := max(1, images // LEAST)):
+        return count
+    print(f"codes.clusters.count: {most} instead of {count}, since the train split has {images} images", flush=True)
+    return most
+
+
+def write_clusters(tokenizer: Tokenizer, run: Run, folder: Path, count: int) -> dict[str, Any]:
     """Write `clusters/<split>.npy` [N] int64, and return the sizes of the smallest and the largest cluster of training images. A
     prior that is told the cluster draws from few images where clusters are small, and then recites them."""
     own = run.params.section("codes", Settings)
     features = {split: pooled_latents(tokenizer, run, split, own.clusters.grid) for split in SPLITS}
-    found = clustered(features, own.clusters.count, derive(run.params.seed, "codes", "clusters"))
+    found = clustered(features, count, derive(run.params.seed, "codes", "clusters"))
     for split, clusters in found.items():
         files.save_array(folder / "clusters" / f"{split}.npy", clusters)
-    sizes = np.bincount(found["train"], minlength=own.clusters.count)
+    sizes = np.bincount(found["train"], minlength=count)
     return {"clusters": {"smallest": int(sizes.min()), "largest": int(sizes.max())}}
 
 

@@ -73,6 +73,18 @@ def test_images_have_clusters_where_they_are_asked_for(tiny_run, raw, runtime):
     assert run.space.length == run.codes("val").shape[1]
 
 
+def test_a_small_set_has_fewer_clusters_and_its_prior_is_told_these(tiny_run, raw, runtime, capsys):
+    """As many as the default asks for are more than there are images; fifty images are enough to go through all stages."""
+    tiny_run()
+    raw["prior"]["conditions"]["cluster"] = 0.1
+    run = coded(raw, runtime, count=64)
+    assert "codes.clusters.count: 3 instead of 64, since the train split has 12 images" in capsys.readouterr().out
+    assert run.cluster_count == 3
+    assert conditions.wanted(run)["cluster"].names == ("0", "1", "2")
+    assert set(run.clusters("train").tolist()) == {0, 1, 2}
+    assert [stage.fewer_clusters(*numbers) for numbers in ((0, 9), (5, 3), (64, 256), (64, 255))] == [0, 1, 64, 63]
+
+
 def test_without_clusters_the_folder_is_what_it_was(tiny_run, raw, runtime):
     tiny_run()
     run = coded(raw, runtime)

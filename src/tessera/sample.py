@@ -3,9 +3,10 @@
     python -m tessera.sample -n 16 --seed 0 --out sheet.png
 
 The same seed gives the same images on one machine. The images of a smaller -n
-are the first of a larger one, unless the prior is `masked`; with the values and
-the seed of params.yaml they are the first of the stage `samples`. --codes keeps
-the codes, which `python -m tessera.decode` turns into one file for each image.
+are the first of a larger one, unless the prior is `masked`, or labels or
+clusters come in turn. Of a prior that is told nothing they are, with the values
+and the seed of params.yaml, the first of the stage `samples`. --codes keeps the
+codes, which `python -m tessera.decode` turns into one file for each image.
 
 A prior that was told something of its images (prior.conditions) can be asked:
 
