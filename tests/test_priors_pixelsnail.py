@@ -103,11 +103,11 @@ def test_attention_is_softmax_over_strictly_earlier_positions_and_one_of_nothing
 def test_a_block_merges_features_and_what_they_attend_to() -> None:
     block, x = moved(pixelsnail.Block(8, 2, 3, 2)), normal(2, 3, 4, 8)
     embedded, condition = normal(2, 3, 4, 8, seed=1), normal(2, 3, 4, 8, seed=2)
-    features = block.layers[1](block.layers[0](x, condition, 0.0), condition, 0.0)
+    features = block.layers[1](block.layers[0](x, [condition], 0.0), [condition], 0.0)
     both = torch.cat([features, block.attention(features, embedded)], dim=3)
     sums = (both * torch.sigmoid(both)) @ block.merge.weight().T + block.merge.bias
     expected = features + sums[..., :8] * torch.sigmoid(sums[..., 8:])
-    torch.testing.assert_close(block(x, embedded, condition, 0.0), expected)
+    torch.testing.assert_close(block(x, embedded, [condition], 0.0), expected)
 
 
 # the network
@@ -118,7 +118,7 @@ def test_the_receptive_field_is_every_earlier_code_and_no_other(blocks: int, lay
     """By the gradient on embedded codes of a 5x6 grid, the farthest of which only attention reaches."""
     network = moved(pixelsnail.Snail(4, 8, blocks, layers, kernel_size, 2))
     embedded, condition = normal(1, 5, 6, 8).requires_grad_(), normal(1, 8, 5, 6, seed=1)
-    logits = network.from_embedded(embedded, condition)[0]
+    logits = network.from_embedded(embedded, [condition])[0]
     for t in range(30):
         (gradient,) = torch.autograd.grad(logits[t].square().sum(), embedded, retain_graph=True)
         assert (gradient != 0).any(3).flatten().tolist() == [earlier < t for earlier in range(30)]
@@ -129,7 +129,7 @@ def test_convolutions_alone_see_a_cone() -> None:
     network = moved(pixelsnail.Snail(4, 8, 1, 6, 3, 2))
     network.blocks[0].merge.gain.data.zero_()
     embedded = normal(1, 5, 6, 8).requires_grad_()
-    logits = network.from_embedded(embedded, normal(1, 8, 5, 6, seed=1))[0]
+    logits = network.from_embedded(embedded, [normal(1, 8, 5, 6, seed=1)])[0]
     for y, x in itertools.product(range(5), range(6)):
         (gradient,) = torch.autograd.grad(logits[6 * y + x].square().sum(), embedded, retain_graph=True)
         cone = [

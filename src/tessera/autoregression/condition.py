@@ -148,6 +148,13 @@ class ConditionMap(nn.Module):
     def forward(
         self, earlier: list[Int[Tensor, "b ..."]], conditions: Int[Tensor, "b c"] | None, dropout: float = 0.0
     ) -> Float[Tensor, "#b c h w"]:
+        return reduce(torch.add, self.parts(earlier, conditions, dropout))
+
+    def parts(
+        self, earlier: list[Int[Tensor, "b ..."]], conditions: Int[Tensor, "b c"] | None, dropout: float = 0.0
+    ) -> tuple[Float[Tensor, "#b c #h #w"], ...]:
+        """Maps whose sum is the condition: one that differs by place, and, of a conditional prior, one [B,C,1,1] that does not.
+        What is linear in the condition costs less of these than of their sum."""
         condition: Tensor = self.positions
         if earlier:
             grids = zip(self.earlier, earlier, strict=True)
@@ -155,8 +162,8 @@ class ConditionMap(nn.Module):
             refined = self.refine(embedded.permute(0, 3, 1, 2) + self.positions)
             condition = condition + dropped(refined, dropout)
         if self.given is not None:
-            condition = condition + self.given(conditions)[:, :, None, None]
-        return condition
+            return condition, self.given(conditions)[:, :, None, None]
+        return (condition,)
 
     def _everywhere(
         self, grid: int, table: nn.Embedding, codes: Int[Tensor, "b y x"]

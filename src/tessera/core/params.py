@@ -9,6 +9,8 @@ values: they live only in params.yaml. The class of a section stands in the file
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -152,17 +154,24 @@ def bounded(prior: str) -> bool:
     return getattr(seams.plugin("priors", prior), "BOUND", False)
 
 
+@functools.lru_cache(maxsize=8)
+def _parsed(text: str) -> Any:
+    """A stage reads params.yaml five times, and to parse it takes as long as the work of some stages."""
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe").load(text)
+
+
 def read(path: str | Path = "params.yaml") -> dict[str, Any]:
     """The file as plain dictionaries, by YAML 1.2: there `1e-05`, which `dvc exp run -S x=1e-5` writes, is a number.
 
     Raises:
         InputError: the file is missing or is not YAML.
     """
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        raw = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+        raw = copy.deepcopy(_parsed(Path(path).read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; run from the folder that holds params.yaml") from None
     except (YAMLError, UnicodeDecodeError) as error:

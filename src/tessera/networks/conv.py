@@ -17,6 +17,7 @@ from tessera.core.errors import InputError
 from tessera.core.params import Strict
 from tessera.networks.dot_product import attended
 from tessera.networks.doubling import Doubling
+from tessera.networks.linear import Linear
 
 if TYPE_CHECKING:
     from tessera.core.params import Params
@@ -179,7 +180,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = normalisation(norm, channels)
-        self.qkv, self.out = nn.Linear(channels, 3 * inner), nn.Linear(inner, channels)
+        self.qkv, self.out = Linear(channels, 3 * inner), Linear(inner, channels)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 

@@ -16,7 +16,7 @@ Inside, channels are the last axis, both for features of whole grids [B,h,w,C] a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import cast
 
 import torch
@@ -34,6 +34,10 @@ from tessera.core.params import Strict
 from tessera.core.space import CodeSpace
 from tessera.networks.dot_product import attended
 from tessera.networks.dropout import dropped
+from tessera.networks.linear import Linear as PlainLinear
+from tessera.networks.linear import linear
+
+Parts = Sequence[Float[Tensor, "#b #h #w c"]]  # maps, whose sum is the condition
 
 
 class Config(Strict):
@@ -70,17 +74,18 @@ class PixelSNAIL(Autoregressive):
         shape = (config.channels, config.blocks, config.layers, config.kernel_size, config.heads)
         networks = [Snail(size, *shape) for size in space.sizes]
         self.networks = cast("Sequence[Snail]", nn.ModuleList(networks))
-        self.conditions = nn.ModuleList(
+        maps = [
             ConditionMap(config.channels, space, index, conditioning, config.condition_blocks)
             for index in range(len(space.grids))
-        )
+        ]
+        self.conditions = cast("Sequence[ConditionMap]", nn.ModuleList(maps))
 
     def predict(
         self, codes: Int[Tensor, "b t"], conditions: Int[Tensor, "b c"] | None, dropout: float
     ) -> tuple[Float[Tensor, "b n k"], ...]:
         parts = self.space.split(codes)
         return tuple(
-            network(part, condition(parts[:index], conditions, dropout), dropout)
+            network(part, condition.parts(parts[:index], conditions, dropout), dropout)
             for index, (part, network, condition) in enumerate(zip(parts, self.networks, self.conditions, strict=True))
         )
 
@@ -109,7 +114,7 @@ class Linear(nn.Module):
         return F.normalize(self.direction, dim=1) * self.gain[:, None]
 
     def forward(self, x: Float[Tensor, "*shape i"]) -> Float[Tensor, "*shape o"]:
-        return F.linear(x, self.weight(), self.bias)
+        return linear(x, self.weight(), self.bias)
 
     def fixed(self) -> Callable[[Tensor], Tensor]:
         """`forward` with the current weights, computed once."""
@@ -144,12 +149,13 @@ class GatedLayer(nn.Module):
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__()
         self.conv = CausalConv(channels, 2 * channels, kernel_size, own=True)
-        self.condition = nn.Linear(channels, 2 * channels, bias=False)
+        self.condition = PlainLinear(channels, 2 * channels, bias=False)
 
-    def forward(
-        self, x: Float[Tensor, "b h w c"], condition: Float[Tensor, "#b h w c"], dropout: float
-    ) -> Float[Tensor, "b h w c"]:
-        return x + F.glu(self.conv(dropped(F.silu(x), dropout)) + self.condition(condition), dim=-1)
+    def forward(self, x: Float[Tensor, "b h w c"], condition: Parts, dropout: float) -> Float[Tensor, "b h w c"]:
+        made = self.conv(dropped(F.silu(x), dropout))
+        for part in condition:
+            made = made + self.condition(part)
+        return x + F.glu(made, dim=-1)
 
 
 class Attention(nn.Module):
@@ -189,7 +195,7 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "b h w c"],
         embedded: Float[Tensor, "b h w c"],
-        condition: Float[Tensor, "#b h w c"],
+        condition: Parts,
         dropout: float,
     ) -> Float[Tensor, "b h w c"]:
         for layer in self.layers:
@@ -218,19 +224,20 @@ class Snail(nn.Module):
         self.head = Linear(channels, codebook_size)
 
     def forward(
-        self, codes: Int[Tensor, "b h w"], condition: Float[Tensor, "#b c h w"], dropout: float = 0.0
+        self, codes: Int[Tensor, "b h w"], condition: Sequence[Float[Tensor, "#b c #h #w"]], dropout: float = 0.0
     ) -> Float[Tensor, "b h*w k"]:
-        """Logits of each code given the codes before it; `dropout` is a probability, 0 outside training."""
+        """Logits of each code given the codes before it. `condition` is maps, whose sum counts; `dropout` is a probability, 0
+        outside training."""
         return self.from_embedded(self.embedding(codes), condition, dropout)
 
     def from_embedded(
-        self, embedded: Float[Tensor, "b h w c"], condition: Float[Tensor, "#b c h w"], dropout: float = 0.0
+        self, embedded: Float[Tensor, "b h w c"], condition: Sequence[Float[Tensor, "#b c #h #w"]], dropout: float = 0.0
     ) -> Float[Tensor, "b h*w k"]:
         """Logits from embedded codes, through which gradients can flow."""
-        condition = condition.permute(0, 2, 3, 1)
-        x = self.entry(embedded) + condition
+        parts = [part.permute(0, 2, 3, 1) for part in condition]
+        x = reduce(torch.add, parts, self.entry(embedded))
         for block in self.blocks:
-            x = block(x, embedded, condition, dropout)
+            x = block(x, embedded, parts, dropout)
         return self.head(F.silu(x)).flatten(1, 2)
 
     @torch.no_grad()
@@ -302,8 +309,8 @@ class _Walk:
         self.filled = 1
 
     def advance(self, condition: Float[Tensor, "#n w c"]) -> None:
-        for row, linear in self.layers:
-            row.advance(linear(condition))
+        for row, conditioned in self.layers:
+            row.advance(conditioned(condition))
 
     def at(self, x: int, hidden: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         for row, _ in self.layers:
