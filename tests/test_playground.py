@@ -321,6 +321,28 @@ def test_a_code_that_is_none_and_a_click_beside_are_told(made: Made) -> None:
     assert reconstruct.use(space, edited, 3).counted == 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_code_is_redrawn_as_it_is_replaced(made: Made, kind: str) -> None:
+    space = made(kind)
+    codes = space.tokenizer().space
+    edited = reconstruct.encoded(space, of(space, 1)[0])._replace(chosen=codes.length - 1)
+    other = (int(edited.codes[-1]) + 1) % codes.sizes[-1]
+    replaced = reconstruct.replaced(space, edited, other)
+    found = reconstruct.redrawn(space, edited.codes.tolist(), codes.length - 1, other)
+    assert found is not None
+    pixels, grid = found
+    assert (pixels == reconstruct.reconstruction(space, replaced)).all()
+    assert (np.asarray(grid) == np.asarray(reconstruct.grid(space, replaced))).all()
+
+
+def test_what_are_no_codes_of_the_tokenizer_is_not_redrawn(made: Made) -> None:
+    space = made()
+    length, size = space.tokenizer().space.length, space.tokenizer().space.sizes[0]
+    wrong = [([0] * (length - 1), 0, 0), ([0] * length, length, 0), ([0] * length, -1, 0), ([0] * length, 0, size),
+             ([0] * length, 0, -1), ([size, *[0] * (length - 1)], 1, 0)]  # fmt: skip
+    assert [reconstruct.redrawn(space, *each) for each in wrong] == [None] * len(wrong)
+
+
 # samples
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -112,7 +113,8 @@ def visitor(visit: Any, address: str) -> browser.Visitor:
 
 
 def pixels(visitor: browser.Visitor, part: str) -> np.ndarray:
-    """What a part shows, [y,x,3]."""
+    """What a part shows, [y,x,3]. A picture that stands in its own address has been drawn at once, and Gradio's own comes next."""
+    visitor.page.wait_for_function("part => !document.querySelector(`#${part} img`).src.startsWith('data:')", arg=part)
     content = visitor.page.request.get(visitor.source(part)).body()
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
@@ -147,11 +149,13 @@ def test_a_code_is_clicked_and_replaced(visitor: browser.Visitor, house: Path) -
     assert f"Code {code} stands in" in visitor.page.locator("#reconstruct-facts").inner_text()
     result = visitor.source("reconstruct-result")
     visitor.page.locator("#reconstruct-near button").first.click()
-    visitor.changed("reconstruct-result", result)
+    at_once = visitor.changed("reconstruct-result", result)
+    drawn = base64.b64decode(at_once.removeprefix("data:image/png;base64,"))
     visitor.changed("reconstruct-grid", grid)
     after = {part: pixels(visitor, f"reconstruct-{part}") for part in before}
     assert (after["original"] == before["original"]).all()
     assert (after["result"] != before["result"]).any()
+    assert (after["result"] == np.asarray(Image.open(io.BytesIO(drawn)).convert("RGB"))).all()
     changed = np.argwhere((after["grid"] != before["grid"]).any(2))
     side = before["grid"].shape[0] // json.loads((house / "artifacts/codes/facts.json").read_text())["grids"][0][0]
     assert {tuple(place) for place in changed // side} >= {(before["grid"].shape[0] // side - 1,) * 2}

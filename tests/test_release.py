@@ -296,7 +296,7 @@ def test_the_wheel_carries_the_library_and_nothing_else(wheel):
         about = archive.read(f"tessera-{tessera.__version__}.dist-info/METADATA").decode()
         licences = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
     sources = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src/tessera").rglob("*.py")}
-    assert names == sources | {"tessera/py.typed"}
+    assert names == sources | {"tessera/py.typed", "tessera/playground/page/redraw.js"}
     assert licences
     assert "Provides-Extra: onnx" in about
     assert "License-Expression: Apache-2.0" in about

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tessera.core.contracts import Grids
 from tessera.networks.dot_product import attended
 from tessera.networks.dropout import dropped
+from tessera.networks.linear import Linear
 
 RATIO = 4  # width of the MLP, in channels
 ROOM = 32  # positions by which the cache of keys and values grows
@@ -49,10 +50,8 @@ class Block(nn.Module):
         self.heads, self.kv_heads = heads, kv_heads or heads
         self.norm_attention, self.norm_mlp = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.parts = (channels, *2 * (channels // heads * self.kv_heads,))  # channels of query, key, value
-        self.qkv, self.out = nn.Linear(channels, sum(self.parts)), nn.Linear(channels, channels)
-        self.mlp = nn.Sequential(
-            nn.Linear(channels, RATIO * channels), nn.GELU(), nn.Linear(RATIO * channels, channels)
-        )
+        self.qkv, self.out = Linear(channels, sum(self.parts)), Linear(channels, channels)
+        self.mlp = nn.Sequential(Linear(channels, RATIO * channels), nn.GELU(), Linear(RATIO * channels, channels))
 
     def forward(self, x: Float[Tensor, "b t c"], causal: bool = True, dropout: float = 0.0) -> Float[Tensor, "b t c"]:
         heads = (self.heads, self.kv_heads, self.kv_heads)
@@ -84,7 +83,7 @@ class Walk:
             return torch.cat([query * dim**-0.5, key, value], dim=1).flatten(0, 1)
 
         self.qkv = grouped(block.qkv.weight).t().contiguous(), grouped(block.qkv.bias)
-        linears = (block.out, cast("nn.Linear", block.mlp[0]), cast("nn.Linear", block.mlp[2]))
+        linears = (block.out, cast("Linear", block.mlp[0]), cast("Linear", block.mlp[2]))
         self.out, self.up, self.down = ((linear.weight.t().contiguous(), linear.bias) for linear in linears)
         self.keys, self.values = (block.out.weight.new_empty(self.batch, *room) for room in ((dim, 0), (0, dim)))
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tessera.attention.blocks import Block
 from tessera.core.params import Strict
+from tessera.networks.linear import Linear
 
 
 class Size(Strict):
@@ -41,11 +42,11 @@ class CausalTransformer(nn.Module):
     def __init__(self, dim: int, out_dim: int, length: int, size: Size) -> None:
         super().__init__()
         channels = size.channels
-        self.embedding = nn.Linear(dim, channels)
+        self.embedding = Linear(dim, channels)
         self.start = nn.Parameter(0.02 * torch.randn(channels))
         self.positions = nn.Parameter(0.02 * torch.randn(length, channels))
         self.blocks = nn.Sequential(*(Block(channels, size.heads) for _ in range(size.layers)))
-        self.norm, self.head = nn.LayerNorm(channels), nn.Linear(channels, out_dim)
+        self.norm, self.head = nn.LayerNorm(channels), Linear(channels, out_dim)
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t out"]:
         b, t, _ = x.shape

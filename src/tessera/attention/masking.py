@@ -22,6 +22,7 @@ from tessera.core.conditioning import Conditioning
 from tessera.core.contracts import Sampling
 from tessera.core.space import CodeSpace
 from tessera.networks.dropout import dropped
+from tessera.networks.linear import Linear
 
 Decoding = Literal["random", "confidence"]
 
@@ -40,7 +41,7 @@ class MaskedTransformer(nn.Module):
         self.given = embedding_of(conditioning, channels)
         self.blocks = nn.ModuleList(Block(channels, size.heads) for _ in range(size.layers))
         self.norm = nn.LayerNorm(channels)
-        self.heads = nn.ModuleList(nn.Linear(channels, k) for k in space.sizes)
+        self.heads = nn.ModuleList(Linear(channels, k) for k in space.sizes)
 
     def forward(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -87,6 +88,20 @@ def replaced(space: Workspace, edited: Edited, code: int) -> Edited:
     codes = edited.codes.copy()
     codes[edited.chosen] = code
     return edited._replace(codes=codes)
+
+
+def redrawn(
+    space: Workspace, codes: Sequence[int], position: int, code: int
+) -> tuple[UInt8[np.ndarray, "h w c"], Image.Image] | None:
+    """The reconstruction and the grid with another code in one cell, in which that cell is chosen. None where these are no codes of
+    the tokenizer that is loaded: a page may be older than it."""
+    own = space.tokenizer().space
+    if len(codes) != own.length or not 0 <= position < own.length:
+        return None
+    new = np.array([*codes[:position], code, *codes[position + 1 :]], np.int64)
+    if any(((grid < 0) | (grid >= size)).any() for grid, size in zip(own.split(new[None]), own.sizes, strict=True)):
+        return None
+    return space.decoded(new[None])[0], cells.picture(new, own, palettes(space), position)
 
 
 def restored(edited: Edited) -> Edited:

@@ -26,6 +26,7 @@ from tessera.core.conditioning import Conditioning
 from tessera.core.contracts import Prior
 from tessera.core.space import CodeSpace
 from tessera.networks.dropout import dropped
+from tessera.networks.linear import Linear
 
 
 class Config(Size):
@@ -58,7 +59,7 @@ class Transformer(Autoregressive):
         blocks = [Block(channels, config.heads, config.kv_heads) for _ in range(config.layers)]
         self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, size)) for size in space.sizes
+            nn.Sequential(nn.LayerNorm(channels), Linear(channels, size)) for size in space.sizes
         )
 
     def losses(

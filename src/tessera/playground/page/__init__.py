@@ -146,7 +146,7 @@ def serve(space: Workspace, port: int, inbrowser: bool) -> None:
                 f"port {port} of {HOST} cannot be had ({error.strerror}); choose another one by --port"
             ) from None
         os.environ["GRADIO_TEMP_DIR"] = folder  # each component asks for it when it is made
-        app = mounted(build(space), port)
+        app = mounted(space, build(space), port)
         listening.listen()
         print(f"playground: http://{HOST}:{port}, stop it by Ctrl+C", flush=True)
         if inbrowser:
@@ -156,11 +156,13 @@ def serve(space: Workspace, port: int, inbrowser: bool) -> None:
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def mounted(page: Any, port: int) -> Any:
+def mounted(space: Workspace, page: Any, port: int) -> Any:
     """The page as an ASGI application, with everything off that would reach beyond this machine or keep what visitors do."""
     page.queue(default_concurrency_limit=AT_ONCE, api_open=False)
+    app = fastapi.FastAPI(openapi_url=None)
+    app.post("/redraw")(reconstruct.redrawing(space))
     return gr.mount_gradio_app(
-        fastapi.FastAPI(openapi_url=None), page, path="/", server_name=HOST, server_port=port, footer_links=[],
+        app, page, path="/", server_name=HOST, server_port=port, footer_links=[],
         run_history=False, show_error=False, max_file_size=uploads.MAX_BYTES, ssr_mode=False, enable_monitoring=False,
         pwa=False, mcp_server=False, theme=gr.themes.Default(**FONTS), css=CSS,
     )  # fmt: skip

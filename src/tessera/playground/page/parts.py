@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import html
 import inspect
+import io
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
+from PIL import Image
 
 from tessera.core.errors import InputError, NonFiniteError
 from tessera.playground import uploads
@@ -113,6 +116,13 @@ def filled(space: Workspace, is_open: bool) -> Any:
         return gr.Dropdown([], value=None)
     found = space.names(CHOICES)
     return gr.Dropdown(found, value=None, info="type to search" if found else NO_IMAGES)
+
+
+def in_address(picture: Image.Image) -> str:
+    """A `data:` address that holds the picture, as PNG."""
+    held = io.BytesIO()
+    picture.save(held, "PNG", compress_level=1)
+    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
 
 
 def to_download(content: bytes, name: str) -> str:

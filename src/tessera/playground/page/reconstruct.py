@@ -1,19 +1,29 @@
-"""The tab Reconstruct."""
+"""The tab Reconstruct.
+
+A replaced code is drawn twice: at once by `redraw.js`, from the codes that the page holds and the route `redraw`, and then by
+Gradio, whose queue and page take several times as long and which alone keeps the state and says what is wrong.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from pydantic import BaseModel, Field
 
+from tessera.core.errors import InputError
 from tessera.playground import cells, reconstruct
-from tessera.playground.page.parts import PLAIN, Tab, picker, row, told
+from tessera.playground.page.parts import PLAIN, Tab, in_address, picker, row, told
 from tessera.playground.reconstruct import Edited
 from tessera.playground.workspace import Picture, Workspace
 
 TITLE = "Reconstruct"
 USES, NEAREST = 8, 8
+MOST_CODES = 2**16  # of an image
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
+REDRAW = (Path(__file__).parent / "redraw.js").read_text(encoding="utf-8")
 HINT = "Click a cell of the grid: its code, where else it is used, and its nearest codes."
 
 
@@ -23,7 +33,7 @@ def why_not(space: Workspace) -> str | None:
 
 def build(space: Workspace) -> Tab:
     chosen = picker(space, "Picture", "reconstruct")
-    edited = gr.State(None)
+    edited, held = gr.State(None), gr.JSON(visible=False)  # the latter for `redraw.js`
     with gr.Row():
         original = gr.Image(label="Original", elem_id="reconstruct-original", **PLAIN)
         result = gr.Image(label="Reconstruction", elem_id="reconstruct-result", **PLAIN)
@@ -41,29 +51,30 @@ def build(space: Workspace) -> Tab:
         pixels = reconstruct.reconstruction(space, now)
         changed = f", {now.changed} changed" if now.changed else ""
         title = f"Reconstruction: {reconstruct.psnr_db(now, pixels):.1f} dB{changed}"
-        return now, gr.Image(cells.enlarged(pixels), label=title), reconstruct.grid(space, now)
+        return now, on_page(now), gr.Image(cells.enlarged(pixels), label=title), reconstruct.grid(space, now)
 
     @told
     def about(now: Edited | None) -> tuple[Any, ...]:
         if now is None or now.chosen is None:
-            return HINT, [], []
+            return HINT, [], [], gr.skip()
         use, found = reconstruct.use(space, now, USES), reconstruct.nearest(space, now, NEAREST)
-        return sentence(use), reconstruct.with_each(space, now, found), reconstruct.elsewhere(space, now, use)
+        pictures = reconstruct.with_each(space, now, found), reconstruct.elsewhere(space, now, use)
+        return sentence(use), *pictures, on_page(now, [code for code, _ in found])
 
     @told
     def choose(picture: Picture | None) -> tuple[Any, ...]:
         if picture is None:
-            return None, None, None, None
+            return None, None, None, None, None
         now = reconstruct.encoded(space, picture)
         return *shown(now), gr.Image(cells.enlarged(picture.pixels), label=f"Original: {picture.name}")
 
     @told
     def click(now: Edited | None, at: gr.SelectData) -> tuple[Any, ...]:
         if now is None:
-            return None, None, gr.skip()
+            return None, None, None, gr.skip()
         now = reconstruct.clicked(space, now, *at.index)
         at_cell = None if now.chosen is None else int(now.codes[now.chosen])
-        return now, reconstruct.grid(space, now), at_cell
+        return now, on_page(now), reconstruct.grid(space, now), at_cell
 
     @told
     def replace(now: Edited | None, value: int | None) -> tuple[Any, ...]:
@@ -80,17 +91,50 @@ def build(space: Workspace) -> Tab:
     def restore(now: Edited | None) -> tuple[Any, ...]:
         return tuple(gr.skip() for _ in after) if now is None else shown(reconstruct.restored(now))
 
-    after = [edited, result, grid]
+    after = [edited, held, result, grid]
+    put.click(None, [held, code], None, js=REDRAW)
+    code.submit(None, [held, code], None, js=REDRAW)
+    near.select(None, [held], None, js=REDRAW)
     for event in (
         chosen.picture.change(choose, chosen.picture, [*after, original], **QUIET),
-        grid.select(click, edited, [edited, grid, code], **QUIET),
+        grid.select(click, edited, [edited, held, grid, code], **QUIET),
         put.click(replace, [edited, code], after, **QUIET),
         code.submit(replace, [edited, code], after, **QUIET),
         near.select(take, edited, [code, *after], **QUIET),
         undo.click(restore, edited, after, **QUIET),
     ):  # the picture first; what is told of the cell takes several times as long
-        event.success(about, edited, [facts, near, uses], **QUIET)
+        event.success(about, edited, [facts, near, uses, held], **QUIET)
     return Tab([], names=(chosen.names,))
+
+
+def on_page(now: Edited, near: Sequence[int] = ()) -> dict[str, Any]:
+    """What the page holds, to ask `redraw` by: the codes, the chosen position, and the codes in the row of nearest ones."""
+    return {"codes": now.codes.tolist(), "position": now.chosen, "near": list(near)}
+
+
+class Cell(BaseModel):
+    """A code to be put at a position of the codes of an image."""
+
+    codes: list[int] = Field(max_length=MOST_CODES)
+    position: int
+    code: int
+
+
+def redrawing(space: Workspace) -> Callable[[Cell], dict[str, str]]:
+    """What answers `redraw.js`: part of the tab -> its picture, as an address that holds it. It keeps nothing. Where the codes are
+    none it draws nothing, and leaves it to Gradio's own event to say so."""
+
+    def redraw(cell: Cell) -> dict[str, str]:
+        try:
+            found = reconstruct.redrawn(space, cell.codes, cell.position, cell.code)
+        except InputError:
+            found = None
+        if found is None:
+            return {}
+        pixels, grid = found
+        return {"result": in_address(cells.enlarged(pixels)), "grid": in_address(grid)}
+
+    return redraw
 
 
 def sentence(use: reconstruct.Use) -> str:
