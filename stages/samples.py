@@ -97,7 +97,9 @@ def main(run: Run) -> None:
     for of, found in sampled.items():
         found.save(run.folder("samples") / of)
         files.write_picture(files.PLOTS / "samples" / f"{of}.png", picture(found.images))
-    files.write_json(run.folder("samples") / "facts.json", {"sets": list(sampled)})
+    own = run.params.section("samples", Settings)
+    sampling = Sampling(own.temperature, own.top_k, own.top_p, guidance(own, sets[SAMPLES]))
+    files.write_json(run.folder("samples") / "facts.json", {"sets": list(sampled), "sampling": sampling._asdict()})
 
 
 def baseline(run: Run) -> Prior:

@@ -88,6 +88,37 @@ def test_the_images_are_those_of_the_stage(run, said):
         assert np.array_equal(codes[where], run.prior().sample(n, generator(3, "samples", index), Sampling()))
 
 
+def drawn(**changes: Any) -> dict[str, Any]:
+    """What the stage `samples` says of how it drew."""
+    return {"sets": ["samples"], "sampling": {**Sampling()._asdict(), **changes}}
+
+
+def test_they_are_drawn_as_the_run_drew_its_samples(conditional, said):
+    facts = conditional.folder("samples") / "facts.json"
+    files.write_json(facts, drawn(top_k=2, guidance={"label": 3.0, "words": 2.0}))
+    out = said(0, "sample", "-n", "2", "--out", "a.png", "--codes", "a.npz", "--label", "round")
+    assert "seed 0; temperature 1, top-k 2, guidance label=3" in out
+    assert "words" not in out, "of which this prior is told nothing"
+    told = torch.tensor([[0], [0]])
+    wanted = conditional.prior().sample(2, generator(0, "samples", 0), Sampling(1.0, 2, 1.0, {"label": 3.0}), told)
+    assert np.array_equal(encoded.read(Path("a.npz")).codes, wanted)
+
+
+def test_what_is_given_counts_more_than_how_the_run_drew(conditional, said):
+    files.write_json(conditional.folder("samples") / "facts.json", drawn(temperature=0.5, guidance={"label": 3.0}))
+    given = ("--temperature", "2", "--top-p", "0.5", "--guidance", "1")
+    out = said(0, "sample", "-n", "2", "--out", "a.png", "--codes", "a.npz", "--label", "round", *given)
+    assert "seed 0; temperature 2, top-p 0.5\n" in out
+    wanted = conditional.prior().sample(2, generator(0, "samples", 0), Sampling(2.0, 0, 0.5), torch.tensor([[0], [0]]))
+    assert np.array_equal(encoded.read(Path("a.npz")).codes, wanted)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"top_p": 2}, {"guidance": 3}])
+def test_how_a_run_drew_is_checked(wrong, run, said):
+    files.write_json(run.folder("samples") / "facts.json", drawn(**wrong))
+    assert "artifacts/samples/facts.json: " in said(1, "sample", "--out", "a.png")
+
+
 def test_fewer_images_are_the_first_of_more_and_a_seed_decides(run, said):
     found = {}
     for name, n, seed in (("few", "2", "0"), ("more", "6", "0"), ("again", "6", "0"), ("other", "6", "1")):

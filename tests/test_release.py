@@ -22,7 +22,9 @@ from ruamel.yaml import YAML
 
 import tessera
 from tessera import export
+from tessera.commands import trained
 from tessera.core import files, models
+from tessera.core.contracts import Sampling
 from tessera.core.errors import InputError
 from tessera.core.run import Run
 from tessera.core.seeding import seed_globally
@@ -30,7 +32,7 @@ from tessera.release import card, sums
 from tessera.runtime import provenance
 
 FILES = {
-    "README.md", "SHA256SUMS",
+    "README.md", "SHA256SUMS", "prior/sampling.json",
     *(f"{kind}/{name}" for kind in ("tokenizer", "prior")
       for name in ("README.md", "model.safetensors", "recipe.json", "code.json")),
 }  # fmt: skip
@@ -91,6 +93,14 @@ def test_an_exported_folder_holds_models_cards_and_sums_and_nothing_else(run, sa
         samples = [prior.sample(2, torch.Generator().manual_seed(0))
                    for prior in (run.prior(), tessera.load(str(folder / "prior")))]  # fmt: skip
     assert torch.equal(*samples)
+
+
+def test_an_exported_prior_says_how_its_run_drew_samples(run, said):
+    own = {"temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance": {"cluster": 2.0}}
+    files.write_json(run.folder("samples") / "facts.json", {"sets": ["samples"], "sampling": own})
+    said(0, "mine")
+    assert trained.Trained(Path("models/mine")).sampling() == Sampling(**own)
+    assert "prior/sampling.json" in sums.read(Path("models/mine"))
 
 
 def test_the_same_run_is_exported_to_the_same_bytes(run, said):

@@ -114,6 +114,11 @@ def quantizers(start: Callable[..., str], monkeypatch: pytest.MonkeyPatch, **_: 
     assert start("benchmarks.quantizers", "--repeats", "1", "--threads", "1").count("1.00x") >= 2 * len(benchmark.MODES)
 
 
+def linear(start: Callable[..., str], monkeypatch: pytest.MonkeyPatch, **_: Any) -> None:
+    monkeypatch.setattr(script("benchmarks.linear"), "LAYERS", {"small": (64, 3, 2)})
+    assert "small | 64 | 3 | 2 |" in start("benchmarks.linear", "--repeats", "1", "--threads", "1")
+
+
 def tokenizers(start: Callable[..., str], monkeypatch: pytest.MonkeyPatch, **_: Any) -> None:
     benchmark = script("benchmarks.tokenizers")
     for name, value in {"channels": 8, "outer_channels": 4, "blocks": 1, "block_channels": 4}.items():
@@ -570,6 +575,7 @@ def exported(workspace: Path, capsys: pytest.CaptureFixture[str], **_: Any) -> N
 
 SMOKE: dict[str, Callable[..., None]] = {
     "benchmarks.quantizers": quantizers,
+    "benchmarks.linear": linear,
     "benchmarks.tokenizers": tokenizers,
     "benchmarks.sampling": sampling,
     "benchmarks.speed": speed,

@@ -104,6 +104,7 @@ def fill(folder: Path, options: argparse.Namespace) -> None:
             subject, data, options.license, params, card.figures(subject.recipe.seam), prior.conditioning.names
         )
         _write(folder / kind / models.CARD, text)
+    files.write_json(folder / "prior" / trained.SAMPLING, source.sampling()._asdict())
     agreement = None
     if options.onnx:
         from tessera.release import onnx_files

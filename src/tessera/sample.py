@@ -4,9 +4,10 @@
 
 The same seed gives the same images on one machine. The images of a smaller -n
 are the first of a larger one, unless the prior is `masked`, or labels or
-clusters come in turn. Of a prior that is told nothing they are, with the values
-and the seed of params.yaml, the first of the stage `samples`. --codes keeps the
-codes, which `python -m tessera.decode` turns into one file for each image.
+clusters come in turn. They are drawn as the run drew its samples (temperature,
+top-k, top-p, guidance), and of a prior that is told nothing they are, with the
+seed of params.yaml, the first of these. --codes keeps the codes, which
+`python -m tessera.decode` turns into one file for each image.
 
 A prior that was told something of its images (prior.conditions) can be asked:
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     import torch
     from jaxtyping import Float, Int
 
-PLAIN = Sampling()
 ASKED = ("label", "vendor", "words", "cluster", "neighbour")  # conditions, each an option
 SHOWN = 1024  # images on the picture, at most
 MOST = 100  # candidates for one image
@@ -67,15 +67,22 @@ def arguments() -> line.Parser:
         default=argparse.SUPPRESS,
         help="images in a row of the picture (default: a square)",
     )
-    how = parser.add_argument_group("how codes are drawn")
-    how.add_argument(
-        "--temperature", type=line.number(0, above=True), default=PLAIN.temperature, help="below 1: likelier codes"
+    how = parser.add_argument_group(
+        "how codes are drawn",
+        "As the run drew its samples (section samples of its params.yaml), but for what is given here.",
     )
     how.add_argument(
-        "--top-k", type=line.whole(0), default=PLAIN.top_k, metavar="K", help="among the K likeliest codes; 0: all"
+        "--temperature", type=line.number(0, above=True), default=argparse.SUPPRESS, help="below 1: likelier codes"
     )
     how.add_argument(
-        "--top-p", type=line.number(0, 1, above=True), default=PLAIN.top_p, metavar="P",
+        "--top-k",
+        type=line.whole(0),
+        default=argparse.SUPPRESS,
+        metavar="K",
+        help="among the K likeliest codes; 0: all",
+    )
+    how.add_argument(
+        "--top-p", type=line.number(0, 1, above=True), default=argparse.SUPPRESS, metavar="P",
         help="among the fewest codes that have this probability together; 1: all",
     )  # fmt: skip
     how.add_argument(
@@ -113,7 +120,7 @@ def _add_conditions(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     asked.add_argument(
         "--guidance", nargs="+", type=_strength, metavar="NAME=G", default=argparse.SUPPRESS,
-        help="strength of a condition, such as words=2 (default: 1); above 1: exaggerates it, 0: ignores it; the number alone "
+        help="strength of a condition, such as words=2; 1: as it is, above 1: exaggerates it, 0: ignores it; the number alone "
         "where there is one condition",
     )  # fmt: skip
 
@@ -138,8 +145,8 @@ def work(options: argparse.Namespace) -> None:
             f"{tokenizer.space.grids} x {tokenizer.space.sizes}: they do not belong together. Run `dvc repro prior`, or name "
             "another folder by --models"
         )
-    conditions, guidance = conditions_of(prior, wishes(options, prior), options.n), guidance_of(options, prior)
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, guidance)
+    conditions = conditions_of(prior, wishes(options, prior), options.n)
+    sampling = sampling_of(options, models.sampling(), prior)
     sample = partial(sampled, prior, sampling, options, device)
     critic = critic_of(models, tokenizer, prior, sample, options) if options.best_of > 1 else None
     given = None if conditions is None else conditions.repeat(options.best_of, 1)
@@ -156,7 +163,9 @@ def work(options: argparse.Namespace) -> None:
     files.write_picture(options.out, pictures.sheet(shown, columns))
     some = f"the first {SHOWN} of " if len(shown) < options.n else ""
     chosen = f", the best by a critic of {options.best_of * options.n} that were drawn" if critic is not None else ""
-    print(f"{options.out}: {some}{options.n} samples of {models.folder / 'prior'}, seed {options.seed}{chosen}")
+    print(
+        f"{options.out}: {some}{options.n} samples of {models.folder / 'prior'}, seed {options.seed}{chosen}; {in_words(sampling)}"
+    )
     if hasattr(options, "codes"):
         digits = len(str(options.n - 1))
         names = [f"sample-{index:0{digits}}" for index in range(options.n)]
@@ -237,6 +246,20 @@ def wishes(options: argparse.Namespace, prior: Prior) -> dict[str, list[str]]:
         return asked
     names = prior.conditioning[kinds[0]].names  # of fewer images than these some, evenly: clusters are numbered by size
     return {kinds[0]: [names[i * len(names) // min(options.n, len(names)) % len(names)] for i in range(options.n)]}
+
+
+def sampling_of(options: argparse.Namespace, own: Sampling, prior: Prior) -> Sampling:
+    """`own` is how the run drew its samples; what is given counts instead."""
+    given = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p") if hasattr(options, name)}
+    known = {name: strength for name, strength in own.guidance.items() if name in prior.conditioning}
+    return own._replace(**given, guidance={**known, **guidance_of(options, prior)})
+
+
+def in_words(sampling: Sampling) -> str:
+    """In words, but for what is as in a plain sample."""
+    said = [f"temperature {sampling.temperature:g}"]
+    said += [f"top-k {sampling.top_k}"] * (sampling.top_k > 0) + [f"top-p {sampling.top_p:g}"] * (sampling.top_p < 1)
+    return ", ".join(said + [f"guidance {name}={pull:g}" for name, pull in sampling.guidance.items() if pull != 1])
 
 
 def guidance_of(options: argparse.Namespace, prior: Prior) -> dict[str, float]:

@@ -7,14 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import Field, ValidationError
+
 from tessera.commands import line
 from tessera.core import files, models
-from tessera.core.contracts import Device, Prior, Tokenizer
+from tessera.core.contracts import Device, Prior, Sampling, Tokenizer
 from tessera.core.errors import InputError, listed
+from tessera.core.params import Strict
 from tessera.release import sums
 
 EXPORTED = Path("models")  # `python -m tessera.export NAME` writes models/NAME
 COMMITTED = EXPORTED / "default"
+SAMPLING = "sampling.json"  # beside the weights of an exported prior
+
+
+class Drawn(Strict):
+    """How a run drew its samples."""
+
+    temperature: float = Field(gt=0)
+    top_k: int = Field(ge=0)
+    top_p: float = Field(gt=0, le=1)
+    guidance: dict[str, float]
 
 
 class Trained(NamedTuple):
@@ -31,6 +44,23 @@ class Trained(NamedTuple):
     def digest(self, kind: str) -> str:
         """SHA-256 of a model's weights: which model it is."""
         return files.sha256(self.folder / kind / models.WEIGHTS)
+
+    def sampling(self) -> Sampling:
+        """As the stage `samples` of the run drew its samples; plain where that is not known.
+
+        Raises:
+            InputError: the file that says so is damaged.
+        """
+        exported, facts = self.folder / "prior" / SAMPLING, self.folder / "samples" / "facts.json"
+        path = exported if exported.is_file() else facts
+        found = files.read_json(path) if path.is_file() else {}
+        found = found if path == exported else found.get("sampling")
+        try:
+            return Sampling() if found is None else Sampling(**Drawn.model_validate(found).model_dump())
+        except ValidationError as error:
+            raise InputError(
+                f"{path}: {error.errors()[0]['msg']}. Export the folder again, or run `dvc repro samples`"
+            ) from None
 
     def _load(self, kind: str, device: Device) -> Any:
         """

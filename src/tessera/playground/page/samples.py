@@ -51,7 +51,7 @@ def build(space: Workspace) -> Tab:
             guidance = {
                 name: gr.Slider(0, 5, own["guidance"][name], label=f"Guidance of the {name}", visible=False,
                                 info="1: p(codes given all that is asked); more exaggerates this")
-                for name in wishes
+                for name in own["guidance"]
             }  # fmt: skip
             go = gr.Button("Draw samples", variant="primary", elem_id="samples-go")
         with gr.Column(scale=3):
