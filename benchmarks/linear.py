@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tessera.commands import line
 from tessera.networks.linear import linear
 from tessera.studies.pages import markdown
 
@@ -37,7 +38,7 @@ def seconds(apply: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: Sequence[
     for value in inputs:
         value.grad = None
     begun = time.perf_counter()
-    (apply(*inputs) * weights).sum().backward()
+    apply(*inputs).backward(weights)
     return time.perf_counter() - begun
 
 
@@ -62,8 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.linear", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=50, help="default 50")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: as many as cores")
+    parser.add_argument("--repeats", type=line.whole(1), default=50, help="default 50")
+    parser.add_argument(
+        "--threads", type=line.whole(1), default=torch.get_num_threads(), help="default: as many as cores"
+    )
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     table = measured(options.repeats)

@@ -113,10 +113,32 @@ def test_what_is_given_counts_more_than_how_the_run_drew(conditional, said):
     assert np.array_equal(encoded.read(Path("a.npz")).codes, wanted)
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"top_p": 2}, {"guidance": 3}])
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"top_p": 2}, {"guidance": 3}, {"guidance": {"label": -1.0}}])
 def test_how_a_run_drew_is_checked(wrong, run, said):
     files.write_json(run.folder("samples") / "facts.json", drawn(**wrong))
-    assert "artifacts/samples/facts.json: " in said(1, "sample", "--out", "a.png")
+    out = said(1, "sample", "--out", "a.png")
+    assert f"artifacts/samples/facts.json: sampling.{next(iter(wrong))}" in out
+    assert "Run `dvc repro samples`" in out
+
+
+def test_what_is_no_table_of_facts_is_named(run, said):
+    files.write_json(run.folder("samples") / "facts.json", ["samples"])
+    assert "artifacts/samples/facts.json: the whole: " in said(1, "sample", "--out", "a.png")
+
+
+def test_an_older_run_does_not_say_how_it_drew(run, said):
+    files.write_json(run.folder("samples") / "facts.json", {"sets": ["samples"]})
+    assert "seed 0; temperature 1\n" in said(0, "sample", "-n", "1", "--out", "a.png")
+
+
+def test_a_prior_that_never_went_without_is_not_guided_as_another_was(conditional, said):
+    """`samples` may be older than the prior."""
+    recipe = conditional.folder("prior") / "recipe.json"
+    found = files.read_json(recipe)
+    found["arguments"]["conditions"][0]["dropout"] = 0.0
+    files.write_json(recipe, found)
+    files.write_json(conditional.folder("samples") / "facts.json", drawn(guidance={"label": 3.0}))
+    assert "guidance" not in said(0, "sample", "-n", "1", "--out", "a.png", "--label", "round")
 
 
 def test_fewer_images_are_the_first_of_more_and_a_seed_decides(run, said):

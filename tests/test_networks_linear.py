@@ -13,7 +13,9 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("shape", [(7,), (1, 1, 1, 7), (3, 4, 5, 7), (2, 0, 7)])
+@pytest.mark.parametrize(
+    "shape", [(7,), (1, 1, 1, 7), (3, 4, 5, 7), (2, 0, 7), (16, 4, 8, 7), (600, 1, 7), (17, 31, 7)]
+)
 @pytest.mark.parametrize("biased", [True, False])
 def test_output_and_gradients_are_those_of_torch(shape: tuple[int, ...], biased: bool) -> None:
     x, weight, bias = normal(*shape), normal(5, 7, seed=1), normal(5, seed=2) if biased else None
@@ -25,8 +27,24 @@ def test_output_and_gradients_are_those_of_torch(shape: tuple[int, ...], biased:
     torch.testing.assert_close(found, wanted)
 
 
-def test_memory_need_not_be_contiguous() -> None:
-    x, weight = normal(3, 7, 4).mT, normal(7, 5, seed=1).T
+@pytest.mark.parametrize("threads", [1, 2])
+def test_many_rows_are_convolved_by_onednn_and_few_are_not(threads: int) -> None:
+    """With a batch of one torch itself would convolve by something slower than its product of matrices."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for shape, convolved in (((16, 4, 8, 7), True), ((15, 64, 7), False), ((16, 31, 7), False), ((512, 7), False)):
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                linear(normal(*shape), normal(5, 7, seed=1))
+            assert ("aten::mkldnn_convolution" in {event.name for event in profile.events()}) == convolved, shape
+            assert not any("thnn" in event.name or "slow_conv" in event.name for event in profile.events())
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("batch", [3, 160])
+def test_memory_need_not_be_contiguous(batch: int) -> None:
+    x, weight = normal(batch, 7, 4).mT, normal(7, 5, seed=1).T
     torch.testing.assert_close(linear(x, weight), x @ weight.T)
 
 

@@ -161,6 +161,15 @@ def test_a_code_is_clicked_and_replaced(visitor: browser.Visitor, house: Path) -
     assert {tuple(place) for place in changed // side} >= {(before["grid"].shape[0] // side - 1,) * 2}
     same = before["grid"][changed[:, 0], changed[:, 1]]  # elsewhere only frames of the old and the new code change
     assert len(same) < before["grid"].shape[0] * before["grid"].shape[1] / 2
+    for wrong in (
+        "",
+        "[]",
+        '{"codes": [0], "position": 0, "code": 0}',
+        '{"codes": [], "position": -1, "code": 1e99}',
+        " " * 2**20,
+    ):
+        answer = visitor.page.request.post(f"{visitor.page.url}redraw", data=wrong)
+        assert (answer.status, answer.json()) == (200, {}), "what is no cell is not drawn"
     visitor.page.locator("#reconstruct-code input").fill("99999")
     visitor.page.locator("#reconstruct-put").click()
     assert "a code must be from 0 to" in visitor.message()

@@ -51,6 +51,7 @@ def run(tiny_run: Callable[[], Run], raw: dict[str, Any]) -> Run:
         recipe = models.read_recipe(run.folder(kind))
         text = models.card(f"artifacts/{kind}", recipe, {"seed": 7, kind: {"name": recipe.name}}, {}, ["a note"])
         (run.folder(kind) / models.CARD).write_text(text)
+    files.write_json(run.folder("samples") / "facts.json", {"sets": ["samples"], "sampling": Sampling()._asdict()})
     files.write_json(Path("metrics/reconstruction.json"), {"test": {"psnr_db": PSNR}})
     files.write_json(Path("metrics/dataset.json"), {"rows": {"train": 12, "val": 6, "test": 5}, "families": 12})
     files.write_json(Path("metrics/evaluation/two_sample.json"), {"test": {"all": {"features": 0.75}}})
@@ -128,8 +129,9 @@ def test_a_name_that_leaves_the_folder_is_refused(name, workspace, said):
 
 
 REFUSED: dict[str, tuple[Callable[[Run], Any], str]] = {
-    "no prior": (lambda run: shutil.rmtree(run.folder("prior")), "artifacts has no prior/recipe.json. Run `dvc repro prior`"),
+    "no prior": (lambda run: shutil.rmtree(run.folder("prior")), "artifacts has no prior/recipe.json. Run `dvc repro samples`"),
     "no codes": (lambda run: shutil.rmtree(run.folder("codes")), "artifacts has no codes/made_from.json"),
+    "no samples": (lambda run: shutil.rmtree(run.folder("samples")), "artifacts has no samples/facts.json"),
     "other codes": (
         lambda run: files.write_json(run.folder("prior") / provenance.MADE_FROM, {"artifacts/codes": "0" * 32}),
         "artifacts/prior was made from artifacts/codes 00000000",

@@ -83,9 +83,9 @@ def require_whole() -> None:
     Raises:
         InputError: one is missing, or was made from or with something else. The message names it, and the remedy.
     """
-    needed = [*(f"{kind}/{models.RECIPE}" for kind in KINDS), f"codes/{provenance.MADE_FROM}"]
+    needed = [*(f"{kind}/{models.RECIPE}" for kind in KINDS), f"codes/{provenance.MADE_FROM}", "samples/facts.json"]
     if lacking := [name for name in needed if not (files.ARTIFACTS / name).exists()]:
-        raise InputError(f"{files.ARTIFACTS} has no {listed(lacking)}. Run `dvc repro prior` or `dvc pull`")
+        raise InputError(f"{files.ARTIFACTS} has no {listed(lacking)}. Run `dvc repro samples` or `dvc pull`")
     provenance.require_together("dataset", "tokenizer", "codes", "prior")
     provenance.require_code("prior", [f"{files.ARTIFACTS}/{kind}" for kind in KINDS])
     pipeline.require_up_to_date("criteria", (files.METRICS.name,), read())

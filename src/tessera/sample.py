@@ -5,9 +5,10 @@
 The same seed gives the same images on one machine. The images of a smaller -n
 are the first of a larger one, unless the prior is `masked`, or labels or
 clusters come in turn. They are drawn as the run drew its samples (temperature,
-top-k, top-p, guidance), and of a prior that is told nothing they are, with the
-seed of params.yaml, the first of these. --codes keeps the codes, which
-`python -m tessera.decode` turns into one file for each image.
+top-k, top-p, guidance). Of a prior that is told nothing they are, with its seed
+and batch size, the first of the run's, where that kept all that it drew.
+--codes keeps the codes, which `python -m tessera.decode` turns into one file
+for each image.
 
 A prior that was told something of its images (prior.conditions) can be asked:
 
@@ -69,7 +70,7 @@ def arguments() -> line.Parser:
     )
     how = parser.add_argument_group(
         "how codes are drawn",
-        "As the run drew its samples (section samples of its params.yaml), but for what is given here.",
+        "As the run drew its samples (section samples of its params.yaml), but for\nwhat is given here.",
     )
     how.add_argument(
         "--temperature", type=line.number(0, above=True), default=argparse.SUPPRESS, help="below 1: likelier codes"
@@ -249,10 +250,16 @@ def wishes(options: argparse.Namespace, prior: Prior) -> dict[str, list[str]]:
 
 
 def sampling_of(options: argparse.Namespace, own: Sampling, prior: Prior) -> Sampling:
-    """`own` is how the run drew its samples; what is given counts instead."""
+    """`own` is how the run drew its samples; what is given counts instead. The run may have drawn from another prior than this one,
+    so of guidance only that counts which this one knows."""
     given = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p") if hasattr(options, name)}
-    known = {name: strength for name, strength in own.guidance.items() if name in prior.conditioning}
+    known = {name: pull for name, pull in own.guidance.items() if can_be_guided(prior, name)}
     return own._replace(**given, guidance={**known, **guidance_of(options, prior)})
+
+
+def can_be_guided(prior: Prior, name: str) -> bool:
+    """Whether the prior knows how to do without this condition, with which guidance compares."""
+    return name in prior.conditioning and (prior.conditioning[name].dropout > 0 or hasattr(prior, "fit"))
 
 
 def in_words(sampling: Sampling) -> str:
@@ -275,7 +282,7 @@ def guidance_of(options: argparse.Namespace, prior: Prior) -> dict[str, float]:
             raise InputError(f"--guidance {strength:g}: must name its condition, such as label={strength:g}; {there}")
         name = name or told.names[0]
         told.require_guidance([name])
-        if strength != 1 and not told[name].dropout and not hasattr(prior, "fit"):
+        if strength != 1 and not can_be_guided(prior, name):
             raise InputError(
                 f"--guidance {name}={strength:g}: must be 1, since this prior never went without the {name} in training; train one "
                 f"with prior.conditions.{name} above 0"

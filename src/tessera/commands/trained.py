@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from tessera.commands import line
 from tessera.core import files, models
@@ -21,13 +21,19 @@ COMMITTED = EXPORTED / "default"
 SAMPLING = "sampling.json"  # beside the weights of an exported prior
 
 
-class Drawn(Strict):
+class AsSampled(Strict):
     """How a run drew its samples."""
 
     temperature: float = Field(gt=0)
     top_k: int = Field(ge=0)
     top_p: float = Field(gt=0, le=1)
-    guidance: dict[str, float]
+    guidance: dict[str, Annotated[float, Field(ge=0)]]
+
+
+class Facts(BaseModel):
+    """Of the stage `samples`; of an older run without `sampling`."""
+
+    sampling: AsSampled | None = None
 
 
 class Trained(NamedTuple):
@@ -51,16 +57,20 @@ class Trained(NamedTuple):
         Raises:
             InputError: the file that says so is damaged.
         """
-        exported, facts = self.folder / "prior" / SAMPLING, self.folder / "samples" / "facts.json"
-        path = exported if exported.is_file() else facts
-        found = files.read_json(path) if path.is_file() else {}
-        found = found if path == exported else found.get("sampling")
+        path, remedy = self.folder / "prior" / SAMPLING, "Export the folder again"
+        whole: type[Strict | Facts] = AsSampled
+        if not path.is_file():
+            path, whole, remedy = self.folder / "samples" / "facts.json", Facts, "Run `dvc repro samples`"
+        if not path.is_file():
+            return Sampling()
         try:
-            return Sampling() if found is None else Sampling(**Drawn.model_validate(found).model_dump())
+            found = whole.model_validate(files.read_json(path))
         except ValidationError as error:
-            raise InputError(
-                f"{path}: {error.errors()[0]['msg']}. Export the folder again, or run `dvc repro samples`"
-            ) from None
+            (first, *_) = error.errors()
+            where = ".".join(map(str, first["loc"])) or "the whole"
+            raise InputError(f"{path}: {where}: {first['msg']}. {remedy}") from None
+        own = found.sampling if isinstance(found, Facts) else found
+        return Sampling() if own is None else Sampling(**own.model_dump())
 
     def _load(self, kind: str, device: Device) -> Any:
         """

@@ -6,14 +6,16 @@ Gradio, whose queue and page take several times as long and which alone keeps th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gradio as gr
-from pydantic import BaseModel, Field
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, Field, ValidationError
 
-from tessera.core.errors import InputError
+from tessera.core.errors import InputError, NonFiniteError
 from tessera.playground import cells, reconstruct
 from tessera.playground.page.parts import PLAIN, Tab, in_address, picker, row, told
 from tessera.playground.reconstruct import Edited
@@ -22,6 +24,8 @@ from tessera.playground.workspace import Picture, Workspace
 TITLE = "Reconstruct"
 USES, NEAREST = 8, 8
 MOST_CODES = 2**16  # of an image
+MOST_BYTES = 8 * MOST_CODES  # of a request to draw it
+Whole = Annotated[int, Field(ge=0, lt=2**31)]
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
 REDRAW = (Path(__file__).parent / "redraw.js").read_text(encoding="utf-8")
 HINT = "Click a cell of the grid: its code, where else it is used, and its nearest codes."
@@ -115,26 +119,36 @@ def on_page(now: Edited, near: Sequence[int] = ()) -> dict[str, Any]:
 class Cell(BaseModel):
     """A code to be put at a position of the codes of an image."""
 
-    codes: list[int] = Field(max_length=MOST_CODES)
-    position: int
-    code: int
+    codes: list[Whole] = Field(max_length=MOST_CODES)
+    position: Whole
+    code: Whole
 
 
-def redrawing(space: Workspace) -> Callable[[Cell], dict[str, str]]:
-    """What answers `redraw.js`: part of the tab -> its picture, as an address that holds it. It keeps nothing. Where the codes are
-    none it draws nothing, and leaves it to Gradio's own event to say so."""
+def redrawing(space: Workspace) -> Callable[[Request], Awaitable[dict[str, str]]]:
+    """What answers `redraw.js`: part of the tab -> its picture, as an address that holds it. It keeps nothing. Where it is sent
+    what is no cell it draws nothing, and leaves it to Gradio's own event to say so."""
 
-    def redraw(cell: Cell) -> dict[str, str]:
-        try:
-            found = reconstruct.redrawn(space, cell.codes, cell.position, cell.code)
-        except InputError:
-            found = None
-        if found is None:
-            return {}
-        pixels, grid = found
-        return {"result": in_address(cells.enlarged(pixels)), "grid": in_address(grid)}
+    async def redraw(request: Request) -> dict[str, str]:
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > MOST_BYTES:
+                return {}
+        return await run_in_threadpool(_redrawn, space, bytes(body))
 
     return redraw
+
+
+def _redrawn(space: Workspace, body: bytes) -> dict[str, str]:
+    try:
+        cell = Cell.model_validate_json(body)
+        found = reconstruct.redrawn(space, cell.codes, cell.position, cell.code)
+    except (ValidationError, InputError, NonFiniteError):
+        return {}
+    if found is None:
+        return {}
+    pixels, grid = found
+    return {"result": in_address(cells.enlarged(pixels)), "grid": in_address(grid)}
 
 
 def sentence(use: reconstruct.Use) -> str:

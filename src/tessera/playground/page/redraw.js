@@ -6,14 +6,15 @@ async (held, code) => {
     code = held?.near[pictures.indexOf(document.activeElement)];
   }
   if (!held || held.position === null || !Number.isInteger(code)) return;
+  const images = ["result", "grid"].map((part) => document.querySelector(`#reconstruct-${part} img`));
+  const before = images.map((image) => image?.src);
   const answer = await fetch("redraw", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ codes: held.codes, position: held.position, code }),
   });
   if (!answer.ok) return;
-  for (const [part, source] of Object.entries(await answer.json())) {
-    const image = document.querySelector(`#reconstruct-${part} img`);
-    if (image) image.src = source;
-  }
+  const pictures = await answer.json();
+  if (images.some((image, i) => !image || image.src !== before[i])) return; // what came meanwhile is newer
+  if (pictures.result) [images[0].src, images[1].src] = [pictures.result, pictures.grid];
 }
