@@ -366,6 +366,13 @@ def test_samples_depend_on_their_seed_alone(made: Made, kind: str) -> None:
         next(samples.sampled(space, 1, samples.Asked(Sampling(temperature=0.0), 0)))
 
 
+def test_a_cluster_is_no_mere_number(made: Made) -> None:
+    space = made()
+    (sample,) = drawn(space, 1)
+    told = sample._replace(said={"label": "round", "cluster": "58", "words": ""}, neighbour=None)
+    assert samples.shown(space, told)[1] == "round, cluster 58, no. 1"
+
+
 def test_the_nearest_training_image_is_that_of_the_measure(made: Made) -> None:
     space = made()
     train, codes = np.asarray(space.codes("train")), np.asarray(space.codes("test"))

@@ -120,7 +120,8 @@ def _hamming(codes: Int[np.ndarray, "n t"], references: Int[np.ndarray, "m t"]) 
 def shown(space: Workspace, sample: Sample) -> tuple[Image.Image, str]:
     """The sample, at its right the nearest training image, and a caption."""
     pixels, near = sample.pixels, sample.neighbour
-    label = "".join(f"{text}, " for text in sample.said.values() if text)
+    said = {name: f"{name} {text}" if text.isdecimal() else text for name, text in sample.said.items()}
+    label = "".join(f"{text}, " for text in said.values() if text)
     if near is None:
         return cells.enlarged(pixels, SIDE), f"{label}no. {sample.number + 1}"
     other = np.asarray(space.images("train")[near.row])
