@@ -135,7 +135,15 @@ def test_only_a_stage_of_this_interpreter_is_forked(folder):
     assert lines == [f"others {command}" for command in ["python -m stages.sees", *commands, "python -m stages.sees"]]
 
 
-def test_ctrl_c_is_the_affair_of_the_stage(folder):
+@pytest.fixture
+def interrupted():
+    """Ctrl-C ends what is started here, also where the tests run in the background of a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_is_the_affair_of_the_stage(folder, interrupted):
     asking = begin(folder, "ask('python -m stages.sees'); ask('python -m stages.waits'); ask('python -m stages.sees')")
     assert asking.stdout is not None
     try:

@@ -59,7 +59,9 @@ def starting(others: Start) -> Start:
                 forkserver.ensure_running()
             return others(executable, command, **given)
         module, arguments = found[1], found[2].split()
-        fork = context.Process(target=_stage, args=(module, arguments, given["env"], os.path.abspath(given["cwd"])))
+        interrupted = signal.getsignal(signal.SIGINT) != signal.SIG_IGN  # not so in the background of a script
+        where = given["env"], os.path.abspath(given["cwd"])
+        fork = context.Process(target=_stage, args=(module, arguments, *where, interrupted))
         with _without_interrupts():
             fork.start()
             fork.join()
@@ -90,9 +92,9 @@ def _without_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _stage(module: str, arguments: list[str], environment: dict[str, str], folder: str) -> None:
-    """Be `python -m module arguments` in this folder and environment."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def _stage(module: str, arguments: list[str], environment: dict[str, str], folder: str, interrupted: bool) -> None:
+    """Be `python -m module arguments` in this folder and environment. `interrupted`: by Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler if interrupted else signal.SIG_IGN)
     multiprocessing.set_start_method(None, force=True)  # it would be that of the process which asked
     for name in [name for name in sys.modules if name.partition(".")[0] in ("tessera", "stages")]:
         del sys.modules[name]  # what multiprocessing has loaded of the process that asked; its folder may be another
