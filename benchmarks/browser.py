@@ -82,6 +82,10 @@ def chromium() -> Iterator[Any]:
             browser.close()
 
 
+PRESSED = """for (const kind of ["click", "keydown"])
+  addEventListener(kind, () => { window.begun ??= performance.now() }, { capture: true })"""
+
+
 class Visitor:
     """One person with a page of their own.
 
@@ -103,6 +107,7 @@ class Visitor:
         )
         self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.add_init_script(PRESSED)  # before the page's own scripts, which may hold a press back
         self.page.goto(address)
         self.loaded()
 
@@ -151,11 +156,7 @@ class Visitor:
         """Seconds from the click or key that `act` brings about, as the page gets it, until the part shows another picture. The
         driver's own checks before a click are not in it, which take longer than the page."""
         before = self.source(part)
-        self.page.evaluate(
-            """() => { window.begun = null;
-                 for (const kind of ["click", "keydown"])
-                   addEventListener(kind, () => { window.begun ??= performance.now() }, { capture: true, once: true }) }"""
-        )
+        self.page.evaluate("() => { window.begun = null }")
         act()
         passed = self.page.wait_for_function(
             """([part, before]) => { const image = document.querySelector(`#${part} img`);

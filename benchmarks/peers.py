@@ -1,9 +1,10 @@
 """Tokenizers of other packages beside tessera's, after equal minutes of training: `python -m benchmarks.peers emoji --minutes 2 5`.
 
 All have the same images and splits, the same bits per image, the same threads, and the same seconds of training alone: reading
-images, building a network, evaluating it and the first step, in which libraries prepare, do not count. Peers take turns, in
-reverse order every second time. The test split is read at the end. Needs the extra `peers`; a peer whose package is missing is
-named and left out.
+images, building a network, evaluating it and the first step, in which libraries prepare, do not count. On one thread they are
+seconds of the processor (`time.process_time`), which other work on the machine does not take away; on more, seconds of the
+clock. Peers take turns, in reverse order every second time. The test split is read at the end. Needs the extra `peers`; a peer
+whose package is missing is named and left out.
 
     tessera         params.yaml as it is, but the images, K and augmentation of `SETS`
     vq-...          its network, optimizer and loss, with a quantizer of vector-quantize-pytorch in the place of ours:
@@ -177,16 +178,17 @@ class Clock:
     Attributes:
         limit: seconds after which the training is over.
         most: steps after which it is over, if that is earlier.
+        now: what counts the seconds.
     """
 
-    def __init__(self, limit: float, most: float = math.inf) -> None:
-        self.limit, self.most = limit, most
+    def __init__(self, limit: float, most: float = math.inf, now: Callable[[], float] = time.perf_counter) -> None:
+        self.limit, self.most, self._now = limit, most, now
         self.steps = self.images = 0
         self._started, self._spent, self._since = False, 0.0, None
 
     @property
     def seconds(self) -> float:
-        return self._spent + (time.perf_counter() - self._since if self._since is not None else 0.0)
+        return self._spent + (self._now() - self._since if self._since is not None else 0.0)
 
     @property
     def done(self) -> float:
@@ -202,14 +204,14 @@ class Clock:
         if self._started:
             self.steps, self.images = self.steps + 1, self.images + images
         else:
-            self._started, self._since = True, time.perf_counter()
+            self._started, self._since = True, self._now()
 
     def stop(self) -> None:
         self._spent, self._since = self.seconds, None
 
     def go_on(self) -> None:
         if self._started and self._since is None:
-            self._since = time.perf_counter()
+            self._since = self._now()
 
 
 class Rate:
@@ -554,7 +556,8 @@ def scored(made: Trained, case: Case, split: str, name: str) -> dict[str, float]
 
 def measured(name: str, case: Case, minutes: float, seed: int, split: str) -> dict[str, Any]:
     """Train a peer and score it. A training that diverges has no scores, which is a result too."""
-    clock, train = Clock(60 * minutes), PEERS[name].train
+    alone = torch.get_num_threads() == 1
+    clock, train = Clock(60 * minutes, now=time.process_time if alone else time.perf_counter), PEERS[name].train
     found: dict[str, Any] = {"bits": case.bits, "changed": PEERS[name].changed(case)}
     try:
         found["memory_mib"] = peak_mib(lambda: train(case, Clock(math.inf, MEASURED), seed))
@@ -633,7 +636,8 @@ def page(table: Path) -> str:
             at = medians.columns.get_loc("psnr_db") + 1
             medians.insert(at, "to_tessera", medians["psnr_db"] - medians["psnr_db"]["tessera"])
         medians["changed"] = own.groupby("peer", sort=False)["changed"].first()
-        title = f"{name}, {split} split, {minutes:g} minutes of training on {threads} thread{'s' * (threads > 1)}"
+        kind = "processor minutes" if threads == 1 else "minutes"
+        title = f"{name}, {split} split, {minutes:g} {kind} of training on {threads} thread{'s' * (threads > 1)}"
         parts.append(f"{title}\n\n{markdown(medians.reset_index().map(short))}")
     return "\n\n".join(parts)
 

@@ -20,18 +20,19 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 import torch
 
 from benchmarks import browser
-from tessera.core.contracts import Sampling
+from tessera.core.contracts import ExactPrior, Sampling
 from tessera.core.errors import InputError
 from tessera.core.params import Params, read
 from tessera.core.seeding import generator
 from tessera.extensions.inpainting import masks
+from tessera.extensions.inpainting.metropolis import gibbs
 from tessera.images import arrays
 from tessera.playground import blend, cells, inpaint, reconstruct, samples, style
 from tessera.playground.workspace import Workspace
@@ -86,9 +87,19 @@ def actions(space: Workspace) -> Iterator[Action]:
             samples.shown(space, each) for batch in samples.sampled(space, samples.AT_ONCE, asked) for each in batch
         ]
 
-    def raster() -> Any:
-        scene = masks.seen(tokenizer, first.pixels[None], region[None], None, None, "cpu")
-        return tokenizer.decode(prior.sample(1, generator(0), Sampling(), told(1), scene.known, ~scene.hidden))
+    def methods() -> Any:
+        known = space.told(first, prior.conditioning, hidden=True)
+        scene = masks.seen(tokenizer, first.pixels[None], region[None], None, known, "cpu")
+        given = (generator(0), Sampling(), scene.conditions, scene.known, ~scene.hidden)
+        codes = [prior.sample(1, *given)]
+        if prior.exact:
+            asked = space.params.config("extensions", "inpainting").model_copy(update={"updates": inpaint.UPDATES})
+            codes.append(
+                gibbs(cast("ExactPrior", prior), codes[0], scene.hidden, scene.conditions, asked, generator(0))[0]
+            )
+        if space.there("infiller"):
+            codes.append(space.infiller().sample(1, *given))
+        return [tokenizer.decode(own) for own in (*codes, scene.known)]
 
     def filled() -> Any:
         *_, found = inpaint.filled(space, first, region, FILL_INS, 0)
@@ -109,7 +120,7 @@ def actions(space: Workspace) -> Iterator[Action]:
         "reconstruct: a code replaced", 100, lambda: tokenizer.decode(torch.as_tensor(edited.codes[None])), replaced
     )
     yield Action("sample: 16 samples", 3000, sampled, shown)
-    yield Action("inpaint: one fill-in of each method, bare raster", 1000, raster, filled)
+    yield Action("inpaint: one fill-in of each method", 1000, methods, filled)
     yield Action("blend: first picture", 1000, blended, walked)
     yield Action("style: first picture", 1000, lambda: tokenizer.decode(tokenizer.encode(x)), styled)
 

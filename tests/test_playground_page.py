@@ -161,6 +161,15 @@ def test_a_code_is_clicked_and_replaced(visitor: browser.Visitor, house: Path) -
     assert {tuple(place) for place in changed // side} >= {(before["grid"].shape[0] // side - 1,) * 2}
     same = before["grid"][changed[:, 0], changed[:, 1]]  # elsewhere only frames of the old and the new code change
     assert len(same) < before["grid"].shape[0] * before["grid"].shape[1] / 2
+    result, grid = visitor.source("reconstruct-result"), visitor.source("reconstruct-grid")
+    visitor.page.locator("#reconstruct-facts", has_text=re.compile(rf"Code (?!{code} )\d+ stands")).wait_for()
+    visitor.page.locator("#reconstruct-code input").fill(str(code))
+    visitor.page.locator("#reconstruct-code input").press("Enter")
+    assert visitor.changed("reconstruct-result", result).startswith("data:"), "a key draws at once, too"
+    visitor.changed("reconstruct-grid", grid)
+    visitor.page.locator("#reconstruct-facts", has_text=f"Code {code} stands").wait_for()
+    assert (pixels(visitor, "reconstruct-result") == before["result"]).all()
+    visitor.page.locator("#reconstruct-near button").first.click()  # and once more, to be undone
     for wrong in (
         "",
         "[]",
@@ -173,6 +182,7 @@ def test_a_code_is_clicked_and_replaced(visitor: browser.Visitor, house: Path) -
     visitor.page.locator("#reconstruct-code input").fill("99999")
     visitor.page.locator("#reconstruct-put").click()
     assert "a code must be from 0 to" in visitor.message()
+    visitor.page.locator("#reconstruct-facts", has_text=re.compile(rf"Code (?!{code} )\d+ stands")).wait_for()
     result = visitor.source("reconstruct-result")
     visitor.page.locator("#reconstruct-undo").click()
     visitor.changed("reconstruct-result", result)

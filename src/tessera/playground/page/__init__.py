@@ -81,6 +81,8 @@ def build(space: Workspace) -> Any:
         fresh += [Fresh(each, partial(filled, space, title == TABS[0].TITLE)) for title, each in lists]
         page.load(lambda: [_made(each) for each in fresh], None, [each.part for each in fresh], show_progress="hidden")
 
+        page.load(None, None, None, js=reconstruct.REDRAW)
+
         def fill(at: gr.SelectData) -> list[Any]:
             return [_made(Fresh(each, partial(filled, space, at.value == title))) for title, each in lists]
 

@@ -1,6 +1,6 @@
 """The tab Reconstruct.
 
-A replaced code is drawn twice: at once by `redraw.js`, from the codes that the page holds and the route `redraw`, and then by
+A replaced code is drawn twice: at the press by `redraw.js`, from the codes that the page holds and the route `redraw`, and then by
 Gradio, whose queue and page take several times as long and which alone keeps the state and says what is wrong.
 """
 
@@ -27,6 +27,7 @@ MOST_CODES = 2**16  # of an image
 MOST_BYTES = 8 * MOST_CODES  # of a request to draw it
 Whole = Annotated[int, Field(ge=0, lt=2**31)]
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
+HOLD = "(held) => { window.tessera.hold(held); }"
 REDRAW = (Path(__file__).parent / "redraw.js").read_text(encoding="utf-8")
 HINT = "Click a cell of the grid: its code, where else it is used, and its nearest codes."
 
@@ -96,9 +97,6 @@ def build(space: Workspace) -> Tab:
         return tuple(gr.skip() for _ in after) if now is None else shown(reconstruct.restored(now))
 
     after = [edited, held, result, grid]
-    put.click(None, [held, code], None, js=REDRAW)
-    code.submit(None, [held, code], None, js=REDRAW)
-    near.select(None, [held], None, js=REDRAW)
     for event in (
         chosen.picture.change(choose, chosen.picture, [*after, original], **QUIET),
         grid.select(click, edited, [edited, held, grid, code], **QUIET),
@@ -107,7 +105,8 @@ def build(space: Workspace) -> Tab:
         near.select(take, edited, [code, *after], **QUIET),
         undo.click(restore, edited, after, **QUIET),
     ):  # the picture first; what is told of the cell takes several times as long
-        event.success(about, edited, [facts, near, uses, held], **QUIET)
+        event.success(None, held, None, js=HOLD)
+        event.success(about, edited, [facts, near, uses, held], **QUIET).success(None, held, None, js=HOLD)
     return Tab([], names=(chosen.names,))
 
 

@@ -1,20 +1,47 @@
-// Draws a replaced code at once. Arguments: what the page holds ({codes, position, near}), and the code in the field; where the
-// press was in the row of nearest codes there is no second one, and the picture that has the focus says which code.
-async (held, code) => {
-  if (code === undefined) {
-    const pictures = [...document.querySelectorAll("#reconstruct-near .thumbnail-item")];
-    code = held?.near[pictures.indexOf(document.activeElement)];
-  }
-  if (!held || held.position === null || !Number.isInteger(code)) return;
-  const images = ["result", "grid"].map((part) => document.querySelector(`#reconstruct-${part} img`));
-  const before = images.map((image) => image?.src);
-  const answer = await fetch("redraw", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ codes: held.codes, position: held.position, code }),
-  });
-  if (!answer.ok) return;
-  const pictures = await answer.json();
-  if (images.some((image, i) => !image || image.src !== before[i])) return; // what came meanwhile is newer
-  if (pictures.result) [images[0].src, images[1].src] = [pictures.result, pictures.grid];
+// Run when the page is loaded. From then on a press that replaces a code is held back until the server has drawn the two pictures
+// from what the page holds ({codes, position, near}, which `hold` is told); then Gradio's own events get it, which keep the
+// browser busy for longer than the drawing takes. Without an answer in `PATIENCE` they get it undrawn.
+() => {
+  if (window.tessera) return;
+  const PATIENCE = 200; // ms
+  const field = "#reconstruct-code input", row = "#reconstruct-near .thumbnail-item";
+  const seen = new WeakSet(); // presses that have been held back
+  let held = null;
+
+  const redraw = async (code) => {
+    const images = ["result", "grid"].map((part) => document.querySelector(`#reconstruct-${part} img`));
+    const before = images.map((image) => image?.src);
+    const answer = await fetch("redraw", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ codes: held.codes, position: held.position, code }),
+    });
+    const pictures = answer.ok ? await answer.json() : {};
+    if (!pictures.result || images.some((image, i) => !image || image.src !== before[i])) return; // what came meanwhile is newer
+    [images[0].src, images[1].src] = [pictures.result, pictures.grid];
+    await Promise.all(images.map((image) => image.decode()));
+    await new Promise((painted) => requestAnimationFrame(() => setTimeout(painted)));
+  };
+
+  const first = async (event, code) => {
+    if (seen.has(event) || !held || held.position === null || !Number.isInteger(code)) return;
+    event.stopImmediatePropagation();
+    event.preventDefault();
+    const again = new event.constructor(event.type, event);
+    seen.add(again);
+    const drawn = redraw(code).catch(() => {}); // Gradio's own events say what is wrong
+    await Promise.race([drawn, new Promise((over) => setTimeout(over, PATIENCE))]);
+    event.target.dispatchEvent(again);
+  };
+  const typed = () => Number(document.querySelector(field)?.value || NaN);
+
+  addEventListener("click", (event) => {
+    const near = event.target.closest?.(row);
+    if (near) first(event, held?.near[[...document.querySelectorAll(row)].indexOf(near)]);
+    else if (event.target.closest?.("#reconstruct-put")) first(event, typed());
+  }, { capture: true });
+  addEventListener("keypress", (event) => {
+    if (event.key === "Enter" && event.target.matches?.(field)) first(event, typed());
+  }, { capture: true });
+  window.tessera = { hold: (now) => { held = now; } };
 }
