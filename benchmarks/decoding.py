@@ -66,7 +66,7 @@ def sources(folder: Path, kind: str, count: int) -> dict[str, tuple[Source, stag
 
 
 def section(name: str, path: Path, side: int) -> stage.Settings:
-    split = {"by": "random", "train": 0.8, "val": 0.1, "test": 0.1}
+    split = {"by": "random", "train": 0.8, "val": 0.1, "test": 0.1, "withheld": []}
     return stage.Settings(name=name, source=str(path), image_size=side, target_size=side, colour="rgb", aspect="crop",
                           near_duplicate_rmse=6.0, split=split)  # fmt: skip
 

@@ -17,10 +17,11 @@ import hashlib
 import itertools
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -62,6 +63,10 @@ class Split(Strict):
     train: float = Field(gt=0, lt=1, description="fraction of the rows")
     val: float = Field(gt=0, lt=1, description="fraction of the rows")
     test: float = Field(gt=0, lt=1, description="fraction of the rows")
+    withheld: list[Annotated[str, Field(pattern=r"[^\s_][\s_]+[^\s_]")]] = Field(
+        description="words, such as `woman_mage`: images whose name has all of one entry stand in test, whatever their family; "
+        "so training never sees these words together", examples=[[]],
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _whole(self) -> Split:
@@ -191,7 +196,11 @@ def prepare(
     units = table["family"]
     if dataset.split.by == "vendor_and_family":
         units = table["vendor_name"] + "/" + units
-    table["split"] = splits = divide(units, table["label"].to_numpy(), own[kept], dataset.split, generator, lead)
+    splits = divide(units, table["label"].to_numpy(), own[kept], dataset.split, generator, lead)
+    withheld = has_words(table["name"], dataset.split.withheld)
+    splits[withheld] = "test"
+    require_rows(splits, own[kept], units.nunique(), dataset.split)
+    table["split"] = splits
     rows = {split: np.flatnonzero(splits == split) for split in SPLITS}
     families = pd.factorize(table["family"])[0]
     near, near_train = near_pairs(thumbnails(images, kept), families, splits == "train", dataset.near_duplicate_rmse)
@@ -206,6 +215,8 @@ def prepare(
             "test_near_train": near_train[rows["test"]].sum(),
         },
     }
+    if dataset.split.withheld:
+        metrics["withheld"] = int(withheld.sum())
     notes = _notes(across, families, splits, dataset)
     if isinstance(source, Collection):
         metrics["vendors"] = of_vendors(source, whole, table)
@@ -480,7 +491,7 @@ def divide(
     result[free[follows]] = [placed[unit] for unit in by[free[follows]]]
     rest = free[len(first) :][~follows[len(first) :]]
     result[rest] = np.array(wanted, object)[_assigned(by[rest], labels[rest], fractions, generator)]
-    _require_rows(result, own, len(set(by[free])), split)
+    require_rows(result, own, len(set(by[free])), split)
     return result
 
 
@@ -509,6 +520,29 @@ def _assigned(
     return result
 
 
+def has_words(names: Iterable[str], withheld: Sequence[str]) -> Bool[np.ndarray, " n"]:
+    """Which names have all words of an entry of `withheld`, joined by blanks or underscores, as whole words: `man` is no part of
+    `woman`.
+
+    Raises:
+        InputError: no name has the words of an entry.
+    """
+    names = [name.casefold() for name in names]
+    found = np.zeros(len(names), bool)
+    for entry in withheld:
+        patterns = [
+            re.compile(rf"(?<![\w-]){re.escape(word)}(?![\w-])")
+            for word in re.split(r"[\s_]+", entry.casefold().strip(" _"))
+        ]
+        own = np.array([all(pattern.search(name) for pattern in patterns) for name in names], bool)
+        if not own.any():
+            raise InputError(
+                f"dataset.split.withheld: no image has the words {entry!r} in its name; correct them, or leave them out"
+            )
+        found |= own
+    return found
+
+
 def _groups(by: np.ndarray) -> list[Int[np.ndarray, " m"]]:
     """The rows of each value, in ascending order of the values."""
     if len(by) == 0:
@@ -517,7 +551,12 @@ def _groups(by: np.ndarray) -> list[Int[np.ndarray, " m"]]:
     return np.split(order, np.flatnonzero(by[order][1:] != by[order][:-1]) + 1)
 
 
-def _require_rows(splits: np.ndarray, own: Sequence[str], groups: int, split: Split) -> None:
+def require_rows(splits: np.ndarray, own: Sequence[str], groups: int, split: Split) -> None:
+    """Check that each split has images enough.
+
+    Raises:
+        InputError: a split has fewer than `LEAST`. The message names it and a remedy.
+    """
     fixed = [name for name in ("val", "test") if name in set(own)]
     free = sum(name == "train" for name in own)
     for name in SPLITS:

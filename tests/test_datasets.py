@@ -38,7 +38,7 @@ from tessera.datasets import folder, huggingface, noto
 from tessera.decoding import compressed, squares
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARES = {"by": "family", "train": 0.8, "val": 0.1, "test": 0.1}
+SHARES = {"by": "family", "train": 0.8, "val": 0.1, "test": 0.1, "withheld": []}
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ import pytest
 import yaml
 from conftest import example
 from PIL import Image
+from pydantic import ValidationError
 from test_datasets_emoji import ROWS, write_images, write_parquet
 
 from stages import dataset as preparation
@@ -36,7 +37,7 @@ from tessera.datasets.emoji.meanings import Meanings, slug
 from tessera.decoding.collection import Collection
 
 ROOT = Path(__file__).resolve().parent.parent
-FRACTIONS = {"train": 0.6, "val": 0.2, "test": 0.2}
+FRACTIONS = {"train": 0.6, "val": 0.2, "test": 0.2, "withheld": []}
 TABLE = [  # as in emoji-datasource: capitals, fe0f kept; one that the parquet lacks
     {"unified": "1F600", "name": "GRINNING FACE", "short_names": ["grinning"], "category": "Smileys",
      "subcategory": "face"},
@@ -473,6 +474,32 @@ def test_the_embedded_images_stand_in_the_splits_that_they_have_alone(many: Path
 def test_emoji_that_the_embedded_set_lacks_fill_every_split(many: Path) -> None:
     table = prepared(many).table
     assert set(table[table["family"].str.startswith("1fa")]["split"]) == {"train", "val", "test"}
+
+
+def test_withheld_words_stand_in_test_alone_of_every_vendor(many: Path) -> None:
+    plain, found = (
+        prepared(many, by="vendor_and_family", withheld=words) for words in ([], ["More_1fa70", "emoji 1f920"])
+    )
+    held = found.table["name"].str.contains(r"/(?:more 1fa70|emoji 1f920)(?![\w-])")
+    assert held.sum() == found.metrics["withheld"] > 1
+    assert set(found.table[held]["split"]) == {"test"}
+    before = dict(zip(plain.table["name"], plain.table["split"], strict=True))
+    assert (found.table["split"] == found.table["name"].map(before))[~held].all()
+    assert "withheld" not in plain.metrics
+
+
+def test_withheld_words_are_whole_words_in_any_order() -> None:
+    names = ["noto/woman mage: dark skin tone", "noto/man mage", "t/woman", "t/Mage, Woman", "t/woman-mage"]
+    assert preparation.has_words(names, ["woman_mage"]).tolist() == [True, False, False, True, False]
+    assert preparation.has_words(names, ["man mage"]).tolist() == [False, True, False, False, False]
+    with pytest.raises(InputError, match="no image has the words 'woman_fairy' in its name"):
+        preparation.has_words(names, ["man mage", "woman_fairy"])
+
+
+@pytest.mark.parametrize("wrong", ["mage", " mage", "mage_", ""])
+def test_one_word_cannot_be_withheld(wrong: str) -> None:
+    with pytest.raises(ValidationError, match="withheld"):
+        section(withheld=[wrong])
 
 
 def test_by_vendor_and_family_a_concept_is_known_from_other_vendors(many: Path) -> None:

@@ -204,6 +204,20 @@ def test_perfect_drawings_reach_the_ceiling_and_retrieved_ones_are_of_the_wrong_
     assert set(report.tables["attributes"]["chance"]) == {0.5}
 
 
+def test_compositions_that_vendors_drew_have_ceilings(world: World) -> None:
+    withheld = splits()
+    withheld["test"] += [("red", "small dot"), ("teal", "large dot")]
+    found = measured(world(there=withheld))
+    names = ["compositions_drawn", "compositions_originals", "compositions_reconstructions"]
+    assert [found.metrics["attributes"][name]["size"] for name in names] == [1, 1, 1]
+    table = found.tables["attributes"].set_index(["set", "attribute"])
+    assert list(table.loc[[(name, "size") for name in names], "names"]) == [2, 2, 2]
+    assert found.metrics["compositions"]["names"] == 2
+    wrong = measured(world(lambda vendor, name, generator: drawing(vendor, "large dot"), there=withheld))
+    assert wrong.metrics["attributes"]["compositions_drawn"]["size"] == 0.5
+    assert "compositions_drawn" not in measured(world()).metrics["attributes"]
+
+
 def test_a_prior_that_recites_a_training_image_is_found_out(world: World) -> None:
     whole = measured(world(reciting)).metrics["all"]
     assert whole["near_copies"] == 1
@@ -273,7 +287,7 @@ def test_held_out_images_stand_in_no_training_by_file_and_by_codes(world: World)
     """By the split that the stage makes."""
     everything = [(vendor, f"{size} {shape}") for vendor in VENDORS for shape in SHAPES for size in SIZES]
     units = [f"{vendor}/{name.split()[-1]}" for vendor, name in everything]
-    split = preparation.Split(by="vendor_and_family", train=0.6, val=0.15, test=0.25)
+    split = preparation.Split(by="vendor_and_family", train=0.6, val=0.15, test=0.25, withheld=[])
     zeros = np.zeros(len(units), np.int64)
     divided = preparation.divide(units, zeros, ["train"] * len(units), split, numpy_generator(0, "test"))
     there = {name: [row for row, own in zip(everything, divided, strict=True) if own == name] for name in SPLITS}

@@ -258,7 +258,7 @@ SIZES = {  # last parts of the names whose values stay tiny; all other values ar
     "image_size", "target_size", "snapshot_epochs", "epochs", "batch_size", "warmup_steps", "restart_epochs", "evaluate_every",
     "keep_every", "channels", "outer_channels", "blocks", "block_channels", "levels", "codebook_size", "code_dim", "latent_dim",
     "latents", "neighbours", "iterations", "layers", "kernel_size", "first_kernel_size", "heads", "embedding", "hidden",
-    "copies", "count", "pairs", "resamplings", "shift",
+    "copies", "count", "pairs", "resamplings", "shift", "withheld",
 }  # fmt: skip
 
 

@@ -19,7 +19,9 @@ held-out image the reconstruction of another vendor's training drawing of the sa
 features: more than anyone could know who has not seen the original, and of the wrong vendor.
 
 `compositions` are names of words of which two stand together in no training name, such as woman and ninja. Every vendor is asked
-for each, and judges of attributes see whether its tone and its gender are right.
+for each, and judges of attributes see whether its tone and its gender are right. Those that vendors did draw
+(`dataset.split.withheld` keeps their drawings out of training) are `compositions_drawn`: each vendor is asked for what it drew,
+and what the judges say of these drawings and of their reconstructions are the ceilings.
 
 Figures are means over held-out images, of which each weighs alike; intervals (95 %) resample families. `near_copies` is the
 fraction of samples whose codes are no farther from a training image's, or an augmented copy's, than the `quantile` of the test
@@ -30,7 +32,7 @@ prior knows no word.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,9 @@ from tessera.core.run import Run
 from tessera.evaluation.words.config import (
     ALL,
     COMPOSITIONS,
+    DRAWN,
+    DRAWN_ORIGINALS,
+    DRAWN_RECONSTRUCTIONS,
     FIGURES,
     ORIGINALS,
     OTHER,
@@ -67,6 +72,7 @@ from tessera.evaluation.words.tables import (
 )
 
 BY = "top_5_and_vendor"  # guidance is chosen
+OF_DRAWN = (DRAWN, DRAWN_ORIGINALS, DRAWN_RECONSTRUCTIONS)
 
 
 METRICS = (
@@ -87,7 +93,7 @@ METRICS = (
     "guidance.*",
     f"{COMPOSITIONS}.names",
     f"{COMPOSITIONS}.near_copies",
-    *(f"attributes.{of}.*" for of in (ORIGINALS, RECONSTRUCTIONS, SAMPLES, COMPOSITIONS)),
+    *(f"attributes.{of}.*" for of in (ORIGINALS, RECONSTRUCTIONS, SAMPLES, COMPOSITIONS, *OF_DRAWN)),
 )
 
 
@@ -136,7 +142,7 @@ def measure(config: Config, run: Run) -> Report:
     made_up = sampler.by_each(list(made_of), vendors)
     judged = of_sets(judges, held_out, train, samples, sampler)
     accuracy = intervals(judged, held_out, config.resamplings, run.params.seed)
-    right = of_attributes(judges, test, held_out, samples, made_of, made_up, run)
+    right = of_attributes(judges, test, held_out, samples, made_of, vendors, made_up, run)
     attributes = attribute_intervals(right, judges, config.resamplings, run.params.seed)
     far = copies.distances(samples.codes)
     metrics: dict[str, Any] = {
@@ -212,16 +218,34 @@ def of_attributes(
     held_out: Images,
     samples: Samples,
     names: Mapping[str, str],
+    vendors: Sequence[str],
     made_up: Samples | None,
     run: Run,
 ) -> dict[str, Right]:
     """Set -> which attributes are right: of all test images, of the samples for held-out ones, of the compositions `names`."""
+
+    def right(of: Images, seen: Seen) -> Right:
+        return Right(judges.attributes_right(of.names, of.vendors[:, None], seen), of.concepts)
+
     found = {
-        ORIGINALS: Right(judges.attributes_right(test.names, real(test, run, "test")), test.concepts),
-        RECONSTRUCTIONS: Right(judges.attributes_right(test.names, reconstructed(test, run, "test")), test.concepts),
-        SAMPLES: Right(judges.attributes_right(held_out.names, samples.seen), held_out.concepts),
+        ORIGINALS: right(test, real(test, run, "test")),
+        RECONSTRUCTIONS: right(test, reconstructed(test, run, "test")),
+        SAMPLES: right(held_out, samples.seen),
     }
     if made_up is not None:
-        right = judges.attributes_right(np.array(list(names)), made_up.seen)
-        found[COMPOSITIONS] = Right(right, np.array(list(names.values())))
+        called = np.array(list(names))
+        every = np.tile(vendors, (len(called), 1))
+        found[COMPOSITIONS] = Right(
+            judges.attributes_right(called, every, made_up.seen), np.array(list(names.values()))
+        )
+        drawn = test.at(np.isin(test.names, called))
+        if len(drawn.rows):
+            own = {name: at for at, name in enumerate(called)}, {vendor: at for at, vendor in enumerate(vendors)}
+            at = np.array(
+                [[own[0][name], own[1][vendor]] for name, vendor in zip(drawn.names, drawn.vendors, strict=True)]
+            )
+            asked = Seen(*(each[at[:, 0], at[:, 1]][:, None] for each in made_up.seen))
+            found[DRAWN] = right(drawn, asked)
+            found[DRAWN_ORIGINALS] = right(drawn, real(drawn, run, "test"))
+            found[DRAWN_RECONSTRUCTIONS] = right(drawn, reconstructed(drawn, run, "test"))
     return found

@@ -16,6 +16,7 @@ from tessera.evaluation.words.pixel_recognition import Drawings, PixelRecogniser
 from tessera.evaluation.words.recognition import HEADS, Examples, Recogniser
 
 NETWORK = "network"  # the head that sees pixels
+UNKNOWN = ""  # vendor of all, where a judge must not be told it
 
 
 class Seen(NamedTuple):
@@ -61,23 +62,26 @@ class Judge:
             if by_pixels.accuracy > self.accuracy[self.head]:
                 self.head = NETWORK
 
-    def places(self, seen: Seen, wanted: Shaped[np.ndarray, " n"]) -> Int[np.ndarray, "n s"]:
-        """The place of the wanted class among all, as each of its images has it: 1 is the first."""
+    def places(
+        self, seen: Seen, by: Shaped[np.ndarray, "n s"], wanted: Shaped[np.ndarray, " n"]
+    ) -> Int[np.ndarray, "n s"]:
+        """The place of the wanted class among all, as each of its images, drawn by whom `by` says, has it: 1 is the first."""
         pixels, features = seen.flat
         each = np.repeat(wanted, seen.features.shape[1])
-        found = (
-            self._by_pixels.places(pixels, each) if self.head == NETWORK else self._by_features.places(features, each)
-        )
-        return found.reshape(seen.features.shape[:2])
+        if self.head == NETWORK:
+            return self._by_pixels.places(pixels, by.ravel(), each).reshape(by.shape)
+        return self._by_features.places(features, each).reshape(by.shape)
 
 
 class Judges:
-    """Of concepts for each vendor, of vendors, and of each attribute. `table` says which head each has."""
+    """Of concepts for each vendor, of vendors, and of each attribute; the latter are told the vendor, whose palette they know.
+    `table` says which head each has."""
 
     def __init__(self, train: Images, val: Images, vendors: Sequence[str], config: Config, run: Run) -> None:
         self._config, self._run = config, run
         self._rows: list[dict[str, Any]] = []
-        self.vendors = self._trained("vendors", ALL, (train, train.vendors), (val, val.vendors), True)
+        unknown = tuple(each._replace(vendors=np.full(len(each.vendors), UNKNOWN)) for each in (train, val))
+        self.vendors = self._trained("vendors", ALL, (unknown[0], train.vendors), (unknown[1], val.vendors), True)
         self.concepts = {}
         for vendor in vendors:
             others, own = train.at(train.vendors != vendor), val.at(val.vendors == vendor)
@@ -123,7 +127,7 @@ class Judges:
 
     def _drawings(self, images: Images, split: str, classes: Shaped[np.ndarray, " n"]) -> Drawings:
         originals, again = (self._run.images(split, folder)[images.rows] for folder in ("dataset", "reconstruction"))
-        return Drawings(np.asarray(originals), np.asarray(again), classes)
+        return Drawings(np.asarray(originals), np.asarray(again), classes, images.vendors)
 
     def judged(self, asked: Images, seen: Seen) -> pd.DataFrame:
         """Of each image of `asked`: mean over those `seen` for it of `FIGURES`, and of the place of its concept."""
@@ -131,22 +135,25 @@ class Judges:
         place = np.zeros(shape)
         for vendor, judge in self.concepts.items():
             own = np.flatnonzero(asked.vendors == vendor)
-            place[own] = judge.places(seen.at(own), asked.concepts[own])
-        right = (self.vendors.places(seen, asked.vendors) == 1).astype(float)
+            place[own] = judge.places(seen.at(own), np.full((len(own), shape[1]), vendor), asked.concepts[own])
+        right = (self.vendors.places(seen, np.full(shape, UNKNOWN), asked.vendors) == 1).astype(float)
         found = {"place": place, "top_1": place <= 1.0, "top_5": place <= 5.0, "vendor_right": right}
         found |= {f"{top}_and_vendor": np.where(found[top], right, 0.0) for top in ("top_1", "top_5")}
         return pd.DataFrame({name: values.mean(1) for name, values in found.items()})
 
-    def attributes_right(self, names: Shaped[np.ndarray, " n"], seen: Seen) -> pd.DataFrame:
-        """Of each name: the fraction of what is `seen` for it by which each attribute is right, nan where the name does not have
-        it; and in `EVERY` of all attributes at once, of names that have all."""
+    def attributes_right(
+        self, names: Shaped[np.ndarray, " n"], vendors: Shaped[np.ndarray, "n s"], seen: Seen
+    ) -> pd.DataFrame:
+        """Of each name: the fraction of what is `seen` for it, as drawn by `vendors`, by which each attribute is right, nan where
+        the name does not have it; and in `EVERY` of all attributes at once, of names that have all."""
         shape = seen.features.shape[:2]
+        vendors = np.broadcast_to(vendors, shape)
         found, every = {}, np.ones(shape)
         for name, judge in self.attributes.items():
             values = values_of(names, self._config.attributes[name])
             right = np.full(shape, np.nan)
             has = np.isin(values, judge.classes)
-            right[has] = judge.places(seen.at(has), values[has]) == 1
+            right[has] = judge.places(seen.at(has), vendors[has], values[has]) == 1
             every = every * right
             found[name] = right.mean(1)
         return pd.DataFrame({**found, EVERY: every.mean(1)} if found else {})

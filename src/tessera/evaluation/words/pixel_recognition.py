@@ -49,17 +49,20 @@ class Config(Strict):
 
 
 class Drawings(NamedTuple):
-    """Images of known classes, as they are and through the tokenizer."""
+    """Images of known classes, as they are and through the tokenizer. `by` says who drew each; where that is no help it is the
+    same for all."""
 
     originals: UInt8[np.ndarray, "n h w c"]
     reconstructions: UInt8[np.ndarray, "n h w c"]
     classes: Shaped[np.ndarray, " n"]
+    by: Shaped[np.ndarray, " n"]
 
 
 class Network(nn.Module):
-    """Images [B,C,H,W] to logits of classes: 3x3 convolutions, and maxima over 2x2 places until some 4x4 are left."""
+    """Images [B,C,H,W] and who drew each [B] to logits of classes: 3x3 convolutions, and maxima over 2x2 places until some 4x4
+    are left. Who drew it scales and shifts the features (FiLM, arXiv 1709.07871, eq. 2): one vendor's dark is another's medium."""
 
-    def __init__(self, config: Config, channels: int, side: int, classes: int) -> None:
+    def __init__(self, config: Config, channels: int, side: int, classes: int, makers: int) -> None:
         super().__init__()
         halvings = max(1, (side // SMALLEST).bit_length() - 1)
         widths = [channels, *(config.channels * 2**i for i in range(halvings)), config.features]
@@ -70,9 +73,12 @@ class Network(nn.Module):
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))
         self.convolutions = nn.Sequential(*layers)
         self.last = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.features, classes))
+        self.makers = nn.Embedding(makers, 2 * config.features)
+        nn.init.zeros_(self.makers.weight)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        found: Tensor = self.last(self.convolutions(x).mean((2, 3)))
+    def forward(self, x: Float[Tensor, "b c h w"], by: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
+        scale, shift = self.makers(by).chunk(2, 1)
+        found: Tensor = self.last((1 + scale) * self.convolutions(x).mean((2, 3)) + shift)
         return found
 
 
@@ -95,34 +101,48 @@ class PixelRecogniser:
         self._device = device
         seed_globally(seed, "recogniser")
         height, width, channels = train.originals.shape[1:]
-        network = Network(config, channels, min(height, width), len(self.classes)).to(device)
-        self._network = fitted(network.to(memory_format=torch.channels_last), train, index, config, seed, device)
+        self._makers = np.unique(train.by.astype(str))
+        network = Network(config, channels, min(height, width), len(self.classes), len(self._makers)).to(device)
+        makers = self._index(train.by)
+        self._network = fitted(
+            network.to(memory_format=torch.channels_last), train, index, makers, config, seed, device
+        )
         known = np.isin(held_out.classes.astype(str), self.classes)
-        seen = (held_out.originals[known], held_out.reconstructions[known])
-        right = [float((self(pixels) == held_out.classes[known].astype(str)).mean()) for pixels in seen if known.any()]
+        seen, by = (held_out.originals[known], held_out.reconstructions[known]), held_out.by[known]
+        wanted = held_out.classes[known].astype(str)
+        right = [float((self(pixels, by) == wanted).mean()) for pixels in seen if known.any()]
         self.accuracy = float(np.mean(right)) if right else np.nan
 
+    def _index(self, by: Shaped[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The number of each maker; one who drew none of the training images counts as the first."""
+        found: Int[np.ndarray, " n"] = (by.astype(str)[:, None] == self._makers).argmax(1)
+        return found
+
     @torch.no_grad()
-    def _scores(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n k"]:
+    def _scores(self, pixels: UInt8[np.ndarray, "n h w c"], by: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, "n k"]:
+        makers = torch.from_numpy(self._index(by)).to(self._device)
         found = [
-            self._network(to_model(pixels[where], self._device)).cpu().numpy()
+            self._network(to_model(pixels[where], self._device), makers[where]).cpu().numpy()
             for where in batches(len(pixels), AT_ONCE)
         ]
         return np.concatenate(found)
 
-    def __call__(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Shaped[np.ndarray, " n"]:
-        """The likeliest class of each image."""
-        return self.classes[self._scores(pixels).argmax(1)]
+    def __call__(self, pixels: UInt8[np.ndarray, "n h w c"], by: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
+        """The likeliest class of each image, drawn by whom `by` says."""
+        return self.classes[self._scores(pixels, by).argmax(1)]
 
-    def places(self, pixels: UInt8[np.ndarray, "n h w c"], wanted: Shaped[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    def places(
+        self, pixels: UInt8[np.ndarray, "n h w c"], by: Shaped[np.ndarray, " n"], wanted: Shaped[np.ndarray, " n"]
+    ) -> Int[np.ndarray, " n"]:
         """As `recognition.Recogniser.places`."""
-        return places(lambda: self._scores(pixels), self.classes, wanted)
+        return places(lambda: self._scores(pixels, by), self.classes, wanted)
 
 
 def fitted(
     network: Network,
     train: Drawings,
     index: Int[np.ndarray, " n"],
+    makers: Int[np.ndarray, " n"],
     config: Config,
     seed: int,
     device: Device,
@@ -139,7 +159,8 @@ def fitted(
             pixels = np.where((batch < n)[:, None, None, None], train.originals[rows], train.reconstructions[rows])
             moved = shifted(pixels, order.integers(-config.shift, config.shift, (len(rows), 2), endpoint=True))
             targets = torch.from_numpy(index[rows].astype(np.int64)).to(device)
-            loss = F.cross_entropy(network(to_model(moved, device)), targets)
+            by = torch.from_numpy(makers[rows]).to(device)
+            loss = F.cross_entropy(network(to_model(moved, device), by), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
