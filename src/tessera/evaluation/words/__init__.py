@@ -121,15 +121,10 @@ def measure(config: Config, run: Run) -> Report:
     original it recognises; `compositions`."""
     train, val, test = (images(run, split) for split in ("train", "val", "test"))
     sampler, copies = Sampler(config, run), Copies(run, test, config.quantile)
-    new = test.at(unseen(test, train))
-    known = same_codes(new, train)
-    nameless = ~sampler.knows(new.names)
-    left_out = {"same_codes": int(known.sum()), "without_words": int((nameless & ~known).sum())}
-    new = new.at(~known & ~nameless)
-    if not len(new.rows):
+    held_out, left_out = to_ask_for(test, train, sampler)
+    if not len(held_out.rows):
         print(f"evaluation@words does not apply: no held-out image is left ({left_out})", flush=True)
         return Report({"applies": 0})
-    held_out = new.at(chosen(new.vendors, config.count, run.params.seed))
     vendors = [str(vendor) for vendor in np.unique(train.vendors)]
     made_of = composed(config, np.unique(train.names))
     for name in made_of:
@@ -168,6 +163,18 @@ def measure(config: Config, run: Run) -> Report:
         tables[COMPOSITIONS] = right[COMPOSITIONS].right.assign(name=list(made_of), composition=list(made_of.values()))
         pictured[COMPOSITIONS] = of_names(list(made_of), vendors, made_up.pixels, config.shown, run.params.seed)
     return Report(metrics, tables, pictured)
+
+
+def to_ask_for(test: Images, train: Images, sampler: Sampler) -> tuple[Images, dict[str, int]]:
+    """Held-out images of the test split, at most `count` of each vendor; and how many are left out for what reason."""
+    new = test.at(unseen(test, train))
+    known = same_codes(new, train)
+    nameless = ~sampler.knows(new.names)
+    left_out = {"same_codes": int(known.sum()), "without_words": int((nameless & ~known).sum())}
+    new = new.at(~known & ~nameless)
+    if len(new.rows):
+        new = new.at(chosen(new.vendors, sampler.config.count, sampler.run.params.seed))
+    return new, left_out
 
 
 def to_choose_by(val: Images, train: Images, sampler: Sampler) -> Images:
