@@ -165,6 +165,22 @@ def decoding(start: Callable[..., str], **_: Any) -> None:
         assert re.search(rf"^\| {title} \| \d+ \| \d+ \| [\d.]+ \| [\d.]+ \|$", said, re.M)
 
 
+def enlarged(start: Callable[..., str], workspace: Path, capsys: pytest.CaptureFixture[str], **_: Any) -> None:
+    rng = np.random.default_rng(0)
+    for folder, shape in (("dataset", (6, 16, 16, 3)), ("reconstruction", (6, 16, 16, 3))):
+        files.save_array(workspace / "artifacts" / folder / "test.npy", rng.integers(0, 256, shape, np.uint8))
+    said = start("benchmarks.enlarged", "--images", "4")
+    rows = re.findall(r"^\| (\w[\w ]*) \| (\S+) \| (\S+) \| (\S+) \| (\d+) \|$", said, re.M)
+    found = {name: (error, float(psnr), count) for name, error, psnr, _, count in rows if name != "enlarged by"}
+    assert set(found) == {"not enlarged", "bicubic", "nearest"}
+    assert found["nearest"][1] == found["not enlarged"][1]  # each pixel 256 times, the error as large
+    assert found["bicubic"][1] > found["nearest"][1] + 0.5  # noise is smoothed away
+    assert {count for _, _, count in found.values()} == {"4"}
+    (workspace / "artifacts/reconstruction/test.npy").unlink()
+    assert script("benchmarks.enlarged").main([]) == 1
+    assert "`dvc repro reconstruction` makes it" in capsys.readouterr().err
+
+
 class Fork:
     """What `benchmarks.growth` asks of a `subprocess.Popen`, of a process that need not load torch."""
 
@@ -577,6 +593,7 @@ def exported(workspace: Path, capsys: pytest.CaptureFixture[str], **_: Any) -> N
 SMOKE: dict[str, Callable[..., None]] = {
     "benchmarks.quantizers": quantizers,
     "benchmarks.linear": linear,
+    "benchmarks.enlarged": enlarged,
     "benchmarks.tokenizers": tokenizers,
     "benchmarks.sampling": sampling,
     "benchmarks.speed": speed,
