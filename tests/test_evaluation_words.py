@@ -213,6 +213,9 @@ def test_compositions_that_vendors_drew_have_ceilings(world: World) -> None:
     table = found.tables["attributes"].set_index(["set", "attribute"])
     assert list(table.loc[[(name, "size") for name in names], "names"]) == [2, 2, 2]
     assert found.metrics["compositions"]["names"] == 2
+    judges = found.tables["judges"].set_index(["judge", "of"])["images"]
+    for vendor in ("red", "teal"):  # each learns from the other's
+        assert judges["size", f"compositions, {vendor}"] == judges["size", "all"] + 1
     wrong = measured(world(lambda vendor, name, generator: drawing(vendor, "large dot"), there=withheld))
     assert wrong.metrics["attributes"]["compositions_drawn"]["size"] == 0.5
     assert "compositions_drawn" not in measured(world()).metrics["attributes"]
@@ -246,7 +249,9 @@ def test_at_chance_where_training_names_are_shuffled(world: World) -> None:
     found, quick = [], {"attributes": {}, "compositions": [], "network": example(Network, epochs=1)}
     for seed in range(20):
         shuffled = train._replace(concepts=np.random.default_rng(seed).permutation(train.concepts))
-        judges = words.Judges(shuffled, val, ["blue"], example(words.Config, **SETTINGS | quick), run)
+        judges = words.Judges(
+            shuffled, val, test.at(np.zeros(0, int)), ["blue"], example(words.Config, **SETTINGS | quick), run
+        )
         asked = test.at((test.vendors == "blue") & np.isin(test.concepts, judges.concepts["blue"].classes))
         found += judges.judged(asked, words.real(asked, run, "test"))["top_1"].tolist()
     assert len(found) >= 60

@@ -239,7 +239,7 @@ def test_sizes_of_rotation_differ_in_their_size_alone(size):
 SYSTEMS = {  # preset: pixels of a tiny image, its channels, grids of its codes
     "bf16": (8, 3, ((2, 2),)),
     "cifar10": (8, 3, ((2, 2),)),
-    "emoji-64": (16, 3, ((2, 2),)),
+    "emoji-64": (8, 3, ((2, 2),)),
     "emoji-vendors": (8, 3, ((2, 2),)),
     "emoji-words": (8, 3, ((2, 2),)),
     "fashion-mnist": (8, 1, ((2, 2),)),

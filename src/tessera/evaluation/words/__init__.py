@@ -21,7 +21,8 @@ features: more than anyone could know who has not seen the original, and of the 
 `compositions` are names of words of which two stand together in no training name, such as woman and ninja. Every vendor is asked
 for each, and judges of attributes see whether its tone and its gender are right. Those that vendors did draw
 (`dataset.split.withheld` keeps their drawings out of training) are `compositions_drawn`: each vendor is asked for what it drew,
-and what the judges say of these drawings and of their reconstructions are the ceilings.
+and what the judges say of these drawings and of their reconstructions are the ceilings. The judges of compositions have seen
+the drawings of these by the other vendors, else a teacher were a woman to them.
 
 Figures are means over held-out images, of which each weighs alike; intervals (95 %) resample families. `near_copies` is the
 fraction of samples whose codes are no farther from a training image's, or an augmented copy's, than the `quantile` of the test
@@ -131,7 +132,8 @@ def measure(config: Config, run: Run) -> Report:
         sampler.vocabulary.asked(name)  # an error names what is not known
     of_validation = to_choose_by(val, train, sampler)
     asked = np.unique(np.concatenate([held_out.vendors, of_validation.vendors]))
-    judges = Judges(train, val, [str(vendor) for vendor in asked], config, run)
+    drawn = test.at(np.isin(test.names, list(made_of)))
+    judges = Judges(train, val, drawn, [str(vendor) for vendor in asked], config, run)
     choice = choose_guidance(of_validation, judges, sampler)
     samples = sampler(held_out.names.tolist(), held_out.vendors.tolist(), SAMPLES, config.samples)
     made_up = sampler.by_each(list(made_of), vendors)
@@ -229,30 +231,35 @@ def of_attributes(
     made_up: Samples | None,
     run: Run,
 ) -> dict[str, Right]:
-    """Set -> which attributes are right: of all test images, of the samples for held-out ones, of the compositions `names`."""
+    """Set -> which attributes are right: of all test images but compositions, of the samples for held-out ones, of the
+    compositions `names`."""
+    called = np.array(list(names), str)
+    asked = ~np.isin(held_out.names, called)
+    plain, drawn = (test.at(where) for where in (~np.isin(test.names, called), np.isin(test.names, called)))
 
     def right(of: Images, seen: Seen) -> Right:
         return Right(judges.attributes_right(of.names, of.vendors[:, None], seen), of.concepts)
 
     found = {
-        ORIGINALS: right(test, real(test, run, "test")),
-        RECONSTRUCTIONS: right(test, reconstructed(test, run, "test")),
-        SAMPLES: right(held_out, samples.seen),
+        ORIGINALS: right(plain, real(plain, run, "test")),
+        RECONSTRUCTIONS: right(plain, reconstructed(plain, run, "test")),
+        SAMPLES: right(held_out.at(asked), samples.seen.at(asked)),
     }
     if made_up is not None:
-        called = np.array(list(names))
         every = np.tile(vendors, (len(called), 1))
-        found[COMPOSITIONS] = Right(
-            judges.attributes_right(called, every, made_up.seen), np.array(list(names.values()))
+        all_right = judges.compositions_right(called, every, made_up.seen)
+        found[COMPOSITIONS] = Right(all_right, np.array(list(names.values())))
+    if made_up is not None and len(drawn.rows):
+        row, column = (
+            np.array([places.index(value) for value in values])
+            for places, values in ((called.tolist(), drawn.names), (list(vendors), drawn.vendors))
         )
-        drawn = test.at(np.isin(test.names, called))
-        if len(drawn.rows):
-            own = {name: at for at, name in enumerate(called)}, {vendor: at for at, vendor in enumerate(vendors)}
-            at = np.array(
-                [[own[0][name], own[1][vendor]] for name, vendor in zip(drawn.names, drawn.vendors, strict=True)]
-            )
-            asked = Seen(*(each[at[:, 0], at[:, 1]][:, None] for each in made_up.seen))
-            found[DRAWN] = right(drawn, asked)
-            found[DRAWN_ORIGINALS] = right(drawn, real(drawn, run, "test"))
-            found[DRAWN_RECONSTRUCTIONS] = right(drawn, reconstructed(drawn, run, "test"))
+        sets = {
+            DRAWN: Seen(*(each[row, column][:, None] for each in made_up.seen)),
+            DRAWN_ORIGINALS: real(drawn, run, "test"),
+            DRAWN_RECONSTRUCTIONS: reconstructed(drawn, run, "test"),
+        }
+        for name, seen in sets.items():
+            composed = judges.compositions_right(drawn.names, drawn.vendors[:, None], seen)
+            found[name] = Right(composed, drawn.concepts)
     return found

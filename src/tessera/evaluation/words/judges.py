@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from tessera.evaluation.words.held_out import Images, values_of
 from tessera.evaluation.words.pixel_recognition import Drawings, PixelRecogniser
 from tessera.evaluation.words.recognition import HEADS, Examples, Recogniser
 
+FOLDERS = ("dataset", "reconstruction")
 NETWORK = "network"  # the head that sees pixels
 UNKNOWN = ""  # vendor of all, where a judge must not be told it
 
@@ -73,51 +74,77 @@ class Judge:
         return self._by_features.places(features, each).reshape(by.shape)
 
 
+class Known(NamedTuple):
+    """Real drawings of one split that a judge learns from or is chosen by, and the class of each."""
+
+    images: Images
+    split: str
+    classes: Shaped[np.ndarray, " n"]
+
+    def at(self, where: Shaped[np.ndarray, " m"]) -> Known:
+        return Known(self.images.at(where), self.split, self.classes[where])
+
+
 class Judges:
     """Of concepts for each vendor, of vendors, and of each attribute; the latter are told the vendor, whose palette they know.
-    `table` says which head each has."""
+    `table` says which head each has.
 
-    def __init__(self, train: Images, val: Images, vendors: Sequence[str], config: Config, run: Run) -> None:
+    Those of attributes have seen no composition. A judge that has seen women teach, and no man, takes teachers for women. So
+    `composed` has judges of attributes for each vendor who have seen the compositions of the *other* vendors too, if there are
+    drawings of them: `drawn`.
+    """
+
+    def __init__(
+        self, train: Images, val: Images, drawn: Images, vendors: Sequence[str], config: Config, run: Run
+    ) -> None:
         self._config, self._run = config, run
         self._rows: list[dict[str, Any]] = []
-        unknown = tuple(each._replace(vendors=np.full(len(each.vendors), UNKNOWN)) for each in (train, val))
-        self.vendors = self._trained("vendors", ALL, (unknown[0], train.vendors), (unknown[1], val.vendors), True)
+        unknown = (each._replace(vendors=np.full(len(each.vendors), UNKNOWN)) for each in (train, val))
+        learned, held = (
+            Known(images, split, classes)
+            for images, split, classes in zip(unknown, ("train", "val"), (train.vendors, val.vendors), strict=True)
+        )
+        self.vendors = self._trained("vendors", ALL, [learned], held, True)
         self.concepts = {}
         for vendor in vendors:
             others, own = train.at(train.vendors != vendor), val.at(val.vendors == vendor)
-            self.concepts[vendor] = self._trained(
-                "concepts", vendor, (others, others.concepts), (own, own.concepts), False
-            )
-        self.attributes = {}
+            learned, held = Known(others, "train", others.concepts), Known(own, "val", own.concepts)
+            self.concepts[vendor] = self._trained("concepts", vendor, [learned], held, False)
+        self.attributes: dict[str, Judge] = {}
+        self.composed: dict[str, dict[str, Judge]] = {}
         for name, values in config.attributes.items():
-            of_train, of_val = (values_of(each.names, values) for each in (train, val))
-            if len(there := set(of_train) - {""}) < 2:
-                print(f"evaluation.words: attribute {name} is not judged: training names have {len(there)} of its values",
-                      flush=True)  # fmt: skip
-                continue
-            has, held = of_train != "", of_val != ""
-            self.attributes[name] = self._trained(
-                name, ALL, (train.at(has), of_train[has]), (val.at(held), of_val[held]), True
-            )
+            parts = [
+                named(Known(each, split, values_of(each.names, values)))
+                for each, split in ((train, "train"), (val, "val"), (drawn, "test"))
+            ]
+            self._of_attribute(name, *parts)
         self.table = pd.DataFrame(self._rows)
 
-    def _trained(
-        self, judge: str, of: str, train: tuple[Images, Shaped[np.ndarray, " n"]],
-        val: tuple[Images, Shaped[np.ndarray, " m"]], few: bool,
-    ) -> Judge:  # fmt: skip
-        """Images and the class of each. `few`: classes are few enough for a network."""
-        (images, classes), (held, held_classes), own = train, val, self._config
-        again = reconstructed(held, self._run, "val").features[:, 0]
+    def _of_attribute(self, name: str, train: Known, val: Known, drawn: Known) -> None:
+        if len(there := set(train.classes)) < 2:
+            print(f"evaluation.words: attribute {name} is not judged: training names have {len(there)} of its values",
+                  flush=True)  # fmt: skip
+            return
+        self.attributes[name] = self._trained(name, ALL, [train], val, True)
+        for vendor in np.unique(drawn.images.vendors).tolist():
+            others = drawn.at(drawn.images.vendors != vendor)
+            found = self._trained(name, f"compositions, {vendor}", [train, others], val, True)
+            self.composed.setdefault(vendor, {})[name] = found
+
+    def _trained(self, judge: str, of: str, learned: Sequence[Known], held: Known, few: bool) -> Judge:
+        """`few`: classes are few enough for a network."""
+        own, classes = self._config, np.concatenate([each.classes for each in learned])
+        again = reconstructed(held.images, self._run, held.split).features[:, 0]
         by_features = Recogniser(
-            Examples(images.features, classes),
-            Examples(np.concatenate([held.features, again]), np.tile(held_classes, 2)),
+            Examples(np.concatenate([each.images.features for each in learned]), classes),
+            Examples(np.concatenate([held.images.features, again]), np.tile(held.classes, 2)),
             own.dimensions,
             own.penalty,
             own.iterations,
         )
         by_pixels = None
         if few:
-            drawings = (self._drawings(images, "train", classes), self._drawings(held, "val", held_classes))
+            drawings = (self._drawings(learned), self._drawings([held]))
             by_pixels = PixelRecogniser(*drawings, own.network, self._run.params.seed, self._run.device)
         made = Judge(by_features, by_pixels)
         validation = {f"validation_{head}": made.accuracy.get(head, np.nan) for head in (*HEADS, NETWORK)}
@@ -125,9 +152,16 @@ class Judges:
                            "head": made.head, **validation})  # fmt: skip
         return made
 
-    def _drawings(self, images: Images, split: str, classes: Shaped[np.ndarray, " n"]) -> Drawings:
-        originals, again = (self._run.images(split, folder)[images.rows] for folder in ("dataset", "reconstruction"))
-        return Drawings(np.asarray(originals), np.asarray(again), classes, images.vendors)
+    def _drawings(self, known: Sequence[Known]) -> Drawings:
+        parts = [
+            (
+                *(np.asarray(self._run.images(each.split, folder)[each.images.rows]) for folder in FOLDERS),
+                each.classes,
+                each.images.vendors,
+            )
+            for each in known
+        ]
+        return Drawings(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     def judged(self, asked: Images, seen: Seen) -> pd.DataFrame:
         """Of each image of `asked`: mean over those `seen` for it of `FIGURES`, and of the place of its concept."""
@@ -146,14 +180,38 @@ class Judges:
     ) -> pd.DataFrame:
         """Of each name: the fraction of what is `seen` for it, as drawn by `vendors`, by which each attribute is right, nan where
         the name does not have it; and in `EVERY` of all attributes at once, of names that have all."""
+        return self._right(names, vendors, seen, {})
+
+    def compositions_right(
+        self, names: Shaped[np.ndarray, " n"], vendors: Shaped[np.ndarray, "n s"], seen: Seen
+    ) -> pd.DataFrame:
+        """The same by the judges of compositions, that of the vendor of each image."""
+        return self._right(names, vendors, seen, self.composed)
+
+    def _right(
+        self,
+        names: Shaped[np.ndarray, " n"],
+        vendors: Shaped[np.ndarray, "n s"],
+        seen: Seen,
+        own: Mapping[str, Mapping[str, Judge]],
+    ) -> pd.DataFrame:
         shape = seen.features.shape[:2]
         vendors = np.broadcast_to(vendors, shape)
         found, every = {}, np.ones(shape)
-        for name, judge in self.attributes.items():
-            values = values_of(names, self._config.attributes[name])
-            right = np.full(shape, np.nan)
-            has = np.isin(values, judge.classes)
-            right[has] = judge.places(seen.at(has), vendors[has], values[has]) == 1
+        for name, values in self._config.attributes.items():
+            if name not in self.attributes:
+                continue
+            wanted, right = values_of(names, values), np.full(shape, np.nan)
+            for vendor in np.unique(vendors):
+                judge = own.get(vendor, self.attributes)[name]
+                row, column = np.nonzero((vendors == vendor) & np.isin(wanted, judge.classes)[:, None])
+                each = Seen(*(part[row, column][:, None] for part in seen))
+                right[row, column] = judge.places(each, vendors[row, column][:, None], wanted[row])[:, 0] == 1
             every = every * right
             found[name] = right.mean(1)
         return pd.DataFrame({**found, EVERY: every.mean(1)} if found else {})
+
+
+def named(known: Known) -> Known:
+    """Those whose name has a value of the attribute."""
+    return known.at(known.classes != "")
