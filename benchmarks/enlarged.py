@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from skimage.metrics import structural_similarity
 
+from benchmarks.peers import positive
 from tessera import scores
 from tessera.core import files
 from tessera.core.errors import InputError
@@ -84,14 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--split", choices=("val", "test"), default="test", help="default test")
-    parser.add_argument("--images", type=int, default=2000, help="at most, evenly spaced (default 2000)")
+    parser.add_argument(
+        "--images", type=partial(positive, int), default=2000, help="at most, evenly spaced (default 2000)"
+    )
     options = parser.parse_args(argv)
     try:
         found = table(options.split, options.images)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(markdown(found.map(lambda value: value if isinstance(value, str) else f"{value:.4g}").replace("nan", "-")))
+    print(markdown(found.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value).replace("nan", "-")))
     return 0
 
 

@@ -577,8 +577,9 @@ def digest(name: str, case: Case) -> str:
     """Of all that a row depends on beside its key: images, K, the recipe, the version of the package."""
     package = PEERS[name].package
     images = {key: value for key, value in case.params.chosen()["dataset"].items() if key != "source"}
+    clock = "processor" if case.params.value("runtime.threads") == 1 else "wall"
     version = importlib.metadata.version(package) if package else ""
-    decides = (images, case.codebook_size, case.params.seed, PEERS[name].decides(case), version)
+    decides = (images, clock, case.codebook_size, case.params.seed, PEERS[name].decides(case), version)
     return hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 

@@ -19,6 +19,7 @@ import math
 import os
 import re
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -189,7 +190,11 @@ def prepare(
     images, targets, found = _render_all(source, dataset, processes, progress)
     whole = readable(found, source)
     own = np.array([split or "train" for split in source.splits or [None] * len(images)])
-    kept, across = unique([digest for digest in found if isinstance(digest, bytes)], own[whole])
+    withheld = has_words(source.names, dataset.split.withheld)
+    # of equal images one that is withheld is kept: else training had it under another name
+    kept, across = unique(
+        [digest for digest in found if isinstance(digest, bytes)], np.where(withheld, "test", own)[whole]
+    )
     kept = whole[kept]
     table = _table(source, kept)
     lead = int((kept < source.lead).sum()) if isinstance(source, Collection) else None
@@ -197,10 +202,7 @@ def prepare(
     if dataset.split.by == "vendor_and_family":
         units = table["vendor_name"] + "/" + units
     splits = divide(units, table["label"].to_numpy(), own[kept], dataset.split, generator, lead)
-    withheld = has_words(table["name"], dataset.split.withheld)
-    splits[withheld] = "test"
-    require_rows(splits, own[kept], units.nunique(), dataset.split)
-    table["split"] = splits
+    table["split"] = splits = withhold(splits, withheld[kept])
     rows = {split: np.flatnonzero(splits == split) for split in SPLITS}
     families = pd.factorize(table["family"])[0]
     near, near_train = near_pairs(thumbnails(images, kept), families, splits == "train", dataset.near_duplicate_rmse)
@@ -216,7 +218,7 @@ def prepare(
         },
     }
     if dataset.split.withheld:
-        metrics["withheld"] = int(withheld.sum())
+        metrics["withheld"] = int(withheld[kept].sum())
     notes = _notes(across, families, splits, dataset)
     if isinstance(source, Collection):
         metrics["vendors"] = of_vendors(source, whole, table)
@@ -491,7 +493,7 @@ def divide(
     result[free[follows]] = [placed[unit] for unit in by[free[follows]]]
     rest = free[len(first) :][~follows[len(first) :]]
     result[rest] = np.array(wanted, object)[_assigned(by[rest], labels[rest], fractions, generator)]
-    require_rows(result, own, len(set(by[free])), split)
+    _require_rows(result, own, len(set(by[free])), split)
     return result
 
 
@@ -520,14 +522,30 @@ def _assigned(
     return result
 
 
+def withhold(splits: np.ndarray, withheld: Bool[np.ndarray, " n"]) -> np.ndarray:
+    """`splits`, but the rows that are `withheld` stand in test.
+
+    Raises:
+        InputError: they leave too few images in another split.
+    """
+    result = np.where(withheld, "test", splits)
+    for name in SPLITS:
+        if withheld.any() and (rows := int((result == name).sum())) < LEAST:
+            raise InputError(
+                f"dataset.split.withheld takes {withheld.sum()} images and leaves the {name} split {rows}, which must have at "
+                f"least {LEAST}; withhold fewer words"
+            )
+    return result
+
+
 def has_words(names: Iterable[str], withheld: Sequence[str]) -> Bool[np.ndarray, " n"]:
     """Which names have all words of an entry of `withheld`, joined by blanks or underscores, as whole words: `man` is no part of
-    `woman`.
+    `woman`. Underscores in names are blanks, as they are to a prior that is told words.
 
     Raises:
         InputError: no name has the words of an entry.
     """
-    names = [name.casefold() for name in names]
+    names = [unicodedata.normalize("NFKC", name).casefold().replace("_", " ") for name in names]
     found = np.zeros(len(names), bool)
     for entry in withheld:
         patterns = [
@@ -551,12 +569,7 @@ def _groups(by: np.ndarray) -> list[Int[np.ndarray, " m"]]:
     return np.split(order, np.flatnonzero(by[order][1:] != by[order][:-1]) + 1)
 
 
-def require_rows(splits: np.ndarray, own: Sequence[str], groups: int, split: Split) -> None:
-    """Check that each split has images enough.
-
-    Raises:
-        InputError: a split has fewer than `LEAST`. The message names it and a remedy.
-    """
+def _require_rows(splits: np.ndarray, own: Sequence[str], groups: int, split: Split) -> None:
     fixed = [name for name in ("val", "test") if name in set(own)]
     free = sum(name == "train" for name in own)
     for name in SPLITS:

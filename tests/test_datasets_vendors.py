@@ -29,6 +29,7 @@ from test_datasets_emoji import ROWS, write_images, write_parquet
 from stages import dataset as preparation
 from stages.dataset import Settings as Dataset
 from tessera.core import files, seams
+from tessera.core.contracts import Source
 from tessera.core.errors import InputError
 from tessera.core.seeding import numpy_generator
 from tessera.datasets import emoji
@@ -494,6 +495,39 @@ def test_withheld_words_are_whole_words_in_any_order() -> None:
     assert preparation.has_words(names, ["man mage"]).tolist() == [False, True, False, False, False]
     with pytest.raises(InputError, match="no image has the words 'woman_fairy' in its name"):
         preparation.has_words(names, ["man mage", "woman_fairy"])
+
+
+def test_names_with_underscores_are_withheld_too() -> None:
+    assert preparation.has_words(["woman_mage.png", "people/woman_mage"], ["woman mage"]).tolist() == [True, True]
+
+
+def of_names(names: list[str]) -> Source:
+    """A picture for each name; those of `mage` and `woman mage` are the same."""
+    pictures = np.random.default_rng(0).integers(0, 256, (len(names), 8, 8, 3), np.uint8)
+    alike = [i for i, name in enumerate(names) if name in ("mage", "woman mage")]
+    pictures[alike] = pictures[alike[:1]] if alike else 0
+    return Source(list(pictures), names, names, None, [], None)
+
+
+def split_of(names: list[str], withheld: list[str]) -> dict[str, str]:
+    table = preparation.prepare(
+        of_names(names), section(withheld=withheld), numpy_generator(0, "dataset", "split")
+    ).table
+    return dict(zip(table["name"], table["split"], strict=True))
+
+
+def test_of_equal_images_the_one_that_is_withheld_stays() -> None:
+    found = split_of(["mage", "woman mage", *(f"thing {i}" for i in range(40))], ["woman_mage"])
+    assert found["woman mage"] == "test"
+    assert "mage" not in found, "or training had what is withheld, by another name"
+
+
+def test_withheld_words_leave_images_for_training() -> None:
+    names = [f"{kind} thing {i}" for i in range(20) for kind in ("red", "blue")]
+    with pytest.raises(
+        InputError, match=r"withheld takes 40 images and leaves the train split 0, .* withhold fewer words"
+    ):
+        split_of(names, ["red_thing", "thing blue"])
 
 
 @pytest.mark.parametrize("wrong", ["mage", " mage", "mage_", ""])

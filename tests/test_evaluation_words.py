@@ -221,6 +221,28 @@ def test_compositions_that_vendors_drew_have_ceilings(world: World) -> None:
     assert "compositions_drawn" not in measured(world()).metrics["attributes"]
 
 
+def test_judges_of_compositions_where_few_are_drawn(world: World) -> None:
+    """One vendor's drawing of one attribute, and one by a vendor that training lacks: others judge, and it is left out."""
+    there = splits()
+    there["test"] += [("red", "small dot")]
+    there["train"] = [row for row in there["train"] if row[0] != "olive"]
+    there["val"] = [row for row in there["val"] if row[0] != "olive"]
+    there["test"] += [("olive", "large dot")]
+    shades = {"shade": ["ring", "bar"]}
+    found = measured(world(there=there), attributes={**SETTINGS["attributes"], **shades})
+    judges = found.tables["judges"]
+    own = judges[judges["of"].str.startswith("compositions")]
+    assert set(own["judge"]) == {"size"}
+    assert set(own["of"]) == {
+        f"compositions, {vendor}" for vendor in ("blue", "green", "teal")
+    }  # of red nobody else drew one
+    table = found.tables["attributes"].set_index(["set", "attribute"])
+    assert table.loc[("compositions_drawn", "size"), "names"] == 1
+    assert (
+        table.loc[("originals", "size"), "names"] == 2 * len([row for row in there["test"] if "dot" not in row[1]]) // 2
+    )
+
+
 def test_a_prior_that_recites_a_training_image_is_found_out(world: World) -> None:
     whole = measured(world(reciting)).metrics["all"]
     assert whole["near_copies"] == 1

@@ -60,7 +60,17 @@ from tessera.evaluation.words.config import (
     Config,
 )
 from tessera.evaluation.words.figures import of_names, picture, some, worst
-from tessera.evaluation.words.held_out import Images, chosen, composed, images, partners, retrieved, same_codes, unseen
+from tessera.evaluation.words.held_out import (
+    Apart,
+    Images,
+    chosen,
+    composed,
+    images,
+    partners,
+    retrieved,
+    same_codes,
+    unseen,
+)
 from tessera.evaluation.words.judges import Judges, Seen, real, reconstructed
 from tessera.evaluation.words.samples import Copies, Sampler, Samples
 from tessera.evaluation.words.tables import (
@@ -132,14 +142,15 @@ def measure(config: Config, run: Run) -> Report:
         sampler.vocabulary.asked(name)  # an error names what is not known
     of_validation = to_choose_by(val, train, sampler)
     asked = np.unique(np.concatenate([held_out.vendors, of_validation.vendors]))
-    drawn = test.at(np.isin(test.names, list(made_of)))
+    apart = Apart(np.unique(train.names))
+    drawn = test.at(apart.of(test.names) & np.isin(test.vendors, vendors))
     judges = Judges(train, val, drawn, [str(vendor) for vendor in asked], config, run)
     choice = choose_guidance(of_validation, judges, sampler)
     samples = sampler(held_out.names.tolist(), held_out.vendors.tolist(), SAMPLES, config.samples)
     made_up = sampler.by_each(list(made_of), vendors)
     judged = of_sets(judges, held_out, train, samples, sampler)
     accuracy = intervals(judged, held_out, config.resamplings, run.params.seed)
-    right = of_attributes(judges, test, held_out, samples, made_of, vendors, made_up, run)
+    right = of_attributes(judges, apart, test, held_out, samples, made_of, vendors, made_up, run)
     attributes = attribute_intervals(right, judges, config.resamplings, run.params.seed)
     far = copies.distances(samples.codes)
     metrics: dict[str, Any] = {
@@ -223,6 +234,7 @@ def of_sets(
 
 def of_attributes(
     judges: Judges,
+    apart: Apart,
     test: Images,
     held_out: Images,
     samples: Samples,
@@ -234,8 +246,8 @@ def of_attributes(
     """Set -> which attributes are right: of all test images but compositions, of the samples for held-out ones, of the
     compositions `names`."""
     called = np.array(list(names), str)
-    asked = ~np.isin(held_out.names, called)
-    plain, drawn = (test.at(where) for where in (~np.isin(test.names, called), np.isin(test.names, called)))
+    asked, plain = ~apart.of(held_out.names), test.at(~apart.of(test.names))
+    drawn = test.at(np.isin(test.names, called) & np.isin(test.vendors, vendors))
 
     def right(of: Images, seen: Seen) -> Right:
         return Right(judges.attributes_right(of.names, of.vendors[:, None], seen), of.concepts)
@@ -262,4 +274,4 @@ def of_attributes(
         for name, seen in sets.items():
             composed = judges.compositions_right(drawn.names, drawn.vendors[:, None], seen)
             found[name] = Right(composed, drawn.concepts)
-    return found
+    return {name: each for name, each in found.items() if len(each.families)}

@@ -111,15 +111,27 @@ def values_of(names: Iterable[str], values: Sequence[str]) -> Shaped[np.ndarray,
 def composed(config: Config, known: Iterable[str]) -> dict[str, str]:
     """The compositions with all values of their attributes, of which two words stand together in no name of `known`: name -> the
     composition that it is of."""
-    together = {pair for name in known for pair in _pairs(name)}
-    found = {}
+    found, apart = {}, Apart(known)
     for template in config.compositions:
         held = sorted(placeholders(template))
         for values in itertools.product(*(config.attributes[name] for name in held)):
             name = template.format(**dict(zip(held, values, strict=True)))
-            if not _pairs(name) <= together:
+            if apart(name):
                 found[name] = template
     return found
+
+
+class Apart:
+    """Whether two words of a name stand together in no name of `known`."""
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self._together = {pair for name in known for pair in _pairs(name)}
+
+    def __call__(self, name: str) -> bool:
+        return not _pairs(name) <= self._together
+
+    def of(self, names: Iterable[str]) -> Shaped[np.ndarray, " n"]:
+        return np.array([self(name) for name in names], bool)
 
 
 def _pairs(name: str) -> set[tuple[str, str]]:

@@ -126,8 +126,10 @@ class Judges:
                   flush=True)  # fmt: skip
             return
         self.attributes[name] = self._trained(name, ALL, [train], val, True)
-        for vendor in np.unique(drawn.images.vendors).tolist():
+        for vendor in np.unique(train.images.vendors).tolist():
             others = drawn.at(drawn.images.vendors != vendor)
+            if not len(others.classes):
+                continue
             found = self._trained(name, f"compositions, {vendor}", [train, others], val, True)
             self.composed.setdefault(vendor, {})[name] = found
 
@@ -203,7 +205,7 @@ class Judges:
                 continue
             wanted, right = values_of(names, values), np.full(shape, np.nan)
             for vendor in np.unique(vendors):
-                judge = own.get(vendor, self.attributes)[name]
+                judge = own.get(vendor, {}).get(name, self.attributes[name])
                 row, column = np.nonzero((vendors == vendor) & np.isin(wanted, judge.classes)[:, None])
                 each = Seen(*(part[row, column][:, None] for part in seen))
                 right[row, column] = judge.places(each, vendors[row, column][:, None], wanted[row])[:, 0] == 1

@@ -27,7 +27,8 @@ MOST_CODES = 2**16  # of an image
 MOST_BYTES = 8 * MOST_CODES  # of a request to draw it
 Whole = Annotated[int, Field(ge=0, lt=2**31)]
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
-HOLD = "(held) => { window.tessera.hold(held); }"
+LAST: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}  # a press while the one before is answered counts
+HOLD = "(held) => { window.tessera?.hold(held); }"
 REDRAW = (Path(__file__).parent / "redraw.js").read_text(encoding="utf-8")
 HINT = "Click a cell of the grid: its code, where else it is used, and its nearest codes."
 
@@ -100,9 +101,9 @@ def build(space: Workspace) -> Tab:
     for event in (
         chosen.picture.change(choose, chosen.picture, [*after, original], **QUIET),
         grid.select(click, edited, [edited, held, grid, code], **QUIET),
-        put.click(replace, [edited, code], after, **QUIET),
-        code.submit(replace, [edited, code], after, **QUIET),
-        near.select(take, edited, [code, *after], **QUIET),
+        put.click(replace, [edited, code], after, **LAST),
+        code.submit(replace, [edited, code], after, **LAST),
+        near.select(take, edited, [code, *after], **LAST),
         undo.click(restore, edited, after, **QUIET),
     ):  # the picture first; what is told of the cell takes several times as long
         event.success(None, held, None, js=HOLD)
