@@ -27,7 +27,9 @@ MOST_CODES = 2**16  # of an image
 MOST_BYTES = 8 * MOST_CODES  # of a request to draw it
 Whole = Annotated[int, Field(ge=0, lt=2**31)]
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
-LAST: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}  # a press while the one before is answered counts
+# what changes the codes happens in the order of the presses: each takes milliseconds, so one at a time for all visitors
+ORDERED: dict[str, Any] = {**QUIET, "concurrency_limit": 1, "concurrency_id": "reconstruct"}
+LAST: dict[str, Any] = {**ORDERED, "trigger_mode": "always_last"}  # a press while the one before is answered counts
 HOLD = "(held) => { window.tessera?.hold(held); }"
 REDRAW = (Path(__file__).parent / "redraw.js").read_text(encoding="utf-8")
 HINT = "Click a cell of the grid: its code, where else it is used, and its nearest codes."
@@ -99,12 +101,12 @@ def build(space: Workspace) -> Tab:
 
     after = [edited, held, result, grid]
     for event in (
-        chosen.picture.change(choose, chosen.picture, [*after, original], **QUIET),
-        grid.select(click, edited, [edited, held, grid, code], **QUIET),
+        chosen.picture.change(choose, chosen.picture, [*after, original], **ORDERED),
+        grid.select(click, edited, [edited, held, grid, code], **ORDERED),
         put.click(replace, [edited, code], after, **LAST),
         code.submit(replace, [edited, code], after, **LAST),
         near.select(take, edited, [code, *after], **LAST),
-        undo.click(restore, edited, after, **QUIET),
+        undo.click(restore, edited, after, **ORDERED),
     ):  # the picture first; what is told of the cell takes several times as long
         event.success(None, held, None, js=HOLD)
         event.success(about, edited, [facts, near, uses, held], **QUIET).success(None, held, None, js=HOLD)

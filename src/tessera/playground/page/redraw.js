@@ -47,7 +47,7 @@
   };
   const typed = () => Number(document.querySelector(field)?.value || NaN);
 
-  for (const kind of ["pointerdown", "keydown", "beforeinput"]) {
+  for (const kind of ["pointerdown", "keydown", "beforeinput", "input"]) {
     addEventListener(kind, () => release(), { capture: true });
   }
   addEventListener("click", (event) => {
