@@ -187,10 +187,10 @@ def prepare(
             several vendors), a split would be too small, or the disk is full.
     """
     _require_contract(source, dataset)
+    withheld = has_words(source.names, dataset.split.withheld)
     images, targets, found = _render_all(source, dataset, processes, progress)
     whole = readable(found, source)
     own = np.array([split or "train" for split in source.splits or [None] * len(images)])
-    withheld = has_words(source.names, dataset.split.withheld)
     # of equal images one that is withheld is kept: else training had it under another name
     kept, across = unique(
         [digest for digest in found if isinstance(digest, bytes)], np.where(withheld, "test", own)[whole]
@@ -198,10 +198,7 @@ def prepare(
     kept = whole[kept]
     table = _table(source, kept)
     lead = int((kept < source.lead).sum()) if isinstance(source, Collection) else None
-    units = table["family"]
-    if dataset.split.by == "vendor_and_family":
-        units = table["vendor_name"] + "/" + units
-    splits = divide(units, table["label"].to_numpy(), own[kept], dataset.split, generator, lead)
+    splits = divide(_units(table, dataset), table["label"].to_numpy(), own[kept], dataset.split, generator, lead)
     table["split"] = splits = withhold(splits, withheld[kept])
     rows = {split: np.flatnonzero(splits == split) for split in SPLITS}
     families = pd.factorize(table["family"])[0]
@@ -227,6 +224,13 @@ def prepare(
     in_order = table.iloc[np.concatenate(list(rows.values()))].reset_index(drop=True)
     where = {split: kept[places] for split, places in rows.items()}
     return Prepared(images, targets, where, in_order, metrics, notes)
+
+
+def _units(table: pd.DataFrame, dataset: Settings) -> pd.Series:
+    """What stays in one split."""
+    if dataset.split.by == "vendor_and_family":
+        return table["vendor_name"] + "/" + table["family"]
+    return table["family"]
 
 
 def _table(source: Source, kept: Int[np.ndarray, " m"]) -> pd.DataFrame:
