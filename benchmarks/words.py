@@ -22,9 +22,9 @@ from tessera.core.params import read
 from tessera.evaluation.words import BY
 from tessera.evaluation.words.config import (
     ALL,
+    COMPOSED,
+    COMPOSED_RECONSTRUCTIONS,
     COMPOSITIONS,
-    DRAWN,
-    DRAWN_RECONSTRUCTIONS,
     EVERY,
     ORIGINALS,
     OTHER,
@@ -119,8 +119,8 @@ def text(measured: Measured) -> str:
         parts += [
             "## Words beside the concept",
             f"Of images and samples whose name has a value of the attribute, how often judges find it; `{EVERY}`: all of them "
-            f"are right, of names that have all. `{DRAWN}` are compositions of which vendors have drawings, that training did not "
-            "see: samples, each by a vendor that drew it; beside them these drawings and their reconstructions.",
+            f"are right, of names that have all. `{COMPOSED}` are compositions of which vendors have drawings, that training did "
+            "not see: samples, each by a vendor that drew it; beside them these drawings and their reconstructions.",
             markdown(of_attributes(measured)),
         ]
     if COMPOSITIONS in measured.tables:
@@ -160,8 +160,8 @@ def headline(measured: Measured) -> str:
 def targets(measured: Measured) -> pd.DataFrame:
     whole, ours = measured.metrics[ALL], measured.row(ALL, SAMPLES)
     again = measured.row(ALL, RETRIEVED)["top_5_and_vendor"]
-    every = [measured.attribute(name) for name in (DRAWN, COMPOSITIONS)]
-    ceiling = measured.attribute(DRAWN_RECONSTRUCTIONS)
+    every = [measured.attribute(name) for name in (COMPOSED, COMPOSITIONS)]
+    ceiling = measured.attribute(COMPOSED_RECONSTRUCTIONS)
     relative = whole.get("top_5_of_reconstructions", float("nan"))
     rows = [
         ("concept among the first five, of the reconstructions' figure", f"at least {percent(OF_RECONSTRUCTIONS)}",

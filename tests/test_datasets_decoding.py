@@ -228,7 +228,7 @@ def test_a_table_that_speaks_of_such_is_none(data: bytes) -> None:
 
 
 def section(name: str, source: Path) -> Dataset:
-    split = {"by": "random", "train": 0.6, "val": 0.2, "test": 0.2}
+    split = {"by": "random", "train": 0.6, "val": 0.2, "test": 0.2, "withheld": []}
     return Dataset(name=name, source=str(source), image_size=8, target_size=8, colour="rgb", aspect="pad",
                    near_duplicate_rmse=1.0, split=split)  # fmt: skip
 

@@ -171,7 +171,7 @@ def test_noto_alone_gives_what_the_plugin_noto_gives(tmp_path: Path) -> None:
 
 
 def section() -> Dataset:
-    split = {"by": "family", "train": 0.6, "val": 0.2, "test": 0.2}
+    split = {"by": "family", "train": 0.6, "val": 0.2, "test": 0.2, "withheld": []}
     return Dataset(name="emoji", source="set", image_size=8, target_size=8, colour="rgb", aspect="pad",
                    near_duplicate_rmse=1.0, split=split)  # fmt: skip
 

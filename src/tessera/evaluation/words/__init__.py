@@ -45,10 +45,10 @@ from tessera.core.errors import listed
 from tessera.core.run import Run
 from tessera.evaluation.words.config import (
     ALL,
+    COMPOSED,
+    COMPOSED_ORIGINALS,
+    COMPOSED_RECONSTRUCTIONS,
     COMPOSITIONS,
-    DRAWN,
-    DRAWN_ORIGINALS,
-    DRAWN_RECONSTRUCTIONS,
     FIGURES,
     ORIGINALS,
     OTHER,
@@ -83,7 +83,7 @@ from tessera.evaluation.words.tables import (
 )
 
 BY = "top_5_and_vendor"  # guidance is chosen
-OF_DRAWN = (DRAWN, DRAWN_ORIGINALS, DRAWN_RECONSTRUCTIONS)
+WITH_CEILINGS = (COMPOSED, COMPOSED_ORIGINALS, COMPOSED_RECONSTRUCTIONS)
 
 
 METRICS = (
@@ -104,7 +104,7 @@ METRICS = (
     "guidance.*",
     f"{COMPOSITIONS}.names",
     f"{COMPOSITIONS}.near_copies",
-    *(f"attributes.{of}.*" for of in (ORIGINALS, RECONSTRUCTIONS, SAMPLES, COMPOSITIONS, *OF_DRAWN)),
+    *(f"attributes.{of}.*" for of in (ORIGINALS, RECONSTRUCTIONS, SAMPLES, COMPOSITIONS, *WITH_CEILINGS)),
 )
 
 
@@ -143,8 +143,8 @@ def measure(config: Config, run: Run) -> Report:
     of_validation = to_choose_by(val, train, sampler)
     asked = np.unique(np.concatenate([held_out.vendors, of_validation.vendors]))
     apart = Apart(np.unique(train.names))
-    drawn = test.at(apart.of(test.names) & np.isin(test.vendors, vendors))
-    judges = Judges(train, val, drawn, [str(vendor) for vendor in asked], config, run)
+    compositions = test.at(apart.of(test.names) & np.isin(test.vendors, vendors))
+    judges = Judges(train, val, compositions, [str(vendor) for vendor in asked], config, run)
     choice = choose_guidance(of_validation, judges, sampler)
     samples = sampler(held_out.names.tolist(), held_out.vendors.tolist(), SAMPLES, config.samples)
     made_up = sampler.by_each(list(made_of), vendors)
@@ -247,7 +247,7 @@ def of_attributes(
     compositions `names`."""
     called = np.array(list(names), str)
     asked, plain = ~apart.of(held_out.names), test.at(~apart.of(test.names))
-    drawn = test.at(np.isin(test.names, called) & np.isin(test.vendors, vendors))
+    wanted = test.at(np.isin(test.names, called) & np.isin(test.vendors, vendors))
 
     def right(of: Images, seen: Seen) -> Right:
         return Right(judges.attributes_right(of.names, of.vendors[:, None], seen), of.concepts)
@@ -261,17 +261,17 @@ def of_attributes(
         every = np.tile(vendors, (len(called), 1))
         all_right = judges.compositions_right(called, every, made_up.seen)
         found[COMPOSITIONS] = Right(all_right, np.array(list(names.values())))
-    if made_up is not None and len(drawn.rows):
+    if made_up is not None and len(wanted.rows):
         row, column = (
             np.array([places.index(value) for value in values])
-            for places, values in ((called.tolist(), drawn.names), (list(vendors), drawn.vendors))
+            for places, values in ((called.tolist(), wanted.names), (list(vendors), wanted.vendors))
         )
         sets = {
-            DRAWN: Seen(*(each[row, column][:, None] for each in made_up.seen)),
-            DRAWN_ORIGINALS: real(drawn, run, "test"),
-            DRAWN_RECONSTRUCTIONS: reconstructed(drawn, run, "test"),
+            COMPOSED: Seen(*(each[row, column][:, None] for each in made_up.seen)),
+            COMPOSED_ORIGINALS: real(wanted, run, "test"),
+            COMPOSED_RECONSTRUCTIONS: reconstructed(wanted, run, "test"),
         }
         for name, seen in sets.items():
-            composed = judges.compositions_right(drawn.names, drawn.vendors[:, None], seen)
-            found[name] = Right(composed, drawn.concepts)
+            said = judges.compositions_right(wanted.names, wanted.vendors[:, None], seen)
+            found[name] = Right(said, wanted.concepts)
     return {name: each for name, each in found.items() if len(each.families)}

@@ -21,7 +21,11 @@ SETS = ORIGINALS, RECONSTRUCTIONS, SAMPLES, OTHER, RETRIEVED = (
 VENDOR = "vendor"
 FIGURES = ("top_1", "top_5", "vendor_right", "top_1_and_vendor", "top_5_and_vendor")
 COMPOSITIONS, EVERY, ALL = "compositions", "every", "all"
-DRAWN, DRAWN_ORIGINALS, DRAWN_RECONSTRUCTIONS = (  # compositions that test images have: samples, and the ceilings
+(
+    COMPOSED,
+    COMPOSED_ORIGINALS,
+    COMPOSED_RECONSTRUCTIONS,
+) = (  # compositions that test images have: samples, and the ceilings
     "compositions_drawn",
     "compositions_originals",
     "compositions_reconstructions",

@@ -91,11 +91,11 @@ class Judges:
 
     Those of attributes have seen no composition. A judge that has seen women teach, and no man, takes teachers for women. So
     `composed` has judges of attributes for each vendor who have seen the compositions of the *other* vendors too, if there are
-    drawings of them: `drawn`.
+    drawings of them: `compositions`.
     """
 
     def __init__(
-        self, train: Images, val: Images, drawn: Images, vendors: Sequence[str], config: Config, run: Run
+        self, train: Images, val: Images, compositions: Images, vendors: Sequence[str], config: Config, run: Run
     ) -> None:
         self._config, self._run = config, run
         self._rows: list[dict[str, Any]] = []
@@ -115,19 +115,19 @@ class Judges:
         for name, values in config.attributes.items():
             parts = [
                 named(Known(each, split, values_of(each.names, values)))
-                for each, split in ((train, "train"), (val, "val"), (drawn, "test"))
+                for each, split in ((train, "train"), (val, "val"), (compositions, "test"))
             ]
             self._of_attribute(name, *parts)
         self.table = pd.DataFrame(self._rows)
 
-    def _of_attribute(self, name: str, train: Known, val: Known, drawn: Known) -> None:
+    def _of_attribute(self, name: str, train: Known, val: Known, compositions: Known) -> None:
         if len(there := set(train.classes)) < 2:
             print(f"evaluation.words: attribute {name} is not judged: training names have {len(there)} of its values",
                   flush=True)  # fmt: skip
             return
         self.attributes[name] = self._trained(name, ALL, [train], val, True)
         for vendor in np.unique(train.images.vendors).tolist():
-            others = drawn.at(drawn.images.vendors != vendor)
+            others = compositions.at(compositions.images.vendors != vendor)
             if not len(others.classes):
                 continue
             found = self._trained(name, f"compositions, {vendor}", [train, others], val, True)
