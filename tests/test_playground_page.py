@@ -188,7 +188,7 @@ def test_a_code_is_clicked_and_replaced(visitor: browser.Visitor, house: Path) -
     visitor.changed("reconstruct-result", result)
     assert (pixels(visitor, "reconstruct-result") == before["result"]).all()
     visitor.page.locator("#reconstruct-facts", has_text=f"Code {code} stands").wait_for()
-    visitor.page.locator("#reconstruct-code input").fill(str(other := (code + 1) % 3))
+    visitor.page.locator("#reconstruct-code input").fill(str((code + 1) % 3))  # another one
     visitor.page.wait_for_timeout(300)
     visitor.page.evaluate(
         """() => { window.came = [];
@@ -198,7 +198,6 @@ def test_a_code_is_clicked_and_replaced(visitor: browser.Visitor, house: Path) -
     )
     visitor.page.wait_for_function("() => window.came.length === 2")
     assert visitor.page.evaluate("() => window.came") == ["reconstruct-put", "reconstruct-undo"], "in their order"
-    assert other != code
 
 
 def test_samples_are_drawn_and_one_is_kept(visitor: browser.Visitor, house: Path) -> None:
