@@ -7,6 +7,7 @@ clock. Peers take turns, in reverse order every second time. The test split is r
 whose package is missing is named and left out.
 
     tessera         params.yaml as it is, but the images, K and augmentation of `SETS`
+    tessera-fsq     the same with our quantizer fsq, at the levels of vq-fsq
     vq-...          its network, optimizer and loss, with a quantizer of vector-quantize-pytorch in the place of ours:
     vq-ema          as the first example of its README (decay 0.8, commitment 1), by straight-through
     vq-rotation     the same with the rotation trick, which is the package's default
@@ -246,6 +247,16 @@ def train_ours(case: Case, clock: Clock, seed: int) -> Trained:
     """The tokenizer of params.yaml."""
     seed_globally(seed, "peers", "initialisation")
     return trained(models.build(models.tokenizer_recipe(case.params, case.shape)), case, clock, seed)
+
+
+def with_fsq(case: Case) -> Case:
+    """`case` with the quantizer fsq, of K codes."""
+    own = {"quantizer.name": "fsq", "quantizer.fsq.levels": list(LEVELS[case.codebook_size])}
+    return case._replace(params=Params(presets.changed(case.params.raw, own)))
+
+
+def train_our_fsq(case: Case, clock: Clock, seed: int) -> Trained:
+    return train_ours(with_fsq(case), clock, seed)
 
 
 def train_with_theirs(name: str, case: Case, clock: Clock, seed: int) -> Trained:
@@ -489,6 +500,12 @@ def pythae_changed(case: Case) -> str:
 
 PEERS = {
     "tessera": Peer("", train_ours, lambda case: recipe(case, "quantizer"), lambda case: "nothing"),
+    "tessera-fsq": Peer(
+        "",
+        train_our_fsq,
+        lambda case: recipe(with_fsq(case), "quantizer"),
+        lambda case: f"quantizer.name=fsq, quantizer.fsq.levels={list(LEVELS[case.codebook_size])}",
+    ),
     **{
         name: Peer(
             "vector-quantize-pytorch",

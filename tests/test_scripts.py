@@ -427,7 +427,7 @@ SECOND = ("--minutes", "0.002", "--repeats", "1", "--threads", "1")
 def peers(start: Callable[..., str], fashion: Path, monkeypatch: pytest.MonkeyPatch, workspace: Path, **_: Any) -> None:
     benchmark = script("benchmarks.peers")
     given = ("fashion-mnist", "--data", str(fashion), "--table", "peers.csv", *SECOND)
-    there = ["tessera", *benchmark.THEIRS, *["pythae"] * (not benchmark.missing("pythae"))]
+    there = ["tessera", "tessera-fsq", *benchmark.THEIRS, *["pythae"] * (not benchmark.missing("pythae"))]
     said = start("benchmarks.peers", *given)
     table = pd.read_csv(workspace / "peers.csv")
     assert list(table["peer"]) == there

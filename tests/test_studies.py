@@ -599,7 +599,7 @@ def test_page_has_table_figures_published_figures_and_what_failed(written):
     usage = {"diagnostics/usage:grid_0.usage": 0.625}
     results.save("pool", [row("a", study=study, **usage), row("b", "failed", study), row("c", study=study, **usage)])
     page = pages.write("pool", study).read_text()
-    assert "| a | 0.15 | 0.625 |" in page
+    assert f"| a | {pages.short(read()['quantizer']['beta'])} | 0.625 |" in page
     assert "| b | 0.5 | - |" in page
     assert "Without result: `b` (failed)" in page
     assert "| 0.1 | 0.6 |" in page
