@@ -33,12 +33,15 @@ from tessera.runtime.stage import enter
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
+    from sklearn.cluster import KMeans
 
 Where = slice | tuple[int, slice]  # images in an array of codes [N,T]; or copy and images in an array [copies,N,T]
 
 
 STARTS = 4  # of k-means, of which the best is kept
 LEAST = 4  # training images of a cluster in the mean: a small set has fewer clusters than it was asked for
+MOST = 256  # the same, of those that centres are sought among: time does not grow with the set, and more would move centres little
+BLOCK = 65_536  # images that are assigned at once
 
 
 class Clusters(Strict):
@@ -157,27 +160,40 @@ def pooled_latents(tokenizer: Tokenizer, run: Run, split: str, grid: int) -> Flo
 
 
 def clustered(features: dict[str, Float[np.ndarray, "n f"]], count: int, seed: int) -> dict[str, Int[np.ndarray, " n"]]:
-    """The cluster of each image of every split: k-means (Lloyd) on standardised features of `train`; images of other splits belong
-    to the nearest centre. Clusters are numbered by the number of their training images, the largest first.
+    """The cluster of each image of every split: that of the nearest centre. Centres are found by k-means (Lloyd) on standardised
+    features of the training images, of a large set on `MOST` for each cluster, evenly spaced. Clusters are numbered by the number
+    of their training images, the largest first.
 
     Raises:
-        InputError: there are more clusters than different training images.
+        InputError: there are more clusters than different images among these.
     """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
-    train = features["train"].astype(np.float64)
-    if count > (there := len(np.unique(train, axis=0))):
+    train = features["train"]
+    seen = train[arrays.evenly(len(train), MOST * count)].astype(np.float64)
+    if count > (there := len(np.unique(seen, axis=0))):
         raise InputError(f"codes.clusters.count: must be at most {there}, as many as there are different training images, got "
                          f"{count}")  # fmt: skip
-    mean, deviation = train.mean(0), train.std(0)
+    mean, deviation = seen.mean(0), seen.std(0)
     deviation[deviation == 0] = 1  # a feature that never varies
     with threadpool_limits(1):  # sums of several threads differ in the last bit
-        model = KMeans(count, n_init=STARTS, random_state=seed % 2**32).fit((train - mean) / deviation)
-        found = {split: model.predict((array - mean) / deviation) for split, array in features.items()}
+        model = KMeans(count, n_init=STARTS, random_state=seed % 2**32).fit((seen - mean) / deviation)
+        found = {split: _nearest(model, array, mean, deviation) for split, array in features.items()}
     number = np.empty(count, np.int64)
     number[np.argsort(-np.bincount(found["train"], minlength=count), kind="stable")] = np.arange(count)
     return {split: number[clusters] for split, clusters in found.items()}
+
+
+def _nearest(
+    model: KMeans,
+    features: Float[np.ndarray, "n f"],
+    mean: Float[np.ndarray, " f"],
+    deviation: Float[np.ndarray, " f"],
+) -> Int[np.ndarray, " n"]:
+    """The centre nearest to each image, in constant memory."""
+    parts = [model.predict((features[where] - mean) / deviation) for where in arrays.batches(len(features), BLOCK)]
+    return np.concatenate(parts)
 
 
 def strengths(copies: int) -> tuple[float, ...]:

@@ -52,6 +52,26 @@ def test_more_clusters_than_different_images_are_refused():
         stage.clustered({"train": train}, 4, seed=0)
 
 
+def test_centres_of_a_large_set_are_sought_among_some_of_it_and_all_of_it_is_assigned(monkeypatch):
+    import sklearn.cluster
+
+    fitted: list[int] = []
+
+    class Counted(sklearn.cluster.KMeans):
+        def fit(self, points):
+            fitted.append(len(points))
+            return super().fit(points)
+
+    monkeypatch.setattr(sklearn.cluster, "KMeans", Counted)
+    monkeypatch.setattr(stage, "MOST", 20)
+    monkeypatch.setattr(stage, "BLOCK", 64)
+    train, of = blobs([200, 500, 300])
+    found = stage.clustered({"train": train, "val": train[:130]}, 3, seed=0)
+    assert fitted == [60]
+    np.testing.assert_array_equal(found["train"], np.array([2, 0, 1])[of])
+    np.testing.assert_array_equal(found["val"], found["train"][:130])
+
+
 def coded(raw: dict[str, Any], runtime: Any, **values: int) -> Run:
     clusters = {**raw["codes"]["clusters"], **values}
     run = Run(Params({**raw, "codes": {**raw["codes"], "clusters": clusters}}), None, runtime)
