@@ -4,8 +4,8 @@
 # Expected: Without gradients, the mean loss of each batch, kept in a list for the mean of all, costs some hundred bytes a batch.
 # Instead:  torch asks glibc for blocks aligned to 64 bytes. A small tensor that is kept is cut from the hole that a freed activation
 #           has left; the next activation of the same size no longer fits there, and the heap grows by nearly a batch, every batch.
-#           Nothing is leaked: all comes back when the list is dropped. `.tolist()` or a copy in an array of NumPy, whose small blocks
-#           go elsewhere, costs nothing, and so does an allocator that gives large blocks a mapping of their own.
+#           Dropping the list gives nothing back to the system; later batches use it again. `.tolist()` costs nothing, nor do kept
+#           tensors where large blocks get mappings of their own (MALLOC_MMAP_THRESHOLD_), which shows whose doing it is.
 # Seen:     1,000 batches of 1.5 MiB, MiB more than at the start. Kept: the mean of each (4 bytes): 1,113; the error of each of 32 images:
 #           1,499; the same by `.tolist()`: 0; as tensors, under MALLOC_MMAP_THRESHOLD_=131072: 1
 # Date:     2026-11-30
