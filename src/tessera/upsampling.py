@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tessera.core.params import Params
 
 FACTOR = 2
+COLUMNS = ("mse", "psnr_db_per_image", "ssim", "ssim_gaussian")
 Enlarge = Callable[[np.ndarray], dict[str, np.ndarray]]  # rows of a split -> uint8 [B,2H,2W,C] by each method
 
 
@@ -66,19 +67,18 @@ def judged(
 ) -> dict[str, dict[str, float]]:
     """Mean scores over the rows, by method: `mse` in units of [-1, 1]^2, `psnr_db` of the mean MSE, `psnr_db_per_image`, `ssim`
     with uniform windows, and `ssim_gaussian` (see `scores`), all of 8-bit pixels."""
-    found: dict[str, list[pd.DataFrame]] = {}
+    found: dict[str, dict[str, np.ndarray]] = {}
     for where in arrays.batches(len(rows), batch_size):
         target = targets[rows[where]]
         for name, pixels in enlarge(rows[where]).items():
+            # whole columns at once: small arrays kept from each batch lie between torch's freed blocks, which then do not fit again
+            columns = found.setdefault(name, {column: np.empty(len(rows)) for column in COLUMNS})
             error = scores.mse(pixels, target)
-            columns = {
-                "mse": scores.symmetric(error),
-                "psnr_db_per_image": scores.psnr_db(error),
-                "ssim": scores.ssim(pixels, target),
-                "ssim_gaussian": scores.ssim_gaussian(pixels, target),
-            }
-            found.setdefault(name, []).append(pd.DataFrame(columns))
-    means = {name: dict(pd.concat(parts).mean()) for name, parts in found.items()}
+            columns["mse"][where] = scores.symmetric(error)
+            columns["psnr_db_per_image"][where] = scores.psnr_db(error)
+            columns["ssim"][where] = scores.ssim(pixels, target)
+            columns["ssim_gaussian"][where] = scores.ssim_gaussian(pixels, target)
+    means = {name: dict(pd.DataFrame(columns).mean()) for name, columns in found.items()}
     return {
         name: {"mse": m["mse"], "psnr_db": float(scores.psnr_db(scores.unit(m["mse"])))} | m
         for name, m in means.items()
