@@ -40,7 +40,7 @@ Where = slice | tuple[int, slice]  # images in an array of codes [N,T]; or copy 
 
 STARTS = 4  # of k-means, of which the best is kept
 LEAST = 4  # training images of a cluster in the mean: a small set has fewer clusters than it was asked for
-MOST = 256  # the same, of those that centres are sought among: time does not grow with the set, and more would move centres little
+MOST = 256  # the same, of those that centres are sought among, as in faiss, so that the time of k-means does not grow with the set
 BLOCK = 65_536  # images that are assigned at once
 
 
@@ -173,8 +173,8 @@ def clustered(features: dict[str, Float[np.ndarray, "n f"]], count: int, seed: i
     train = features["train"]
     seen = train[arrays.evenly(len(train), MOST * count)].astype(np.float64)
     if count > (there := len(np.unique(seen, axis=0))):
-        raise InputError(f"codes.clusters.count: must be at most {there}, as many as there are different training images, got "
-                         f"{count}")  # fmt: skip
+        raise InputError(f"codes.clusters.count: must be at most {there}, as many as are different of the {len(seen)} training "
+                         f"images among which centres are sought, got {count}")  # fmt: skip
     mean, deviation = seen.mean(0), seen.std(0)
     deviation[deviation == 0] = 1  # a feature that never varies
     with threadpool_limits(1):  # sums of several threads differ in the last bit
