@@ -426,11 +426,12 @@ def test_latents_beyond_float32_end_the_search_for_codes_that_differ():
 )
 @pytest.mark.parametrize(("name", "distance"), [("ema", "euclidean"), ("ema", "cosine"), ("gradient", "cosine"),
                                                 ("gradient", "euclidean"), ("residual", None)])  # fmt: skip
-def test_restarts_on_equal_latents_give_no_code_twice(n, d, share, offset, spread, k, name, distance, tiny):
+@pytest.mark.parametrize("restart", ["dead", "error"])
+def test_restarts_on_equal_latents_give_no_code_twice(n, d, share, offset, spread, k, name, distance, restart, tiny):
     """Every code but one starts far away, and dies: those that are put on latents get one each."""
     module = seams.plugin("quantizers", name)
     fields = {"codebook_size": k, "code_dim": d, "initialisation": "normal", "depth": 1, "distance": distance,
-              "restart": "dead", "restart_below": 0.1, "decay": 0.5, "smoothing": 0.0}  # fmt: skip
+              "restart": restart, "restart_below": 0.1, "decay": 0.5, "smoothing": 0.0}  # fmt: skip
     config = tiny(module.Config, **{key: value for key, value in fields.items() if key in module.Config.model_fields})
     quantizer = module.build(config, None).train()
     z = crowded(n, d, share, offset, spread).t()[None, :, None]
@@ -518,9 +519,10 @@ def far_code(tiny: Any, restart: str, **values: float) -> tuple[ema.EMA, torch.T
     return quantizer.train(), latents(2, b=10)
 
 
-def test_dead_code_is_restarted_and_survives_the_next_step(tiny):
+@pytest.mark.parametrize("restart", ["dead", "error"])
+def test_dead_code_is_restarted_and_survives_the_next_step(restart, tiny):
     """With its old statistics it would be back at its old place one step later."""
-    quantizer, z = far_code(tiny, "dead")
+    quantizer, z = far_code(tiny, restart)
     for _ in range(20):
         quantizer(z)
         if quantizer.codes.abs().max() < 50:
@@ -535,6 +537,27 @@ def test_dead_code_is_restarted_and_survives_the_next_step(tiny):
         assert quantizer.codes.abs().max() < 5
     assert (out.codes == 3).any()
     assert not codebook.dead(quantizer.counts, 0.2).any()
+
+
+def test_rows_are_chosen_in_proportion_to_their_weights():
+    fractions, weights = torch.arange(1000) / 1000, torch.tensor([0.0, 1.0, 0.0, 3.0, 6.0, 0.0])
+    assert codebook.by_weight(fractions, weights).bincount(minlength=6).tolist() == [0, 100, 0, 300, 600, 0]
+    assert codebook.by_weight(fractions, torch.zeros(6)).tolist() == [0] * 1000
+    assert codebook.by_weight(torch.tensor([1 - 2.0**-24]), 1e30 * weights).tolist() == [4]
+
+
+@pytest.mark.parametrize(("restart", "found"), [("dead", 0), ("error", 20)])
+def test_a_restart_by_error_finds_the_one_latent_that_is_far_from_all_codes(restart, found, tiny):
+    """Of 400 latents 399 are where a code is; one that is chosen evenly is nearly always among them, and nothing moves."""
+    times = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        quantizer, _ = far_code(tiny, restart, smoothing=0.0)
+        quantizer.counts.copy_(torch.tensor([1.0, 1.0, 1.0, 0.0]))
+        rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]).repeat(133, 1)
+        quantizer(torch.cat([rows, torch.tensor([[0.0, -9.0]])]).t()[None, :, None])
+        times += quantizer.codes[3].tolist() == [0.0, -9.0]
+    assert abs(times - found) <= 1
 
 
 def test_without_restart_a_dead_code_stays(tiny):
@@ -603,7 +626,7 @@ def test_initialisation_is_part_of_the_state(tiny):
     assert (loaded.codes < 25).all(1).any()
 
 
-@pytest.mark.parametrize("restart", ["none", "dead"])
+@pytest.mark.parametrize("restart", ["none", "dead", "error"])
 def test_latents_that_are_not_finite_leave_the_codebook_and_show_in_the_loss(tiny, restart):
     """`fit` stops at such a loss before anything is updated."""
     quantizer, z = built(tiny, restart=restart, restart_below=0.9).train(), latents(4)
@@ -622,12 +645,13 @@ def test_first_codes_are_not_taken_from_latents_that_are_not_finite(tiny):
     assert not quantizer.initialised
 
 
-def test_where_no_code_is_dead_a_step_draws_and_ends_as_one_that_looks_for_none(tiny, monkeypatch):
+@pytest.mark.parametrize("restart", ["dead", "error"])
+def test_where_no_code_is_dead_a_step_draws_and_ends_as_one_that_looks_for_none(restart, tiny, monkeypatch):
     results = []
     for asked in (True, False):
         monkeypatch.setattr(codebook, "readable", lambda tensor, asked=asked: asked)
         torch.manual_seed(0)
-        quantizer = built(tiny, restart="dead", restart_below=0.0).train()
+        quantizer = built(tiny, restart=restart, restart_below=0.0).train()
         for step in range(3):
             quantizer(latents(4, seed=step))
         results.append([*quantizer.state_dict().values(), torch.get_rng_state()])
@@ -667,12 +691,15 @@ class NeverAsks(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize("name", ["ema", "gradient", "residual", "simvq", "fsq", "lfq"])
-def test_no_training_step_but_the_first_waits_for_the_device(name, tiny, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "restart"),
+    [(name, "dead") for name in ("ema", "gradient", "residual", "simvq", "fsq", "lfq")] + [("ema", "error")],
+)
+def test_no_training_step_but_the_first_waits_for_the_device(name, restart, tiny, monkeypatch):
     """Restarts included: every code is dead here in every step."""
     monkeypatch.setattr(codebook, "readable", lambda tensor: False)  # as on a device
     module = seams.plugin("quantizers", name)
-    fields = {"restart_below": 0.99, "restart": "dead"}
+    fields = {"restart_below": 0.99, "restart": restart}
     config = tiny(module.Config, **{key: value for key, value in fields.items() if key in module.Config.model_fields})
     quantizer = module.build(config, None).train()
     quantizer(latents(quantizer.dim))
@@ -776,10 +803,11 @@ def test_estimators_differ_in_the_gradient_only(name, tiny):
     assert not torch.allclose(found["rotation"][1], found["straight_through"][1])
 
 
+@pytest.mark.parametrize("restart", ["dead", "error"])
 @pytest.mark.parametrize("name", ["ema", "gradient"])
-def test_restart_works_under_rotation(name, tiny):
+def test_restart_works_under_rotation(name, restart, tiny):
     module = seams.plugin("quantizers", name)
-    values = {"restart": "dead", "restart_below": 0.2, "decay": 0.5, "initialisation": "normal"}
+    values = {"restart": restart, "restart_below": 0.2, "decay": 0.5, "initialisation": "normal"}
     quantizer = module.build(tiny(module.Config, estimator="rotation", **values), None).train()
     with torch.no_grad():
         quantizer.codes[3] = 100
@@ -913,7 +941,7 @@ dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=ti
 values = dict(beta=0.25, codebook_size=6, code_dim=3, decay=0.8, restart_below=0.9, estimator="rotation", distance="euclidean",
               smoothing=1e-5)
 found = {}
-for initialisation, restart in (("normal", "none"), ("latents", "dead"), ("kmeans", "dead")):
+for initialisation, restart in (("normal", "none"), ("latents", "dead"), ("kmeans", "dead"), ("uniform", "error")):
     torch.manual_seed(0)
     quantizer = ema.build(ema.Config(initialisation=initialisation, restart=restart, **values), None).train()
     torch.manual_seed(rank)  # the draws of each rank are its own
@@ -922,6 +950,8 @@ for initialisation, restart in (("normal", "none"), ("latents", "dead"), ("kmean
         quantizer(z[rank::2])
     found |= {f"{initialisation}/{name}": value for name, value in quantizer.state_dict().items()}
 rows = torch.arange(24.0).view(2, 12, 1)[rank].clamp(max=14)  # 0 to 14, the last ten times on the second rank
+weights = torch.arange(20.0).view(2, 10)[rank] % 7
+found["by_weight"] = codebook.by_weight(torch.arange(97) / 97, weights)
 found["crowded"] = codebook.initial_codes(rows, 15, "latents")
 save_file(found, f"{folder}/{rank}.safetensors")
 dist.destroy_process_group()
@@ -939,6 +969,7 @@ def test_two_processes_end_with_the_codebook_of_one(tiny, tmp_path):
     for name, value in ranks[0].items():
         assert torch.equal(value, ranks[1][name]), name
     assert sorted(ranks[0]["crowded"].flatten().tolist()) == list(range(15))
+    assert torch.equal(ranks[0]["by_weight"], codebook.by_weight(torch.arange(97) / 97, torch.arange(20.0) % 7))
     torch.manual_seed(0)
     alone = built(tiny, codebook_size=6, code_dim=3, decay=0.8).train()
     for step in range(4):

@@ -247,6 +247,22 @@ def _joined_rows(z: Float[Tensor, "n d"], where: Int[Tensor, " k"]) -> Float[Ten
     return rows
 
 
+def by_weight(fractions: Float[Tensor, " k"], weights: Float[Tensor, " n"]) -> Int[Tensor, " k"]:
+    """Indices of the joined batch, rank after rank: those at which the running sum of its weights passes `fractions` of the
+    whole sum. Uniform fractions, the same on every rank, give indices in proportion to the weights."""
+    sums = weights.to(torch.float32 if weights.device.type == "mps" else torch.float64).cumsum(0)
+    totals = sums.new_zeros(collectives.ranks())
+    totals[collectives.rank()] = sums[-1]
+    collectives.add_up(totals)
+    edges = F.pad(totals.cumsum(0), (1, 0))  # of the parts that the ranks have, the same on every rank
+    start, end = edges[collectives.rank()], edges[collectives.rank() + 1]
+    targets = fractions.to(sums.dtype) * edges[-1]
+    index = torch.searchsorted(sums, targets - start, right=True).clamp(max=len(sums) - 1)
+    where = torch.where((targets >= start) & (targets < end), index + collectives.rank() * len(sums), 0)
+    collectives.add_up(where)
+    return where
+
+
 def _distinct_rows(z: Float[Tensor, "n d"], k: int) -> Float[Tensor, "u d"]:
     """The first K distinct rows of the joined batch in a random order, or all distinct rows if fewer. Same on every rank."""
     order = _from_rank_0(torch.randperm(len(z) * collectives.ranks(), device="cpu").to(z.device))
@@ -302,8 +318,9 @@ class Settings(Strict):
         description="first code vectors: N(0, 1), U(-1/K, 1/K), latents of the first batch, or k-means on them",
         examples=["latents"],
     )
-    restart: Literal["none", "dead"] = Field(
-        description="dead: the code vector of a rarely used code moves to a latent of the batch, with its EMA statistics",
+    restart: Literal["none", "dead", "error"] = Field(
+        description="dead: the code vector of a rarely used code moves to a latent of the batch, with its EMA statistics; error: "
+        "to one chosen in proportion to its squared distance from its code vector (Arthur & Vassilvitskii 2007, k-means++)",
         examples=["dead"],
     )
     restart_below: float = Field(ge=0, lt=1, description="fraction of the mean use below which a code is dead",
@@ -367,22 +384,29 @@ class Codebook(nn.Module):
         finite = torch.isfinite(sums).all()
         self.counts.lerp_(torch.where(finite, counts, self.counts), 1 - self.settings.decay)
         self.move(sums, finite)
-        if self.settings.restart == "dead":
+        if self.settings.restart != "none":
             self.restart(dead(self.counts, self.settings.restart_below) & finite, rows, chosen)
 
     def restart(self, is_dead: Bool[Tensor, " k"], rows: Float[Tensor, "n d"], chosen: Int[Tensor, " n"]) -> None:
-        """Each dead code samples a latent of the joined batch and takes its place, with the mean count.
+        """Each dead code samples a latent of the joined batch and takes its place, with the mean count. Under `restart: error`
+        the probability of a latent is proportional to its squared distance from its code vector.
 
         If two codes sample equal latents, only one of them moves. A code does not move either if the sampled latent already
         has its own code vector: one code is enough for it. Codes that did not move sample again after the next batch.
         """
-        rng = _from_rank_0(
-            torch.randint(len(rows) * collectives.ranks(), (len(is_dead),), device="cpu").to(rows.device)
+        by_error = self.settings.restart == "error"
+        rng = (
+            torch.rand(len(is_dead), device="cpu")
+            if by_error
+            else torch.randint(len(rows) * collectives.ranks(), (len(is_dead),), device="cpu")
         )
+        rng = _from_rank_0(rng.to(rows.device))
         if readable(is_dead) and not is_dead.any():
             return
-        found, codes = _joined_rows(rows, rng), self.codebooks[0].detach()
-        distance = torch.linalg.vector_norm(found - codes[_joined_rows(chosen[:, None], rng)[:, 0]], dim=1)
+        codes = self.codebooks[0].detach()
+        where = by_weight(rng, (rows - codes[chosen]).square().sum(1)) if by_error else rng
+        found = _joined_rows(rows, where)
+        distance = torch.linalg.vector_norm(found - codes[_joined_rows(chosen[:, None], where)[:, 0]], dim=1)
         near = KNOWN * distance.square().mean().sqrt()
         own = (distance <= near) | (distance <= ROUNDING * torch.linalg.vector_norm(found, dim=1))
         twice = _repeated(torch.where(is_dead, row_hashes(found), 0))
