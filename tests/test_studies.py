@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -606,6 +607,24 @@ def test_page_has_table_figures_published_figures_and_what_failed(written):
     pictures = sorted(path.name for path in pages.FIGURES.glob("*.png"))
     assert len(pictures) == 2
     assert all(f"figures/{name}" in page for name in pictures)
+
+
+@pytest.mark.parametrize("count", [2, 13])
+def test_neighbouring_curves_of_many_runs_differ_in_style_and_epochs_are_whole(written, count):
+    names = [f"run-{i}" for i in range(count)]
+    runs = "".join(f"  {name}: {{quantizer.beta: {i + 1}.5}}\n" for i, name in enumerate(names))
+    study = written(
+        "many",
+        f"title: Many\ntext: x\nruns:\n{runs}"
+        "columns: {beta: quantizer.beta}\nfindings: x\nfigures:\n- {kind: curves, x: epoch, y: val_usage, title: x}\n",
+    )
+    rows = [row(name, study=study) for name in names]
+    (axis,) = pages.plot(study.figures[0], study, rows, study).axes
+    styles = [line.get_linestyle() for line in axis.lines]
+    assert len(styles) == count
+    assert len({(line.get_color(), line.get_linestyle()) for line in axis.lines}) == count
+    assert all((a == b) == (count == 2) for a, b in itertools.pairwise(styles))
+    assert all(float(tick).is_integer() for tick in axis.get_xticks())
 
 
 def test_a_study_that_was_not_run_yet_says_so_and_has_no_page(written, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from tessera.core import files, trees
 from tessera.core.params import read
@@ -19,6 +20,8 @@ from tessera.studies.sweep import PAGES
 
 FIGURES = PAGES / "figures"
 COLOURS = {"ours": "#1f5a92", "published": "#d9772e"}  # group -> its colour in all figures; others take the next
+SHADES = 8  # curves that can be told apart by their shade alone
+DASHES = ("-", "--", ":")  # of neighbouring curves, where there are more
 LABELS = {  # name -> label of an axis
     "beta": "beta, commitment weight",
     "bits_per_image": "rate, bits per image",
@@ -161,9 +164,12 @@ def _curves(axis: Axes, figure: sweep.Figure, rows: list[Result]) -> None:
     import seaborn as sns
 
     plotted = [row for row in rows if figure.y in row.curves.get(figure.file, ())]
-    for row, colour in zip(plotted, sns.color_palette("viridis", len(plotted)), strict=True):
+    colours = sns.color_palette("viridis", len(plotted))
+    styles = DASHES if len(plotted) > SHADES else DASHES[:1]
+    for row, colour, style in zip(plotted, colours, itertools.cycle(styles), strict=False):
         curve = row.curves[figure.file]
-        axis.plot(curve[figure.x], curve[figure.y], label=row.run, color=colour)
+        axis.plot(curve[figure.x], curve[figure.y], label=row.run, color=colour, linestyle=style)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))  # epochs, or steps
     axis.set(xlabel=_label(figure.x), ylabel=_label(figure.y))
 
 
