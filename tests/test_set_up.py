@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def start(folder: Path, **programs: str) -> subprocess.CompletedProcess[str]:
-    """`set-up` of the environment folder/.venv, where `programs` (a name and what it prints) come before those of the system.
+def start(folder: Path, venv: str = ".venv", **programs: str) -> subprocess.CompletedProcess[str]:
+    """`set-up` of the environment folder/`venv`, where `programs` (a name and what it prints) come before those of the system.
     The lock does not exist, so nothing is ever installed."""
     commands = folder / "bin"
     commands.mkdir()
@@ -21,7 +22,7 @@ def start(folder: Path, **programs: str) -> subprocess.CompletedProcess[str]:
         (commands / name).write_text(f"#!/bin/sh\ncat <<'END'\n{prints}\nEND\n")
         (commands / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}
-    command = ["sh", ROOT / "set-up", sys.executable, folder / ".venv", folder / "missing.lock"]
+    command = ["sh", ROOT / "set-up", sys.executable, folder / venv, folder / "missing.lock"]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
@@ -45,3 +46,10 @@ def test_where_there_is_room_enough_the_environment_is_made(tmp_path, gib, syste
     assert "GiB" not in ended.stderr
     assert "missing.lock" in ended.stderr  # pip's own error
     assert (tmp_path / ".venv" / "bin" / "python").exists()
+
+
+def test_an_environment_may_be_in_a_folder_that_is_not_there_yet(tmp_path):
+    ended = start(tmp_path, "new/venv", uname="Linux")  # df knows no such folder
+    assert "missing.lock" in ended.stderr
+    assert not re.search("df:|integer|GiB", ended.stderr)
+    assert (tmp_path / "new/venv/bin/python").exists()
